@@ -1,0 +1,91 @@
+"""Write the files that follow from others: `envs/*.yaml` from the lock, the schema from the config model.
+
+With `--check` nothing is written: exits 1 when a file differs from what would be written.
+"""
+
+import argparse
+import json
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from lib.config import config_schema
+from lib.workflow import locked_versions
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What the scripts of a group import; everything else follows from what these packages require.
+GROUPS = {
+    "data": ["datasets", "datasketch", "huggingface-hub", "jinja2", "tokenizers"],
+    "train": ["accelerate", "gguf", "huggingface-hub", "jinja2", "peft", "sacrebleu", "scipy", "torch", "transformers"],
+    "onnx": ["jinja2", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "sacrebleu", "scipy", "torch", "transformers"],
+    "report": ["jinja2", "sacrebleu", "scikit-learn", "scipy", "tokenizers"],
+}
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's public page of CPU builds
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--check", action="store_true", help="only compare")
+    check = arguments.parse_args().check
+    stale = [path for path, text in generated_files().items() if not path.is_file() or path.read_text() != text]
+    for path in stale:
+        print(f"{'differs' if check else 'wrote'}: {path.relative_to(ROOT)}", file=sys.stderr)
+        if not check:
+            path.write_text(generated_files()[path])
+    return 1 if check and stale else 0
+
+
+def generated_files() -> dict[Path, str]:
+    """Contents by path."""
+    locked = locked_versions(ROOT / "requirements.lock")
+    files = {ROOT / "envs" / f"{group}.yaml": environment(group, locked) for group in GROUPS}
+    files[ROOT / "examples" / "config.schema.json"] = json.dumps(config_schema(), indent=2) + "\n"
+    return files
+
+
+def environment(group: str, locked: dict[str, str]) -> str:
+    """A conda environment: python and pip from conda, every package pinned as in the lock."""
+    pins = [f"{name}=={locked[name]}" for name in sorted(closure(GROUPS[group], locked))]
+    index = [f"--extra-index-url {TORCH_INDEX}"] if "torch" in GROUPS[group] else []
+    return "\n".join(
+        [
+            "# Made from requirements.lock by `make generated`; do not edit.",
+            "channels:",
+            "  - conda-forge",
+            "dependencies:",
+            "  - python=3.11",
+            "  - pip",
+            "  - pip:",
+            *(f"      - {line}" for line in [*index, *pins]),
+            "",
+        ]
+    )
+
+
+def closure(roots: list[str], locked: dict[str, str]) -> set[str]:
+    """The packages of the lock that `roots` need, by the metadata of what is installed."""
+    found: set[str] = set()
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop().lower().replace("_", "-")
+        if name in found or name not in locked:
+            continue
+        if version(name).partition("+")[0] != locked[name]:
+            raise SystemExit(f"error: {name} is {version(name)} here, the lock says {locked[name]}: run make again")
+        found.add(name)
+        waiting += [need.name for need in map(Requirement, requires(name) or []) if _applies(need)]
+    return found
+
+
+def _applies(need: Requirement) -> bool:
+    try:
+        version(need.name)
+    except PackageNotFoundError:
+        return False
+    return need.marker is None or need.marker.evaluate({"extra": ""})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

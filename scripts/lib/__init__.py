@@ -1,0 +1,1 @@
+"""What several scripts share, a module per idea. Nothing here imports Snakemake."""

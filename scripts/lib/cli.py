@@ -1,0 +1,132 @@
+"""How every script starts, speaks and fails.
+
+A script is `def main(args)` plus `run(parser, main)`: errors a person can mend are `UserError` and
+end as one line on stderr and in the log, exit code 1, no traceback. Anything else that goes wrong
+is a fault of ours: its traceback goes to the log, one line to the terminal.
+"""
+
+import argparse
+import ctypes
+import errno
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class UserError(Exception):
+    """Input or configuration is wrong; the message says what, where and what to do."""
+
+
+def fail(what: str, hint: str = "", *, at: str | Path | None = None, line: int | None = None) -> NoReturn:
+    """Raise `UserError` in the one form that people see: `FILE:LINE: what is wrong; what to do`."""
+    place = "" if at is None else f"{at}: " if line is None else f"{at}:{line}: "
+    raise UserError(f"{place}{what}" + (f"; {hint}" if hint else ""))
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """An argument parser with what every script takes: `--log`."""
+    result = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--log", type=Path, help="write everything that libraries print to this file")
+    return result
+
+
+def settings_argument(text: str) -> dict[str, Any]:
+    """Parse `--settings`: a JSON object, or `@FILE` that holds one.
+
+    Raises `argparse.ArgumentTypeError` when it is neither.
+    """
+    try:
+        value = json.loads(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text)
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object")
+    return value
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, cut to one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+_terminal = sys.stderr
+
+
+def progress(message: str) -> None:
+    """One line for the person who waits, on the terminal and in the log."""
+    print(message, file=_terminal, flush=True)
+    if _terminal is not sys.stderr:
+        print(message, file=sys.stderr, flush=True)
+
+
+def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> NoReturn:
+    """Parse the command line, call `main`, and exit as the contract says (0 or 1)."""
+    _die_with_parent()
+    args = arguments.parse_args()
+    if args.log:
+        _redirect_output(args.log)
+    name = Path(sys.argv[0]).stem
+    try:
+        main(args)
+    except UserError as error:
+        progress(f"error: {error}")
+        _exit(1)
+    except KeyboardInterrupt:
+        progress(f"error: {name}: interrupted")
+        _exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            _crashed(name, error, args.log)
+        traceback.print_exc()
+        place = error.filename or name
+        progress(f"error: {place}: {error.strerror}; free some space or mend the permissions, then start again")
+        _exit(1)
+    except MemoryError as error:
+        traceback.print_exc()
+        progress(f"error: {name}: out of memory ({error}); use a smaller batch or a machine with more memory")
+        _exit(1)
+    except Exception as error:
+        _crashed(name, error, args.log)
+    _exit(0)
+
+
+def _crashed(name: str, error: Exception, log: Path | None) -> NoReturn:
+    traceback.print_exc()
+    summary = str(error).strip().splitlines() or [""]
+    where = f"; see {log}" if log else ""
+    progress(f"error: {name}: unexpected {type(error).__name__}: {summary[0][:300]}{where}")
+    _exit(1)
+
+
+def _exit(code: int) -> NoReturn:
+    # Threads of native libraries (tokenizers, ONNX Runtime) sometimes abort in the interpreter's own
+    # exit, after all work is published; so leave without it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _redirect_output(log: Path) -> None:
+    """Send file descriptors 1 and 2 to `log` and keep the terminal for `progress`."""
+    global _terminal
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _terminal = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end this process when Snakemake dies, so that no orphan holds locks."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,37 @@
+"""Which code a script runs: its rule is rerun, and its progress is foreign, when that code changes."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def code_closure(script: Path) -> list[Path]:
+    """The `scripts/lib` modules that a script imports, directly or through another, sorted.
+
+    They are inputs of its rule: an edit reruns it, a touch does not. Computed from the source, so no
+    list can be forgotten.
+    """
+    folder = script.parent
+    found: set[Path] = set()
+    waiting = [script]
+    while waiting:
+        for name in _imported_modules(waiting.pop()):
+            module = folder / "lib" / f"{name}.py"
+            if module not in found and module.is_file():
+                found.add(module)
+                waiting.append(module)
+    return sorted(found)
+
+
+def _imported_modules(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            if node.module.startswith("lib."):
+                names.add(node.module.removeprefix("lib."))
+            elif node.module == "lib":
+                names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            names.update(alias.name.removeprefix("lib.") for alias in node.names if alias.name.startswith("lib."))
+    return names

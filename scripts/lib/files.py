@@ -1,0 +1,101 @@
+"""Files that are either whole or absent, and canonical JSON."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail
+
+
+def canonical_json(value: Any) -> str:
+    """JSON that is equal exactly when the values are equal: sorted keys, no white space."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write a file to; rename it into place when all went well.
+
+    Nothing half-written stays: on an error the partial file is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
+    try:
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def published_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `path`; rename it to `path` when all went well.
+
+    Files get mode 0644: libraries save weights as 0600, which another user or container cannot read.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                file.chmod(0o644)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON with a stable order of keys, atomically."""
+    with published(path) as partial:
+        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises `UserError` with file and line when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        fail("no such file", "check the path", at=path)
+    except json.JSONDecodeError as error:
+        fail(f"not JSON: {error.msg}", "mend or remove the file", at=path, line=error.lineno)
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically; `rows` may be a generator."""
+    with published(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON Lines file. Raises `UserError` with the line of a broken one."""
+    try:
+        file = open(path, encoding="utf-8")  # noqa: SIM115 (closed below; only the opening may raise)
+    except FileNotFoundError:
+        fail("no such file", "check the path", at=path)
+    with file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                fail(f"not JSON: {error.msg}", "the file is cut or was edited: make it again", at=path, line=number)

@@ -1,0 +1,52 @@
+"""What this machine can do: dtype, threads, memory, matmul peak."""
+
+import resource
+import sys
+import time
+
+import torch
+
+
+def use_threads(threads: int) -> None:
+    """Let torch use this many threads; more of them than cores only get in each other's way."""
+    torch.set_num_threads(threads)
+
+
+def training_dtype(wanted: str) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU that has it or on a CPU with AMX or AVX512-BF16, else float32.
+
+    Without such units a CPU does bfloat16 matmuls about ten times slower than float32.
+    """
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if _cpu_has_bfloat16_units() else torch.float32
+
+
+def peak_rss_mb() -> float:
+    """Highest resident set of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def matmul_peak(dtype: torch.dtype, size: int = 1536, seconds: float = 1.0) -> float:
+    """Best FLOP/s of square matmuls over about a second: what the share of the peak refers to."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    best, end = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def _cpu_has_bfloat16_units() -> bool:
+    try:
+        flags = next(line for line in open("/proc/cpuinfo", encoding="utf-8") if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags

@@ -1,0 +1,65 @@
+"""Manifests: what a directory artefact is made of, hash by hash.
+
+`<name>.manifest.json` stands beside the directory and is written last, so a directory without a
+manifest is not finished. It holds no time, host, path or duration: equal bytes have equal manifests.
+"""
+
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail
+from lib.files import canonical_json, published, read_json, sha256_file
+
+_NOT_OURS = ".snakemake_timestamp"  # Snakemake puts one into every directory output
+
+
+def manifest_path(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}.manifest.json")
+
+
+def file_hashes(directory: Path) -> dict[str, str]:
+    """sha256 of each file below `directory`, by path relative to it."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != _NOT_OURS)
+    return {path.relative_to(directory).as_posix(): sha256_file(path) for path in files}
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Installed versions, without the build's local part (`2.13.0+cpu` is 2.13.0)."""
+    return {name: version(name).partition("+")[0] for name in sorted(packages)}
+
+
+def write_manifest(
+    directory: Path,
+    *,
+    inputs: dict[str, Path],
+    settings: dict[str, Any],
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write the manifest of a published `directory`.
+
+    inputs: name to file; a directory input is named by its manifest, so hashes form a chain.
+    settings: what the rule was given (parameters, seed, versions of the packages that matter).
+    extra: facts about the artefact that its readers need.
+    """
+    value = {
+        "files": file_hashes(directory),
+        "inputs": {name: sha256_file(path) for name, path in inputs.items()},
+        "settings": settings,
+        **(extra or {}),
+    }
+    with published(manifest_path(directory)) as partial:
+        partial.write_text(canonical_json(value) + "\n", encoding="utf-8")
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of `directory`. Raises `UserError` when it or a file that it names is missing.
+
+    Files are not hashed again here: weights take long to hash, and every rule would pay for it.
+    """
+    manifest = read_json(manifest_path(directory))
+    for name in manifest["files"]:
+        if not (directory / name).is_file():
+            fail(f"{name} is missing from it", "delete the folder and its manifest, then run again", at=directory)
+    return manifest

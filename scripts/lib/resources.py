@@ -1,0 +1,79 @@
+"""Memory, time and threads of each rule, from the size of the model and the data.
+
+Units are Snakemake's: `mem_mb` in MB, `runtime` in minutes. They are what a scheduler reserves, so
+they lie above the measured peaks that stand beside each of them. On one machine they only keep
+heavy rules from running at the same time.
+"""
+
+import math
+import os
+from typing import Any, Mapping
+
+HEAVY_THREADS = 16  # "all cores": Snakemake lowers it to --cores
+_MB = 1e6
+
+
+def weights_mb(parameters: int, bytes_each: int = 4) -> float:
+    """Size of a model's weights in MB (fp32 unless told otherwise)."""
+    return parameters * bytes_each / _MB
+
+
+def data_mb(rows_mb: float) -> int:
+    """Rules that hold the rows and a few facts of each: MinHash and ids beside the text."""
+    return math.ceil(1000 + 12 * rows_mb)
+
+
+def fetch_model_mb(parameters: int) -> int:
+    """Dequantising a GGUF holds it in fp32 and once more while it is saved."""
+    return math.ceil(1000 + 2.5 * weights_mb(parameters))
+
+
+def train_mb(parameters: int, finetune: Mapping[str, Any], max_length: int) -> int:
+    """Weights in fp32, adapter with two Adam moments and gradient, activations of one batch.
+
+    Activations: about 34 bytes per hidden value and layer (Korthikanti et al. 2022, table 2, without
+    the attention matrix); hidden x layers is taken as 1.4 * parameters ** 0.5, which holds within a
+    factor of 2 from 0.1 to 8 billion parameters.
+    """
+    block = finetune["source_max_len"] if finetune["corpus_strategy"] == "join" else max_length
+    tokens = finetune["per_device_train_batch_size"] * block
+    activations = 2 * 34 * 1.4 * math.sqrt(parameters) * tokens / _MB
+    if finetune["gradient_checkpointing"]:
+        activations /= 4
+    adapter = 16 * 0.002 * finetune["r"] * parameters / _MB
+    return math.ceil(1500 + 1.1 * weights_mb(parameters) + adapter + activations)
+
+
+def merge_mb(parameters: int) -> int:
+    """The parity check holds one model with its adapter; the merge itself one shard."""
+    return math.ceil(1500 + 1.3 * weights_mb(parameters))
+
+
+def build_mb(parameters: int) -> int:
+    """The builder holds the weights in fp32 and once more while it packs them."""
+    return math.ceil(1500 + 3 * weights_mb(parameters))
+
+
+def score_mb(parameters: int) -> int:
+    return math.ceil(1500 + 1.5 * weights_mb(parameters))
+
+
+def minutes(seconds: float, attempt: int) -> int:
+    """Reserved time: what it should take, four times, and twice that at each further attempt."""
+    return math.ceil(4 * seconds / 60 * 2 ** (attempt - 1)) + 10
+
+
+def train_minutes(parameters: int, corpus_mb: float, finetune: Mapping[str, Any], attempt: int) -> int:
+    """4N operations a token at 75 GFLOP/s: what two cores without bf16 units reach.
+
+    A token is taken as 3 bytes of the corpus file and a row as 400.
+    """
+    tokens = corpus_mb * _MB / 3 * finetune["epochs"]
+    if finetune["max_steps"]:
+        rows = finetune["max_steps"] * finetune["per_device_train_batch_size"] * finetune["gradient_accumulation_steps"]
+        tokens = rows * 400 / 3
+    return minutes(4 * parameters * tokens / 75e9, attempt)
+
+
+def size_mb(path: str) -> float:
+    return os.path.getsize(path) / _MB

@@ -1,0 +1,231 @@
+"""Templates: how a row becomes `prompt` and `completion`, once, for training, scoring and use.
+
+A template is plain data: lists of segments, each a fixed `text` or a `column` whose value is put in
+as it is. Values are never scanned for placeholders, so braces in them are text. The chat template
+of a tokenizer is rendered once, with marks where the values belong, and cut at the marks; so
+`predict.py` needs neither Jinja nor transformers.
+"""
+
+import json
+import re
+import string
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import Any, ClassVar, TypedDict
+
+from jinja2 import Template as JinjaTemplate
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lib.cli import fail
+from lib.tokens import Tokenizer
+
+Segment = dict[str, str]  # {"text": ...} or {"column": ...}
+
+
+class Template(TypedDict):
+    """The rendered form of `corpus:`; `corpus/template.json` holds it for every later reader."""
+
+    task: str
+    target: str
+    columns: list[str]
+    prompt: list[Segment]
+    completion: list[Segment]
+    labels: list[str] | None
+
+
+def parse_segments(text: str) -> list[Segment]:
+    """Split `### Text: {phrase}` into segments. `{{` and `}}` stand for braces.
+
+    Raises `UserError` on attribute or item access, conversions, formats and empty names: a template
+    names columns, nothing else. A dot is part of a column's name (nested JSON), as in `{user.name}`.
+    """
+    segments: list[Segment] = []
+    try:
+        parts = list(string.Formatter().parse(text))
+    except ValueError as error:
+        fail(f"template {text!r}: {error}", "write a single brace as {{ or }}")
+    for literal, column, spec, conversion in parts:
+        if literal:
+            segments.append({"text": literal})
+        if column is None:
+            continue
+        if spec or conversion:
+            fail(f"template: {{{column}}} has a format or conversion", "write only the name of a column in braces")
+        if not column.strip() or re.search(r"[\[\]]|__|^\.|\.$|\.\.", column):
+            fail(f"template: {{{column}}} is not a column", "write only the name of a column in braces")
+        segments.append({"column": column})
+    return segments
+
+
+def columns_of(segments: list[Segment]) -> list[str]:
+    """Names of the columns in order of first use."""
+    return list(dict.fromkeys(segment["column"] for segment in segments if "column" in segment))
+
+
+def template_columns(corpus: Mapping[str, Any], target: str) -> list[str]:
+    """Input columns that a `corpus:` section uses (without the target). Raises as `parse_segments`."""
+    texts = [corpus.get("text_template"), corpus.get("system"), corpus.get("user")]
+    names = [name for text in texts if text for name in columns_of(parse_segments(text))]
+    return [name for name in dict.fromkeys(names) if name != target]
+
+
+def compile_template(
+    corpus: Mapping[str, Any], tokenizer: Tokenizer, *, task: str, target: str, labels: list[str] | None
+) -> Template:
+    """Build the template of a `corpus:` section for one tokenizer.
+
+    The prompt starts with the BOS token where the tokenizer wants one, the completion ends with an
+    end token. Raises `UserError` when the target is not last in a text template or part of a question,
+    when the tokenizer has no chat template, or when no end token follows the answer.
+    """
+    if corpus.get("text_template"):
+        prompt, completion = _text_template(corpus["text_template"], tokenizer, target)
+    else:
+        prompt, completion = _chat_template(corpus, tokenizer, target)
+    if tokenizer.bos and not prompt[0].get("text", "").startswith(tokenizer.bos):
+        prompt = _merged([{"text": tokenizer.bos}, *prompt])
+    return {
+        "task": task,
+        "target": target,
+        "columns": columns_of(prompt),
+        "prompt": prompt,
+        "completion": completion,
+        "labels": labels,
+    }
+
+
+def render(segments: list[Segment], values: Mapping[str, str]) -> str:
+    """Text of `segments` with the values put in. Raises `KeyError` for a column without a value."""
+    return "".join(segment["text"] if "text" in segment else values[segment["column"]] for segment in segments)
+
+
+def render_prompt(template: Template, values: Mapping[str, str]) -> str:
+    return render(template["prompt"], values)
+
+
+def render_completion(template: Template, answer: str) -> str:
+    return render(template["completion"], {template["target"]: answer})
+
+
+def render_chat(corpus: Mapping[str, Any], tokenizer: Tokenizer, values: Mapping[str, str], answer: str) -> str:
+    """The whole conversation through the tokenizer's own Jinja template, as transformers does it."""
+    return _apply_chat_template(tokenizer, _messages(corpus, values, answer), add_generation_prompt=False)
+
+
+_ANSWER = "\ue000answer\ue001"  # private-use characters: in no template and no vocabulary entry
+
+
+def _text_template(text: str, tokenizer: Tokenizer, target: str) -> tuple[list[Segment], list[Segment]]:
+    segments = parse_segments(text)
+    places = [index for index, segment in enumerate(segments) if segment.get("column") == target]
+    if len(places) != 1 or any("column" in segment for segment in segments[places[0] + 1 :]):
+        fail(
+            f"corpus.text_template must name the target {{{target}}} once, as its last placeholder",
+            "what stands before it is the prompt, what stands after it ends the answer",
+        )
+    prompt, completion = segments[: places[0]], segments[places[0] :]
+    if not prompt:
+        fail("corpus.text_template has nothing before the target", "put the text that the model is asked before it")
+    return prompt, _ended(completion, tokenizer)
+
+
+def _chat_template(corpus: Mapping[str, Any], tokenizer: Tokenizer, target: str) -> tuple[list[Segment], list[Segment]]:
+    if tokenizer.chat_template is None:
+        fail("corpus.template is chat, but the tokenizer has no chat template", "use corpus.text_template")
+    columns = template_columns(corpus, target)
+    if target in columns_of(parse_segments(f"{corpus.get('system') or ''}{corpus['user']}")):
+        fail(f"corpus.user or corpus.system names the target {{{target}}}", "the question must not hold its answer")
+    marks = {name: f"\ue000{index}\ue001" for index, name in enumerate(columns)}
+    messages = _messages(corpus, marks, _ANSWER)
+    asked = _apply_chat_template(tokenizer, messages[:-1], add_generation_prompt=True)
+    whole = _apply_chat_template(tokenizer, messages, add_generation_prompt=False)
+    if not whole.startswith(asked):
+        fail("the chat template renders the question differently once it is answered", "use corpus.text_template")
+    names = {mark: name for name, mark in marks.items()} | {_ANSWER: target}
+    return _cut(asked, names), _ended(_cut(whole[len(asked) :], names), tokenizer)
+
+
+def _messages(corpus: Mapping[str, Any], values: Mapping[str, str], answer: str) -> list[dict[str, str]]:
+    turns = [
+        {"role": role, "content": render(parse_segments(corpus[role]), values)}
+        for role in ("system", "user")
+        if corpus.get(role)
+    ]
+    return [*turns, {"role": "assistant", "content": answer}]
+
+
+def _cut(text: str, names: Mapping[str, str]) -> list[Segment]:
+    parts = re.split("(\ue000[^\ue001]*\ue001)", text)
+    return [{"column": names[part]} if part in names else {"text": part} for part in parts if part]
+
+
+def _ended(completion: list[Segment], tokenizer: Tokenizer) -> list[Segment]:
+    """Cut the completion behind its first end token, or append the tokenizer's own."""
+    ends = {tokenizer.token(id_) for id_ in tokenizer.end_ids}
+    result: list[Segment] = []
+    for segment in completion:
+        found = min((segment["text"].find(end) + len(end) for end in ends if end in segment.get("text", "")), default=0)
+        if found:
+            return [*result, {"text": segment["text"][:found]}]
+        result.append(segment)
+    if tokenizer.eos not in ends:
+        fail(
+            f"the tokenizer's eos token {tokenizer.eos!r} is not among the ids that end a text {sorted(ends)}",
+            "end the answer in the template with one of them",
+        )
+    return _merged([*result, {"text": tokenizer.eos}])
+
+
+def _merged(segments: list[Segment]) -> list[Segment]:
+    """Join neighbouring texts, so that equal templates are equal data."""
+    result: list[Segment] = []
+    for segment in segments:
+        if result and "text" in segment and "text" in result[-1]:
+            result[-1] = {"text": result[-1]["text"] + segment["text"]}
+        else:
+            result.append(segment)
+    return result
+
+
+def _apply_chat_template(tokenizer: Tokenizer, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    """Render as `transformers.PreTrainedTokenizerBase.apply_chat_template` does, with the same settings."""
+    assert tokenizer.chat_template is not None
+    try:
+        return _jinja(tokenizer.chat_template).render(
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **tokenizer.variables,
+        )
+    except TemplateError as error:
+        hint = "drop corpus.system or use corpus.text_template"
+        fail(f"the tokenizer's chat template refuses the conversation: {error}", hint)
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks the assistant's part for transformers; to the text it adds nothing."""
+
+    tags: ClassVar[set[str]] = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@cache
+def _jinja(source: str) -> JinjaTemplate:
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+    )
+    environment.globals["raise_exception"] = raise_exception
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # Jinja's own escapes HTML
+    # No `strftime_now`: a template that asks for today's date falls back to its fixed one, and the
+    # corpus of tomorrow equals that of today.
+    return environment.from_string(source)

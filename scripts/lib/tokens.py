@@ -1,0 +1,138 @@
+"""The tokenizer as every rule uses it: text to ids, nothing added, nothing formatted.
+
+`prompt` and `completion` already hold their control tokens as text, so everything encodes with
+`add_special_tokens=False`. The file `tokenizer.json` is read by the `tokenizers` library itself:
+no torch, no transformers, a start in milliseconds. `fetch_model` has checked that it gives the ids
+that transformers gives.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from lib.cli import fail
+from lib.files import read_json
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A model's tokenizer and the facts about it that templates need.
+
+    bos: text of the token that the tokenizer puts before every text, or None if it wants none.
+    end_ids: ids at which generation stops (generation_config's `eos_token_id`, else config's).
+    eos: text of the tokenizer's end-of-sequence token.
+    control: texts of all control tokens; a value that contains one cannot be carried as text.
+    chat_template: Jinja source of the chat template, or None.
+    variables: the special tokens' texts by role (`bos_token`, ...), as chat templates name them.
+    """
+
+    backend: tokenizers.Tokenizer
+    bos: str | None
+    eos: str
+    end_ids: frozenset[int]
+    control: tuple[str, ...]
+    chat_template: str | None
+    variables: dict[str, str]
+
+    def encode(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.backend.decode(ids, skip_special_tokens=False)
+
+    def token(self, id_: int) -> str:
+        """Text of one token as the vocabulary writes it (control tokens are their own text)."""
+        text = self.backend.id_to_token(id_)
+        if text is None:
+            fail(f"the tokenizer has no token {id_}", "the model and its tokenizer do not belong together")
+        return text
+
+
+def load_tokenizer(model: Path) -> Tokenizer:
+    """Read the tokenizer of a model folder (`tokenizer.json`, `tokenizer_config.json`, configs).
+
+    Raises `UserError` when the folder has no `tokenizer.json` or no end-of-sequence token.
+    """
+    source = model / "tokenizer.json"
+    if not source.is_file():
+        fail("the base model has no tokenizer.json", "choose a model that ships its tokenizer", at=model)
+    backend = tokenizers.Tokenizer.from_file(str(source))
+    backend.no_padding()
+    backend.no_truncation()
+    config = read_json(model / "tokenizer_config.json") if (model / "tokenizer_config.json").is_file() else {}
+    added = backend.get_added_tokens_decoder().values()
+    variables = {
+        key: text for key, value in config.items() if key.endswith("_token") and (text := _text(value)) is not None
+    }
+    end_ids = end_token_ids(model)
+    eos = variables.get("eos_token") or backend.id_to_token(min(end_ids)) or ""
+    return Tokenizer(
+        backend=backend,
+        bos=_added_bos(backend, variables.get("bos_token")),
+        eos=eos,
+        end_ids=end_ids,
+        control=tuple(sorted({token.content for token in added if token.special})),
+        chat_template=_chat_template(model, config),
+        variables={**variables, "eos_token": eos},
+    )
+
+
+def end_token_ids(model: Path) -> frozenset[int]:
+    """Ids that end a text: generation_config.json decides, config.json where it is silent.
+
+    Raises `UserError` when neither names one: such a model never stops.
+    """
+    for name in ("generation_config.json", "config.json"):
+        if (model / name).is_file():
+            value = read_json(model / name).get("eos_token_id")
+            if value is not None:
+                return frozenset([value] if isinstance(value, int) else value)
+    fail("no eos_token_id in generation_config.json or config.json", "the model would never stop: add it", at=model)
+
+
+def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    """Ids of prompt and completion, the completion encoded behind its prompt.
+
+    Raises `UserError` when `ids(prompt)` is not a prefix of `ids(prompt + completion)`: the first
+    token of the answer in training would then never occur when the model is asked.
+    """
+    prompts = tokenizer.encode_batch([prompt for prompt, _ in pairs])
+    wholes = tokenizer.encode_batch([prompt + completion for prompt, completion in pairs])
+    result = []
+    for (prompt, completion), head, whole in zip(pairs, prompts, wholes, strict=True):
+        if whole[: len(head)] != head:
+            fail(
+                f"the tokenizer joins the end of the prompt {prompt[-20:]!r} with the start of the answer"
+                f" {completion[:20]!r}",
+                "end the prompt part of corpus.text_template with a newline or a control token, not with a space",
+            )
+        result.append((head, whole[len(head) :]))
+    return result
+
+
+def _text(value: Any) -> str | None:
+    """A special token in tokenizer_config.json is a string or an object with `content`."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _added_bos(backend: tokenizers.Tokenizer, bos: str | None) -> str | None:
+    ids = backend.encode("a", add_special_tokens=True).ids
+    return bos if bos is not None and ids and ids[0] == backend.token_to_id(bos) else None
+
+
+def _chat_template(model: Path, config: dict[str, Any]) -> str | None:
+    path = model / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several named templates: the one called default
+        template = next((item["template"] for item in template if item.get("name") == "default"), None)
+    return template

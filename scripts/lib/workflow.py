@@ -1,0 +1,50 @@
+"""What the Snakefile needs besides the rules: paths, locked versions, runs."""
+
+import os
+import re
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail
+from lib.config import Config
+
+
+def use_own_interpreter() -> None:
+    """Put the folder of this interpreter first on PATH, so that `.venv/bin/snakemake` needs no activation."""
+    folder = os.path.dirname(sys.executable)
+    if os.environ["PATH"].split(os.pathsep)[0] != folder:
+        os.environ["PATH"] = folder + os.pathsep + os.environ["PATH"]
+
+
+@cache
+def locked_versions(lock: Path) -> dict[str, str]:
+    """Package versions in a requirements file with `name==version` lines (markers and hashes ignored)."""
+    lines = lock.read_text(encoding="utf-8").splitlines()
+    matches = (re.match(r"([A-Za-z0-9._-]+)==([^\s;\\]+)", line) for line in lines)
+    return {match[1].lower().replace("_", "-"): match[2].partition("+")[0] for match in matches if match}
+
+
+def expand_runs(config: Config) -> dict[str, dict[str, Any]]:
+    """Fine-tuning settings by the name of the run."""
+    return {config.finetune.method: config.finetune.model_dump()}
+
+
+def find_path(name: str, home: Path, *, made_here: set[str], what: str) -> str:
+    """A path from the configuration: as it stands, else relative to the folder of the Snakefile.
+
+    made_here: files that a rule of the workflow makes. Raises `UserError` when it is neither.
+    """
+    if Path(name).exists() or Path(name).is_absolute():
+        path = Path(name)
+    else:
+        path = home / name
+    if not path.exists() and name not in made_here:
+        fail(f"{what}: {name} does not exist", "check the path, or put the file there")
+    return str(path)
+
+
+def repeated(flag: str, rows: list[tuple[str, ...]]) -> str:
+    """`--flag a b --flag c d`: a command-line option that is given once for each row."""
+    return " ".join(" ".join((flag, *row)) for row in rows)

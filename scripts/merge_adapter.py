@@ -1,0 +1,134 @@
+"""Add a LoRA adapter to the base weights: W + scale * B A, in float32, rounded once.
+
+Works shard by shard, so memory holds one shard, not the model. Tied weights stay tied, generation
+config and tokenizer come along. Before the merged model is published its logits are compared with
+those of base and adapter on real prompts.
+"""
+
+import argparse
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lib.checkpoints import load_adapter, load_model
+from lib.cli import fail, parser, progress, run, settings_argument
+from lib.files import published_directory, read_json
+from lib.machine import use_threads
+from lib.manifests import manifest_path, read_manifest, write_manifest
+from lib.scoring import read_rows
+from lib.tokens import load_tokenizer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+_CHECKED_ROWS = 8
+# Largest difference of logits, relative to the largest logit: float32 sums in another order, and the
+# one rounding to the base's storage dtype (8 significant bits in bfloat16, 11 in float16).
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+_PREFIX = "base_model.model."
+
+
+def main(args: argparse.Namespace) -> None:
+    use_threads(args.threads)
+    for folder in (args.base, args.adapter):
+        read_manifest(folder)
+    with published_directory(args.merged) as folder:
+        changed, dtype = merge(args.base, args.adapter, folder)
+        difference = logit_difference(args.base, args.adapter, folder, args.rows)
+        progress(f"merge_adapter: {changed} weights changed, logits differ by {difference:.1e} of the largest")
+        if not difference <= _TOLERANCE[dtype]:
+            fail(
+                f"the merged model differs from base and adapter by {difference:.1e} of the largest logit"
+                f" (allowed {_TOLERANCE[dtype]:.0e} for {dtype})",
+                "this is a fault of the merge, not of your data: report it",
+                at=args.adapter,
+            )
+    write_manifest(
+        args.merged,
+        inputs={"base": manifest_path(args.base), "adapter": manifest_path(args.adapter)},
+        settings=args.settings,
+        extra={"dtype": str(dtype).removeprefix("torch."), "weights_changed": changed},
+    )
+
+
+def merge(base: Path, adapter: Path, output: Path) -> tuple[int, torch.dtype]:
+    """Write the merged checkpoint to `output`.
+
+    Returns the number of weights changed and the dtype they are stored in. Raises `UserError` when a
+    part of the adapter fits no weight of the base.
+    """
+    scale = adapter_scale(read_json(adapter / "adapter_config.json"))
+    pairs = low_rank_pairs(load_file(adapter / "adapter_model.safetensors"))
+    left = set(pairs)
+    dtype = torch.float32
+    for file in sorted(base.iterdir()):
+        if file.suffix != ".safetensors":
+            if file.is_file() and not file.name.startswith("."):
+                shutil.copyfile(file, output / file.name)
+            continue
+        with safe_open(file, framework="pt") as shard:
+            tensors = {}
+            for name in shard.keys():  # noqa: SIM118 (not a dict)
+                weight = shard.get_tensor(name)
+                if name in pairs:
+                    weight, dtype = add_low_rank(weight, *pairs[name], scale), weight.dtype
+                    left.discard(name)
+                tensors[name] = weight
+            save_file(tensors, output / file.name, metadata={"format": "pt"})
+    if left:
+        fail(f"{min(left)} of the adapter is not in the base model", "train on this base model", at=adapter)
+    return len(pairs), dtype
+
+
+def adapter_scale(config: dict[str, Any]) -> float:
+    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023)."""
+    rank = config["r"]
+    return config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def low_rank_pairs(adapter: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """(A, B) of each adapted weight, by the weight's name in the base; A is [r, in], B is [out, r]."""
+    suffix = ".lora_A.weight"
+    names = [name.removeprefix(_PREFIX).removesuffix(suffix) for name in adapter if name.endswith(suffix)]
+    if len(adapter) != 2 * len(names):
+        fail("the adapter holds more than pairs of low-rank matrices", "only plain LoRA adapters can be merged")
+    return {
+        f"{name}.weight": (adapter[f"{_PREFIX}{name}.lora_A.weight"], adapter[f"{_PREFIX}{name}.lora_B.weight"])
+        for name in names
+    }
+
+
+def add_low_rank(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    """W + scale * B A in float32, rounded once to the dtype of W."""
+    return (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype)
+
+
+def logit_difference(base: Path, adapter: Path, merged: Path, rows: Path) -> float:
+    """Largest difference of logits on the last position of some prompts, relative to the largest logit.
+
+    One model at a time is in memory.
+    """
+    tokenizer = load_tokenizer(merged)
+    prompts = tokenizer.encode_batch([row["prompt"] for row in read_rows(rows)[:_CHECKED_ROWS]])
+    expected = last_logits(load_adapter(load_model(base), adapter), prompts)
+    found = last_logits(load_model(merged), prompts)
+    return float((expected - found).abs().max() / expected.abs().max())
+
+
+@torch.inference_mode()
+def last_logits(model: Any, prompts: list[list[int]]) -> torch.Tensor:
+    """Logits behind each prompt, [prompts, vocabulary]."""
+    outputs = [model(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1] for ids in prompts]
+    return torch.stack(outputs).float().cpu()
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="versions")
+    arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    arguments.add_argument("--adapter", type=Path, required=True, help="folder of the adapter")
+    arguments.add_argument("--rows", type=Path, required=True, help="corpus rows whose prompts are compared")
+    arguments.add_argument("--merged", type=Path, required=True, help="folder to write; its manifest is written last, beside it")
+    arguments.add_argument("--threads", type=int, default=2)
+    run(arguments, main)

@@ -1,0 +1,235 @@
+"""Score a PyTorch checkpoint, with or without an adapter, on the rows of one split.
+
+Classification: each label's probability as the answer, end token included, and the most probable
+one; the prompt is computed once, whatever the number of labels. Generation: probability of the
+reference. Both: free greedy answers on the first rows, which show whether the model stops.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lib.checkpoints import load_adapter, load_model
+from lib.cli import parser, progress, run, settings_argument
+from lib.machine import use_threads
+from lib.manifests import read_manifest
+from lib.scoring import answer_text, encode_choices, load_template, read_rows, write_score
+from lib.templates import Template
+from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
+
+
+def main(args: argparse.Namespace) -> None:
+    use_threads(args.threads)
+    for folder in filter(None, (args.model, args.adapter)):
+        read_manifest(folder)
+    template, tokenizer = load_template(args.template), load_tokenizer(args.model)
+    rows = read_rows(args.rows)
+    model = load_model(args.model)
+    if args.adapter:
+        model = load_adapter(model, args.adapter)
+    evaluate = args.settings["evaluate"]
+    score = score_labels if template["task"] == "classification" else score_references
+    predictions = score(model, tokenizer, template, rows, evaluate["batch_size"])
+    add_answers(model, tokenizer, template, rows, predictions, evaluate)
+    write_score(
+        output=args.output,
+        predictions_file=args.predictions,
+        predictions=predictions,
+        stage=args.stage,
+        split=args.split,
+        settings=args.settings,
+        template=template,
+        inputs={"rows": args.rows, "model": args.adapter or args.model, "template": args.template},
+    )
+
+
+def score_labels(
+    model: Any, tokenizer: Tokenizer, template: Template, rows: Sequence[dict[str, Any]], batch_size: int
+) -> list[dict[str, Any]]:
+    """Log probability of every label, in the order of `rows`."""
+    labels = template["labels"] or []
+    choices = encode_choices(tokenizer, template, [row["prompt"] for row in rows])
+    predictions: list[dict[str, Any]] = [{} for _ in rows]
+    for places in by_length([len(prompt) for prompt, _ in choices], batch_size):
+        scores = choice_log_probs(model, [choices[place] for place in places])
+        for place, values in zip(places, scores.tolist(), strict=True):
+            log_probs = dict(zip(labels, values, strict=True))
+            predictions[place] = {
+                "id": rows[place]["id"],
+                "label": rows[place]["label"],
+                "predicted": max(log_probs, key=lambda label: log_probs[label]),
+                "log_probs": log_probs,
+                "answer": None,
+                "stopped": None,
+            }
+    return predictions
+
+
+@torch.inference_mode()
+def choice_log_probs(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]]) -> torch.Tensor:
+    """Summed log probability of each choice of each prompt: [prompts, choices].
+
+    batch: prompt ids with the ids of their choices. The prompts are run once; for each choice its
+    tokens follow on a copy of their keys and values.
+    """
+    prompts = [prompt for prompt, _ in batch]
+    width = max(map(len, prompts))
+    ids, mask = padded(prompts, width, model.device)
+    output = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=True, logits_to_keep=1
+    )
+    first = output.logits[:, -1].float().log_softmax(-1)
+    cache = output.cache
+    scores = []
+    for number in range(len(batch[0][1])):
+        choice = [choices[number] for _, choices in batch]
+        heads = torch.tensor([tokens[0] for tokens in choice], device=model.device)
+        score = first.gather(1, heads[:, None])[:, 0]
+        longest = max(map(len, choice))
+        if longest > 1:
+            score = score + following_log_probs(model, cache, mask, choice, longest)
+            cache.crop(1 - longest)
+        scores.append(score)
+    return torch.stack(scores, dim=1).cpu()
+
+
+def following_log_probs(
+    model: Any, cache: Any, mask: torch.Tensor, choice: Sequence[list[int]], longest: int
+) -> torch.Tensor:
+    """Log probability of the tokens behind the first of one choice, [prompts]; extends `cache`."""
+    # Choices may differ in length from prompt to prompt: the shorter are padded behind and not counted.
+    given = torch.zeros((len(choice), longest - 1), dtype=torch.long, device=mask.device)
+    wanted, counted = given.clone(), given.clone()
+    for place, tokens in enumerate(choice):
+        given[place, : len(tokens) - 1] = torch.tensor(tokens[:-1])
+        wanted[place, : len(tokens) - 1] = torch.tensor(tokens[1:])
+        counted[place, : len(tokens) - 1] = 1
+    whole_mask = torch.cat([mask, torch.ones_like(given)], dim=1)
+    output = model(
+        input_ids=given,
+        attention_mask=whole_mask,
+        position_ids=positions(whole_mask)[:, -given.shape[1] :],
+        cache=cache,
+        use_cache=True,
+    )
+    log_probs = output.logits.float().log_softmax(-1).gather(2, wanted[:, :, None])[:, :, 0]
+    return (log_probs * counted).sum(dim=1)
+
+
+@torch.inference_mode()
+def score_references(
+    model: Any, tokenizer: Tokenizer, template: Template, rows: Sequence[dict[str, Any]], batch_size: int
+) -> list[dict[str, Any]]:
+    """Log probability of each reference answer with its number of tokens, in the order of `rows`."""
+    pairs = encode_pairs(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
+    predictions: list[dict[str, Any]] = [{} for _ in rows]
+    for places in by_length([len(prompt) + len(answer) for prompt, answer in pairs], batch_size):
+        sequences = [pairs[place][0] + pairs[place][1] for place in places]
+        longest_answer = max(len(pairs[place][1]) for place in places)
+        ids, mask = padded(sequences, max(map(len, sequences)), model.device)
+        output = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=longest_answer + 1
+        )
+        log_probs = output.logits[:, :-1].float().log_softmax(-1)
+        targets = ids[:, -log_probs.shape[1] :]
+        found = log_probs.gather(2, targets[:, :, None])[:, :, 0]
+        for index, place in enumerate(places):
+            size = len(pairs[place][1])
+            predictions[place] = {
+                "id": rows[place]["id"],
+                "reference": reference(rows[place], template),
+                "answer": None,
+                "stopped": None,
+                "log_prob": float(found[index, -size:].sum()),
+                "tokens": size,
+            }
+    return predictions
+
+
+def add_answers(
+    model: Any,
+    tokenizer: Tokenizer,
+    template: Template,
+    rows: Sequence[dict[str, Any]],
+    predictions: list[dict[str, Any]],
+    evaluate: dict[str, Any],
+) -> None:
+    """Put free greedy answers into the first predictions. A label needs little more than its own length."""
+    asked = rows[: evaluate["greedy_rows"]]
+    if not asked:
+        return
+    limit = evaluate["max_new_tokens"]
+    if template["task"] == "classification":
+        limit = 2 + max(len(c) for _, choices in encode_choices(tokenizer, template, [asked[0]["prompt"]]) for c in choices)
+    prompts = tokenizer.encode_batch([row["prompt"] for row in asked])
+    for places in by_length([len(prompt) for prompt in prompts], evaluate["batch_size"]):
+        batch = [prompts[place] for place in places]
+        for place, ids in zip(places, greedy(model, tokenizer, batch, limit), strict=True):
+            predictions[place]["answer"], predictions[place]["stopped"] = answer_text(tokenizer, template, ids)
+
+
+@torch.inference_mode()
+def greedy(model: Any, tokenizer: Tokenizer, prompts: list[list[int]], limit: int) -> list[list[int]]:
+    """Greedy continuations of at most `limit` tokens, with the end token where one came."""
+    ids, mask = padded(prompts, max(map(len, prompts)), model.device)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=limit,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        eos_token_id=sorted(tokenizer.end_ids),
+        pad_token_id=min(tokenizer.end_ids),
+    )
+    return output[:, ids.shape[1] :].tolist()
+
+
+def reference(row: dict[str, Any], template: Template) -> str:
+    """The answer of a generation row without what the template puts behind it."""
+    behind = "".join(segment.get("text", "") for segment in template["completion"])
+    return row["completion"].removesuffix(behind).strip()
+
+
+def padded(sequences: Sequence[list[int]], width: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask, padded on the left: both [sequences, width]."""
+    ids = torch.zeros((len(sequences), width), dtype=torch.long)
+    mask = torch.zeros((len(sequences), width), dtype=torch.long)
+    for index, sequence in enumerate(sequences):
+        ids[index, width - len(sequence) :] = torch.tensor(sequence)
+        mask[index, width - len(sequence) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def positions(mask: torch.Tensor) -> torch.Tensor:
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Places of rows in batches of like length, with a line about progress now and then."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    said = time.monotonic()
+    for start in range(0, len(order), batch_size):
+        if time.monotonic() - said > 20:
+            progress(f"score_checkpoint: {start} of {len(order)} rows")
+            said = time.monotonic()
+        yield order[start : start + batch_size]
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, seed, evaluate, versions")
+    arguments.add_argument("--model", type=Path, required=True, help="folder of the model")
+    arguments.add_argument("--adapter", type=Path, help="folder of an adapter to put on it")
+    arguments.add_argument("--rows", type=Path, required=True, help="corpus/SPLIT.jsonl")
+    arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
+    arguments.add_argument("--stage", required=True, help="name of the stage, for the score file")
+    arguments.add_argument("--split", required=True, choices=["train", "validation", "test"])
+    arguments.add_argument("--output", type=Path, required=True, help="score to write")
+    arguments.add_argument("--predictions", type=Path, required=True, help="predictions of every row, to write")
+    arguments.add_argument("--threads", type=int, default=2)
+    run(arguments, main)

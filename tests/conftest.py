@@ -1,0 +1,65 @@
+"""Fixtures that all tests share."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "scripts"
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads_at_most():
+    """Tiny models run slower on many threads, and a test machine has few cores."""
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def tiny_phi3(tmp_path_factory) -> Path:
+    """Folder of a random 2-layer Phi-3 with its manifest, as `fetch_model` would leave it."""
+    from tiny_models import make_tiny_phi3
+
+    return _with_manifest(make_tiny_phi3(tmp_path_factory.mktemp("phi3") / "base"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """Folder of a random 2-layer Llama with tied embeddings, with its manifest."""
+    from tiny_models import make_tiny_llama
+
+    return _with_manifest(make_tiny_llama(tmp_path_factory.mktemp("llama") / "base"))
+
+
+@pytest.fixture(scope="session", params=["phi3", "llama"])
+def tiny_model(request) -> Path:
+    """Both of them, in turn."""
+    return request.getfixturevalue(f"tiny_{request.param}")
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """Run `scripts/<name>.py` as a person would; dicts become JSON arguments."""
+
+    def run(name: str, *args: object, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess:
+        words = [json.dumps(arg) if isinstance(arg, (dict, list)) else str(arg) for arg in args]
+        done = subprocess.run(
+            [sys.executable, str(SCRIPTS / f"{name}.py"), *words], capture_output=True, text=True, cwd=cwd
+        )
+        if check:
+            assert done.returncode == 0, f"{name} exited {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
+
+
+def _with_manifest(folder: Path) -> Path:
+    from lib.manifests import write_manifest
+
+    write_manifest(folder, inputs={}, settings={"source": {"path": "tiny"}}, extra={"source_format": "safetensors"})
+    return folder
