@@ -17,36 +17,41 @@ HOME = Path(os.path.relpath(workflow.current_basedir))
 sys.path.insert(0, str(HOME / "scripts"))
 
 from lib import resources as needs
-from lib.cli import UserError
+from lib.cli import or_exit
 from lib.closure import code_closure
 from lib.config import check_yaml, load_config
 from lib.files import canonical_json
 from lib.headline import headline
-from lib.workflow import expand_runs, find_path, locked_versions, repeated, use_own_interpreter
+from lib.workflow import (
+    expand_runs,
+    find_path,
+    locked_versions,
+    repeated,
+    use_own_interpreter,
+)
 
 use_own_interpreter()
 
-try:
-    if not workflow.overwrite_configfiles:
-        check_yaml(HOME / "config.yaml")
 
-        configfile: f"{HOME}/config.yaml"
+if not workflow.overwrite_configfiles:
+    or_exit(check_yaml, HOME / "config.yaml")
 
-    sources = [Path(file) for file in workflow.configfiles]
-    for file in sources:
-        check_yaml(file)
-    CONFIG = load_config(config, sources)
-    TWEETS = str(HOME / "data/raw/tweets.json")
-    DATA_FILES = [
-        find_path(name, HOME, made_here={"data/raw/tweets.json"}, what="data.files")
-        for name in CONFIG.data.files or []
-    ]
-    MODEL_PATH = CONFIG.base_model.path and find_path(
-        CONFIG.base_model.path, HOME, made_here=set(), what="base_model.path"
-    )
-except UserError as error:
-    sys.exit(f"error: {error}")
+    configfile: f"{HOME}/config.yaml"
 
+
+SOURCES = [Path(file) for file in workflow.configfiles]
+for file in SOURCES:
+    or_exit(check_yaml, file)
+CONFIG = or_exit(load_config, config, SOURCES)
+
+TWEETS = str(HOME / "data/raw/tweets.json")
+DATA_FILES = [
+    or_exit(find_path, name, HOME, "data.files", made={TWEETS})
+    for name in CONFIG.data.files or []
+]
+MODEL_PATH = CONFIG.base_model.path and or_exit(
+    find_path, CONFIG.base_model.path, HOME, "base_model.path"
+)
 
 R = CONFIG.results
 RUNS = expand_runs(CONFIG)
@@ -68,9 +73,21 @@ def modules(name):
 
 
 def settings(packages="", /, **sections):
-    """The one param of a rule: its own settings and the locked versions that its result depends on."""
+    """The one param of a rule: its own settings and the locked versions that its result depends on.
+
+    Sections may be functions of the wildcards. A function itself, since Snakemake would take braces in
+    a text for wildcards.
+    """
     versions = {name: LOCKED[name] for name in packages.split()}
-    return canonical_json({**sections, "versions": versions})
+
+    def resolve(wildcards):
+        own = {
+            name: value(wildcards) if callable(value) else value
+            for name, value in sections.items()
+        }
+        return canonical_json({**own, "versions": versions})
+
+    return resolve
 
 
 def part(section, *names):
@@ -78,7 +95,11 @@ def part(section, *names):
 
 
 def source_of(section, *kinds):
-    return {kind: CONFIGURATION[section][kind] for kind in kinds if CONFIGURATION[section][kind] is not None}
+    return {
+        kind: CONFIGURATION[section][kind]
+        for kind in kinds
+        if CONFIGURATION[section][kind] is not None
+    }
 
 
 wildcard_constraints:
@@ -109,7 +130,11 @@ rule all:
         f"{R}/report.html",
         f"{R}/summary.json",
         f"{R}/model.manifest.json",
-        expand(f"{R}/runs/{{run}}/onnx/{{variant}}.manifest.json", run=RUNS, variant=VARIANTS),
+        expand(
+            f"{R}/runs/{{run}}/onnx/{{variant}}.manifest.json",
+            run=RUNS,
+            variant=VARIANTS,
+        ),
 
 
 rule fetch_tweets:
@@ -123,9 +148,9 @@ rule fetch_tweets:
         f"{R}/logs/fetch_tweets/log.txt",
     benchmark:
         f"{R}/timings/fetch_tweets/time.tsv"
+    retries: 2
     conda:
         "envs/data.yaml"
-    retries: 2
     shell:
         "exec python {input.script} --output {output} --log {log}"
 
@@ -211,7 +236,14 @@ rule audit_data:
         settings=settings(
             "tokenizers datasketch",
             task=CONFIG.task,
-            data=part("data", "target", "labels", "special_tokens", "near_duplicates", "min_rows_per_class"),
+            data=part(
+                "data",
+                "target",
+                "labels",
+                "special_tokens",
+                "near_duplicates",
+                "min_rows_per_class",
+            ),
             corpus=CONFIGURATION["corpus"],
         ),
     shell:
@@ -237,7 +269,9 @@ rule split_data:
     resources:
         mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
     params:
-        settings=settings(task=CONFIG.task, seed=CONFIG.seed, split=CONFIGURATION["split"]),
+        settings=settings(
+            task=CONFIG.task, seed=CONFIG.seed, split=CONFIGURATION["split"]
+        ),
     shell:
         "exec python {input.script} --settings {params.settings:q} --audit {input.audit} --kept {input.kept}"
         " --output {output.split} --log {log}"
@@ -324,13 +358,17 @@ rule train_adapter:
         "envs/train.yaml"
     threads: needs.HEAVY_THREADS
     resources:
-        mem_mb=lambda wildcards: needs.train_mb(PARAMETERS, RUNS[wildcards.run], CONFIG.corpus.max_length),
+        mem_mb=lambda wildcards: needs.train_mb(
+            PARAMETERS, RUNS[wildcards.run], CONFIG.corpus.max_length
+        ),
         runtime=lambda wildcards, input, attempt: needs.train_minutes(
             PARAMETERS, needs.size_mb(input.train), RUNS[wildcards.run], attempt
         ),
     params:
-        settings=lambda wildcards: settings(
-            "torch transformers peft accelerate tokenizers", seed=CONFIG.seed, finetune=RUNS[wildcards.run]
+        settings=settings(
+            "torch transformers peft accelerate tokenizers",
+            seed=CONFIG.seed,
+            finetune=lambda wildcards: RUNS[wildcards.run],
         ),
     shell:
         "exec python {input.script} --settings {params.settings:q} --train {input.train}"
@@ -388,9 +426,9 @@ rule build_onnx:
     resources:
         mem_mb=needs.build_mb(PARAMETERS),
     params:
-        settings=lambda wildcards: settings(
+        settings=settings(
             "onnxruntime-genai onnxruntime onnx-ir torch transformers",
-            variant=CONFIGURATION["variants"][wildcards.variant],
+            variant=lambda wildcards: CONFIGURATION["variants"][wildcards.variant],
         ),
     shell:
         "exec python {input.script} --settings {params.settings:q} --merged {input.merged} --rows {input.rows}"
@@ -437,7 +475,11 @@ def checkpoint(wildcards):
         return {"model": ancient(folder), "model_manifest": f"{folder}.manifest.json"}
     if stage == "adapter":
         folder = f"{R}/runs/{run}/adapter"
-        return {**base, "adapter": ancient(folder), "adapter_manifest": f"{folder}.manifest.json"}
+        return {
+            **base,
+            "adapter": ancient(folder),
+            "adapter_manifest": f"{folder}.manifest.json",
+        }
     return base
 
 
@@ -452,12 +494,12 @@ rule score_checkpoint:
     output:
         score=f"{R}/scores/{{stage}}.{{split}}.json",
         predictions=f"{R}/scores/{{stage}}.{{split}}.predictions.jsonl",
-    wildcard_constraints:
-        stage=f"base|({'|'.join(RUNS)})/(adapter|merged)",
     log:
         f"{R}/logs/score_checkpoint/{{stage}}.{{split}}.txt",
     benchmark:
         f"{R}/timings/score_checkpoint/{{stage}}.{{split}}.tsv"
+    wildcard_constraints:
+        stage=f"base|({'|'.join(RUNS)})/(adapter|merged)",
     conda:
         "envs/train.yaml"
     threads: needs.HEAVY_THREADS
@@ -470,7 +512,9 @@ rule score_checkpoint:
             seed=CONFIG.seed,
             evaluate=CONFIGURATION["evaluate"],
         ),
-        adapter=lambda wildcards, input: f"--adapter {input.adapter}" if "adapter" in input.keys() else "",
+        adapter=lambda wildcards, input: (
+            f"--adapter {input.adapter}" if "adapter" in input.keys() else ""
+        ),
     shell:
         "exec python {input.script} --settings {params.settings:q} --model {input.model} {params.adapter}"
         " --rows {input.rows} --template {input.template} --stage {wildcards.stage} --split {wildcards.split}"
@@ -480,7 +524,11 @@ rule score_checkpoint:
 def onnx_model(wildcards):
     """Folder and manifest of an ONNX stage: <run>/onnx-<variant>, or the packaged model."""
     run, _, stage = wildcards.stage.rpartition("/")
-    folder = f"{R}/model" if stage == "model" else f"{R}/runs/{run}/onnx/{stage.removeprefix('onnx-')}"
+    folder = (
+        f"{R}/model"
+        if stage == "model"
+        else f"{R}/runs/{run}/onnx/{stage.removeprefix('onnx-')}"
+    )
     return {"model": ancient(folder), "model_manifest": f"{folder}.manifest.json"}
 
 
@@ -497,12 +545,12 @@ rule score_onnx:
     output:
         score=f"{R}/scores/{{stage}}.{{split}}.json",
         predictions=f"{R}/scores/{{stage}}.{{split}}.predictions.jsonl",
-    wildcard_constraints:
-        stage=f"model|({'|'.join(RUNS)})/onnx-({'|'.join(VARIANTS)})",
     log:
         f"{R}/logs/score_onnx/{{stage}}.{{split}}.txt",
     benchmark:
         f"{R}/timings/score_onnx/{{stage}}.{{split}}.tsv"
+    wildcard_constraints:
+        stage=f"model|({'|'.join(RUNS)})/onnx-({'|'.join(VARIANTS)})",
     conda:
         "envs/onnx.yaml"
     threads: needs.HEAVY_THREADS
@@ -541,7 +589,9 @@ rule benchmark_onnx:
     resources:
         mem_mb=needs.score_mb(PARAMETERS),
     params:
-        settings=settings("onnxruntime-genai onnxruntime", benchmark=CONFIGURATION["benchmark"]),
+        settings=settings(
+            "onnxruntime-genai onnxruntime", benchmark=CONFIGURATION["benchmark"]
+        ),
     shell:
         "exec python {input.script} --settings {params.settings:q} --model {input.model} --rows {input.rows}"
         " --output {output.speed} --threads {threads} --log {log}"
@@ -604,9 +654,14 @@ rule package_model:
     input:
         selection=rules.select_model.output.selection,
         template=rules.render_corpus.output.template,
+        base=ancient(rules.fetch_model.output.model),
         base_manifest=rules.fetch_model.output.manifest,
-        onnx=ancient(expand(rules.build_onnx.output.onnx, run=RUNS, variant=SCORED)),
-        onnx_manifests=expand(rules.build_onnx.output.manifest, run=RUNS, variant=SCORED),
+        onnx=ancient(
+            expand(f"{R}/runs/{{run}}/onnx/{{variant}}", run=RUNS, variant=SCORED)
+        ),
+        onnx_manifests=expand(
+            rules.build_onnx.output.manifest, run=RUNS, variant=SCORED
+        ),
         script=script("package_model"),
         modules=modules("package_model"),
     output:
@@ -624,11 +679,10 @@ rule package_model:
             base_model=CONFIGURATION["base_model"],
             run_settings=RUNS,
         ),
-        runs=f"{R}/runs",
-        base=f"{R}/base",
+        runs=lambda wildcards: f"{R}/runs",
     shell:
         "exec python {input.script} --settings {params.settings:q} --selection {input.selection}"
-        " --runs {params.runs} --template {input.template} --base {params.base}"
+        " --runs {params.runs} --template {input.template} --base {input.base}"
         " --output {output.model} --log {log}"
 
 
@@ -662,7 +716,6 @@ rule summarise:
     input:
         audit=rules.audit_data.output.audit,
         split=rules.split_data.output.split,
-        leakage=rules.check_leakage.output.leakage,
         baselines=rules.score_baselines.output.scores,
         baseline_predictions=rules.score_baselines.output.predictions,
         base_validation=f"{R}/scores/base.validation.json",
@@ -688,17 +741,23 @@ rule summarise:
     conda:
         "envs/report.yaml"
     params:
-        settings=settings(task=CONFIG.task, seed=CONFIG.seed, evaluate=CONFIGURATION["evaluate"]),
+        settings=settings(
+            task=CONFIG.task, seed=CONFIG.seed, evaluate=CONFIGURATION["evaluate"]
+        ),
         runs=repeated("--run", [(run, f"{R}/runs/{run}/training.json") for run in RUNS]),
         stages=repeated("--stage", STAGES),
         speeds=repeated("--speed", SPEEDS),
         builds=repeated(
             "--build",
-            [(run, variant, f"{R}/runs/{run}/onnx/{variant}.manifest.json") for run in RUNS for variant in VARIANTS],
+            [
+                (run, variant, f"{R}/runs/{run}/onnx/{variant}.manifest.json")
+                for run in RUNS
+                for variant in VARIANTS
+            ],
         ),
     shell:
         "exec python {input.script} --settings {params.settings:q} --audit {input.audit} --split {input.split}"
-        " --leakage {input.leakage} --baselines {input.baselines}"
+        " --baselines {input.baselines}"
         " --baseline-predictions {input.baseline_predictions} --base-validation {input.base_validation}"
         " --base-validation-predictions {input.base_validation_predictions} --base-test {input.base_test}"
         " {params.runs} {params.stages} {params.speeds} {params.builds} --selection {input.selection}"
@@ -711,22 +770,15 @@ rule write_report:
     input:
         summary=rules.summarise.output.summary,
         selection=rules.select_model.output.selection,
-        gate=rules.check_gate.output.gate,
         audit=rules.audit_data.output.audit,
         split=rules.split_data.output.split,
         leakage=rules.check_leakage.output.leakage,
         baselines=rules.score_baselines.output.scores,
-        baseline_predictions=rules.score_baselines.output.predictions,
         training=expand(rules.train_adapter.output.training, run=RUNS),
-        scores=[
-            f"{R}/scores/base.validation.json",
-            f"{R}/scores/base.test.json",
-            *(score for _, _, score, _ in STAGES),
-            f"{R}/scores/model.test.json",
-        ],
-        stages=[file for stage in STAGES for file in stage[2:]],
+        model_score=f"{R}/scores/model.test.json",
         model_predictions=f"{R}/scores/model.test.predictions.jsonl",
         rows=rules.render_corpus.output.test,
+        template=rules.render_corpus.output.template,
         manifests=[
             rules.fetch_model.output.manifest,
             *expand(rules.train_adapter.output.manifest, run=RUNS),
@@ -734,8 +786,10 @@ rule write_report:
             *expand(rules.build_onnx.output.manifest, run=RUNS, variant=VARIANTS),
             rules.package_model.output.manifest,
         ],
+        page=str(HOME / "scripts/lib/report.html.j2"),
         script=script("write_report"),
         modules=modules("write_report"),
+        page=f"{HOME}/scripts/lib/report.html.j2",
     output:
         report=f"{R}/report.html",
     log:
@@ -745,16 +799,17 @@ rule write_report:
     conda:
         "envs/report.yaml"
     params:
-        settings=canonical_json(CONFIGURATION),
-        runs=repeated("--training", [(run, f"{R}/runs/{run}/training.json") for run in RUNS]),
-        stages=repeated("--stage", STAGES),
+        settings=lambda wildcards: canonical_json(CONFIGURATION),
+        runs=repeated(
+            "--training", [(run, f"{R}/runs/{run}/training.json") for run in RUNS]
+        ),
         timings=f"{R}/timings",
     shell:
         "exec python {input.script} --settings {params.settings:q} --summary {input.summary}"
-        " --selection {input.selection} --gate {input.gate} --audit {input.audit} --split {input.split}"
+        " --selection {input.selection} --audit {input.audit} --split {input.split}"
         " --leakage {input.leakage} --baselines {input.baselines}"
-        " --baseline-predictions {input.baseline_predictions} {params.runs} {params.stages}"
-        " --score {input.scores} --model-predictions {input.model_predictions} --rows {input.rows}"
+        " {params.runs} --model-score {input.model_score} --model-predictions {input.model_predictions}"
+        " --rows {input.rows} --template {input.template}"
         " --timings {params.timings} --manifests {input.manifests} --output {output.report} --log {log}"
 
 

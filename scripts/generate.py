@@ -9,9 +9,10 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from lib.config import config_schema
 from lib.workflow import locked_versions
-from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GROUPS = {
     "data": ["datasets", "datasketch", "huggingface-hub", "jinja2", "tokenizers"],
     "train": ["accelerate", "gguf", "huggingface-hub", "jinja2", "peft", "sacrebleu", "scipy", "torch", "transformers"],
-    "onnx": ["jinja2", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-genai", "sacrebleu", "scipy", "torch", "transformers"],
+    "onnx": ["jinja2", "onnx", "onnx-ir", "onnxruntime-genai", "sacrebleu", "scipy", "torch", "transformers"],
     "report": ["jinja2", "sacrebleu", "scikit-learn", "scipy", "tokenizers"],
 }
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's public page of CPU builds

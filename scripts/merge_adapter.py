@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 from lib.checkpoints import load_adapter, load_model
 from lib.cli import fail, parser, progress, run, settings_argument
 from lib.files import published_directory, read_json
@@ -19,8 +22,6 @@ from lib.machine import use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.scoring import read_rows
 from lib.tokens import load_tokenizer
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 _CHECKED_ROWS = 8
 # Largest difference of logits, relative to the largest logit: float32 sums in another order, and the
@@ -129,6 +130,8 @@ if __name__ == "__main__":
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     arguments.add_argument("--adapter", type=Path, required=True, help="folder of the adapter")
     arguments.add_argument("--rows", type=Path, required=True, help="corpus rows whose prompts are compared")
-    arguments.add_argument("--merged", type=Path, required=True, help="folder to write; its manifest is written last, beside it")
+    arguments.add_argument(
+        "--merged", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
+    )
     arguments.add_argument("--threads", type=int, default=2)
     run(arguments, main)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from lib.checkpoints import load_adapter, load_model
 from lib.cli import parser, progress, run, settings_argument
 from lib.machine import use_threads
@@ -78,9 +79,7 @@ def choice_log_probs(model: Any, batch: Sequence[tuple[list[int], list[list[int]
     prompts = [prompt for prompt, _ in batch]
     width = max(map(len, prompts))
     ids, mask = padded(prompts, width, model.device)
-    output = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=True, logits_to_keep=1
-    )
+    output = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=True, logits_to_keep=1)
     first = output.logits[:, -1].float().log_softmax(-1)
     cache = output.cache
     scores = []
@@ -163,7 +162,9 @@ def add_answers(
         return
     limit = evaluate["max_new_tokens"]
     if template["task"] == "classification":
-        limit = 2 + max(len(c) for _, choices in encode_choices(tokenizer, template, [asked[0]["prompt"]]) for c in choices)
+        limit = 2 + max(
+            len(c) for _, choices in encode_choices(tokenizer, template, [asked[0]["prompt"]]) for c in choices
+        )
     prompts = tokenizer.encode_batch([row["prompt"] for row in asked])
     for places in by_length([len(prompt) for prompt in prompts], evaluate["batch_size"]):
         batch = [prompts[place] for place in places]

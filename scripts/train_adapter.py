@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
 from lib import batches
 from lib.checkpoints import load_model
 from lib.cli import fail, parser, progress, run, settings_argument
@@ -26,8 +29,6 @@ from lib.machine import matmul_peak, peak_rss_mb, training_dtype, use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.scoring import read_rows
 from lib.tokens import load_tokenizer
-from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 _COMPLETE = "complete.json"  # written last into a checkpoint: one without it was cut short
 
@@ -103,7 +104,9 @@ def train(args: argparse.Namespace, work: Path) -> None:
         compute_loss_func=batches.completion_loss,
         callbacks=[Progress(work)],
     )
-    progress(f"train_adapter: {len(encoded['train'])} sequences, {count_trainable(model):,} trainable parameters, {dtype}")
+    progress(
+        f"train_adapter: {len(encoded['train'])} sequences, {count_trainable(model):,} trainable parameters, {dtype}"
+    )
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     if not losses or not all(math.isfinite(loss) for loss in losses):
@@ -190,6 +193,7 @@ class AdapterTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss per supervised token over all validation rows (the Trainer's own averages batches)."""
         total, tokens = 0.0, 0
+        assert self.model is not None
         self.model.eval()
         with torch.inference_mode():
             for batch in self.get_eval_dataloader():
@@ -223,7 +227,8 @@ class Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.seconds += time.perf_counter() - self.started
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        logs = given["logs"]
         if "loss" in logs or "eval_loss" in logs:
             name = "loss" if "loss" in logs else "eval_loss"
             left = self.seconds / max(state.global_step, 1) * (state.max_steps - state.global_step)
@@ -333,7 +338,9 @@ if __name__ == "__main__":
     arguments.add_argument("--validation", type=Path, required=True, help="corpus/validation.jsonl")
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     arguments.add_argument("--work", type=Path, default=Path("work/train"), help="where progress is kept")
-    arguments.add_argument("--adapter", type=Path, required=True, help="folder to write; its manifest is written last, beside it")
+    arguments.add_argument(
+        "--adapter", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
+    )
     arguments.add_argument("--training", type=Path, required=True, help="facts about the training, to write")
     arguments.add_argument("--threads", type=int, default=2)
     run(arguments, main)

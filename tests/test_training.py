@@ -10,17 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SCRIPTS
+
 from lib import batches
 from lib.checkpoints import load_adapter, load_model
+from lib.cli import UserError
 from lib.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
 from lib.templates import compile_template, render_completion, render_prompt
 from lib.tokens import load_tokenizer
-from lib.cli import UserError
-
-from conftest import SCRIPTS
 
 LABELS = ["joy", "joyful", "sadness"]
-TEXTS = ["The dog came home", "Nobody called", "What a {lovely} day", "It rained on the way there and back", "He laughed"]
+TEXTS = [
+    "The dog came home",
+    "Nobody called",
+    "What a {lovely} day",
+    "It rained on the way there and back",
+    "He laughed",
+]
 FINETUNE = {
     "method": "lora",
     "r": 4,

@@ -30,11 +30,17 @@ def fail(what: str, hint: str = "", *, at: str | Path | None = None, line: int |
     raise UserError(f"{place}{what}" + (f"; {hint}" if hint else ""))
 
 
+def or_exit(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call `function`; a `UserError` ends the program with its line (for the Snakefile)."""
+    try:
+        return function(*args, **options)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """An argument parser with what every script takes: `--log`."""
-    result = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--log", type=Path, help="write everything that libraries print to this file")
     return result
 

@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -46,7 +47,7 @@ def matmul_peak(dtype: torch.dtype, size: int = 1536, seconds: float = 1.0) -> f
 
 def _cpu_has_bfloat16_units() -> bool:
     try:
-        flags = next(line for line in open("/proc/cpuinfo", encoding="utf-8") if line.startswith("flags"))
-    except (OSError, StopIteration):
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags

@@ -7,7 +7,8 @@ heavy rules from running at the same time.
 
 import math
 import os
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 HEAVY_THREADS = 16  # "all cores": Snakemake lowers it to --cores
 _MB = 1e6

@@ -11,7 +11,7 @@ import re
 import string
 from collections.abc import Mapping
 from functools import cache, partial
-from typing import Any, ClassVar, TypedDict
+from typing import Any, TypedDict
 
 from jinja2 import Template as JinjaTemplate
 from jinja2 import TemplateError, nodes
@@ -209,7 +209,7 @@ def _apply_chat_template(tokenizer: Tokenizer, messages: list[dict[str, str]], *
 class _Generation(Extension):
     """`{% generation %}` marks the assistant's part for transformers; to the text it adds nothing."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (Jinja declares it as an instance variable)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

@@ -86,11 +86,14 @@ def load_tokenizer(model: Path) -> Tokenizer:
 def end_token_ids(model: Path) -> frozenset[int]:
     """Ids that end a text: generation_config.json decides, config.json where it is silent.
 
+    An ONNX folder has genai_config.json instead.
+
     Raises `UserError` when neither names one: such a model never stops.
     """
-    for name in ("generation_config.json", "config.json"):
+    for name in ("generation_config.json", "config.json", "genai_config.json"):
         if (model / name).is_file():
-            value = read_json(model / name).get("eos_token_id")
+            config = read_json(model / name)
+            value = (config["model"] if name == "genai_config.json" else config).get("eos_token_id")
             if value is not None:
                 return frozenset([value] if isinstance(value, int) else value)
     fail("no eos_token_id in generation_config.json or config.json", "the model would never stop: add it", at=model)

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Set
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,15 @@ def expand_runs(config: Config) -> dict[str, dict[str, Any]]:
     return {config.finetune.method: config.finetune.model_dump()}
 
 
-def find_path(name: str, home: Path, *, made_here: set[str], what: str) -> str:
+def find_path(name: str, home: Path, key: str, made: Set[str] = frozenset()) -> str:
     """A path from the configuration: as it stands, else relative to the folder of the Snakefile.
 
-    made_here: files that a rule of the workflow makes. Raises `UserError` when it is neither.
+    made: paths that a rule of the workflow makes. Raises `UserError`, naming the configuration's
+    `key`, when the path is neither there nor made.
     """
-    if Path(name).exists() or Path(name).is_absolute():
-        path = Path(name)
-    else:
-        path = home / name
-    if not path.exists() and name not in made_here:
-        fail(f"{what}: {name} does not exist", "check the path, or put the file there")
+    path = Path(name) if Path(name).exists() else home / name
+    if not path.exists() and str(path) not in made:
+        fail(f"{key}: {name} does not exist", "check the path, or put the file there")
     return str(path)
 
 

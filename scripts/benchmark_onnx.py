@@ -1,0 +1,106 @@
+"""Measure an ONNX model in a process of its own: size, load time, first token, tokens per second, memory.
+
+Batch size 1, greedy, real prompts. Times are medians over the prompts, `spread` their 10th and 90th
+percentile. Whatever else runs on the machine slows it down, so run nothing else.
+"""
+
+import argparse
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime_genai as og
+
+from lib.cli import fail, parser, progress, run, settings_argument
+from lib.files import read_jsonl, write_json
+from lib.manifests import read_manifest
+from lib.onnx_model import OnnxModel, load_onnx
+
+
+class Times(NamedTuple):
+    """prompt_tokens: ids of the prompt; first_token_ms: from text to first token; tokens_per_second: after it."""
+
+    prompt_tokens: int
+    first_token_ms: float
+    tokens_per_second: float
+
+
+def main(args: argparse.Namespace) -> None:
+    settings = args.settings["benchmark"]
+    manifest = read_manifest(args.model)
+    prompts = [row["prompt"] for row in islice(read_jsonl(args.rows), settings["prompts"])]
+    if not prompts:
+        fail("no rows", "bring more rows, or raise split.validation", at=args.rows)
+    begin = time.perf_counter()
+    model = load_onnx(args.model, args.threads)
+    load_s = time.perf_counter() - begin
+    measure(model, prompts[0], settings["new_tokens"])  # the first run allocates and warms caches
+    times = [measure(model, prompt, settings["new_tokens"]) for prompt in prompts]
+    first, speed = summary([t.first_token_ms for t in times]), summary([t.tokens_per_second for t in times])
+    result = {
+        "size_mb": sum((args.model / name).stat().st_size for name in manifest["files"]) / 1e6,
+        "load_s": load_s,
+        "first_token_ms": first["median"],
+        "tokens_per_second": speed["median"],
+        "peak_rss_mb": peak_rss_mb(),
+        "prompt_tokens": float(np.median([t.prompt_tokens for t in times])),
+        "new_tokens": settings["new_tokens"],
+        "prompts": len(prompts),
+        "threads": args.threads,
+        "spread": {"first_token_ms": first["spread"], "tokens_per_second": speed["spread"]},
+    }
+    progress(f"benchmark_onnx: {first['median']:.0f} ms to the first token, {speed['median']:.1f} tokens/s")
+    write_json(args.output, result)
+
+
+def measure(model: OnnxModel, prompt: str, new_tokens: int) -> Times:
+    """Times of one prompt. The answer goes on to `new_tokens`, end token or not. Raises `UserError` when too long."""
+    begin = time.perf_counter()
+    ids = model.encode(prompt)
+    length = len(ids) + new_tokens
+    if length > model.context_length:
+        fail(
+            f"a prompt of {len(ids)} tokens and {new_tokens} new ones exceed the model's {model.context_length}",
+            "lower benchmark.new_tokens",
+        )
+    params = og.GeneratorParams(model.model)
+    params.set_search_options(max_length=length, min_length=length)
+    generator = og.Generator(model.model, params)
+    generator.append_tokens(np.array(ids, dtype=np.int32))
+    generator.generate_next_token()
+    first = time.perf_counter()
+    for _ in range(new_tokens - 1):
+        generator.generate_next_token()
+    last = time.perf_counter()
+    return Times(len(ids), 1000 * (first - begin), (new_tokens - 1) / (last - first))
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    low, median, high = np.percentile(values, [10, 50, 90])
+    return {"median": float(median), "spread": [float(low), float(high)]}
+
+
+def peak_rss_mb() -> float:
+    """Highest resident set of this process, in MB.
+
+    Not getrusage on Linux: there a process starts with the peak of the one that forked it.
+    """
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="benchmark, versions")
+    arguments.add_argument("--model", type=Path, required=True, help="folder of the ONNX model")
+    arguments.add_argument("--rows", type=Path, required=True, help="corpus rows whose prompts are answered")
+    arguments.add_argument("--output", type=Path, required=True, help="file to write")
+    arguments.add_argument("--threads", type=int, default=2)
+    run(arguments, main)

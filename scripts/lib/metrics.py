@@ -1,0 +1,346 @@
+"""How good predictions are, how sure that is, and how much one stage differs from another.
+
+Every metric is a function of sums over rows (counts of hits, of n-grams, of tokens), so one
+bootstrap serves all of them: draw rows with replacement, add up their sums, apply the function.
+Two stages that are compared draw the same rows.
+"""
+
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lib.cli import fail
+
+Prediction = dict[str, Any]
+Quality = dict[str, Any]
+
+MAIN_METRIC = {"classification": "accuracy", "generation": "chrf"}  # compared with baselines and between stages
+BASELINE = {"classification": "tfidf_logreg", "generation": "nearest_question"}  # what a model must be worth more than
+_WITH_INTERVAL = frozenset({"accuracy", "macro_f1", "chrf"})
+_NOT_COMPARED: Quality = {"flips": None, "kl": None, "against": None}
+_DRAWS_AT_ONCE = 2**22  # row weights held at a time while resampling: 32 MB
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A metric as sums over rows.
+
+    rows: (n, d) what each row adds. value: (..., d) sums to (...) metric; NaN where it is undefined.
+    """
+
+    rows: np.ndarray
+    value: Callable[[np.ndarray], np.ndarray]
+
+
+def quality(
+    task: str, predictions: Sequence[Prediction], labels: list[str] | None, *, seed: int, samples: int
+) -> dict[str, Any]:
+    """Quality of one stage on one split, in the form of a score file.
+
+    Returns `quality` and `answered` (rows with a free answer); for classification also `labels`,
+    `per_class` and `confusion` (row: true label, column: predicted label, in the order of `labels`).
+    Raises `UserError` as `statistics` does.
+    """
+    values: Quality = {"n": len(predictions)}
+    for name, statistic in statistics(task, predictions, labels).items():
+        values[name] = point(statistic)
+        if name in _WITH_INTERVAL:
+            values[f"{name}_ci95"] = interval(statistic, seed=seed, samples=samples)
+    result: dict[str, Any] = {
+        "quality": {**values, **_NOT_COMPARED},
+        "answered": sum(row["answer"] is not None for row in predictions),
+    }
+    if task == "classification":
+        assert labels is not None
+        matrix = _confusion(predictions, labels)
+        result |= {"labels": labels, "per_class": _per_class(matrix, labels), "confusion": matrix.tolist()}
+    return result
+
+
+def compare(task: str, before: Sequence[Prediction], after: Sequence[Prediction], *, name: str) -> dict[str, Any]:
+    """How `after` differs from the stage `before`, called `name`, on the same rows in any order.
+
+    flips: rows whose predicted label (generation: whose free answer) differs.
+    kl: mean over rows of KL(before || after) of the label probabilities in nats; None without them.
+    wins, losses: rows that only `after`, only `before` gets right; for generation rows whose free
+    answer came nearer to, went further from the reference (chrF). mcnemar_p: the exact two-sided
+    test on them (McNemar 1947; for generation this is the sign test).
+    Raises `UserError` when the two do not cover the same rows.
+    """
+    before = align(before, after, name)
+    if task == "classification":
+        flips = sum(old["predicted"] != new["predicted"] for old, new in zip(before, after, strict=True))
+        scores = [[float(row["predicted"] == row["label"]) for row in rows] for rows in (before, after)]
+    else:
+        both = [
+            (old, new)
+            for old, new in zip(before, after, strict=True)
+            if old["answer"] is not None and new["answer"] is not None
+        ]
+        flips = sum(_folded(old["answer"]) != _folded(new["answer"]) for old, new in both)
+        scores = [[_sentence_chrf(pair[side]) for pair in both] for side in (0, 1)]
+    wins = sum(new > old for old, new in zip(*scores, strict=True))
+    losses = sum(new < old for old, new in zip(*scores, strict=True))
+    return {
+        "flips": flips,
+        "kl": _mean_kl(before, after) if task == "classification" else None,
+        "against": {"name": name, "wins": wins, "losses": losses, "mcnemar_p": mcnemar_p(wins, losses)},
+    }
+
+
+def mcnemar_p(wins: int, losses: int) -> float:
+    """Two-sided exact p of the hypothesis that a win is as likely as a loss; 1 without either."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
+
+
+def difference_interval(wins: int, losses: int, n: int, *, seed: int, samples: int) -> list[float]:
+    """95 % percentile bootstrap interval of the difference of two accuracies measured on the same rows.
+
+    Resampling rows that are wins (+1), losses (-1) or ties (0) is drawing from a multinomial.
+    """
+    shares = [wins / n, losses / n, (n - wins - losses) / n]
+    draws = np.random.default_rng(seed).multinomial(n, shares, size=samples)
+    return _percentiles((draws[:, 0] - draws[:, 1]) / n)
+
+
+def statistics(task: str, predictions: Sequence[Prediction], labels: list[str] | None) -> dict[str, Statistic]:
+    """The metrics of `task` over these rows, by name.
+
+    Free answers count only on the rows that have one. Raises `UserError` when there are no rows, a
+    row occurs twice, a label is unknown, or a log probability is not a finite number.
+    """
+    if not predictions:
+        fail("no predictions to measure", "make the scores again")
+    _check_unique(predictions, "the predictions")
+    if task == "classification":
+        assert labels is not None
+        return _classification(predictions, labels)
+    return _generation(predictions)
+
+
+def point(statistic: Statistic) -> float | None:
+    """The metric on all rows, or None where it is undefined (no row has a free answer)."""
+    value = float(statistic.value(statistic.rows.sum(axis=0)))
+    return None if math.isnan(value) else value
+
+
+def interval(statistic: Statistic, *, seed: int, samples: int, minus: Statistic | None = None) -> list[float] | None:
+    """95 % percentile bootstrap interval of a metric, or of `statistic` minus `minus` on the same rows."""
+    drawn = []
+    for weights in _row_weights(len(statistic.rows), seed, samples):
+        values = statistic.value(weights @ statistic.rows)
+        drawn.append(values if minus is None else values - minus.value(weights @ minus.rows))
+    values = np.concatenate(drawn)
+    values = values[~np.isnan(values)]
+    return _percentiles(values) if len(values) else None
+
+
+def parse_answer(answer: str, labels: Sequence[str]) -> str | None:
+    """The label that a free answer is, or None. `joyful`, `Joy.` and `joy or fear` are no labels."""
+    text = answer.strip()
+    return text if text in labels else None
+
+
+def token_f1(answer: str, reference: str) -> float:
+    """Overlap of the words of two texts, as SQuAD measures it (lower case, without punctuation and articles)."""
+    given, wanted = _squad_words(answer), _squad_words(reference)
+    if not given or not wanted:
+        return float(given == wanted)
+    common = sum((Counter(given) & Counter(wanted)).values())
+    return 2 * common / (len(given) + len(wanted))
+
+
+def label_shares(log_probs: dict[str, float]) -> dict[str, float]:
+    """Probability of each label when only the labels could be said."""
+    shares = np.exp(_normalised([list(log_probs.values())]))[0]
+    return dict(zip(log_probs, shares.tolist(), strict=True))
+
+
+def _classification(predictions: Sequence[Prediction], labels: list[str]) -> dict[str, Statistic]:
+    truth, predicted = _label_numbers(predictions, labels)
+    one_of_each = np.eye(len(labels))
+    hits = (truth == predicted).astype(float)
+    counts = np.hstack([one_of_each[truth] * hits[:, None], one_of_each[truth] + one_of_each[predicted]])
+    answered = np.array([row["answer"] is not None for row in predictions], dtype=float)
+    answers = [None if row["answer"] is None else parse_answer(row["answer"], labels) for row in predictions]
+    invalid = answered * np.array([answer is None for answer in answers])
+    right = np.array([answer == row["label"] for answer, row in zip(answers, predictions, strict=True)], dtype=float)
+    return {
+        "accuracy": _ratio(hits, np.ones_like(hits)),
+        "macro_f1": Statistic(counts, _macro_f1),
+        "greedy_accuracy": _ratio(right, answered),
+        "invalid_rate": _ratio(invalid, answered),
+        "stop_rate": _stop_rate(predictions),
+    }
+
+
+def _generation(predictions: Sequence[Prediction]) -> dict[str, Statistic]:
+    answered = np.array([row["answer"] is not None for row in predictions], dtype=float)
+    pairs = [(row["answer"] or "", row["reference"]) for row in predictions]
+    exact = np.array([_folded(answer) == _folded(reference) for answer, reference in pairs])
+    overlap = np.array([token_f1(answer, reference) for answer, reference in pairs])
+    return {
+        "exact_match": _ratio(exact * answered, answered),
+        "token_f1": _ratio(overlap * answered, answered),
+        "chrf": _chrf(pairs, answered),
+        "perplexity": _perplexity(predictions),
+        "stop_rate": _stop_rate(predictions),
+    }
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> Statistic:
+    return Statistic(np.column_stack([numerator, denominator]), lambda sums: _divide(sums[..., 0], sums[..., 1]))
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(denominator > 0, numerator / denominator, np.nan))
+
+
+def _stop_rate(predictions: Sequence[Prediction]) -> Statistic:
+    known = np.array([row["stopped"] is not None for row in predictions], dtype=float)
+    return _ratio(np.array([bool(row["stopped"]) for row in predictions], dtype=float), known)
+
+
+def _macro_f1(sums: np.ndarray) -> np.ndarray:
+    """sums: (..., 2k): hits, then predicted plus true rows of each class.
+
+    The mean is over classes that occur among true or predicted labels, as scikit-learn's is.
+    """
+    hits, both = np.split(sums, 2, axis=-1)
+    return np.asarray(np.nanmean(_divide(2 * hits, both), axis=-1))
+
+
+def _chrf(pairs: Sequence[tuple[str, str]], answered: np.ndarray) -> Statistic:
+    from sacrebleu.metrics.chrf import CHRF
+
+    metric = CHRF()
+    # The n-gram counts of each sentence, of which `corpus_score` shows only the total.
+    counts = metric._extract_corpus_statistics([answer for answer, _ in pairs], [[wanted for _, wanted in pairs]])
+    rows = np.column_stack([np.array(counts, dtype=float) * answered[:, None], answered])
+
+    def value(sums: np.ndarray) -> np.ndarray:
+        flat = sums.reshape(-1, sums.shape[-1])
+        scores = [metric._compute_f_score(row[:-1].tolist()) if row[-1] else np.nan for row in flat]
+        return np.array(scores).reshape(sums.shape[:-1])
+
+    return Statistic(rows, value)
+
+
+def _sentence_chrf(row: Prediction) -> float:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return float(CHRF().sentence_score(row["answer"], [row["reference"]]).score)
+
+
+def _perplexity(predictions: Sequence[Prediction]) -> Statistic:
+    """exp of the mean negative log probability of a token, over rows that have one (baselines do not)."""
+    known = [(row["id"], row["log_prob"] or 0.0, row["tokens"] or 0) for row in predictions]
+    for id_, log_prob, _ in known:
+        if not math.isfinite(log_prob):
+            fail(f"the log probability of row {id_} is {log_prob}", "the model computes no numbers: build it anew")
+    rows = np.array([[-log_prob, tokens] for _, log_prob, tokens in known], dtype=float)
+    return Statistic(rows, lambda sums: np.exp(_divide(sums[..., 0], sums[..., 1])))
+
+
+def _label_numbers(predictions: Sequence[Prediction], labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    number = {label: index for index, label in enumerate(labels)}
+    for row in predictions:
+        for key in ("label", "predicted"):
+            if row[key] not in number:
+                fail(f"row {row['id']}: {key} {row[key]!r} is none of the labels {labels}", "make the scores again")
+        if any(not math.isfinite(value) for value in (row["log_probs"] or {}).values()):
+            fail(f"row {row['id']}: a log probability is not finite", "the model computes no numbers: build it anew")
+    truth = np.array([number[row["label"]] for row in predictions])
+    return truth, np.array([number[row["predicted"]] for row in predictions])
+
+
+def _confusion(predictions: Sequence[Prediction], labels: list[str]) -> np.ndarray:
+    matrix = np.zeros((len(labels), len(labels)), dtype=int)
+    np.add.at(matrix, _label_numbers(predictions, labels), 1)
+    return matrix
+
+
+def _per_class(matrix: np.ndarray, labels: list[str]) -> dict[str, dict[str, float | int]]:
+    """Precision, recall and F1 of each label; 0 where nothing was predicted or nothing is there."""
+    hits, support, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    precision = np.nan_to_num(_divide(hits, predicted))
+    recall = np.nan_to_num(_divide(hits, support))
+    f1 = np.nan_to_num(_divide(2 * hits, support + predicted))
+    return {
+        label: {
+            "precision": float(precision[index]),
+            "recall": float(recall[index]),
+            "f1": float(f1[index]),
+            "support": int(support[index]),
+        }
+        for index, label in enumerate(labels)
+    }
+
+
+def _mean_kl(before: Sequence[Prediction], after: Sequence[Prediction]) -> float | None:
+    if any(row["log_probs"] is None for row in (*before, *after)):
+        return None
+    labels = list(after[0]["log_probs"])
+    old, new = (
+        _normalised([[row["log_probs"][label] for label in labels] for row in rows]) for rows in (before, after)
+    )
+    return max(0.0, float((np.exp(old) * (old - new)).sum(axis=1).mean()))  # rounding can go just below zero
+
+
+def _normalised(log_probs: list[list[float]]) -> np.ndarray:
+    """(n, k) log probabilities of the labels among each other: each row's exp sums to 1."""
+    values = np.array(log_probs)
+    values = values - values.max(axis=1, keepdims=True)
+    return np.asarray(values - np.log(np.exp(values).sum(axis=1, keepdims=True)))
+
+
+def align(before: Sequence[Prediction], after: Sequence[Prediction], name: str) -> list[Prediction]:
+    """`before` in the order of `after`."""
+    by_id = _check_unique(before, f"the predictions of {name}")
+    wanted = _check_unique(after, f"the predictions compared with {name}")
+    if different := by_id.keys() ^ wanted.keys():
+        fail(
+            f"{len(different)} rows are not in both sets of predictions compared with {name}, such as {min(different)}",
+            "they come from different corpora: make the scores again",
+        )
+    return [by_id[row["id"]] for row in after]
+
+
+def _check_unique(predictions: Sequence[Prediction], what: str) -> dict[str, Prediction]:
+    by_id = {row["id"]: row for row in predictions}
+    if len(by_id) != len(predictions):
+        twice = next(id_ for id_, count in Counter(row["id"] for row in predictions).items() if count > 1)
+        fail(f"row {twice} occurs more than once in {what}", "make the scores again")
+    return by_id
+
+
+def _row_weights(n: int, seed: int, samples: int) -> Iterator[np.ndarray]:
+    """Yield (some, n) arrays, `samples` rows in all: how often each row is drawn in a resample of n."""
+    generator = np.random.default_rng(seed)
+    step = max(1, _DRAWS_AT_ONCE // n)
+    for start in range(0, samples, step):
+        count = min(step, samples - start)
+        drawn = generator.integers(0, n, size=(count, n)) + np.arange(count)[:, None] * n
+        yield np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(float)
+
+
+def _percentiles(values: np.ndarray) -> list[float]:
+    return [float(value) for value in np.percentile(values, [2.5, 97.5])]
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _squad_words(text: str) -> list[str]:
+    """Words as SQuAD's official script normalises them, with the punctuation and symbols of any script."""
+    kept = "".join(sign for sign in text.lower() if unicodedata.category(sign)[0] not in "PS")
+    return [word for word in kept.split() if word not in ("a", "an", "the")]

@@ -1,0 +1,137 @@
+"""ONNX models as onnxruntime-genai runs them: load, append tokens, score answers, answer freely.
+
+Imports neither torch nor transformers: `predict.py` starts in a second and `benchmark_onnx.py`
+measures the memory of what ships, not of what made it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime_genai as og
+
+from lib.cli import fail, first_line
+from lib.files import read_json
+
+
+@dataclass
+class OnnxModel:
+    """A loaded model with its tokenizer; `og.Model` and `og.Tokenizer` carry no types."""
+
+    model: Any
+    tokenizer: Any
+    context_length: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` as it stands; og.Tokenizer adds no special tokens."""
+        return self.tokenizer.encode(text).tolist()
+
+    @cached_property
+    def gives_all_logits(self) -> bool:
+        """Whether one call gives the logits behind each of its tokens; `prune_lm_head` leaves the last."""
+        params = og.GeneratorParams(self.model)
+        params.set_search_options(max_length=3)
+        generator = og.Generator(self.model, params)
+        generator.append_tokens(np.array([0, 0], dtype=np.int32))
+        return generator.get_output("logits").shape[1] == 2
+
+
+def load_onnx(folder: Path, threads: int) -> OnnxModel:
+    """Load a genai folder; `threads` goes into the session options, not into the files.
+
+    Raises `UserError` when the folder is none or ONNX Runtime cannot load its model.
+    """
+    if not (folder / "genai_config.json").is_file():
+        fail(
+            "not a model folder: it has no genai_config.json",
+            "name the folder that build_onnx or package_model wrote",
+            at=folder,
+        )
+    try:
+        return open_onnx(folder, threads)
+    except RuntimeError as error:
+        fail(f"ONNX Runtime cannot load it: {first_line(error)}", "make the folder again", at=folder)
+
+
+def open_onnx(folder: Path, threads: int) -> OnnxModel:
+    """As `load_onnx`, but raises ONNX Runtime's own `RuntimeError`."""
+    config = og.Config(str(folder))
+    options = {"intra_op_num_threads": threads}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
+    model = og.Model(config)
+    context_length = read_json(folder / "genai_config.json")["model"]["context_length"]
+    return OnnxModel(model, og.Tokenizer(model), context_length)
+
+
+class Reader:
+    """Reads prompts one after the other with one generator, computing what neighbours share once.
+
+    Prompts of one template begin alike, so only what differs is computed. Room is for the longest
+    prompt and answer, never the whole context: the key-value cache is allocated at once.
+    """
+
+    def __init__(self, model: OnnxModel, room: int) -> None:
+        """room: tokens of the longest prompt and its answer. Raises `UserError` beyond the model's context."""
+        if room > model.context_length:
+            fail(
+                f"a prompt and its answer take {room} tokens, the model takes {model.context_length}",
+                "shorten the input, or lower corpus.max_length",
+            )
+        params = og.GeneratorParams(model.model)
+        params.set_search_options(max_length=room)
+        self._generator = og.Generator(model.model, params)
+        self._model = model
+        self._prompt: list[int] = []
+
+    def read(self, prompt: list[int]) -> np.ndarray:
+        """Read a prompt; logits behind it, [vocabulary]."""
+        # The generator notices that it is no longer at an end only when it goes back by a token or more.
+        most = max(0, min(len(prompt), len(self._prompt)) - 1)
+        shared = next((place for place in range(most) if prompt[place] != self._prompt[place]), most)
+        if self._prompt:
+            self._generator.rewind_to(shared)
+        self._generator.append_tokens(np.array(prompt[shared:], dtype=np.int32))
+        self._prompt = prompt
+        return self._generator.get_logits()[0, -1].copy()
+
+    def answer(self, limit: int) -> list[int]:
+        """Ids of the free greedy answer to the prompt just read, at most `limit`, the end token included."""
+        ids: list[int] = []
+        while len(ids) < limit and not self._generator.is_done():
+            self._generator.generate_next_token()
+            ids.append(int(self._generator.get_next_tokens()[0]))
+        return ids
+
+    def log_probs(self, first: np.ndarray, answers: Sequence[Sequence[int]]) -> list[float]:
+        """Summed log probability of each answer's ids behind the prompt.
+
+        first: what `read` returned. The prompt is not computed again for each answer.
+        """
+        start = log_softmax(first)
+        sums = []
+        for ids in answers:
+            total = float(start[ids[0]])
+            if len(ids) > 1:
+                self._generator.rewind_to(len(self._prompt))
+                following = log_softmax(self._append(ids[:-1]))
+                total += float(following[np.arange(len(ids) - 1), ids[1:]].sum())
+            sums.append(total)
+        return sums
+
+    def _append(self, ids: Sequence[int]) -> np.ndarray:
+        """Logits behind each of `ids`, [ids, vocabulary]."""
+        logits = []
+        for step in [ids] if self._model.gives_all_logits else [[id_] for id_ in ids]:
+            self._generator.append_tokens(np.array(step, dtype=np.int32))
+            logits.append(self._generator.get_output("logits")[0])
+        return np.concatenate(logits)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -1,0 +1,143 @@
+"""Quantized weights inside an ONNX file: read back, compared with the weights they stand for.
+
+Format: operator MatMulNBits of ONNX Runtime (docs/ContribOperators.md, com.microsoft). A weight
+[N, K] is cut along K into blocks; each block has a scale, codes of 4 or 8 bits and perhaps a zero
+point: value = (code - zero point) * scale.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """codes: [N, blocks, block size]; scales, zeros: [N, blocks]; columns: K, without the padding.
+
+    asymmetric: zero points are stored; else they are the middle of the codes.
+    """
+
+    codes: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray
+    columns: int
+    bits: int
+    asymmetric: bool
+
+
+class Graph:
+    """The graph of an ONNX file; weights are read from its data file only when they are asked for."""
+
+    def __init__(self, file: Path) -> None:
+        self._folder = file.parent
+        self._graph = onnx.load(str(file), load_external_data=False).graph
+        self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
+        self.node_names = [node.name for node in self._graph.node]
+        self.quantized = [node.name for node in self._graph.node if node.op_type == "MatMulNBits"]
+
+    def operators(self) -> dict[str, int]:
+        """Number of nodes by operator, sorted by name."""
+        return dict(sorted(Counter(node.op_type for node in self._graph.node).items()))
+
+    def fault(self) -> str | None:
+        """Why no runtime could load it: an input that nothing makes, or a weight that the data file lacks."""
+        made = {value.name for value in self._graph.input} | set(self._weights) | {""}
+        for node in self._graph.node:
+            for name in node.input:
+                if name not in made:
+                    return f"node {node.name} reads {name}, which nothing makes"
+            made.update(node.output)
+        for tensor in self._weights.values():
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            if place:
+                file = self._folder / place["location"]
+                end = int(place.get("offset", 0)) + int(place["length"])
+                if not file.is_file() or file.stat().st_size < end:
+                    return f"weight {tensor.name} is not in {file.name}"
+        return next((f"nothing makes the output {o.name}" for o in self._graph.output if o.name not in made), None)
+
+    def read_quantized(self, name: str) -> Quantized:
+        """The weight of the MatMulNBits node `name`."""
+        node = next(node for node in self._graph.node if node.name == name)
+        facts = {attribute.name: attribute.i for attribute in node.attribute}
+        bits, block, rows, columns = (facts[key] for key in ("bits", "block_size", "N", "K"))
+        blocks = -(-columns // block)
+        codes = _unpacked(self._array(node.input[1]).reshape(rows, -1), bits).reshape(rows, blocks, block)
+        scales = self._array(node.input[2]).reshape(rows, blocks).astype(np.float32)
+        asymmetric = len(node.input) > 3 and bool(node.input[3])
+        if asymmetric:
+            zeros = _unpacked(self._array(node.input[3]).reshape(rows, -1), bits)[:, :blocks]
+        else:
+            zeros = np.full((rows, blocks), 1 << (bits - 1), dtype=np.uint8)
+        return Quantized(codes, scales, zeros, columns, bits, asymmetric)
+
+    def _array(self, name: str) -> np.ndarray:
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(self._weights[name])
+        if tensor.external_data:
+            load_external_data_for_tensor(tensor, str(self._folder))
+        return numpy_helper.to_array(tensor)
+
+
+def dequantised(weight: Quantized) -> np.ndarray:
+    """The values that the codes stand for: [N, K], float32."""
+    values = (weight.codes.astype(np.float32) - weight.zeros[:, :, None]) * weight.scales[:, :, None]
+    return values.reshape(len(values), -1)[:, : weight.columns]
+
+
+def largest_error(weight: Quantized, original: np.ndarray) -> float:
+    """Largest |original - dequantised|, in steps of the block; rounding to the nearest gives 0.5.
+
+    Values beyond the last code are compared with that: a symmetric grid has one code less above zero.
+    original: [N, K].
+    """
+    zeros = weight.zeros.astype(np.float32)[:, :, None]
+    steps = weight.scales[:, :, None]
+    exact = np.divide(_blocks(original, weight), steps, out=np.zeros(weight.codes.shape, np.float32), where=steps != 0)
+    wanted = np.clip(exact, -zeros, (1 << weight.bits) - 1 - zeros)
+    error = np.abs(wanted - (weight.codes - zeros)).reshape(len(original), -1)[:, : weight.columns]
+    return float(error.max())
+
+
+def grid_of(weight: Quantized, original: np.ndarray) -> str:
+    """How the scales were chosen, from the scales themselves.
+
+    default: the value of largest size, with its sign, is code 0: scale = value / -8 in 4 bits.
+    rtn: scale = 2 max|w| / 15 in 4 bits. asymmetric: with zero points. other: none of these.
+    original: [N, K]. Builder and quantizer call both symmetric grids round-to-nearest; they differ
+    in quality, so the manifest says which one it is.
+    """
+    if weight.asymmetric:
+        return "asymmetric"
+    blocks = _blocks(original, weight)
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[:, :, None], axis=-1)[:, :, 0]
+    candidates = {
+        "default": extreme / -(1 << (weight.bits - 1)),
+        "rtn": 2 * np.abs(extreme) / ((1 << weight.bits) - 1),
+    }
+    for name, scales in candidates.items():
+        # A block of -m and +m may take either sign, and a block of zeros any scale.
+        same = np.isclose(np.abs(scales), np.abs(weight.scales), rtol=1e-3, atol=1e-12) | (extreme == 0)
+        if same.mean() > 0.99:
+            return name
+    return "other"
+
+
+def _blocks(original: np.ndarray, weight: Quantized) -> np.ndarray:
+    """[N, K] as [N, blocks, block size], the last block filled up with zeros."""
+    rows, blocks, size = weight.codes.shape
+    padded = np.zeros((rows, blocks * size), dtype=np.float32)
+    padded[:, : weight.columns] = original
+    return padded.reshape(rows, blocks, size)
+
+
+def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+    """Bytes as codes along the last axis: two a byte in 4 bits, the low half first."""
+    if bits == 8:
+        return packed
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)

@@ -1,0 +1,156 @@
+"""Small plots as inline SVG, readable in black and white: marks differ in shape, lines in dashes.
+
+Every plot is 480 units wide with text of 13, so that it can be read at phone width. The numbers stand
+in a table beside each plot, so the plot's label only says what it shows.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup, escape
+
+_WIDTH = 480
+
+
+class Dot(NamedTuple):
+    """One value with its interval (low, high). filled: the one that matters."""
+
+    name: str
+    value: float
+    interval: Sequence[float]
+    filled: bool
+
+
+class Point(NamedTuple):
+    """A variant with the interval (low, high) of its y. filled: the one that matters."""
+
+    name: str
+    x: float
+    y: float
+    interval: Sequence[float]
+    filled: bool
+
+
+class Scale(NamedTuple):
+    """A linear axis from data to units of the plot."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+
+
+def dot_and_whisker(dots: Sequence[Dot], label: str) -> Markup:
+    """One line per stage: a dot at the value, a whisker over the interval, the value behind it."""
+    ticks = nice_ticks(min(dot.interval[0] for dot in dots), max(dot.interval[1] for dot in dots))
+    across, height = Scale(ticks[0], ticks[-1], 180, 420), 26 * len(dots) + 48
+    parts = [_grid(across(tick), 4, height - 40, _tick(tick, ticks)) for tick in ticks]
+    for index, dot in enumerate(dots):
+        y, x = 20 + 26 * index, across(dot.value)
+        weight = ' font-weight="bold"' if dot.filled else ""
+        parts += [
+            f'<text x="170" y="{y + 4}" text-anchor="end"{weight}>{escape(_short(dot.name))}</text>',
+            f'<path class="whisker" d="M{across(dot.interval[0])} {y}H{across(dot.interval[1])}"/>',
+            _mark(x, y, dot.filled),
+            f'<text x="474" y="{y + 4}" text-anchor="end"{weight}>{_tick(dot.value, ticks, extra=1)}</text>',
+        ]
+    parts.append(f'<text x="300" y="{height - 6}" text-anchor="middle">{escape(label)}</text>')
+    return _svg(height, f"{label} with 95 % interval for {len(dots)} stages", parts)
+
+
+def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
+    """Size against quality: up and left is better; whiskers are 95 % intervals."""
+    x_ticks = nice_ticks(0, max(point.x for point in points))
+    y_ticks = nice_ticks(min(point.interval[0] for point in points), max(point.interval[1] for point in points))
+    across, up = Scale(x_ticks[0], x_ticks[-1], 60, 460), Scale(y_ticks[0], y_ticks[-1], 220, 24)
+    parts = [_grid(across(tick), 24, 220, _tick(tick, x_ticks)) for tick in x_ticks]
+    parts += [_row_grid(up(tick), 60, 460, _tick(tick, y_ticks)) for tick in y_ticks]
+    taken: list[float] = []
+    for point in sorted(points, key=lambda one: -one.y):
+        x, y = across(point.x), up(point.y)
+        at = max([y + 4, *(other + 16 for other in taken if abs(other - y) < 16)])
+        taken.append(at)
+        anchor, shift = ("end", -10) if x > 300 else ("start", 10)
+        parts += [
+            f'<path class="whisker" d="M{x} {up(point.interval[0])}V{up(point.interval[1])}"/>',
+            _mark(x, y, point.filled),
+            f'<text class="halo" x="{x + shift}" y="{at}" text-anchor="{anchor}">{escape(_short(point.name))}</text>',
+        ]
+    parts.append(f'<text x="260" y="258" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(f'<text x="60" y="14" text-anchor="middle">{escape(y_label)}</text>')
+    return _svg(264, f"{y_label} against {x_label} for {len(points)} variants", parts)
+
+
+def learning_curve(
+    train: Sequence[tuple[float, float]], validation: Sequence[tuple[float, float]], best_step: float
+) -> Markup:
+    """Training loss (thin line) and validation loss (dashed line, squares) by step; the best step is marked."""
+    both = [*train, *validation]
+    x_ticks = nice_ticks(0, max(step for step, _ in both))
+    y_ticks = nice_ticks(min(0.0, *(loss for _, loss in both)), max(loss for _, loss in both))
+    across, up = Scale(x_ticks[0], x_ticks[-1], 52, 400), Scale(y_ticks[0], y_ticks[-1], 220, 24)
+    parts = [_grid(across(tick), 24, 220, _tick(tick, x_ticks)) for tick in x_ticks]
+    parts += [_row_grid(up(tick), 52, 400, _tick(tick, y_ticks)) for tick in y_ticks]
+    parts.append(f'<path class="best" d="M{across(best_step)} 24V220"/>')
+    parts.append(f'<text x="{across(best_step)}" y="14" text-anchor="middle">best: {best_step:g}</text>')
+    ends: list[float] = []
+    for name, style, values in (("validation", "validation", validation), ("train", "train", train)):
+        if not values:
+            continue
+        spots = [(across(step), up(loss)) for step, loss in values]
+        parts.append(f'<path class="{style}" d="M{"L".join(f"{x} {y}" for x, y in spots)}"/>')
+        if style == "validation":
+            parts += [f'<rect x="{x - 3}" y="{y - 3}" width="6" height="6"/>' for x, y in spots]
+        at = spots[-1][1] + 4
+        at = ends[0] + 16 if ends and abs(ends[0] - at) < 16 else at
+        ends.append(at)
+        parts.append(f'<text class="halo" x="{spots[-1][0] + 8}" y="{at}">{name}</text>')
+    parts.append('<text x="226" y="258" text-anchor="middle">step</text>')
+    parts.append('<text x="52" y="14" text-anchor="end">loss</text>')
+    return _svg(264, "training and validation loss by step", parts)
+
+
+def nice_ticks(low: float, high: float) -> list[float]:
+    """4 to 7 round numbers (steps of 1, 2, 5 times a power of ten) that enclose `low` to `high`."""
+    if high - low < 1e-9:
+        low, high = low - 0.05, high + 0.05
+    rough = (high - low) / 4
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if rough <= factor * power * 1.0001)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 10) for index in range(first, last + 1)]
+
+
+def _tick(value: float, ticks: Sequence[float], extra: int = 0) -> str:
+    """As many digits as the distance of the ticks needs."""
+    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) + extra
+    return f"{value:,.{digits}f}"
+
+
+def _grid(x: float, top: float, bottom: float, text: str) -> str:
+    line = f'<path class="grid" d="M{x} {top}V{bottom}"/>'
+    return f'{line}<text x="{x}" y="{bottom + 16}" text-anchor="middle">{text}</text>'
+
+
+def _row_grid(y: float, left: float, right: float, text: str) -> str:
+    line = f'<path class="grid" d="M{left} {y}H{right}"/>'
+    return f'{line}<text x="{left - 6}" y="{y + 4}" text-anchor="end">{text}</text>'
+
+
+def _mark(x: float, y: float, filled: bool) -> str:
+    return f'<circle class="{"filled" if filled else "hollow"}" cx="{x}" cy="{y}" r="5"/>'
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:23]}…"
+
+
+def _svg(height: int, label: str, parts: Sequence[str]) -> Markup:
+    return Markup(
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(label)}">'
+        f"<title>{escape(label)}</title>{''.join(parts)}</svg>"
+    )

@@ -1,0 +1,127 @@
+"""Put the selected variant together as users ship it: ONNX files, tokenizer, template, model card."""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail, parser, progress, run, settings_argument
+from lib.files import published_directory, read_json, sha256_file
+from lib.manifests import manifest_path, read_manifest, write_manifest
+
+
+def main(args: argparse.Namespace) -> None:
+    selection = selected(args.selection)
+    onnx = args.runs / selection["run"] / "onnx" / selection["variant"]
+    manifest = read_manifest(onnx)
+    if not manifest["verified"]:
+        fail("it was never run, only built", "select a variant for the cpu provider", at=onnx)
+    inputs = {
+        "base": manifest_path(args.base),
+        "onnx": manifest_path(onnx),
+        "selection": args.selection,
+        "template": args.template,
+    }
+    with published_directory(args.output) as folder:
+        for name in manifest["files"]:
+            link_or_copy(onnx / name, folder / name)
+        shutil.copyfile(args.template, folder / "template.json")
+        card = model_card(
+            args.settings, selection, read_json(args.template), read_manifest(args.base), manifest, inputs
+        )
+        manifest_path(args.output).unlink(missing_ok=True)  # an old one does not describe what comes now
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    facts = {key: selection[key] for key in ("run", "variant")}
+    write_manifest(args.output, inputs=inputs, settings=args.settings, extra=facts)
+    progress(f"package_model: {selection['run']}/{selection['variant']}, {manifest['size_bytes'] / 1e6:.1f} MB")
+
+
+def selected(file: Path) -> dict[str, Any]:
+    """The selection. Raises `UserError` with every rejection when nothing was selected."""
+    selection = read_json(file)
+    if selection["run"] is None:
+        reasons = " / ".join(f"{one['run']}/{one['variant']}: {one['reason']}" for one in selection["rejected"])
+        fail(f"no variant meets the constraints ({reasons})", "relax selection: or add a variant", at=file)
+    return selection
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system can: weights are large and nothing edits them in place."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def model_card(
+    settings: dict[str, Any],
+    selection: dict[str, Any],
+    template: dict[str, Any],
+    base: dict[str, Any],
+    onnx: dict[str, Any],
+    inputs: dict[str, Path],
+) -> str:
+    """README.md of the model: what it does, what it is made of, why this variant, hashes."""
+    labels = template["labels"]
+    asked = f"one of {', '.join(labels)}" if labels else "a free answer"
+    rejected = [f"- {one['run']}/{one['variant']} was not chosen: {one['reason']}" for one in selection["rejected"]]
+    variant = {key: value for key, value in onnx["settings"]["variant"].items() if value is not None}
+    sections = [
+        f"# A small language model for {settings['task']}",
+        f"Given {', '.join(template['columns'])}, it answers with {asked}. It runs in ONNX Runtime GenAI.",
+        "## Use",
+        'With slmflow: `python scripts/predict.py --model FOLDER "text"`. `template.json` says how an input becomes a'
+        f" prompt (inputs and answer take at most {template['max_length']} tokens) and `genai_config.json` where the"
+        " model stops; decoding is greedy.",
+        "## Base model",
+        _list(settings["base_model"]) + _provenance(base),
+        "## Fine-tuning",
+        _list(settings["run_settings"][selection["run"]]),
+        "## Build",
+        _list(
+            {**variant, "grid of the quantized weights": onnx["grid"], "size in MB": round(onnx["size_bytes"] / 1e6, 1)}
+        ),
+        "## How it was chosen",
+        "\n".join([f"{selection['run']}/{selection['variant']}: {selection['reason']}.", "", *rejected]).strip(),
+        "## Scores",
+        "The numbers above are of validation rows. The test rows are scored once, after this folder is made and from"
+        " its files: see `scores/model.test.json` and `report.html` of the run that made it.",
+        "## Hashes (sha256)",
+        _list({name: sha256_file(path) for name, path in inputs.items()} | onnx["files"]),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _provenance(base: dict[str, Any]) -> str:
+    stored = base.get("weights_were_quantized")
+    if not stored:
+        return ""
+    return (
+        f"\n\nIts weights had been quantized to {stored} by those who published it and were dequantised before"
+        " fine-tuning: what they lost then is lost here too."
+    )
+
+
+def _list(facts: dict[str, Any], before: str = "") -> str:
+    """Markdown list of settings, nested ones by dotted name; null is left out."""
+    lines = []
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            lines.append(_list(value, f"{before}{key}."))
+        elif value is not None:
+            lines.append(f"- {before}{key}: {value}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, base_model, run_settings")
+    arguments.add_argument("--selection", type=Path, required=True, help="selection.json")
+    arguments.add_argument("--runs", type=Path, required=True, help="folder of the runs, with RUN/onnx/VARIANT")
+    arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
+    arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    arguments.add_argument(
+        "--output", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
+    )
+    run(arguments, main)

@@ -1,0 +1,124 @@
+"""Write the corpus: each kept row as prompt and completion, once, for training, scoring and use.
+
+Nothing after this formats text. The three files and the template appear together, the template last.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from lib.cli import UserError, fail, parser, progress, run, settings_argument
+from lib.files import published, read_json, read_jsonl
+from lib.templates import Template, compile_template, render_chat, render_completion, render_prompt
+from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
+from lib.truncation import shortened
+
+SPLITS = ("train", "validation", "test")
+_BATCH = 1000
+
+
+def main(args: argparse.Namespace) -> None:
+    task, data, corpus = (args.settings[key] for key in ("task", "data", "corpus"))
+    tokenizer = load_tokenizer(args.base)
+    labels = read_json(args.audit)["labels"]
+    template = compile_template(corpus, tokenizer, task=task, target=data["target"], labels=labels)
+    split_of = read_json(args.split)["rows"]
+    limits = {"max_length": corpus["max_length"], "truncation": corpus["truncation"]}
+    with ExitStack() as stack:
+        # The first to enter is the last to be renamed.
+        whole = stack.enter_context(published(args.template))
+        whole.write_text(json.dumps({**template, **limits}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial = {split: stack.enter_context(published(getattr(args, split))) for split in SPLITS}
+        files = {split: stack.enter_context(open(path, "w", encoding="utf-8")) for split, path in partial.items()}
+        rows = read_jsonl(args.kept)
+        count = 0
+        while batch := list(islice(rows, _BATCH)):
+            values = [_fitting_values(row, tokenizer, template, corpus) for row in batch]
+            if corpus["template"] == "chat" and count == 0:
+                _check_chat(batch, values, tokenizer, template, corpus)
+            pairs = [
+                (render_prompt(template, inputs), render_completion(template, row["target"]))
+                for row, inputs in zip(batch, values, strict=True)
+            ]
+            _check_tokens(batch, pairs, tokenizer, corpus["max_length"])
+            for row, (prompt, completion) in zip(batch, pairs, strict=True):
+                if row["id"] not in split_of:
+                    fail(f"has no row {row['id']}", "it is of another run: make it again", at=args.split)
+                label = {"label": row["target"]} if task == "classification" else {}
+                record = {"id": row["id"], "prompt": prompt, "completion": completion, **label}
+                files[split_of[row["id"]]].write(json.dumps(record, ensure_ascii=False) + "\n")
+            count += len(batch)
+    progress(f"render_corpus: {count} rows")
+
+
+def _fitting_values(
+    row: dict[str, Any], tokenizer: Tokenizer, template: Template, corpus: dict[str, Any]
+) -> dict[str, str]:
+    if corpus["truncation"] == "reject":
+        return row["values"]
+    limits = {"max_length": corpus["max_length"], "side": corpus["truncation"]}
+    values = shortened(tokenizer, template, row["values"], row["target"], **limits)
+    if values is None:
+        fail("the row does not fit into corpus.max_length", "audit the data again", at=row["file"], line=row["line"])
+    return values
+
+
+def _check_chat(
+    rows: Sequence[dict[str, Any]],
+    values: Sequence[dict[str, str]],
+    tokenizer: Tokenizer,
+    template: Template,
+    corpus: dict[str, Any],
+) -> None:
+    """Compare with the tokenizer's own chat template, which may do more with a value than insert it."""
+    for row, inputs in zip(rows, values, strict=True):
+        ours = render_prompt(template, inputs) + render_completion(template, row["target"])
+        theirs = render_chat(corpus, tokenizer, inputs, row["target"])
+        if tokenizer.bos and not theirs.startswith(tokenizer.bos):
+            theirs = tokenizer.bos + theirs
+        # Theirs may go on behind the end token; ours may have an end token where theirs has none.
+        if not (theirs.startswith(ours) or ours == theirs + tokenizer.eos):
+            what = "the tokenizer's chat template changes the text of this row"
+            fail(what, "use corpus.text_template", at=row["file"], line=row["line"])
+
+
+def _check_tokens(
+    rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, max_length: int
+) -> None:
+    """Raise `UserError` with the row whose prompt and answer join at their seam, or that is too long."""
+    for row, (prompt, completion) in zip(rows, _encoded(rows, pairs, tokenizer), strict=True):
+        tokens = len(prompt) + len(completion)
+        if tokens > max_length:
+            what = f"{tokens} tokens, corpus.max_length is {max_length}"
+            fail(what, "audit the data again", at=row["file"], line=row["line"])
+
+
+def _encoded(
+    rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer
+) -> Iterator[tuple[list[int], list[int]]]:
+    try:
+        yield from encode_pairs(tokenizer, pairs)
+    except UserError:
+        for row, pair in zip(rows, pairs, strict=True):
+            try:
+                encode_pairs(tokenizer, [pair])
+            except UserError as error:
+                fail(str(error), at=row["file"], line=row["line"])
+        raise
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="JSON: task, data, corpus")
+    arguments.add_argument("--audit", type=Path, required=True)
+    arguments.add_argument("--kept", type=Path, required=True)
+    arguments.add_argument("--split", type=Path, required=True)
+    arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    for name in SPLITS:
+        arguments.add_argument(f"--{name}", type=Path, required=True)
+    arguments.add_argument("--template", type=Path, required=True)
+    run(arguments, main)

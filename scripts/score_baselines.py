@@ -1,0 +1,186 @@
+"""Score what costs nothing, on the rows that the models are scored on.
+
+classification: the majority label, the label whose word stands in the text, and logistic regression
+on TF-IDF of words and character n-grams. generation: the answer of the nearest training question.
+Fitted on train only. A model that is not better than these is not worth shipping.
+"""
+
+import argparse
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail, parser, run, settings_argument
+from lib.files import write_json, write_jsonl
+from lib.inputs import input_text, target_text, word_places
+from lib.metrics import Prediction, point, quality, statistics
+from lib.scoring import load_template, read_rows
+from lib.templates import Template
+
+_SMALLEST_PROBABILITY = 1e-12  # keeps log finite for labels that the regression never saw
+
+
+def main(args: argparse.Namespace) -> None:
+    template = load_template(args.template)
+    train, validation, test = (read_rows(path) for path in (args.train, args.validation, args.test))
+    scored = [("validation", row) for row in validation] + [("test", row) for row in test]
+    if template["task"] == "classification":
+        predictions = _classify(train, scored, template, args.settings["seed"])
+    else:
+        predictions = _copy_answers(train, scored, template)
+        _keep_first_answers(predictions, args.settings["evaluate"]["greedy_rows"])
+    write_jsonl(args.predictions, predictions)
+    report = _qualities(predictions, template, args.settings)
+    if template["task"] == "classification":
+        report["extra"] = {"without_label_word": _without_label_word(predictions, [*validation, *test], template)}
+    write_json(args.output, report)
+
+
+def _qualities(
+    predictions: Sequence[Prediction], template: Template, settings: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Quality by baseline and split."""
+    samples = settings["evaluate"]["bootstrap_samples"]
+    result: dict[str, dict[str, Any]] = {}
+    for (name, split), part in _grouped(predictions).items():
+        measured = quality(template["task"], part, template["labels"], seed=settings["seed"], samples=samples)
+        result.setdefault(name, {})[split] = measured["quality"]
+    return result
+
+
+def _without_label_word(
+    predictions: Sequence[Prediction], rows: Sequence[dict[str, Any]], template: Template
+) -> dict[str, Any]:
+    """By split and baseline: accuracy on the n rows whose text does not hold the word of their own label."""
+    hidden = {row["id"] for row in rows if not word_places(row["label"], input_text(template, row["prompt"]))}
+    result: dict[str, Any] = {split: {"n": 0, "accuracy": {}} for split in ("validation", "test")}
+    kept = [row for row in predictions if row["id"] in hidden]
+    for (name, split), part in _grouped(kept).items():
+        accuracy = point(statistics(template["task"], part, template["labels"])["accuracy"])
+        result[split]["n"] = len(part)
+        result[split]["accuracy"][name] = accuracy
+    return result
+
+
+def _grouped(predictions: Sequence[Prediction]) -> dict[tuple[str, str], list[Prediction]]:
+    groups: dict[tuple[str, str], list[Prediction]] = {}
+    for row in predictions:
+        groups.setdefault((row["baseline"], row["split"]), []).append(row)
+    return groups
+
+
+def _classify(
+    train: Sequence[dict[str, Any]], scored: Sequence[tuple[str, dict[str, Any]]], template: Template, seed: int
+) -> list[Prediction]:
+    """Predictions of the three baselines on `scored`, pairs of split and row."""
+    labels = template["labels"]
+    assert labels is not None
+    counts = Counter(row["label"] for row in train)
+    if len(counts) < 2:
+        fail("all training rows have the same label", "bring rows of at least two labels")
+    majority = max(sorted(counts), key=lambda label: counts[label])
+    texts = [input_text(template, row["prompt"]) for _, row in scored]
+    guesses: dict[str, list[tuple[str, dict[str, float] | None]]] = {
+        "majority": [(majority, None) for _ in texts],
+        "keyword": [(_keyword(text, labels, majority), None) for text in texts],
+        "tfidf_logreg": _tfidf_logreg(train, texts, template, seed),
+    }
+    return [
+        {"baseline": name, "split": split, **_label_prediction(row, *guess)}
+        for name, found in guesses.items()
+        for (split, row), guess in zip(scored, found, strict=True)
+    ]
+
+
+def _keyword(text: str, labels: list[str], otherwise: str) -> str:
+    """The label whose word stands most often in the text, among equals the first; else `otherwise`."""
+    places = {label: found for label in labels if (found := word_places(label, text))}
+    return min(places, key=lambda label: (-len(places[label]), places[label][0]), default=otherwise)
+
+
+def _tfidf_logreg(
+    train: Sequence[dict[str, Any]], texts: list[str], template: Template, seed: int
+) -> list[tuple[str, dict[str, float] | None]]:
+    """Of each text the most probable label and the log probability of every label."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    classifier = make_pipeline(_tfidf(), LogisticRegression(C=10, max_iter=1000, random_state=seed))
+    classifier.fit([input_text(template, row["prompt"]) for row in train], [row["label"] for row in train])
+    seen = classifier.classes_.tolist()
+    unseen = {label: math.log(_SMALLEST_PROBABILITY) for label in template["labels"] or [] if label not in seen}
+    result: list[tuple[str, dict[str, float] | None]] = []
+    for shares in classifier.predict_proba(texts):
+        known = {label: math.log(max(share, _SMALLEST_PROBABILITY)) for label, share in zip(seen, shares, strict=True)}
+        result.append((max(known, key=lambda label: known[label]), known | unseen))
+    return result
+
+
+def _copy_answers(
+    train: Sequence[dict[str, Any]], scored: Sequence[tuple[str, dict[str, Any]]], template: Template
+) -> list[Prediction]:
+    """The answer of the training question with the largest TF-IDF cosine."""
+    from sklearn.neighbors import NearestNeighbors
+
+    tfidf = _tfidf()
+    questions = tfidf.fit_transform([input_text(template, row["prompt"]) for row in train])
+    neighbours = NearestNeighbors(n_neighbors=1, metric="cosine").fit(questions)
+    asked = tfidf.transform([input_text(template, row["prompt"]) for _, row in scored])
+    nearest = neighbours.kneighbors(asked, return_distance=False)[:, 0]
+    answers = [target_text(template, row["completion"]) for row in train]
+    return [
+        {"baseline": "nearest_question", "split": split, **_text_prediction(row, template, answers[index])}
+        for (split, row), index in zip(scored, nearest, strict=True)
+    ]
+
+
+def _keep_first_answers(predictions: list[Prediction], greedy_rows: int) -> None:
+    """Models answer freely on the first rows of a split only, so baselines are measured on the same."""
+    for part in _grouped(predictions).values():
+        for row in part[greedy_rows:]:
+            row["answer"] = None
+
+
+def _tfidf() -> Any:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_union
+
+    return make_union(
+        TfidfVectorizer(token_pattern=r"\w+", ngram_range=(1, 2), sublinear_tf=True),
+        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),
+    )
+
+
+def _label_prediction(row: dict[str, Any], predicted: str, log_probs: dict[str, float] | None) -> Prediction:
+    return {
+        "id": row["id"],
+        "label": row["label"],
+        "predicted": predicted,
+        "log_probs": log_probs,
+        "answer": None,
+        "stopped": None,
+    }
+
+
+def _text_prediction(row: dict[str, Any], template: Template, answer: str) -> Prediction:
+    return {
+        "id": row["id"],
+        "reference": target_text(template, row["completion"]),
+        "answer": answer,
+        "stopped": None,
+        "log_prob": None,
+        "tokens": None,
+    }
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, seed, evaluate")
+    for split in ("train", "validation", "test"):
+        arguments.add_argument(f"--{split}", type=Path, required=True, help=f"corpus rows of {split}")
+    arguments.add_argument("--template", type=Path, required=True)
+    arguments.add_argument("--output", type=Path, required=True, help="quality by baseline and split")
+    arguments.add_argument("--predictions", type=Path, required=True, help="what each baseline says of each row")
+    run(arguments, main)

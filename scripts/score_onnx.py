@@ -1,0 +1,137 @@
+"""Score an ONNX model on the rows of one split, as `score_checkpoint` scores a PyTorch one.
+
+The token ids of the ONNX tokenizer are first compared with those of the training tokenizer. Then,
+prompt by prompt: a free greedy answer on the first rows, and the probability of each label
+(generation: of the reference), end token included.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail, parser, progress, run, settings_argument
+from lib.inputs import target_text
+from lib.manifests import read_manifest
+from lib.onnx_model import OnnxModel, Reader, load_onnx
+from lib.scoring import answer_limit, answer_text, encode_choices, load_template, read_rows, write_score
+from lib.templates import Template
+from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
+
+Row = dict[str, Any]
+
+
+def main(args: argparse.Namespace) -> None:
+    for folder in (args.model, args.tokenizer):
+        read_manifest(folder)
+    template, tokenizer = load_template(args.template), load_tokenizer(args.tokenizer)
+    rows = read_rows(args.rows)
+    model = load_onnx(args.model, args.threads)
+    check_tokenizer(model, tokenizer, args.rows, rows)
+    score = score_labels if template["task"] == "classification" else score_references
+    predictions = list(with_progress(score(model, tokenizer, template, rows, args.settings["evaluate"]), len(rows)))
+    write_score(
+        output=args.output,
+        predictions_file=args.predictions,
+        predictions=predictions,
+        stage=args.stage,
+        split=args.split,
+        settings=args.settings,
+        template=template,
+        inputs={"rows": args.rows, "model": args.model, "template": args.template},
+    )
+
+
+def check_tokenizer(model: OnnxModel, tokenizer: Tokenizer, file: Path, rows: Sequence[Row]) -> None:
+    """Raises `UserError` naming the first row whose ids differ between the two tokenizers."""
+    for line, row in enumerate(rows, start=1):
+        for text in (row["prompt"], row["prompt"] + row["completion"]):
+            expected, found = tokenizer.encode(text), model.encode(text)
+            if expected == found:
+                continue
+            place = next(
+                (index for index, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]),
+                min(len(expected), len(found)),
+            )
+            fail(
+                f"the ONNX tokenizer reads token {place} as {_token(tokenizer, found, place)},"
+                f" the training tokenizer as {_token(tokenizer, expected, place)}",
+                "its scores would be of other prompts: take such text out of the data, or another base model",
+                at=file,
+                line=line,
+            )
+
+
+def score_labels(
+    model: OnnxModel, tokenizer: Tokenizer, template: Template, rows: Sequence[Row], evaluate: dict[str, Any]
+) -> Iterator[Row]:
+    """Log probability of every label, row by row."""
+    labels = template["labels"] or []
+    encoded = encode_choices(tokenizer, template, [row["prompt"] for row in rows])
+    limit = answer_limit(template, encoded[0][1], evaluate["max_new_tokens"])
+    reader = Reader(model, max(len(prompt) + max(limit, *map(len, choices)) for prompt, choices in encoded))
+    for index, (row, (prompt, choices)) in enumerate(zip(rows, encoded, strict=True)):
+        first = reader.read(prompt)
+        asked = index < evaluate["greedy_rows"]
+        answer, stopped = answer_text(tokenizer, template, reader.answer(limit)) if asked else (None, None)
+        values = reader.log_probs(first, choices)
+        log_probs = dict(zip(labels, values, strict=True))
+        yield {
+            "id": row["id"],
+            "label": row["label"],
+            "predicted": max(log_probs, key=lambda label: log_probs[label]),
+            "log_probs": log_probs,
+            "answer": answer,
+            "stopped": stopped,
+        }
+
+
+def score_references(
+    model: OnnxModel, tokenizer: Tokenizer, template: Template, rows: Sequence[Row], evaluate: dict[str, Any]
+) -> Iterator[Row]:
+    """Log probability of each reference answer with its number of tokens, row by row."""
+    pairs = encode_pairs(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
+    limit = answer_limit(template, [], evaluate["max_new_tokens"])
+    reader = Reader(model, max(len(prompt) + max(limit, len(completion)) for prompt, completion in pairs))
+    for index, (row, (prompt, completion)) in enumerate(zip(rows, pairs, strict=True)):
+        first = reader.read(prompt)
+        asked = index < evaluate["greedy_rows"]
+        answer, stopped = answer_text(tokenizer, template, reader.answer(limit)) if asked else (None, None)
+        yield {
+            "id": row["id"],
+            "reference": target_text(template, row["completion"]).strip(),
+            "answer": answer,
+            "stopped": stopped,
+            "log_prob": reader.log_probs(first, [completion])[0],
+            "tokens": len(completion),
+        }
+
+
+def with_progress(predictions: Iterator[Row], count: int) -> Iterator[Row]:
+    """`predictions`, with a line about progress now and then."""
+    said = time.monotonic()
+    for number, prediction in enumerate(predictions, start=1):
+        if time.monotonic() - said > 20:
+            progress(f"score_onnx: {number} of {count} rows")
+            said = time.monotonic()
+        yield prediction
+
+
+def _token(tokenizer: Tokenizer, ids: Sequence[int], place: int) -> str:
+    return f"{ids[place]} {tokenizer.token(ids[place])!r}" if place < len(ids) else "its end"
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, seed, evaluate, versions")
+    arguments.add_argument("--model", type=Path, required=True, help="folder of the ONNX model")
+    arguments.add_argument("--tokenizer", type=Path, required=True, help="folder of the base model, for its tokenizer")
+    arguments.add_argument("--rows", type=Path, required=True, help="corpus/SPLIT.jsonl")
+    arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
+    arguments.add_argument("--stage", required=True, help="name of the stage, for the score file")
+    arguments.add_argument("--split", required=True, choices=["train", "validation", "test"])
+    arguments.add_argument("--output", type=Path, required=True, help="score to write")
+    arguments.add_argument("--predictions", type=Path, required=True, help="predictions of every row, to write")
+    arguments.add_argument("--threads", type=int, default=2)
+    run(arguments, main)

@@ -1,0 +1,142 @@
+"""Collect every number that other tools read into one file, and compare each stage with the one before."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail, parser, run, settings_argument
+from lib.files import read_json, read_jsonl, sha256_file, write_json
+from lib.metrics import BASELINE, Prediction, compare
+
+_BEFORE = {"adapter": "base", "merged": "adapter"}
+_TRAINING = (
+    "real_tokens",
+    "supervised_tokens",
+    "tokens_per_second",
+    "matmul_peak_share",
+    "seconds",
+    "peak_rss_mb",
+    "best_step",
+)
+_SPEED = ("size_mb", "load_s", "first_token_ms", "tokens_per_second", "peak_rss_mb")
+_MODEL_SPEED = ("size_mb", "first_token_ms", "tokens_per_second", "peak_rss_mb")
+
+
+def main(args: argparse.Namespace) -> None:
+    selection = read_json(args.selection)
+    speeds = {(name, variant): read_json(Path(path)) for name, variant, path in args.speed}
+    builds = {(name, variant): read_json(Path(path)) for name, variant, path in args.build}
+    summary = {
+        "data": _data(read_json(args.audit), read_json(args.split)),
+        "baselines": {name: splits for name, splits in read_json(args.baselines).items() if name != "extra"},
+        "base": {"validation": _quality(args.base_validation), "test": _quality(args.base_test)},
+        "runs": _runs(args, speeds, builds),
+        "selected": {key: selection[key] for key in ("run", "variant", "reason", "rejected")},
+        "model": _model(args, speeds[selection["run"], selection["variant"]]),
+        "gate": read_json(args.gate),
+    }
+    write_json(args.output, summary)
+
+
+def _data(audit: dict[str, Any], split: dict[str, Any]) -> dict[str, int]:
+    """Numbers of rows; `rejected` is the total, its reasons are in the audit."""
+    counted = ("exact_duplicates", "near_duplicate_clusters", "label_conflicts")
+    return {
+        "rows": audit["rows"],
+        "kept": audit["kept"],
+        "rejected": audit["rows"] - audit["kept"],
+        **{key: audit[key] for key in counted},
+        **{name: split["counts"][name] for name in ("train", "validation", "test")},
+    }
+
+
+def _runs(
+    args: argparse.Namespace, speeds: dict[tuple[str, str], Any], builds: dict[tuple[str, str], Any]
+) -> dict[str, Any]:
+    """Training facts and stages of every run; ONNX builds that were not scored here have no quality."""
+    runs: dict[str, Any] = {}
+    for name, training in args.run:
+        facts = read_json(Path(training))
+        compared = _compared(name, args)
+        stages = {stage: _stage(compared[stage]) for stage in ("adapter", "merged")}
+        for variant in (variant for built, variant in builds if built == name):
+            manifest, quality = builds[name, variant], compared.get(f"onnx-{variant}")
+            speed = speeds.get((name, variant), {"size_mb": round(manifest["size_bytes"] / 1e6, 1)})
+            verified = manifest["verified"] or quality is not None
+            stages[f"onnx-{variant}"] = _stage(quality, speed, verified=verified)
+        runs[name] = {"training": {key: facts.get(key) for key in _TRAINING}, "stages": stages}
+    return runs
+
+
+def _compared(run_name: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Quality of each scored stage of a run, compared with the stage that it was made from."""
+    predictions = {"base": _predictions(args.base_validation_predictions)}
+    result = {}
+    for name, stage, score, file in sorted(args.stage, key=lambda words: words[1]):  # adapter, merged, onnx-*
+        if name == run_name:
+            before = _BEFORE.get(stage, "merged")
+            predictions[stage] = _predictions(Path(file))
+            comparison = compare(args.settings["task"], predictions[before], predictions[stage], name=before)
+            result[stage] = _quality(Path(score)) | comparison
+    return result
+
+
+def _stage(
+    quality: dict[str, Any] | None, speed: dict[str, Any] | None = None, verified: bool | None = None
+) -> dict[str, Any]:
+    return {"validation": quality, **{key: (speed or {}).get(key) for key in _SPEED}, "verified": verified}
+
+
+def _model(args: argparse.Namespace, speed: dict[str, Any]) -> dict[str, Any]:
+    """The packaged model on the test rows, compared with the baseline that it must be worth more than.
+
+    Raises `UserError` when the score is of other bytes than the packaged model's.
+    """
+    score, task = read_json(args.model_score), args.settings["task"]
+    if score["inputs"]["model"] != sha256_file(args.model_manifest):
+        fail(f"scored was another model than {args.model_manifest}", "delete it and run again", at=args.model_score)
+    rivals = [
+        row
+        for row in _predictions(args.baseline_predictions)
+        if row["split"] == "test" and row["baseline"] == BASELINE[task]
+    ]
+    quality = score["quality"] | compare(task, rivals, _predictions(args.model_predictions), name=BASELINE[task])
+    return {"test": quality, **{key: speed[key] for key in _MODEL_SPEED}}
+
+
+def _quality(score: Path) -> Any:
+    return read_json(score)["quality"]
+
+
+def _predictions(path: Path) -> Sequence[Prediction]:
+    return list(read_jsonl(path))
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, seed, evaluate")
+    for name, what in {
+        "audit": "audit.json",
+        "split": "split.json",
+        "baselines": "baselines.json",
+        "baseline-predictions": "their predictions",
+        "base-validation": "score of the untouched base on validation rows",
+        "base-validation-predictions": "its predictions",
+        "base-test": "score of the untouched base on test rows",
+        "selection": "selection.json",
+        "gate": "gate.json",
+        "model-score": "score of the packaged model on test rows",
+        "model-predictions": "its predictions",
+        "model-manifest": "manifest of the packaged model",
+        "output": "summary.json",
+    }.items():
+        arguments.add_argument(f"--{name}", type=Path, required=True, help=what)
+    for name, words in {
+        "run": ("RUN", "TRAINING"),
+        "stage": ("RUN", "STAGE", "SCORE", "PREDICTIONS"),
+        "speed": ("RUN", "VARIANT", "SPEED"),
+        "build": ("RUN", "VARIANT", "MANIFEST"),
+    }.items():
+        arguments.add_argument(f"--{name}", nargs=len(words), action="append", default=[], metavar=words)
+    run(arguments, main)

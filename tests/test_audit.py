@@ -1,0 +1,306 @@
+"""The audit: every row is kept or set aside with its reason, and the verdict is about what is left."""
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from lib.cli import UserError
+from lib.files import read_json, read_jsonl, write_jsonl
+from lib.near_duplicates import _bands, _comparable, _shingles, cluster_numbers, similar_pairs
+from lib.records import MISSING, as_text, column, normalise, record_id
+
+DATA = {"target": "tone", "labels": None, "special_tokens": "reject", "near_duplicates": 0.8, "min_rows_per_class": 1}
+CORPUS = {
+    "template": None,
+    "text_template": "### Text: {phrase}\n### The tone is:\n{tone}",
+    "system": None,
+    "user": None,
+    "max_length": 256,
+    "truncation": "reject",
+}
+
+
+def audit(tmp_path: Path, base: Path, rows: list, task: str = "classification", corpus: dict | None = None, **data):
+    """Audit rows (a text stands for an unreadable one); returns audit, kept and rejected rows."""
+    import audit_data
+
+    sources = (
+        {"file": "a.json", "line": line, **({"error": row} if isinstance(row, str) else {"row": row})}
+        for line, row in enumerate(rows, start=1)
+    )
+    write_jsonl(tmp_path / "rows.jsonl", sources)
+    settings = {"task": task, "data": {**DATA, **data}, "corpus": {**CORPUS, **(corpus or {})}}
+    places = {name: tmp_path / f"{name}.jsonl" for name in ("rows", "kept", "rejected")}
+    audit_data.main(argparse.Namespace(settings=settings, base=base, audit=tmp_path / "audit.json", **places))
+    result = read_json(tmp_path / "audit.json")
+    kept, rejected = (list(read_jsonl(places[name])) for name in ("kept", "rejected"))
+    assert result["kept"] == len(kept)
+    assert sum(result["rejected"].values()) == len(rejected)
+    assert len(kept) + len(rejected) == len(rows) == result["rows"]
+    assert sorted(row["line"] for row in kept + rejected) == list(range(1, len(rows) + 1))
+    return result, kept, rejected
+
+
+def row(phrase: object, tone: object = "joy") -> dict:
+    return {"phrase": phrase, "tone": tone}
+
+
+def test_each_reason_with_its_place_and_row(tmp_path, tiny_phi3):
+    rows = [
+        row("A good day."),
+        "not JSON: something",
+        {"phrase": "no tone"},
+        row(["a", "list"]),
+        row({"a": "object"}),
+        row("ends <|end|> here"),
+        row("   "),
+        row(None),
+        row("fine", ""),
+        row("fine", "anger"),
+        row("Same text", "joy"),
+        row("Same  text ", "fear"),
+        row(" A good\tday."),
+        row("word " * 300),
+        row("Another one.", "fear"),
+    ]
+    result, kept, rejected = audit(tmp_path, tiny_phi3, rows, labels=["joy", "fear"])
+    assert [(item["line"], item["reason"]) for item in rejected] == [
+        (2, "unreadable"),
+        (3, "missing_column"),
+        (4, "not_text"),
+        (5, "not_text"),
+        (6, "control_token"),
+        (7, "empty_value"),
+        (8, "empty_value"),
+        (9, "empty_value"),
+        (10, "unknown_label"),
+        (11, "label_conflict"),
+        (12, "label_conflict"),
+        (13, "exact_duplicate"),
+        (14, "too_long"),
+    ]
+    assert [item["row"] for item in rejected] == [None, *rows[2:14]]
+    details = {item["line"]: item["detail"] for item in rejected}
+    assert details[2] == "not JSON: something"
+    assert "'tone'" in details[3]
+    assert "'<|end|>'" in details[6]
+    assert "'anger'" in details[10]
+    assert details[11] == "'joy' here, 'fear' at a.json:12"
+    assert details[13] == "same as a.json:1"
+    assert "256" in details[14]
+    assert [item["line"] for item in kept] == [1, 15]
+    assert (result["exact_duplicates"], result["label_conflicts"]) == (1, 2)
+    assert result["classes"] == {"fear": 1, "joy": 1}
+    assert result["tokens"]["over_max_length"] == 1
+
+
+def test_values_keep_what_is_inside_and_numbers_become_text(tmp_path, tiny_phi3):
+    rows = [row("  two  spaces\n", 1), row("e\u0301", True), row(1.5, 2), row(0, False)]
+    _, kept, rejected = audit(tmp_path, tiny_phi3, rows)
+    assert not rejected
+    assert [(item["values"]["phrase"], item["target"]) for item in kept] == [
+        ("two  spaces", "1"),
+        ("e\u0301", "true"),
+        ("1.5", "2"),
+        ("0", "false"),
+    ]
+
+
+def test_control_tokens_are_stripped_until_none_is_left(tmp_path, tiny_phi3):
+    rows = [row("a <|e<|end|>nd|> b", "joy<|end|>"), row("<|end|>", "fear"), row("x", "fear")]
+    _, kept, rejected = audit(tmp_path, tiny_phi3, rows, special_tokens="strip")
+    assert (kept[0]["values"]["phrase"], kept[0]["target"]) == ("a  b", "joy")
+    assert [(item["line"], item["reason"]) for item in rejected] == [(2, "empty_value")]
+
+
+def test_ids_fold_what_does_not_matter_and_tell_columns_apart():
+    assert record_id({"a": " x\u00a0 y\n", "b": "é"}) == record_id({"b": "e\u0301", "a": "x y"})
+    assert record_id({"a": "x", "b": "y"}) != record_id({"a": "y", "b": "x"})
+    assert record_id({"a": "X"}) != record_id({"a": "x"})
+    assert normalise("\u2003a\r\n b ") == "a b"
+
+
+def test_columns_by_name_first_then_by_dots():
+    nested = {"user.name": "flat", "user": {"name": "deep", "age": {"years": 3}}, "text": "t"}
+    assert column(nested, "user.name") == "flat"
+    assert column(nested, "user.age.years") == 3
+    assert [column(nested, name) for name in ("user.gone", "text.x", "gone")] == [MISSING] * 3
+    assert [as_text(value) for value in (None, " a ", 7, False, [], {})] == ["", "a", "7", "false", None, None]
+
+
+def test_nested_columns_reach_the_corpus(tmp_path, tiny_phi3):
+    rows = [{"user": {"text": f"row {index}", "tone": tone}} for index, tone in enumerate(["joy", "fear"])]
+    corpus = {"text_template": "{user.text}\n{user.tone}"}
+    _, kept, _ = audit(tmp_path, tiny_phi3, rows, corpus=corpus, target="user.tone")
+    assert [(item["values"], item["target"]) for item in kept] == [
+        ({"user.text": "row 0"}, "joy"),
+        ({"user.text": "row 1"}, "fear"),
+    ]
+
+
+def test_column_that_no_row_has_is_an_error_that_names_those_there_are(tmp_path, tiny_phi3):
+    with pytest.raises(UserError, match=r"no row has the column 'phrase'; the columns are text, tone"):
+        audit(tmp_path, tiny_phi3, [{"text": "a", "tone": "joy"}, "broken"])
+    assert not (tmp_path / "audit.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "data", "corpus", "reason"),
+    [
+        ([row(f"text number {n}") for n in range(5)], {}, {}, "only one class"),
+        (["broken", row("")], {}, {}, "no usable row is left of 2"),
+        ([row("a"), row("b"), row("c", "fear")], {"min_rows_per_class": 2}, {}, "class 'fear' has 1 usable rows"),
+        ([row("a"), row("b", "fear")], {"labels": ["joy", "fear", "sad"]}, {}, "class 'sad' has 0 usable rows"),
+        ([row("long " * 99), row("wide " * 99, "fear")], {}, {"max_length": 50}, "no usable row"),
+        ([row("long " * 99), row("wide " * 99, "fear")], {}, {"max_length": 50, "truncation": "left"}, "every row is"),
+    ],
+)
+def test_verdict_says_why_a_model_would_be_worthless(tmp_path, tiny_phi3, rows, data, corpus, reason):
+    result, _, _ = audit(tmp_path, tiny_phi3, rows, corpus=corpus, **data)
+    assert result["verdict"]["ok"] is False
+    assert any(text.startswith(reason) for text in result["verdict"]["reasons"])
+
+
+def test_verdict_is_ok_where_nothing_is_wrong(tmp_path, tiny_phi3):
+    result, _, _ = audit(tmp_path, tiny_phi3, [row("one text"), row("another", "fear")])
+    assert result["verdict"] == {"ok": True, "reasons": []}
+
+
+def test_generation_has_answers_and_no_labels(tmp_path, tiny_phi3):
+    rows = [row("What is it?", "A workflow."), row("What is it?", "A tool."), row("Who?", "You.")]
+    result, kept, _ = audit(tmp_path, tiny_phi3, rows, task="generation")
+    assert result["verdict"]["ok"]
+    assert [result[key] for key in ("labels", "classes", "keyword_shortcuts", "rows_in_mixed_clusters")] == [None] * 4
+    assert kept[0]["cluster"] == kept[1]["cluster"] != kept[2]["cluster"]
+
+
+def test_truncated_rows_are_kept_whole_and_counted(tmp_path, tiny_phi3):
+    rows = [row("short"), row("long " * 300, "fear"), row("template and answer alone", "x" * 900)]
+    result, kept, rejected = audit(tmp_path, tiny_phi3, rows, corpus={"truncation": "right"})
+    assert kept[1]["values"]["phrase"] == ("long " * 300).strip()
+    assert (result["tokens"]["truncated"], result["tokens"]["over_max_length"]) == (1, 2)
+    assert [item["reason"] for item in rejected] == ["too_long"]
+
+
+def test_rows_that_truncation_makes_alike_are_in_one_cluster(tmp_path, tiny_phi3):
+    start = "The old dog never came home again and they still set out his bowl. " * 3
+    rows = [row(start + "alpha beta gamma delta " * 30), row(start + "one two three four five " * 30)]
+    clusters = {}
+    for max_length in (40, 2000):
+        corpus = {"max_length": max_length, "truncation": "right"}
+        _, kept, _ = audit(tmp_path, tiny_phi3, rows, corpus=corpus)
+        clusters[max_length] = len({item["cluster"] for item in kept})
+    assert clusters == {40: 1, 2000: 2}
+
+
+def test_token_lengths_are_those_of_transformers(tmp_path, tiny_phi3):
+    from transformers import AutoTokenizer
+
+    phrases = ["a", "two words 🙂", "The old dog never came home again."]
+    result, _, _ = audit(tmp_path, tiny_phi3, [row(phrase) for phrase in phrases])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_phi3)
+    texts = [f"### Text: {phrase}\n### The tone is:\njoy<|endoftext|>" for phrase in phrases]
+    lengths = sorted(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+    assert (result["tokens"]["p50"], result["tokens"]["max"]) == (lengths[1], lengths[2])
+
+
+def test_label_word_and_shortcut_are_found(tmp_path, tiny_phi3):
+    words = ["river", "stone", "cloud", "table", "music", "winter", "garden", "letter", "window", "bread"]
+    rng = random.Random(1)
+    rows = [row(f"{' '.join(rng.sample(words, 6))} number{n}", rng.choice(["joy", "fear"])) for n in range(60)]
+    for item in rows[:24]:
+        item["phrase"] += " zebra"
+        item["tone"] = "joy"
+    rows[0]["phrase"] += " JOY!"
+    rows[1]["phrase"] += " joyful"
+    result, kept, _ = audit(tmp_path, tiny_phi3, rows)
+    assert result["label_word_in_text"]["share"] == round(1 / len(kept), 4)
+    assert [item["word"] for item in result["keyword_shortcuts"]] == ["zebra"]
+    assert result["keyword_shortcuts"][0]["label"] == "joy"
+
+
+def near(text: str) -> str:
+    return text.upper().replace(" ", "  ") + "!!"
+
+
+SENTENCES = [
+    "The old dog never came home again; they still set out his bowl.",
+    "She hid behind the door when the footsteps came closer.",
+    "What a lovely morning, the whole street smells of fresh bread",
+]
+
+
+def test_near_duplicates_do_not_depend_on_the_order_of_rows(tmp_path, tiny_phi3):
+    rows = [row(text) for text in SENTENCES] + [row(near(text), "fear") for text in SENTENCES[:2]]
+    result, kept, _ = audit(tmp_path, tiny_phi3, rows)
+    assert result["near_duplicate_clusters"] == 2
+    assert result["near_duplicate_rows"] == result["rows_in_mixed_clusters"] == 4
+    assert result["largest_cluster"] == 2
+    first = {item["id"]: item["cluster"] for item in kept}
+    assert len(set(first.values())) == 3
+    _, kept, _ = audit(tmp_path, tiny_phi3, rows[::-1])
+    assert {item["id"]: item["cluster"] for item in kept} == first
+
+
+def jaccard(one: str, other: str) -> float:
+    a, b = _shingles(_comparable(one)), _shingles(_comparable(other))
+    return len(a & b) / len(a | b)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 0.95])
+def test_clusters_equal_those_of_all_pairs_compared(threshold):
+    """Against brute force, over texts whose similarities fall on both sides of the threshold."""
+    rng = random.Random(7)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 8))) for _ in range(300)]
+    texts = [" ".join(rng.choices(words, k=rng.randint(5, 80))) for _ in range(60)]
+    for text in texts[:]:
+        place = rng.randrange(len(text))
+        texts.append(text[:place] + rng.choice(["x", " ", "some words", ""]) + text[place + rng.randint(0, 20) :])
+    count = len(texts)
+    every = [
+        (one, other) for one in range(count) for other in range(one) if jaccard(texts[one], texts[other]) >= threshold
+    ]
+    assert len(every) > 5
+    expected = cluster_numbers(count, every)
+    for seed in (1, 2):
+        pairs = similar_pairs(texts, threshold, seed=seed)
+        assert cluster_numbers(count, pairs) == expected
+        assert all(jaccard(texts[one], texts[other]) >= threshold for one, other in pairs)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 0.99, 1.0])
+def test_bands_miss_a_pair_at_the_threshold_once_in_a_million(threshold):
+    bands, rows = _bands(threshold)
+    assert bands * rows <= 128
+    assert (1 - threshold**rows) ** bands <= 1e-6
+
+
+def test_texts_of_punctuation_only_and_short_ones_are_told_apart():
+    texts = [":)", ":(", "no", "on", "No!", "\u0915\u093f", "\u0915\u0940"]  # the last two differ in a vowel sign
+    assert cluster_numbers(len(texts), similar_pairs(texts, 0.8, seed=1)) == [0, 1, 2, 3, 2, 4, 5]
+
+
+def test_thousands_of_copies_of_one_form_stay_cheap():
+    import time
+
+    form = "Dear customer, we are sorry to tell you that your parcel is late and will be there on day number "
+    start = time.perf_counter()
+    pairs = similar_pairs([form + str(number) for number in range(3000)], 0.8, seed=1)
+    assert len(pairs) == 2999
+    assert time.perf_counter() - start < 10
+
+
+def test_script_writes_its_three_files_or_none(tmp_path, tiny_phi3, run_script):
+    write_jsonl(tmp_path / "rows.jsonl", [{"file": "a", "line": 1, "row": row("x")}])
+    settings = json.dumps({"task": "classification", "data": DATA, "corpus": CORPUS})
+    words = ["--settings", settings, "--rows", tmp_path / "rows.jsonl"]
+    for name in ("audit", "rejected", "kept"):
+        words += [f"--{name}", tmp_path / name]
+    done = run_script("audit_data", *words, "--base", tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {tmp_path}: the base model has no tokenizer.json")
+    run_script("audit_data", *words, "--base", tiny_phi3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["audit", "kept", "rejected", "rows.jsonl"]

@@ -1,0 +1,397 @@
+"""Building, scoring and measuring ONNX models, on random 2-layer models."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx_samples import LABELS, build, score, write_corpus
+
+from lib.cli import UserError
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+
+@pytest.fixture(scope="module")
+def corpus(tiny_model, tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"), tiny_model)
+
+
+@pytest.fixture(scope="module")
+def fp32(tiny_model, corpus, tmp_path_factory):
+    return build(tiny_model, corpus / "rows.jsonl", tmp_path_factory.mktemp("onnx") / "fp32", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def phi3_corpus(tiny_phi3, tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("phi3-corpus"), tiny_phi3)
+
+
+@pytest.fixture(scope="module")
+def llama_corpus(tiny_llama, tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("llama-corpus"), tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def phi3_fp32(tiny_phi3, phi3_corpus, tmp_path_factory):
+    return build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path_factory.mktemp("onnx") / "fp32", precision="fp32")
+
+
+def manifest_of(folder: Path) -> dict:
+    return json.loads(folder.with_name(f"{folder.name}.manifest.json").read_text())
+
+
+def merged_weight(base: Path, name: str) -> np.ndarray:
+    from safetensors.numpy import load_file
+
+    return load_file(base / "model.safetensors")[name]
+
+
+# Building
+
+
+def test_a_build_is_verified_and_holds_only_what_it_needs(fp32, tiny_model):
+    manifest = manifest_of(fp32)
+    assert manifest["verified"] is True
+    assert manifest["grid"] is None
+    assert manifest["nodes"]["MatMul"] == 11
+    assert manifest["size_bytes"] == sum(file.stat().st_size for file in fp32.iterdir())
+    assert {file.name for file in fp32.iterdir()} == {
+        "model.onnx",
+        "model.onnx.data",
+        "genai_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    }
+    for file in fp32.iterdir():
+        assert str(tiny_model.parent).encode() not in file.read_bytes(), file
+
+
+def test_two_builds_are_the_same_bytes(tiny_phi3, phi3_corpus, tmp_path):
+    for name in ("one", "two"):
+        build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / name / "int4")
+    first, second = ((tmp_path / name / "int4.manifest.json").read_bytes() for name in ("one", "two"))
+    assert first == second
+
+
+def test_fp32_logits_of_another_checkpoint_are_refused(tiny_llama, phi3_fp32, phi3_corpus, tiny_phi3, tmp_path):
+    import build_onnx
+    from safetensors.numpy import load_file, save_file
+
+    other = shutil.copytree(tiny_phi3, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"] *= 1.5
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    prompts = [json.loads(line)["prompt"] for line in (phi3_corpus / "rows.jsonl").read_text().splitlines()]
+    variant = {"precision": "fp32", "execution_provider": "cpu"}
+    build_onnx.check_answers(phi3_fp32, tiny_phi3, variant, prompts, 1)
+    with pytest.raises(UserError, match="logits differ"):
+        build_onnx.check_answers(phi3_fp32, other, variant, prompts, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "grid"),
+    [
+        ({}, "default"),
+        ({"algo_config": "rtn"}, "rtn"),
+        ({"algo_config": "k_quant"}, "asymmetric"),
+        ({"is_symmetric": False}, "asymmetric"),
+        ({"block_size": 128}, "default"),  # longer than a row of 64 values
+        ({"precision": "int8"}, "default"),
+        ({"algo_config": "k_quant", "matmul_mixed_precision": "last_matmul:int8,mixed_layers:int8"}, "asymmetric"),
+    ],
+)
+def test_quantized_weights_are_the_merged_ones_on_the_grid_that_was_asked_for(
+    tiny_phi3, phi3_corpus, tmp_path, options, grid
+):
+    from lib.onnx_weights import Graph, dequantised
+
+    folder = build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / "int4", **options)
+    assert manifest_of(folder)["grid"] == grid
+    graph = Graph(folder / "model.onnx")
+    assert len(graph.quantized) == 11
+    node = next(name for name in graph.quantized if "layers.1/mlp/down_proj" in name)
+    weight = graph.read_quantized(node)
+    original = merged_weight(tiny_phi3, "model.layers.1.mlp.down_proj.weight")
+    values = dequantised(weight)
+    assert values.shape == original.shape == (64, 128)
+    steps = np.repeat(np.abs(weight.scales), weight.codes.shape[2], axis=1)[:, :128]
+    assert (np.abs(values - original) <= 1.01 * steps).all()
+    assert np.median(np.abs(values - original) / steps) < 0.3  # uniform in a half step: 0.25
+
+
+def test_the_grid_check_tells_weights_and_grids_apart(tiny_phi3, phi3_corpus, tmp_path):
+    import build_onnx
+
+    from lib.onnx_weights import Graph, grid_of, largest_error
+
+    folder = build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / "int4")
+    graph = Graph(folder / "model.onnx")
+    weight = graph.read_quantized("/model/layers.0/attn/o_proj/MatMul_Q4")
+    right = merged_weight(tiny_phi3, "model.layers.0.self_attn.o_proj.weight")
+    other = merged_weight(tiny_phi3, "model.layers.1.self_attn.o_proj.weight")
+    assert largest_error(weight, right) <= 0.52
+    assert largest_error(weight, other) > 2
+    assert grid_of(weight, right) == "default"
+    assert grid_of(weight, other) == "other"
+    with pytest.raises(UserError, match="algo_config rtn gave weights on the grid default"):
+        build_onnx.check_weights(graph, tiny_phi3, {"algo_config": "rtn"})
+
+
+def test_end_tokens_and_greedy_search_reach_the_built_model(tiny_phi3, phi3_corpus, tmp_path):
+    base = shutil.copytree(tiny_phi3, tmp_path / "sampling")
+    shutil.copyfile(f"{tiny_phi3}.manifest.json", tmp_path / "sampling.manifest.json")
+    path = base / "generation_config.json"
+    sampling = {"do_sample": True, "temperature": 0.7, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.1}
+    path.write_text(json.dumps(json.loads(path.read_text()) | sampling))
+    folder = build(base, phi3_corpus / "rows.jsonl", tmp_path / "int4")
+    config = json.loads((folder / "genai_config.json").read_text())
+    assert set(config["model"]["eos_token_id"]) >= {2, 3}
+    search = config["search"]
+    assert search["do_sample"] is False
+    assert (search["temperature"], search["top_k"], search["top_p"]) == (1.0, 1, 1.0)
+    assert (search["num_beams"], search["repetition_penalty"]) == (1, 1.0)
+    assert search["max_length"] <= config["model"]["context_length"]
+
+
+def test_a_lost_end_token_is_an_error(phi3_fp32, tmp_path):
+    import build_onnx
+
+    folder = shutil.copytree(phi3_fp32, tmp_path / "copy")
+    with pytest.raises(UserError, match=r"lost the end tokens \[7\]"):
+        build_onnx.set_search(folder, frozenset({2, 3, 7}))
+
+
+@pytest.mark.parametrize(
+    "options", [{"is_symmetric": False}, {"matmul_mixed_precision": "last_matmul:int8"}, {"use_qdq": True}]
+)
+def test_variants_that_tied_embeddings_break_are_refused_with_the_way_out(tiny_llama, llama_corpus, tmp_path, options):
+    with pytest.raises(UserError, match="shared_embeddings: false") as error:
+        build(tiny_llama, llama_corpus / "rows.jsonl", tmp_path / "int4", **options)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+    build(tiny_llama, llama_corpus / "rows.jsonl", tmp_path / "int4", shared_embeddings=False, **options)
+
+
+def test_unknown_node_names_are_refused(tiny_phi3, phi3_corpus, tmp_path):
+    rows = phi3_corpus / "rows.jsonl"
+    with pytest.raises(UserError, match=r"no node /lm_head/MatMull; its nodes are /model/layers\.0"):
+        build(tiny_phi3, rows, tmp_path / "wrong", nodes_to_exclude=["/lm_head/MatMull"])
+    folder = build(tiny_phi3, rows, tmp_path / "right", nodes_to_exclude=["/lm_head/MatMul"])
+    assert manifest_of(folder)["nodes"]["MatMulNBits"] == 10
+
+
+@pytest.mark.parametrize(("provider", "precision"), [("cuda", "int4"), ("dml", "fp16"), ("trt-rtx", "fp16")])
+def test_what_cannot_run_here_is_checked_and_marked(tiny_phi3, phi3_corpus, tmp_path, provider, precision):
+    from lib.onnx_weights import Graph
+
+    options = {"execution_provider": provider, "precision": precision}
+    folder = build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / provider, **options)
+    assert manifest_of(folder)["verified"] is False
+    assert Graph(folder / "model.onnx").fault() is None
+    data = folder / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-100])
+    assert "is not in model.onnx.data" in (Graph(folder / "model.onnx").fault() or "")
+
+
+def test_the_command_line_fails_in_one_line(run_script, tiny_phi3, tmp_path):
+    done = run_script(
+        "build_onnx",
+        *("--settings", {"variant": {"precision": "int4", "execution_provider": "cpu"}}),
+        *("--merged", tiny_phi3, "--rows", tmp_path / "none.jsonl"),
+        *("--output", tmp_path / "int4"),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"error: {tmp_path / 'none.jsonl'}: no such file; check the path"
+
+
+# Reading and scoring
+
+
+def full_pass(folder: Path, prompt: list[int], answer: list[int]) -> float:
+    """Log probability of `answer` from one pass over the whole sequence."""
+    import onnxruntime_genai as og
+
+    from lib.onnx_model import log_softmax
+
+    model = og.Model(str(folder))
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=len(prompt + answer))
+    generator = og.Generator(model, params)
+    generator.append_tokens(np.array(prompt + answer[:-1], dtype=np.int32))
+    rows = log_softmax(generator.get_output("logits")[0])[len(prompt) - 1 :]
+    return float(rows[np.arange(len(answer)), answer].sum())
+
+
+def test_scores_equal_a_full_pass_and_the_checkpoint(fp32, tiny_model, corpus, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lib.scoring import encode_choices
+    from lib.tokens import load_tokenizer
+
+    result, predictions = score(fp32, tiny_model, corpus, tmp_path / "score.json")
+    rows = [json.loads(line) for line in (corpus / "rows.jsonl").read_text().splitlines()]
+    template = json.loads((corpus / "template.json").read_text())
+    choices = encode_choices(load_tokenizer(tiny_model), template, [row["prompt"] for row in rows])
+    checkpoint = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert [p["id"] for p in predictions] == [row["id"] for row in rows]
+    assert result["quality"]["n"] == len(rows)
+    for prediction, (prompt, answers) in zip(predictions, choices, strict=True):
+        for label, answer in zip(LABELS, answers, strict=True):
+            found = prediction["log_probs"][label]
+            assert found == pytest.approx(full_pass(fp32, prompt, answer), abs=1e-4)
+            with torch.inference_mode():
+                logits = checkpoint(torch.tensor([prompt + answer])).logits[0].double().log_softmax(-1)
+            expected = logits[range(len(prompt) - 1, len(prompt + answer) - 1), answer].sum()
+            assert found == pytest.approx(float(expected), abs=1e-3)
+        assert prediction["predicted"] == max(LABELS, key=lambda label: prediction["log_probs"][label])
+    assert [p["answer"] is not None for p in predictions] == [True, True, False, False, False]
+
+
+def test_free_answers_equal_those_of_the_checkpoint(fp32, tiny_model, corpus):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lib.onnx_model import Reader, load_onnx
+
+    model = load_onnx(fp32, threads=1)
+    checkpoint = AutoModelForCausalLM.from_pretrained(tiny_model)
+    prompts = [model.encode(json.loads(line)["prompt"]) for line in (corpus / "rows.jsonl").read_text().splitlines()]
+    reader = Reader(model, max(map(len, prompts)) + 6)
+    for prompt in prompts:
+        reader.read(prompt)
+        ids = torch.tensor([prompt])
+        expected = checkpoint.generate(ids, attention_mask=ids * 0 + 1, max_new_tokens=6, do_sample=False)
+        assert reader.answer(6) == expected[0, len(prompt) :].tolist()
+
+
+def test_a_pruned_head_scores_the_same(tiny_phi3, phi3_corpus, phi3_fp32, tmp_path):
+    pruned = build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / "pruned", precision="fp32", prune_lm_head=True)
+    expected = score(phi3_fp32, tiny_phi3, phi3_corpus, tmp_path / "whole.json")[1]
+    found = score(pruned, tiny_phi3, phi3_corpus, tmp_path / "pruned.json")[1]
+    for one, other in zip(found, expected, strict=True):
+        assert one["log_probs"] == pytest.approx(other["log_probs"], abs=1e-4)
+        assert one["answer"] == other["answer"]
+
+
+def test_reading_on_after_an_end_token_is_like_starting_anew(phi3_fp32):
+    from lib.onnx_model import Reader, load_onnx
+
+    model = load_onnx(phi3_fp32, threads=1)
+    reader = Reader(model, 30)
+    prompts = [[4, 9, 8, 7], [4, 9, 8, 7, 6, 5], [4, 9], [12, 11, 10]]
+    for prompt in prompts:
+        fresh = Reader(model, 20)
+        assert np.allclose(reader.read(prompt), fresh.read(prompt), atol=1e-5)
+        expected = fresh.answer(3)
+        forced = np.full((1, 1000), -1e9, dtype=np.float32)
+        forced[0, 3] = 0  # <|end|>
+        reader._generator.set_logits(forced)
+        assert reader.answer(5) == [3]
+        reader.read([4, 4])
+        reader.read(prompt)
+        assert reader.answer(3) == expected
+
+
+def test_generation_scores_the_reference(phi3_fp32, tiny_phi3, tmp_path):
+    from lib.tokens import encode_pairs, load_tokenizer
+
+    corpus = write_corpus(tmp_path / "corpus", tiny_phi3, task="generation")
+    result, predictions = score(phi3_fp32, tiny_phi3, corpus, tmp_path / "score.json", task="generation")
+    rows = [json.loads(line) for line in (corpus / "rows.jsonl").read_text().splitlines()]
+    pairs = encode_pairs(load_tokenizer(tiny_phi3), [(row["prompt"], row["completion"]) for row in rows])
+    for prediction, (prompt, completion) in zip(predictions, pairs, strict=True):
+        assert prediction["tokens"] == len(completion)
+        assert prediction["log_prob"] == pytest.approx(full_pass(phi3_fp32, prompt, completion), abs=1e-4)
+        assert prediction["reference"].startswith("a fresh ")
+    assert result["quality"]["perplexity"] > 1
+
+
+def test_another_tokenizer_is_an_error_that_names_the_row(phi3_fp32, tiny_phi3, phi3_corpus, tmp_path):
+    model = shutil.copytree(phi3_fp32, tmp_path / "model")
+    shutil.copyfile(f"{phi3_fp32}.manifest.json", tmp_path / "model.manifest.json")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["Ġdog"], vocabulary["Ġold"] = vocabulary["Ġold"], vocabulary["Ġdog"]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(
+        UserError,
+        match=r"rows\.jsonl:4: the ONNX tokenizer reads token \d+ as \d+ 'Ġdog', the training tokenizer as \d+ 'Ġold'",
+    ):
+        score(model, tiny_phi3, phi3_corpus, tmp_path / "score.json")
+    assert not (tmp_path / "score.json").exists()
+
+
+def test_tokenizers_agree_on_hard_texts(phi3_fp32, tiny_phi3):
+    from lib.onnx_model import load_onnx
+    from lib.tokens import load_tokenizer
+
+    model, tokenizer = load_onnx(phi3_fp32, threads=1), load_tokenizer(tiny_phi3)
+    hard = ["日本 עברית 👩‍👩‍👧", "a\r\nb \n c", "x  24", "<|user|>\nhi<|end|>", "<s>hello", "  lead", "�\u200d"]
+    for text in hard:
+        assert model.encode(text) == tokenizer.encode(text), text
+
+
+def test_more_than_the_context_is_refused(phi3_fp32):
+    from lib.onnx_model import Reader, load_onnx
+
+    with pytest.raises(UserError, match="take 513 tokens, the model takes 512"):
+        Reader(load_onnx(phi3_fp32, threads=1), 513)
+
+
+# Measuring
+
+
+def test_benchmark_measures_one_model_alone(run_script, phi3_fp32, phi3_corpus, tmp_path):
+    before = {file.name: file.read_bytes() for file in phi3_fp32.iterdir()}
+    run_script(
+        "benchmark_onnx",
+        *("--settings", {"benchmark": {"prompts": 3, "new_tokens": 5}, "versions": {}}),
+        *("--model", phi3_fp32, "--rows", phi3_corpus / "rows.jsonl", "--output", tmp_path / "speed.json"),
+        *("--threads", 1),
+    )
+    speed = json.loads((tmp_path / "speed.json").read_text())
+    assert speed["size_mb"] == pytest.approx(manifest_of(phi3_fp32)["size_bytes"] / 1e6)
+    assert (speed["prompts"], speed["new_tokens"], speed["threads"]) == (3, 5, 1)
+    assert speed["load_s"] > 0
+    for name in ("first_token_ms", "tokens_per_second"):
+        low, high = speed["spread"][name]
+        assert 0 < low <= speed[name] <= high
+    assert 20 < speed["peak_rss_mb"] < 300  # torch alone takes more
+    assert before == {file.name: file.read_bytes() for file in phi3_fp32.iterdir()}
+
+
+def test_peak_memory_is_not_that_of_the_parent():
+    inner = "from benchmark_onnx import peak_rss_mb; print(peak_rss_mb())"
+    outer = (
+        "import os, sys; large = bytearray(b'1') * 600_000_000\n"
+        f"os.execv(sys.executable, [sys.executable, '-c', {inner!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", outer], capture_output=True, text=True, cwd=SCRIPTS, check=True)
+    assert float(done.stdout) < 300
+
+
+@pytest.mark.parametrize("script", ["benchmark_onnx", "predict"])
+def test_what_ships_needs_no_torch(script):
+    code = f"import sys, {script}; print([name for name in ('torch', 'transformers', 'onnx') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SCRIPTS, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_threads_reach_onnx_runtime(phi3_fp32):
+    code = (
+        "import os; from pathlib import Path; from lib.onnx_model import load_onnx\n"
+        "count = lambda: len(os.listdir('/proc/self/task'))\n"
+        "kept = [count()]; models = []\n"
+        "for threads in (1, 4):\n"
+        f"    models.append(load_onnx(Path({str(phi3_fp32)!r}), threads)); kept.append(count())\n"
+        "print(kept[2] - kept[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SCRIPTS, check=True)
+    assert int(done.stdout) == 3

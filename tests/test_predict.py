@@ -1,0 +1,257 @@
+"""The packaged model, and asking it as users do."""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from onnx_samples import LABELS, TEXTS, VARIANT, build, score, write_corpus
+
+from lib.cli import UserError
+
+PACKAGE_SETTINGS = {
+    "task": "classification",
+    "base_model": {"hub": {"id": "someone/tiny", "revision": "0" * 40}, "path": None},
+    "run_settings": {"lora": {"r": 4, "learning_rate": 1e-3, "max_steps": None}},
+    "versions": {},
+}
+SELECTION = {
+    "run": "lora",
+    "variant": "int4",
+    "reason": "macro_f1 0.900 on 5 validation rows, the best",
+    "rejected": [{"run": "lora", "variant": "big", "reason": "300.0 MB is above selection.max_size_mb 200"}],
+    "metric": "macro_f1",
+}
+
+
+def package(folder: Path, base: Path, corpus: Path, selection: dict = SELECTION, **settings) -> Path:
+    import package_model
+
+    from lib.files import write_json
+
+    write_json(folder / "selection.json", selection)
+    package_model.main(
+        argparse.Namespace(
+            settings=PACKAGE_SETTINGS | settings,
+            selection=folder / "selection.json",
+            runs=folder / "runs",
+            template=corpus / "template.json",
+            base=base,
+            output=folder / "model",
+        )
+    )
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def workspace(tiny_phi3, tmp_path_factory):
+    """A folder with a corpus, one build and the model packaged from it."""
+    folder = tmp_path_factory.mktemp("workspace")
+    write_corpus(folder / "corpus", tiny_phi3, truncation="right")
+    build(tiny_phi3, folder / "corpus" / "rows.jsonl", folder / "runs" / "lora" / "onnx" / "int4")
+    package(folder, tiny_phi3, folder / "corpus")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(workspace, tmp_path_factory):
+    """A copy of the packaged folder alone, somewhere else."""
+    return shutil.copytree(workspace / "model", tmp_path_factory.mktemp("elsewhere") / "shipped")
+
+
+def variant_of(model: Path, folder: Path, **changes) -> Path:
+    """A copy of the model whose template differs."""
+    copy = shutil.copytree(model, folder / "variant")
+    template = json.loads((copy / "template.json").read_text())
+    (copy / "template.json").write_text(json.dumps(template | changes))
+    return copy
+
+
+def test_the_package_is_the_selected_build_with_template_and_card(workspace, tiny_phi3):
+    onnx, model = workspace / "runs" / "lora" / "onnx" / "int4", workspace / "model"
+    built = json.loads((onnx.parent / "int4.manifest.json").read_text())["files"]
+    manifest = json.loads((workspace / "model.manifest.json").read_text())
+    assert manifest["files"].keys() == built.keys() | {"template.json", "README.md"}
+    assert {name: manifest["files"][name] for name in built} == built
+    assert manifest["inputs"].keys() == {"base", "onnx", "selection", "template"}
+    assert (manifest["run"], manifest["variant"]) == ("lora", "int4")
+    card = (model / "README.md").read_text()
+    for text in (
+        "joy, joyful, sadness, fear",
+        "hub.id: someone/tiny",
+        "learning_rate: 0.001",
+        SELECTION["reason"],
+        "selection.max_size_mb 200",
+        "grid of the quantized weights: default",
+        "model.test.json",
+        built["model.onnx"],
+    ):
+        assert text in card
+    assert "None" not in card
+    assert "dequantised" not in card
+    assert str(tiny_phi3.parent) not in card
+    assert str(workspace) not in card
+
+
+def test_the_card_says_that_the_base_was_quantized_before(workspace, tiny_phi3, tmp_path):
+    from lib.manifests import write_manifest
+
+    base = shutil.copytree(tiny_phi3, tmp_path / "base")
+    write_manifest(base, inputs={}, settings={}, extra={"weights_were_quantized": "Q4_1"})
+    shutil.copytree(workspace / "runs", tmp_path / "runs")
+    card = (package(tmp_path, base, workspace / "corpus") / "README.md").read_text()
+    assert "quantized to Q4_1" in card
+
+
+def test_packaging_twice_gives_the_same_bytes(workspace, tiny_phi3, tmp_path):
+    shutil.copytree(workspace / "runs", tmp_path / "runs")
+    package(tmp_path, tiny_phi3, workspace / "corpus")
+    first, second = ((place / "model.manifest.json").read_bytes() for place in (workspace, tmp_path))
+    assert first == second
+
+
+def test_nothing_selected_is_an_error_with_every_reason(workspace, tiny_phi3, tmp_path):
+    nothing = SELECTION | {"run": None, "variant": None, "reason": "no variant keeps every constraint"}
+    with pytest.raises(UserError, match=r"lora/big: 300\.0 MB is above selection\.max_size_mb 200") as error:
+        package(tmp_path, tiny_phi3, workspace / "corpus", nothing)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_was_never_run_is_not_packaged(workspace, tiny_phi3, tmp_path):
+    rows, output = workspace / "corpus" / "rows.jsonl", tmp_path / "runs" / "lora" / "onnx" / "int4"
+    build(tiny_phi3, rows, output, **VARIANT | {"execution_provider": "cuda"})
+    with pytest.raises(UserError, match="never run"):
+        package(tmp_path, tiny_phi3, workspace / "corpus")
+
+
+def test_a_text_gives_label_and_probability(run_script, model, tmp_path):
+    done = run_script("predict", "--model", model, TEXTS[0], TEXTS[1], cwd=tmp_path)
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert len(lines) == 2
+    for label, probability in lines:
+        assert label in LABELS
+        assert 1 / len(LABELS) <= float(probability) <= 1
+
+
+def test_json_agrees_with_the_scores(run_script, model, workspace, tiny_phi3, tmp_path):
+    import numpy as np
+
+    onnx = workspace / "runs" / "lora" / "onnx" / "int4"
+    scores = score(onnx, tiny_phi3, workspace / "corpus", tmp_path / "score.json")[1]
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
+    done = run_script("predict", "--model", model, "--file", tmp_path / "texts.txt", "--json", "--threads", 1)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["input"] for answer in answers] == TEXTS
+    for answer, expected in zip(answers, scores, strict=True):
+        log_probs = np.array([expected["log_probs"][label] for label in LABELS])
+        shares = np.exp(log_probs) / np.exp(log_probs).sum()
+        assert answer["label"] == expected["predicted"]
+        assert list(answer["probabilities"].values()) == pytest.approx(shares.tolist(), abs=1e-6)
+        assert answer["probability"] == max(answer["probabilities"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", '{"text": "He cried", "other": 1}\n{"text": 42}\n'),
+        ("rows.json", '[{"text": "He cried"}, {"text": 42}]'),
+        ("rows.csv", 'id,text\n1,He cried\n2,"42"\n'),
+        ("rows.txt", "He cried\n42\n"),
+    ],
+)
+def test_files_of_every_kind_are_read_alike(model, tmp_path, name, content, capsys):
+    (tmp_path / name).write_text(content)
+    ask(model, file=tmp_path / name)
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["input"] for answer in answers] == ["He cried", "42"]
+
+
+def ask(model: Path, *texts: str, file: Path | None = None) -> None:
+    import predict
+
+    predict.main(argparse.Namespace(model=model, text=texts, file=file, json=True, threads=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl", '{"text": "a"}\n{"tex": "b"}\n', "rows.jsonl:2: no column 'text'; it has tex"),
+        ("rows.jsonl", '{"text": "a"}\n{"text": " "}\n', "rows.jsonl:2: empty text"),
+        ("rows.jsonl", '{"text": ["a"]}\n', "rows.jsonl:1: column 'text' is a list or an object"),
+        ("rows.jsonl", '{"text": "a"}\n{"text": \n', "rows.jsonl:2: not JSON"),
+        ("rows.txt", "fine\nhello<|end|> you\n", "rows.txt:2: 'text' contains the control token '<|end|>'"),
+        ("rows.txt", "fine\n\nfine\n", "rows.txt:2: empty text"),
+        ("rows.txt", "", "nothing to answer"),
+    ],
+)
+def test_unusable_inputs_are_named_before_anything_is_answered(model, tmp_path, name, content, message, capsys):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as error:
+        ask(model, file=tmp_path / name)
+    assert message in str(error.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_wrong_calls_end_in_one_line(run_script, model, tmp_path):
+    calls = {
+        f"error: {tmp_path / 'nowhere'}: not a packaged model": ("--model", tmp_path / "nowhere", "text"),
+        "error: nothing to answer": ("--model", model),
+        f"error: {tmp_path / 'none.csv'}: no such file": ("--model", model, "--file", tmp_path / "none.csv"),
+        "error: text 1: empty text": ("--model", model, "  "),
+    }
+    for message, call in calls.items():
+        done = run_script("predict", *call, check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith(message)
+        assert done.stderr.count("\n") == 1
+
+
+def test_long_inputs_are_cut_as_in_training_or_refused(model, tmp_path, capsys, monkeypatch):
+    import predict
+
+    prompts = []
+    classify = predict.classify
+    monkeypatch.setattr(
+        predict, "classify", lambda m, t, tp, found: (prompts.extend(found), classify(m, t, tp, found))[1]
+    )
+    words = " ".join(f"w{number}" for number in range(100))
+    ask(model, words)
+    ask(variant_of(model, tmp_path / "left", truncation="left"), words)
+    assert "w0 " in prompts[0]
+    assert "w99" not in prompts[0]
+    assert "w99" in prompts[1]
+    assert "w0 " not in prompts[1]
+    assert [json.loads(line)["input"] for line in capsys.readouterr().out.splitlines()] == [words, words]
+    with pytest.raises(UserError, match=r"text 1: \d+ tokens with its answer, the model takes 64; shorten"):
+        ask(variant_of(model, tmp_path / "reject", truncation="reject"), words)
+
+
+def test_several_columns_need_a_table(model, tmp_path, capsys):
+    template = json.loads((model / "template.json").read_text())
+    prompt = [*template["prompt"][:1], {"column": "place.city"}, *template["prompt"]]
+    two = variant_of(model, tmp_path, prompt=prompt, columns=["place.city", "text"])
+    with pytest.raises(UserError, match=r"takes the columns place\.city, text; give them in a"):
+        ask(two, "hello")
+    (tmp_path / "rows.jsonl").write_text('{"text": "hello", "place": {"city": "Ulm"}}\n')
+    ask(two, file=tmp_path / "rows.jsonl")
+    assert json.loads(capsys.readouterr().out)["input"] == {"place.city": "Ulm", "text": "hello"}
+
+
+def test_generation_prints_the_answer(run_script, model, tmp_path):
+    generating = variant_of(model, tmp_path, task="generation", labels=None)
+    done = run_script("predict", "--model", generating, "hello", "--json")
+    answer = json.loads(done.stdout)
+    assert answer.keys() == {"input", "answer", "stopped"}
+    plain = run_script("predict", "--model", generating, "hello").stdout
+    assert plain == answer["answer"] + "\n"
+
+
+def test_a_broken_model_is_one_line(run_script, model, tmp_path):
+    broken = variant_of(model, tmp_path)
+    (broken / "model.onnx").write_bytes(b"no model")
+    done = run_script("predict", "--model", broken, "hello", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {broken}: ONNX Runtime cannot load it")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,139 @@
+"""The project's own files agree with each other."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, SCRIPTS
+
+from lib import resources
+from lib.closure import code_closure
+from lib.workflow import locked_versions
+
+RULES = re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(), flags=re.MULTILINE)
+RULE_SCRIPTS = [name for name in RULES if name != "all"]
+
+
+def rule_text(name: str) -> str:
+    text = (ROOT / "Snakefile").read_text()
+    start = text.index(f"\nrule {name}:")
+    return text[start : text.find("\nrule ", start + 1)]
+
+
+def test_generated_files_are_up_to_date():
+    done = subprocess.run([sys.executable, SCRIPTS / "generate.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stderr}\nrun `make generated`"
+
+
+@pytest.mark.parametrize("name", RULE_SCRIPTS)
+def test_a_rule_its_script_its_log_and_its_timing_share_one_name(name):
+    text = rule_text(name)
+    assert (SCRIPTS / f"{name}.py").is_file()
+    assert f'script=script("{name}")' in text
+    assert f'modules=modules("{name}")' in text
+    assert f"{{R}}/logs/{name}/" in text
+    assert "conda:" in text
+    if name != "enforce_gate":
+        assert f"{{R}}/timings/{name}/" in text
+
+
+@pytest.mark.parametrize("name", RULE_SCRIPTS)
+def test_scripts_know_neither_snakemake_nor_the_configuration(name):
+    """Editing the configuration model must retrain nothing, and scripts run without Snakemake."""
+    script = SCRIPTS / f"{name}.py"
+    assert not {path.stem for path in code_closure(script)} & {"config", "workflow", "resources", "headline"}
+    for path in (script, *code_closure(script)):
+        assert "snakemake" not in {module.partition(".")[0] for module in imported(path)}
+
+
+@pytest.mark.parametrize("name", RULE_SCRIPTS)
+def test_every_import_of_a_script_is_in_its_conda_environment(name):
+    group = re.search(r'"envs/(\w+)\.yaml"', rule_text(name))
+    assert group, f"{name} names no environment"
+    pins = yaml.safe_load((ROOT / "envs" / f"{group[1]}.yaml").read_text())["dependencies"][-1]["pip"]
+    packages = {pin.partition("==")[0] for pin in pins}
+    module_of = {"scikit-learn": "sklearn", "pyyaml": "yaml", "onnxruntime-genai": "onnxruntime_genai"}
+    modules = {module_of.get(package, package.replace("-", "_")) for package in packages}
+    script = SCRIPTS / f"{name}.py"
+    needed = {m.partition(".")[0] for path in (script, *code_closure(script)) for m in imported(path)}
+    foreign = needed - set(sys.stdlib_module_names) - {"lib"}
+    optional = OPTIONAL.get(name, set())
+    assert foreign - optional <= modules, f"envs/{group[1]}.yaml lacks {foreign - modules}"
+
+
+# Imports inside functions that the script never calls: a shared module serves several scripts.
+OPTIONAL: dict[str, set[str]] = {}
+
+
+@pytest.mark.parametrize("name", ["fetch_data", "split_data", "render_corpus", "select_model", "check_gate"])
+def test_rules_without_a_model_start_without_torch(name):
+    code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import {name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module)
+    return names
+
+
+def test_the_closure_follows_imports_of_imports(tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/a.py").write_text("import json\nfrom lib.b import x\n")
+    (tmp_path / "lib/b.py").write_text("def f():\n    from lib import c\n")
+    (tmp_path / "lib/c.py").write_text("")
+    (tmp_path / "lib/unused.py").write_text("")
+    (tmp_path / "script.py").write_text("import lib.a\n")
+    assert [path.name for path in code_closure(tmp_path / "script.py")] == ["a.py", "b.py", "c.py"]
+
+
+def test_the_lock_pins_every_package_exactly():
+    lines = [
+        line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")
+    ]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^\s+]+", line) for line in lines)
+    asked = ["snakemake", "torch", "transformers", "peft", "bitsandbytes", "datasets", "onnxruntime-genai", "dvc"]
+    assert set(asked) <= set(locked_versions(ROOT / "requirements.lock"))
+
+
+# Resources
+
+
+FINETUNE = {
+    "epochs": 1,
+    "max_steps": None,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": False,
+    "corpus_strategy": "rows",
+    "source_max_len": 1024,
+    "r": 16,
+}
+
+
+def test_memory_grows_with_the_model_and_lies_above_what_was_measured():
+    """Measured peaks with SmolLM2-135M in fp32 on 2 cores: docs in lib/resources.py."""
+    small, large = 134_515_008, 3_821_079_552
+    assert 2_000 < resources.train_mb(small, FINETUNE, 128) < 8_000
+    assert resources.train_mb(large, FINETUNE, 128) > 4 * large / 1e6
+    for formula in (resources.fetch_model_mb, resources.merge_mb, resources.build_mb, resources.score_mb):
+        assert formula(small) < formula(large)
+        assert formula(large) > 4 * large / 1e6
+
+
+def test_a_retry_gets_more_time():
+    first, second = (resources.train_minutes(134_515_008, 1.0, FINETUNE, attempt) for attempt in (1, 2))
+    assert second > first > 10
+
+
+def test_steps_decide_over_epochs():
+    steps = {**FINETUNE, "max_steps": 10}
+    assert resources.train_minutes(10**9, 1000.0, steps, 1) < resources.train_minutes(10**9, 1000.0, FINETUNE, 1)

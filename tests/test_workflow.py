@@ -1,0 +1,422 @@
+"""The rerun contract, on real Snakemake runs: what changed is made again, and nothing else.
+
+One tiny workspace is run from raw rows to the report; each test restores it and changes one thing.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from lib.files import read_json, read_jsonl, sha256_file
+
+pytestmark = pytest.mark.workflow
+
+PROJECT = ["Snakefile", "config.yaml", "scripts", "envs", "examples", "profiles", "requirements.lock", "data"]
+AFTER_TRAINING = {
+    "merge_adapter",
+    "build_onnx",
+    "score_checkpoint",
+    "score_onnx",
+    "benchmark_onnx",
+    "select_model",
+    "package_model",
+    "check_gate",
+    "summarise",
+    "write_report",
+    "enforce_gate",
+    "all",
+}
+
+
+class Workspace:
+    """A copy of the project with a configuration, in a folder of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.results = root / "results"
+
+    def snakemake(self, *args: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *args]
+        return subprocess.run(command, cwd=cwd or self.root, capture_output=True, text=True)
+
+    def run(self, *args: str) -> subprocess.CompletedProcess:
+        done = self.snakemake(*args)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+        return done
+
+    def planned(self, *args: str, cwd: Path | None = None) -> set[str]:
+        """Names of the rules that a dry run would execute."""
+        done = self.snakemake("-n", *args, cwd=cwd)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return set(re.findall(r"^(?:local)?rule (\w+):", done.stdout + done.stderr, flags=re.MULTILINE))
+
+    def configure(self, change) -> None:
+        path = self.root / "config.yaml"
+        values = yaml.safe_load(path.read_text())
+        change(values)
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        path = self.root / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+
+def tiny_config(base: Path) -> dict:
+    return {
+        "results": "results",
+        "task": "classification",
+        "data": {"files": ["rows.json"], "target": "tone", "min_rows_per_class": 5},
+        "base_model": {"path": str(base), "parameters": 137_792},
+        "split": {"validation": 0.2, "test": 0.2},
+        "corpus": {"template": "chat", "user": "Tone? {phrase}", "max_length": 200},
+        "finetune": {
+            "r": 4,
+            "alpha": 8,
+            "epochs": 1,
+            "learning_rate": 0.01,
+            "per_device_train_batch_size": 4,
+            "eval_steps": 5,
+        },
+        "variants": {"int4": {}, "int4-cuda": {"execution_provider": "cuda"}},
+        "evaluate": {"greedy_rows": 5, "bootstrap_samples": 200},
+        "benchmark": {"prompts": 3, "new_tokens": 8},
+    }
+
+
+def parameters_of(base: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(base / "model.safetensors", framework="np") as file:
+        return sum(file.get_tensor(name).size for name in file.keys())  # noqa: SIM118
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_llama, tmp_path_factory) -> Path:
+    """A workspace that was run from raw rows to the report."""
+    root = tmp_path_factory.mktemp("workspace")
+    copy_project(root)
+    rows = json.loads((ROOT / "data" / "tones.json").read_text())[:120]
+    write_rows(root / "rows.json", rows)
+    config = tiny_config(tiny_llama)
+    config["base_model"]["parameters"] = parameters_of(tiny_llama)
+    (root / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    Workspace(root).run()
+    return root
+
+
+def copy_project(root: Path) -> None:
+    for name in PROJECT:
+        source, target = ROOT / name, root / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "raw"))
+        else:
+            shutil.copy2(source, target)
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+@pytest.fixture
+def workspace(finished, tmp_path) -> Workspace:
+    """The finished workspace, restored: bytes, time stamps and Snakemake's own record."""
+    root = tmp_path / "copy"
+    shutil.copytree(finished, root, symlinks=True)
+    return Workspace(root)
+
+
+# The finished run
+
+
+def test_a_finished_run_has_everything_and_nothing_is_left_to_do(workspace):
+    for name in ("report.html", "summary.json", "gate.passed", "model/genai_config.json", "model.manifest.json"):
+        assert (workspace.results / name).is_file(), name
+    assert workspace.planned() == set()
+    assert not list(workspace.results.rglob("*.partial.*"))
+    assert "Nothing to be done" in workspace.run().stderr
+
+
+def test_every_row_is_accounted_for(workspace):
+    audit = read_json(workspace.results / "data/audit.json")
+    kept = list(read_jsonl(workspace.results / "data/kept.jsonl"))
+    rejected = list(read_jsonl(workspace.results / "data/rejected.jsonl"))
+    assert audit["rows"] == len(kept) + len(rejected) == 120
+    parts = [list(read_jsonl(workspace.results / f"corpus/{name}.jsonl")) for name in ("train", "validation", "test")]
+    assert sorted(row["id"] for part in parts for row in part) == sorted(row["id"] for row in kept)
+
+
+def test_every_stage_scored_each_row_once(workspace):
+    expected = [row["id"] for row in read_jsonl(workspace.results / "corpus/validation.jsonl")]
+    files = list((workspace.results / "scores").rglob("*.validation.predictions.jsonl"))
+    assert len(files) == 4, "base, adapter, merged, int4"
+    for file in files:
+        assert [row["id"] for row in read_jsonl(file)] == expected, file
+
+
+def test_hashes_lead_from_the_model_back_to_the_rows(workspace):
+    results = workspace.results
+    onnx = read_json(results / "runs/lora/onnx/int4.manifest.json")
+    merged = read_json(results / "runs/lora/merged.manifest.json")
+    adapter = read_json(results / "runs/lora/adapter.manifest.json")
+    assert onnx["inputs"]["merged"] == sha256_file(results / "runs/lora/merged.manifest.json")
+    assert merged["inputs"]["adapter"] == sha256_file(results / "runs/lora/adapter.manifest.json")
+    assert adapter["inputs"]["train"] == sha256_file(results / "corpus/train.jsonl")
+    assert adapter["inputs"]["base"] == sha256_file(results / "base.manifest.json")
+    for name, digest in onnx["files"].items():
+        assert sha256_file(results / "runs/lora/onnx/int4" / name) == digest
+
+
+def test_no_manifest_holds_a_path_of_this_machine(workspace):
+    for manifest in workspace.results.rglob("*.manifest.json"):
+        assert str(workspace.root) not in manifest.read_text()
+
+
+def test_a_variant_for_another_provider_is_built_and_marked_unverified(workspace):
+    assert read_json(workspace.results / "runs/lora/onnx/int4-cuda.manifest.json")["verified"] is False
+    assert read_json(workspace.results / "selection.json")["variant"] == "int4"
+
+
+# What makes what again
+
+
+def test_touching_everything_reruns_nothing(workspace):
+    now = time.time() + 5
+    for path in [workspace.root / "rows.json", *(workspace.root / "scripts").rglob("*.py")]:
+        os.utime(path, (now, now))
+    assert workspace.planned() == set()
+
+
+def test_a_changed_row_reruns_from_the_rows_on(workspace):
+    workspace.edit("rows.json", '"phrase": "', '"phrase": "Suddenly: ')
+    planned = workspace.planned()
+    assert {"fetch_data", "audit_data", "train_adapter"} <= planned
+    assert "fetch_model" not in planned
+
+
+def test_an_edited_script_reruns_its_rule(workspace):
+    workspace.edit("scripts/merge_adapter.py", "_CHECKED_ROWS = 8", "_CHECKED_ROWS = 9")
+    planned = workspace.planned()
+    assert "merge_adapter" in planned
+    assert "train_adapter" not in planned
+
+
+def test_a_comment_in_a_shared_module_reruns_its_users_only(workspace):
+    workspace.edit("scripts/lib/batches.py", "import torch\n", "import torch  # a comment\n")
+    planned = workspace.planned()
+    assert "train_adapter" in planned
+    assert not planned & {"fetch_model", "audit_data", "render_corpus", "score_baselines"}
+
+
+def test_results_with_the_same_bytes_stop_the_rerun(workspace):
+    """A comment changes code, not bytes: once the rule ran again, nothing behind it does."""
+    workspace.edit("scripts/lib/near_duplicates.py", '"""', '"""Edited. ')
+    ran = set(re.findall(r"^(?:local)?rule (\w+):", workspace.run().stderr, flags=re.MULTILINE))
+    assert "audit_data" in ran
+    assert "train_adapter" not in ran
+
+
+def test_a_changed_parameter_reruns_training_and_what_follows(workspace):
+    workspace.configure(lambda config: config["finetune"].update(learning_rate=0.02))
+    assert workspace.planned() == {"train_adapter", *AFTER_TRAINING}
+
+
+def test_two_swapped_values_are_noticed(workspace):
+    workspace.configure(lambda config: config["finetune"].update(r=8, alpha=4))
+    assert "train_adapter" in workspace.planned()
+
+
+def test_another_section_retrains_nothing(workspace):
+    workspace.configure(lambda config: config["evaluate"].update(greedy_rows=6))
+    planned = workspace.planned()
+    assert "score_onnx" in planned
+    assert not planned & {"train_adapter", "merge_adapter", "build_onnx", "benchmark_onnx"}
+
+
+def test_the_gate_alone_reruns_only_the_verdict(workspace):
+    workspace.configure(lambda config: config.update(gate={"minimum": {"accuracy": 0.01}}))
+    assert workspace.planned() == {"check_gate", "summarise", "write_report", "enforce_gate", "all"}
+
+
+def test_threads_and_resources_rerun_nothing(workspace):
+    assert workspace.planned("--cores", "1") == set()
+    assert workspace.planned("--set-resources", "train_adapter:mem_mb=9999") == set()
+    assert workspace.planned("--set-threads", "train_adapter=1") == set()
+
+
+def test_an_upgraded_library_reruns_what_depends_on_it(workspace):
+    locked = re.search(r"^peft==.*$", (workspace.root / "requirements.lock").read_text(), flags=re.MULTILINE)
+    workspace.edit("requirements.lock", locked[0], "peft==99.0")
+    planned = workspace.planned()
+    assert "train_adapter" in planned
+    assert not planned & {"fetch_model", "audit_data", "score_baselines"}
+
+
+# Configurations
+
+
+def test_config_on_the_command_line_changes_single_keys(workspace):
+    assert "train_adapter" in workspace.planned("--config", "finetune={epochs: 2}")
+    assert workspace.planned("--config", "finetune={epochs: 1}") == set()
+
+
+def test_a_configfile_stands_alone(workspace):
+    values = yaml.safe_load((workspace.root / "config.yaml").read_text())
+    values["results"] = "other"
+    del values["benchmark"]
+    (workspace.root / "other.yaml").write_text(yaml.safe_dump(values))
+    planned = workspace.planned("--configfile", "other.yaml")
+    assert {"fetch_model", "train_adapter", "enforce_gate"} <= planned
+    assert not (workspace.root / "other").exists()
+
+
+def test_another_working_directory_finds_scripts_and_data(workspace, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    planned = workspace.planned("--snakefile", "../copy/Snakefile", "--directory", str(elsewhere), cwd=elsewhere)
+    assert {"fetch_data", "train_adapter"} <= planned
+    done = workspace.snakemake(
+        *("--snakefile", "../copy/Snakefile", "--directory", str(elsewhere), "results/data/rows.jsonl"), cwd=elsewhere
+    )
+    assert done.returncode == 0, done.stderr
+    assert (elsewhere / "results/data/rows.jsonl").read_bytes() == (workspace.results / "data/rows.jsonl").read_bytes()
+
+
+def test_moving_the_folder_reruns_nothing(workspace, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.move(workspace.root, moved)
+    assert Workspace(moved).planned() == set()
+
+
+@pytest.mark.parametrize(
+    "example", ["config.yaml", "examples/tones.yaml", "examples/faq.yaml", "examples/phi3-mini.yaml"]
+)
+def test_each_shipped_configuration_plans_the_whole_way(example, tmp_path):
+    copy_project(tmp_path)
+    planned = Workspace(tmp_path).planned("--configfile", example)
+    assert {"fetch_model", "audit_data", "train_adapter", "merge_adapter", "build_onnx", "enforce_gate"} <= planned
+
+
+# Failures
+
+
+def bad_config(workspace: Workspace, old: str, new: str) -> str:
+    workspace.edit("config.yaml", old, new)
+    done = workspace.snakemake()
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("learning_rate: 0.01", "learnin_rate: 0.01", r"config.yaml:\d+: finetune.learnin_rate .* did you mean learn"),
+        ("learning_rate: 0.01", "learning_rate: fast", r"config.yaml:\d+: finetune.learning_rate: .* \(found 'fast'\)"),
+        ("epochs: 1", "epochs: 1\n  epochs: 2", r"config.yaml:\d+: epochs stands twice"),
+        ("epochs: 1", "epochs: [1", r"config.yaml:\d+: not YAML"),
+        ("rows.json", "missing.json", r"data.files: missing.json does not exist"),
+        ("{phrase}", "{phrase.__class__}", r"config.yaml:\d+: corpus: .*not a column"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line(workspace, old, new, expected):
+    stderr = bad_config(workspace, old, new)
+    assert re.search(rf"^error: {expected}", stderr, flags=re.MULTILINE), stderr
+
+
+def failed_run(workspace: Workspace) -> str:
+    done = workspace.snakemake()
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    errors = re.findall(r"^error: .*$", done.stderr, flags=re.MULTILINE)
+    assert len(errors) == 1, done.stderr[-3000:]
+    return errors[0]
+
+
+def test_an_unknown_column_stops_early_with_the_columns_there_are(workspace):
+    workspace.edit("config.yaml", "{phrase}", "{sentence}")
+    error = failed_run(workspace)
+    assert "sentence" in error
+    assert not (workspace.results / "corpus/train.jsonl").exists()
+
+
+def test_a_broken_json_line_is_named(workspace):
+    lines = (workspace.root / "rows.json").read_text().splitlines()
+    lines[7] = lines[7].replace('"tone"', "tone")
+    (workspace.root / "rows.json").write_text("\n".join(lines))
+    assert re.search(r"rows.json:8: ", failed_run(workspace))
+
+
+def test_rows_of_one_class_make_no_model(workspace):
+    rows = json.loads((workspace.root / "rows.json").read_text())
+    write_rows(workspace.root / "rows.json", [{**row, "tone": "joy"} for row in rows])
+    error = failed_run(workspace)
+    assert "audit.json" in error
+    assert (workspace.results / "data/audit.json").is_file(), "the evidence stays"
+
+
+def test_a_base_model_without_tokenizer_is_refused(workspace, tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "bare" / name).unlink()
+    workspace.configure(lambda config: config["base_model"].update(path=str(tmp_path / "bare")))
+    assert "tokenizer" in failed_run(workspace)
+
+
+def test_a_failed_gate_leaves_its_evidence_and_exits_1(workspace):
+    workspace.configure(lambda config: config.update(gate={"minimum": {"accuracy": 1.0}}))
+    error = failed_run(workspace)
+    assert "accuracy" in error
+    assert "report.html" in error
+    assert (workspace.results / "report.html").is_file()
+    assert read_json(workspace.results / "summary.json")["gate"]["passed"] is False
+    assert not (workspace.results / "gate.passed").exists()
+    assert workspace.planned() == {"enforce_gate", "all"}
+
+
+def test_killed_in_training_it_resumes_to_the_same_bytes(workspace):
+    workspace.configure(lambda config: config["finetune"].update(epochs=12))
+    twin = Workspace(workspace.root.parent / "twin")
+    shutil.copytree(workspace.root, twin.root)
+    shutil.rmtree(twin.root / "work")
+    target = "results/runs/lora/adapter.manifest.json"
+    twin.run(target)
+
+    shutil.rmtree(workspace.root / "work")
+    command = [sys.executable, "scripts/run.py", target]
+    process = subprocess.Popen(
+        command, cwd=workspace.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    while not list(workspace.root.glob("work/train/*/checkpoint-*/complete.json")):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(0.5)
+    again = subprocess.run(command, cwd=workspace.root, capture_output=True, text=True)
+    assert again.returncode == 0, again.stdout[-3000:]
+    assert "resumed at step" in again.stdout
+    adapter = "results/runs/lora/adapter/adapter_model.safetensors"
+    assert sha256_file(workspace.root / adapter) == sha256_file(twin.root / adapter)
+    assert sha256_file(workspace.root / target) == sha256_file(twin.root / target)
+
+
+def test_a_second_run_beside_the_first_is_refused(workspace):
+    import fcntl
+
+    with open(workspace.root / ".snakemake/slmflow.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run([sys.executable, "scripts/run.py"], cwd=workspace.root, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "another run" in done.stderr
