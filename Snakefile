@@ -741,9 +741,7 @@ rule summarise:
     conda:
         "envs/report.yaml"
     params:
-        settings=settings(
-            task=CONFIG.task, seed=CONFIG.seed, evaluate=CONFIGURATION["evaluate"]
-        ),
+        settings=settings(task=CONFIG.task),
         runs=repeated("--run", [(run, f"{R}/runs/{run}/training.json") for run in RUNS]),
         stages=repeated("--stage", STAGES),
         speeds=repeated("--speed", SPEEDS),
@@ -757,8 +755,8 @@ rule summarise:
         ),
     shell:
         "exec python {input.script} --settings {params.settings:q} --audit {input.audit} --split {input.split}"
-        " --baselines {input.baselines}"
-        " --baseline-predictions {input.baseline_predictions} --base-validation {input.base_validation}"
+        " --baselines {input.baselines} --baseline-predictions {input.baseline_predictions}"
+        " --base-validation {input.base_validation}"
         " --base-validation-predictions {input.base_validation_predictions} --base-test {input.base_test}"
         " {params.runs} {params.stages} {params.speeds} {params.builds} --selection {input.selection}"
         " --gate {input.gate} --model-score {input.model_score} --model-predictions {input.model_predictions}"
@@ -789,7 +787,6 @@ rule write_report:
         page=str(HOME / "scripts/lib/report.html.j2"),
         script=script("write_report"),
         modules=modules("write_report"),
-        page=f"{HOME}/scripts/lib/report.html.j2",
     output:
         report=f"{R}/report.html",
     log:

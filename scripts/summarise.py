@@ -115,7 +115,7 @@ def _predictions(path: Path) -> Sequence[Prediction]:
 
 if __name__ == "__main__":
     arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, seed, evaluate")
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="task")
     for name, what in {
         "audit": "audit.json",
         "split": "split.json",

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from lib import findings, plots
 from lib.cli import fail, parser, run, settings_argument
 from lib.files import canonical_json, published, read_json, read_jsonl, sha256_file
-from lib.findings import metric, named, number, with_interval
+from lib.findings import metric, named, number, percent
 from lib.inputs import input_text, word_places
 from lib.metrics import BASELINE, MAIN_METRIC, label_shares, token_f1
 
@@ -31,7 +31,8 @@ _LONGEST_TEXT = 400  # characters of an example
 
 @dataclass(frozen=True)
 class Table:
-    """head names the columns; the first cell of a row is its heading. A cell is text, or text on a grey.
+    """head names the columns; the first cell of a row is its heading. A cell is text, text with
+    a note below it, or text on a grey.
 
     strong: index of the row in bold. folded: closed until the reader opens it.
     """
@@ -137,11 +138,13 @@ def _headline(evidence: Evidence) -> dict[str, Any]:
     summary, task = evidence.summary, evidence.task
     model, selected, gate = summary["model"], summary["selected"], summary["gate"]
     quality, rival = model["test"], BASELINE[task]
-    failed = [check["name"] for check in gate["checks"] if not check["passed"]]
+    failed = [findings.check_name(check["name"]) for check in gate["checks"] if not check["passed"]]
     result = "and passed the gate" if gate["passed"] else f"but failed the gate: {findings.listed(failed)}"
     if not gate["checks"]:
         result = "and there is no gate to pass"
-    cards = [(named(name), metric(name, quality[name]), _interval_note(name, quality)) for name in _COLUMNS[task][:2]]
+    cards = [
+        (named(name), metric(name, quality[name]), findings.interval(name, quality)) for name in _COLUMNS[task][:2]
+    ]
     cards += [
         (named(rival), metric(evidence.main, summary["baselines"][rival]["test"][evidence.main]), named(evidence.main)),
         ("Size", f"{number(model['size_mb'], 1)} MB", ""),
@@ -159,17 +162,12 @@ def _headline(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _interval_note(name: str, quality: dict[str, Any]) -> str:
-    found = quality.get(f"{name}_ci95")
-    return f"95 %: {metric(name, found[0])} to {metric(name, found[1])}" if found else ""
-
-
 def _gate_table(checks: Sequence[dict[str, Any]]) -> Table:
     rows = [
         (
-            check["name"],
-            number(check["value"]),
-            number(check["limit"]),
+            findings.check_name(check["name"]),
+            metric(check["name"].partition("_above_")[0], check["value"]),
+            metric(check["name"].partition("_above_")[0], check["limit"]),
             "passed" if check["passed"] else "FAILED",
             findings.p_value(check["mcnemar_p"]) if "mcnemar_p" in check else "–",
         )
@@ -186,15 +184,15 @@ def _worth_it(evidence: Evidence) -> Section:
     summary, columns = evidence.summary, _COLUMNS[evidence.task]
     compared = {named(name): splits["test"] for name, splits in summary["baselines"].items()}
     compared |= {"Untouched base model": summary["base"]["test"], "The model": summary["model"]["test"]}
-    rows = [(name, *(with_interval(key, quality) for key in columns)) for name, quality in compared.items()]
+    rows = [(name, *(_measured(key, quality) for key in columns)) for name, quality in compared.items()]
     return Section(
         "worth",
         "Is it worth it?",
         [
-            " ".join(findings.worth_it(evidence.task, summary)),
+            " ".join(findings.worth_it(evidence.task, summary, evidence.score["answered"])),
             *_quality_plot(compared, evidence.main, "The model"),
             Table(
-                f"Quality on {summary['model']['test']['n']:,} test rows (95 % interval)",
+                f"Quality on {_rows_measured(evidence, 'test')}, with 95 % intervals",
                 ("", *map(named, columns)),
                 rows,
                 strong=len(rows) - 1,
@@ -202,6 +200,17 @@ def _worth_it(evidence: Evidence) -> Section:
             *_without_label_word(evidence),
         ],
     )
+
+
+def _measured(name: str, quality: dict[str, Any]) -> dict[str, str]:
+    """A cell with the interval below the value."""
+    return {"text": metric(name, quality[name]), "note": findings.interval(name, quality)}
+
+
+def _rows_measured(evidence: Evidence, split: str) -> str:
+    n = evidence.summary["data"][split]
+    answered = min(n, evidence.settings["evaluate"]["greedy_rows"])
+    return findings.measured_rows(evidence.task, n, answered, split)
 
 
 def _without_label_word(evidence: Evidence) -> list[str | Table]:
@@ -225,7 +234,7 @@ def _without_label_word(evidence: Evidence) -> list[str | Table]:
 def _quality_plot(stages: dict[str, dict[str, Any]], name: str, best: str) -> list[Figure]:
     """Stages whose metric is undefined (no free answers) are left out."""
     dots = [
-        plots.Dot(stage, quality[name], quality[f"{name}_ci95"], stage == best)
+        plots.Dot(stage, quality[name], metric(name, quality[name]), quality[f"{name}_ci95"], stage == best)
         for stage, quality in stages.items()
         if quality[name] is not None
     ]
@@ -251,8 +260,8 @@ def _stages(evidence: Evidence) -> Section:
         blocks += [findings.stage_cost(evidence.task, name, measured[name], **draw) for name in stages]
         blocks += _quality_plot(measured, evidence.main, chosen)
         strong = [*measured].index(chosen) if chosen else None
-        caption = f"Run {run_name}: quality on {base['n']:,} validation rows (95 % interval)"
-        rows = [(name, *(with_interval(key, quality) for key in columns)) for name, quality in measured.items()]
+        caption = f"Run {run_name}: quality on {_rows_measured(evidence, 'validation')}, with 95 % intervals"
+        rows = [(name, *(_measured(key, quality) for key in columns)) for name, quality in measured.items()]
         blocks.append(Table(caption, ("Stage", *map(named, columns)), rows, strong=strong))
         blocks.append(_comparison_table(run_name, measured))
         blocks += _speed(evidence, run_name, facts["stages"], chosen)
@@ -310,7 +319,9 @@ def _speed(
 def _selection(evidence: Evidence) -> Section:
     selected, selection = evidence.summary["selected"], evidence.settings["selection"]
     limits = [f"{name} {value:g}" for name, value in selection.items() if name != "metric" and value is not None]
-    asked = f"The metric was {named(evidence.metric)}; the constraints were {findings.listed(limits) or 'none'}."
+    asked = (
+        f"The metric was {findings.said(evidence.metric)}; the constraints were {findings.listed(limits) or 'none'}."
+    )
     blocks: list[str | Table | Figure] = [
         f"{selected['run']}/{selected['variant']} was chosen: {selected['reason']}.",
         asked,
@@ -439,15 +450,15 @@ def _classes(evidence: Evidence) -> list[str | Table]:
         (
             label,
             number(count),
-            f"{count / audit['kept']:.1%}",
+            percent(count / audit["kept"]),
             *(number(by_label[label][split]) for split in ("train", "validation", "test")),
-            f"{words['by_label'][label]:.1%}",
+            percent(words["by_label"][label]),
         )
         for label, count in audit["classes"].items()
     ]
     head = ("Label", "Rows", "Share", "Train", "Validation", "Test", "Word in text")
     blocks: list[str | Table] = [
-        f"{words['share']:.1%} of the texts hold the word of their own label.",
+        f"{percent(words['share'])} of the texts hold the word of their own label.",
         Table("Balance of the labels", head, rows),
     ]
     if audit["keyword_shortcuts"]:
@@ -482,7 +493,7 @@ def _benchmark_rows(file: Path) -> Iterable[dict[str, str]]:
 def _time(evidence: Evidence) -> Section:
     total = sum(seconds for _, _, seconds, _ in evidence.timings)
     rows = [
-        (rule, number(jobs), number(seconds, 1), f"{seconds / total:.1%}", number(peak, 0))
+        (rule, number(jobs), number(seconds, 1), percent(seconds / total), number(peak, 0))
         for rule, jobs, seconds, peak in evidence.timings
     ]
     head = ("Rule", "Jobs", "Seconds", "Share", "Peak memory (MB)")

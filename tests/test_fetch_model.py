@@ -167,6 +167,14 @@ def test_a_tied_head_that_is_stored_twice_is_kept_once(tiny_llama, counts, tmp_p
     refused(source, tmp_path / "other", counts["llama"], "are tied in config.json but differ")
 
 
+def test_two_models_in_one_folder_are_not_mixed(model, counts, tmp_path):
+    (model / "model.safetensors").rename(model / "fp16.safetensors")
+    shutil.copy(model / "fp16.safetensors", model / "fp32.safetensors")
+    refused(model, tmp_path / "out", counts["phi3"], "is in fp16.safetensors and in fp32.safetensors")
+    (model / "fp32.safetensors").unlink()
+    assert "model.safetensors" in fetch_path(model, tmp_path / "base", counts["phi3"])["files"]
+
+
 def test_a_maker_s_own_layout_and_code_are_left_out(model, counts, tmp_path):
     edit_json(model / "config.json", auto_map={"AutoConfig": "configuration_phi3.Phi3Config"})
     edit_json(

@@ -14,10 +14,11 @@ _WIDTH = 480
 
 
 class Dot(NamedTuple):
-    """One value with its interval (low, high). filled: the one that matters."""
+    """One value, as a number and as text, with its interval (low, high). filled: the one that matters."""
 
     name: str
     value: float
+    text: str
     interval: Sequence[float]
     filled: bool
 
@@ -47,18 +48,18 @@ class Scale(NamedTuple):
 def dot_and_whisker(dots: Sequence[Dot], label: str) -> Markup:
     """One line per stage: a dot at the value, a whisker over the interval, the value behind it."""
     ticks = nice_ticks(min(dot.interval[0] for dot in dots), max(dot.interval[1] for dot in dots))
-    across, height = Scale(ticks[0], ticks[-1], 180, 420), 26 * len(dots) + 48
+    across, height = Scale(ticks[0], ticks[-1], 204, 420), 26 * len(dots) + 48
     parts = [_grid(across(tick), 4, height - 40, _tick(tick, ticks)) for tick in ticks]
     for index, dot in enumerate(dots):
         y, x = 20 + 26 * index, across(dot.value)
         weight = ' font-weight="bold"' if dot.filled else ""
         parts += [
-            f'<text x="170" y="{y + 4}" text-anchor="end"{weight}>{escape(_short(dot.name))}</text>',
+            f'<text x="190" y="{y + 4}" text-anchor="end"{weight}>{escape(_short(dot.name))}</text>',
             f'<path class="whisker" d="M{across(dot.interval[0])} {y}H{across(dot.interval[1])}"/>',
             _mark(x, y, dot.filled),
-            f'<text x="474" y="{y + 4}" text-anchor="end"{weight}>{_tick(dot.value, ticks, extra=1)}</text>',
+            f'<text x="474" y="{y + 4}" text-anchor="end"{weight}>{escape(dot.text)}</text>',
         ]
-    parts.append(f'<text x="300" y="{height - 6}" text-anchor="middle">{escape(label)}</text>')
+    parts.append(f'<text x="312" y="{height - 6}" text-anchor="middle">{escape(label)}</text>')
     return _svg(height, f"{label} with 95 % interval for {len(dots)} stages", parts)
 
 
@@ -66,8 +67,8 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
     """Size against quality: up and left is better; whiskers are 95 % intervals."""
     x_ticks = nice_ticks(0, max(point.x for point in points))
     y_ticks = nice_ticks(min(point.interval[0] for point in points), max(point.interval[1] for point in points))
-    across, up = Scale(x_ticks[0], x_ticks[-1], 60, 460), Scale(y_ticks[0], y_ticks[-1], 220, 24)
-    parts = [_grid(across(tick), 24, 220, _tick(tick, x_ticks)) for tick in x_ticks]
+    across, up = Scale(x_ticks[0], x_ticks[-1], 60, 460), Scale(y_ticks[0], y_ticks[-1], 220, 32)
+    parts = [_grid(across(tick), 32, 220, _tick(tick, x_ticks)) for tick in x_ticks]
     parts += [_row_grid(up(tick), 60, 460, _tick(tick, y_ticks)) for tick in y_ticks]
     taken: list[float] = []
     for point in sorted(points, key=lambda one: -one.y):
@@ -81,7 +82,7 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
             f'<text class="halo" x="{x + shift}" y="{at}" text-anchor="{anchor}">{escape(_short(point.name))}</text>',
         ]
     parts.append(f'<text x="260" y="258" text-anchor="middle">{escape(x_label)}</text>')
-    parts.append(f'<text x="60" y="14" text-anchor="middle">{escape(y_label)}</text>')
+    parts.append(f'<text x="4" y="12">{escape(y_label)}</text>')
     return _svg(264, f"{y_label} against {x_label} for {len(points)} variants", parts)
 
 
@@ -92,11 +93,11 @@ def learning_curve(
     both = [*train, *validation]
     x_ticks = nice_ticks(0, max(step for step, _ in both))
     y_ticks = nice_ticks(min(0.0, *(loss for _, loss in both)), max(loss for _, loss in both))
-    across, up = Scale(x_ticks[0], x_ticks[-1], 52, 400), Scale(y_ticks[0], y_ticks[-1], 220, 24)
-    parts = [_grid(across(tick), 24, 220, _tick(tick, x_ticks)) for tick in x_ticks]
+    across, up = Scale(x_ticks[0], x_ticks[-1], 52, 400), Scale(y_ticks[0], y_ticks[-1], 220, 32)
+    parts = [_grid(across(tick), 32, 220, _tick(tick, x_ticks)) for tick in x_ticks]
     parts += [_row_grid(up(tick), 52, 400, _tick(tick, y_ticks)) for tick in y_ticks]
-    parts.append(f'<path class="best" d="M{across(best_step)} 24V220"/>')
-    parts.append(f'<text x="{across(best_step)}" y="14" text-anchor="middle">best: {best_step:g}</text>')
+    parts.append(f'<path class="best" d="M{across(best_step)} 32V220"/>')
+    parts.append(f'<text x="{across(best_step)}" y="26" text-anchor="middle">best: {best_step:g}</text>')
     ends: list[float] = []
     for name, style, values in (("validation", "validation", validation), ("train", "train", train)):
         if not values:
@@ -110,7 +111,7 @@ def learning_curve(
         ends.append(at)
         parts.append(f'<text class="halo" x="{spots[-1][0] + 8}" y="{at}">{name}</text>')
     parts.append('<text x="226" y="258" text-anchor="middle">step</text>')
-    parts.append('<text x="52" y="14" text-anchor="end">loss</text>')
+    parts.append('<text x="4" y="12">loss</text>')
     return _svg(264, "training and validation loss by step", parts)
 
 
@@ -125,9 +126,9 @@ def nice_ticks(low: float, high: float) -> list[float]:
     return [round(index * step, 10) for index in range(first, last + 1)]
 
 
-def _tick(value: float, ticks: Sequence[float], extra: int = 0) -> str:
+def _tick(value: float, ticks: Sequence[float]) -> str:
     """As many digits as the distance of the ticks needs."""
-    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) + extra
+    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
     return f"{value:,.{digits}f}"
 
 
@@ -146,7 +147,7 @@ def _mark(x: float, y: float, filled: bool) -> str:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"
+    return name if len(name) <= 28 else f"{name[:27]}…"
 
 
 def _svg(height: int, label: str, parts: Sequence[str]) -> Markup:

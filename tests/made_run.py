@@ -1,0 +1,372 @@
+"""The files of a finished run, made up: small, varied, and consistent with each other.
+
+Predictions are drawn so that the untouched base is poor, the adapter good, int4 a little worse; the
+scores are computed from them. So what selection, gate, summary and report say can be checked.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.files import sha256_file, write_json, write_jsonl
+from lib.metrics import quality
+
+LABELS = ["negative", "neutral", "positive"]
+WORDS = {"negative": "rain late broken tired queue", "neutral": "train noon page list", "positive": "sun cake win song"}
+NASTY = '<script>alert("x")</script> & {{ 7 * 7 }} http://url_removed'
+SPEED = {"load_s": 0.41, "first_token_ms": 88.2, "prompts": 20, "threads": 2, "new_tokens": 64}
+EVALUATE = {"greedy_rows": 40, "batch_size": 16, "max_new_tokens": 64, "bootstrap_samples": 500}
+SELECTION = {
+    "metric": None,
+    "min_quality": None,
+    "max_size_mb": 200,
+    "max_first_token_ms": None,
+    "min_tokens_per_second": 10,
+    "max_peak_rss_mb": None,
+}
+VARIANTS = {"int4": (92.1, 61.0), "int4-mixed": (121.4, 48.5), "fp32": (540.2, 21.7)}  # MB, tokens per second
+CHAT = {"prompt": [{"text": "<|user|>Tone?\n"}, {"column": "text"}, {"text": "<|end|>"}]}
+
+
+class MadeRun:
+    """The folder of a made-up run; its methods run the scripts of the evaluation on it."""
+
+    def __init__(self, folder: Path, run_script: Any, task: str = "classification") -> None:
+        self.folder, self.run_script, self.task = folder, run_script, task
+        self.generator = np.random.default_rng(7)
+        self.rows = {"train": self._rows("train", 150), "validation": self._rows("validation", 150)}
+        self.rows["test"] = self._rows("test", 220)
+        self._write_data()
+        self.manifests = [
+            self._manifest("base"),
+            self._manifest("runs/lora/adapter"),
+            self._manifest("runs/lora/merged"),
+        ]
+        self._write_scores()
+        self._write_training()
+        self._write_timings()
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def read(self, name: str) -> Any:
+        return json.loads(self.path(name).read_text())
+
+    def score_baselines(self) -> None:
+        corpus = [word for split in self.rows for word in (f"--{split}", self.path(f"corpus/{split}.jsonl"))]
+        self._run(
+            "score_baselines",
+            *corpus,
+            "--template",
+            "corpus/template.json",
+            "--output",
+            "scores/baselines.json",
+            "--predictions",
+            "scores/baselines.predictions.jsonl",
+            seed=0,
+            evaluate=EVALUATE,
+        )
+
+    def select(self, check: bool = True, **selection: Any) -> Any:
+        candidates = []
+        for name in VARIANTS:
+            score = f"scores/lora/onnx-{name}.validation"
+            files = [f"{score}.json", f"{score}.predictions.jsonl", f"speed/lora/{name}.json"]
+            candidates += ["--candidate", "lora", name, *files, f"runs/lora/onnx/{name}.manifest.json"]
+        return self._run(
+            "select_model",
+            *candidates,
+            "--output",
+            "selection.json",
+            check=check,
+            seed=0,
+            evaluate=EVALUATE,
+            selection=SELECTION | selection,
+        )
+
+    def check_gate(self, check: bool = True, **gate: Any) -> Any:
+        return self._run(
+            "check_gate",
+            "--score",
+            "scores/model.test.json",
+            "--predictions",
+            "scores/model.test.predictions.jsonl",
+            *self._baselines(),
+            "--output",
+            "gate.json",
+            check=check,
+            gate={"minimum": {}, "beat_baseline": False} | gate,
+        )
+
+    def enforce_gate(self, check: bool = True) -> Any:
+        return self.run_script(
+            "enforce_gate",
+            "--gate",
+            "gate.json",
+            "--report",
+            "report.html",
+            "--summary",
+            "summary.json",
+            "--output",
+            "gate.passed",
+            check=check,
+            cwd=self.folder,
+        )
+
+    def summarise(self, check: bool = True) -> Any:
+        stages = []
+        for stage in ("adapter", "merged", *(f"onnx-{name}" for name in VARIANTS)):
+            score = f"scores/lora/{stage}.validation"
+            stages += ["--stage", "lora", stage, f"{score}.json", f"{score}.predictions.jsonl"]
+        speeds = [word for name in VARIANTS for word in ("--speed", "lora", name, f"speed/lora/{name}.json")]
+        builds = [
+            word
+            for name in (*VARIANTS, "cuda-int4")
+            for word in ("--build", "lora", name, f"runs/lora/onnx/{name}.manifest.json")
+        ]
+        return self._run(
+            "summarise",
+            "--audit",
+            "data/audit.json",
+            "--split",
+            "data/split.json",
+            *self._baselines(),
+            "--base-validation",
+            "scores/base.validation.json",
+            "--base-validation-predictions",
+            "scores/base.validation.predictions.jsonl",
+            "--base-test",
+            "scores/base.test.json",
+            "--run",
+            "lora",
+            "runs/lora/training.json",
+            *stages,
+            *speeds,
+            *builds,
+            "--selection",
+            "selection.json",
+            "--gate",
+            "gate.json",
+            *self._model(),
+            "--model-manifest",
+            "model.manifest.json",
+            "--output",
+            "summary.json",
+            check=check,
+        )
+
+    def write_report(self, check: bool = True) -> Any:
+        return self.run_script(
+            "write_report",
+            "--settings",
+            self.configuration(),
+            "--summary",
+            "summary.json",
+            "--selection",
+            "selection.json",
+            "--audit",
+            "data/audit.json",
+            "--split",
+            "data/split.json",
+            "--leakage",
+            "corpus/leakage.json",
+            "--baselines",
+            "scores/baselines.json",
+            "--training",
+            "lora",
+            "runs/lora/training.json",
+            *self._model(),
+            "--rows",
+            "corpus/test.jsonl",
+            "--template",
+            "corpus/template.json",
+            "--timings",
+            "timings",
+            "--manifests",
+            *self.manifests,
+            "--output",
+            "report.html",
+            check=check,
+            cwd=self.folder,
+        )
+
+    def configuration(self) -> dict[str, Any]:
+        package = {"name": "llm-made-up", "version": "0.1", "sha256": "ab" * 32, "file": "made/Made-135M-Instruct.gguf"}
+        return {
+            "results": "results", "seed": 0, "task": self.task,
+            "data": {"files": ["data/tweets.json"], "target": "sentiment", "labels": LABELS},
+            "base_model": {"path": None, "hub": None, "package": package, "parameters": 134515008},
+            "corpus": {"template": "chat", "user": "Tone?\n{text}", "max_length": 128},
+            "variants": {name: {"precision": "int4", "execution_provider": "cpu"} for name in VARIANTS},
+            "evaluate": EVALUATE, "selection": SELECTION, "gate": {"minimum": {"accuracy": 0.7}, "beat_baseline": True},
+        }  # fmt: skip
+
+    def _run(self, name: str, *words: Any, check: bool = True, **settings: Any) -> Any:
+        return self.run_script(
+            name, "--settings", {"task": self.task, **settings}, *words, check=check, cwd=self.folder
+        )
+
+    def _baselines(self) -> list[str]:
+        return ["--baselines", "scores/baselines.json", "--baseline-predictions", "scores/baselines.predictions.jsonl"]
+
+    def _model(self) -> list[str]:
+        score = "scores/model.test"
+        return ["--model-score", f"{score}.json", "--model-predictions", f"{score}.predictions.jsonl"]
+
+    def _rows(self, split: str, count: int) -> list[dict[str, Any]]:
+        rows = []
+        for number in range(count):
+            label = LABELS[int(self.generator.choice(3, p=[0.3, 0.2, 0.5]))]
+            pool = WORDS[label if self.generator.random() < 0.75 else "neutral"].split()
+            text = f"{split} {number}: {' '.join(self.generator.choice(pool, 4))}" + f" so {label}" * (number % 9 == 0)
+            text = NASTY if split == "test" and number == 0 else text
+            label = "negative" if split == "test" and number == 0 else label
+            row = {"id": f"{split}{number}", "prompt": f"<|user|>Tone?\n{text}<|end|>"}
+            answer = label if self.task == "classification" else f"It is a {label} one, number {number % 20}."
+            rows.append({**row, "completion": f"{answer}<|end|>"} | ({"label": label} if answer == label else {}))
+        return rows
+
+    def _write_data(self) -> None:
+        for split, rows in self.rows.items():
+            write_jsonl(self.path(f"corpus/{split}.jsonl"), rows)
+        classified = self.task == "classification"
+        template = {
+            "task": self.task,
+            "target": "sentiment",
+            "columns": ["text"],
+            "prompt": CHAT["prompt"],
+            "completion": [{"column": "sentiment"}, {"text": "<|end|>"}],
+            "labels": LABELS if classified else None,
+        }
+        write_json(self.path("corpus/template.json"), template)
+        counts = {split: len(rows) for split, rows in self.rows.items()}
+        by_label = {
+            label: {split: sum(row.get("label") == label for row in rows) for split, rows in self.rows.items()}
+            for label in LABELS
+        }
+        write_json(self.path("data/split.json"), {"counts": counts, "by_label": by_label if classified else None})
+        write_json(self.path("corpus/leakage.json"), {"rows": counts, "threshold": 0.8, "across_splits": {}})
+        words = {"share": 0.111, "by_label": dict.fromkeys(LABELS, 0.11)}
+        shortcut = {"word": "cake", "label": "positive", "rows": 41, "rows_of_label": 40}
+        write_json(self.path("data/audit.json"), {
+            "task": self.task, "rows": 540, "kept": 520, "rejected": {"unreadable": 1, "exact_duplicate": 12, "label_conflict": 7},
+            "exact_duplicates": 12, "label_conflicts": 7, "near_duplicate_clusters": 9, "near_duplicate_rows": 21,
+            "largest_cluster": 4, "rows_in_mixed_clusters": 2 if classified else None, "labels": LABELS if classified else None,
+            "classes": {label: sum(by_label[label].values()) for label in LABELS} if classified else None,
+            "label_word_in_text": words if classified else None, "keyword_shortcuts": [shortcut] if classified else None,
+            "tokens": {"mean": 41.31, "p50": 40, "p90": 55, "p95": 60, "p99": 71, "max": 96, "max_length": 128,
+                       "over_max_length": 0, "truncated": 0},
+            "verdict": {"ok": True, "reasons": []}})  # fmt: skip
+
+    def _write_scores(self) -> None:
+        for split in ("validation", "test"):
+            base = self._predictions(split, 0.45)
+            self._write_score("base", split, base, "base")
+        adapter = self._predictions("validation", 0.84)
+        merged = self._changed(adapter, 0.0)
+        stages = {
+            "adapter": adapter,
+            "merged": merged,
+            "onnx-int4": self._changed(merged, 0.06),
+            "onnx-int4-mixed": self._changed(merged, 0.02),
+            "onnx-fp32": self._changed(merged, 0.0),
+        }
+        for name, (size, rate) in VARIANTS.items():
+            self.manifests.append(self._manifest(f"runs/lora/onnx/{name}", verified=True, size_bytes=int(size * 1e6)))
+            speed = {**SPEED, "size_mb": size, "tokens_per_second": rate, "peak_rss_mb": 2.2 * size + 160}
+            write_json(self.path(f"speed/lora/{name}.json"), speed)
+        self.manifests.append(self._manifest("runs/lora/onnx/cuda-int4", verified=False, size_bytes=95_000_000))
+        for stage, predictions in stages.items():
+            of = f"runs/lora/onnx/{stage.removeprefix('onnx-')}" if "onnx" in stage else f"runs/lora/{stage}"
+            self._write_score(f"lora/{stage}", "validation", predictions, of)
+        self.manifests.append(self._manifest("model"))
+        self._write_score("model", "test", self._predictions("test", 0.82), "model")
+
+    def _write_score(self, stage: str, split: str, predictions: list[dict[str, Any]], of: str) -> None:
+        labels = LABELS if self.task == "classification" else None
+        measured = quality(self.task, predictions, labels, seed=0, samples=EVALUATE["bootstrap_samples"])
+        inputs = {"model": sha256_file(self.path(f"{of}.manifest.json"))}
+        name = self.path(f"scores/{stage}.{split}.json")
+        write_json(name, {"stage": stage, "split": split, "task": self.task, **measured, "inputs": inputs})
+        write_jsonl(name.with_suffix(".predictions.jsonl"), predictions)
+
+    def _predictions(self, split: str, accuracy: float) -> list[dict[str, Any]]:
+        rows = []
+        for number, row in enumerate(self.rows[split]):
+            right = self.generator.random() < accuracy and number > 0  # the first row is always wrong
+            free = number < EVALUATE["greedy_rows"]
+            if self.task == "generation":
+                wanted = row["completion"].removesuffix("<|end|>")
+                answer = wanted if right else " ".join(wanted.split()[: 1 + number % 5]) + " <b>?</b>"
+                tokens = len(wanted.split())
+                rows.append(
+                    {
+                        "id": row["id"],
+                        "reference": wanted,
+                        "answer": answer if free else None,
+                        "stopped": right if free else None,
+                        "log_prob": -tokens * (0.4 if right else 2),
+                        "tokens": tokens,
+                    }
+                )
+                continue
+            others = [label for label in LABELS if label != row["label"]]
+            said = row["label"] if right else others[int(self.generator.integers(2))]
+            rows.append(
+                {
+                    "id": row["id"],
+                    "label": row["label"],
+                    **self._said(said),
+                    "answer": (said if number % 7 or accuracy > 0.8 else "no idea") if free else None,
+                    "stopped": accuracy > 0.8 or number % 7 > 0 if free else None,
+                }
+            )
+        return rows
+
+    def _said(self, label: str) -> dict[str, Any]:
+        sure = float(self.generator.uniform(0.5, 0.95))
+        log_probs = {other: math.log(sure if other == label else (1 - sure) / 2) for other in LABELS}
+        return {"predicted": label, "log_probs": log_probs}
+
+    def _changed(self, before: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
+        """The same predictions, another one on the last `share` of the rows."""
+        count = round(share * len(before))
+        kept = before[: len(before) - count]
+        if self.task == "generation":
+            return [*kept, *({**row, "log_prob": 1.1 * row["log_prob"]} for row in before[len(kept) :])]
+        return [
+            *kept,
+            *({**row, **self._said(LABELS[(LABELS.index(row["predicted"]) + 1) % 3])} for row in before[len(kept) :]),
+        ]
+
+    def _manifest(self, name: str, **facts: Any) -> str:
+        value = {"files": {f"{name}.bin": "cd" * 32}, "inputs": {"merged": "ef" * 32}, "settings": {}, **facts}
+        write_json(self.path(f"{name}.manifest.json"), value)
+        return f"{name}.manifest.json"
+
+    def _write_training(self) -> None:
+        curve = [{"step": step, "loss": 0.3 + 1.6 * math.exp(-step / 40)} for step in range(10, 211, 10)]
+        curve += [
+            {"step": step, "eval_loss": 0.42 + 1.2 * math.exp(-step / 40) + step / 4000} for step in (50, 100, 150, 200)
+        ]
+        write_json(self.path("runs/lora/training.json"), {
+            "steps": 210, "best_step": 150, "best_validation_loss": 0.4857, "epochs": 1.0, "sequences": 3360,
+            "real_tokens": 139_204, "supervised_tokens": 6720, "trainable_parameters": 4_884_480, "dtype": "float32",
+            "threads": 2, "seconds": 640.12, "tokens_per_second": 217.5, "matmul_peak_gflops": 201.3,
+            "matmul_peak_share": 0.36, "peak_rss_mb": 2210.4, "curve": curve})  # fmt: skip
+
+    def _write_timings(self) -> None:
+        head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+        rest = "\t1\t1\t1\t1\t1\t1\t1\n"
+        for file, seconds, peak in [
+            ("train_adapter/lora", 652.31, "2210.4"),
+            ("score_onnx/lora/onnx-int4.validation", 30.5, "400.00"),
+            ("score_onnx/model.test", 50.25, "410.50"),
+            ("check_gate/time", 0.2, "NA"),
+        ]:
+            path = self.path(f"timings/{file}.tsv")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{head}{seconds}\t0:00:01\t{peak}{rest}")
