@@ -9,7 +9,7 @@ import pytest
 
 from lib.cli import UserError
 from lib.files import read_json, read_jsonl, write_jsonl
-from lib.near_duplicates import _bands, _comparable, _shingles, cluster_numbers, similar_pairs
+from lib.near_duplicates import _bands, _comparable, _joining_pairs, _shingles, cluster_numbers, similar_pairs
 from lib.records import MISSING, as_text, column, normalise, record_id
 
 DATA = {"target": "tone", "labels": None, "special_tokens": "reject", "near_duplicates": 0.8, "min_rows_per_class": 1}
@@ -269,6 +269,18 @@ def test_clusters_equal_those_of_all_pairs_compared(threshold):
         pairs = similar_pairs(texts, threshold, seed=seed)
         assert cluster_numbers(count, pairs) == expected
         assert all(jaccard(texts[one], texts[other]) >= threshold for one, other in pairs)
+
+
+def test_chain_within_one_bucket_is_followed():
+    """The first joins the second, the third is like the first only: all three are one cluster."""
+    from scipy.cluster.hierarchy import DisjointSet
+
+    middle = SENTENCES[0]
+    texts = [middle, f"{middle} and off", f"then so {middle}"]
+    assert jaccard(texts[1], texts[2]) < 0.8 <= min(jaccard(middle, texts[1]), jaccard(middle, texts[2]))
+    joined = DisjointSet(range(3))
+    assert len(list(_joining_pairs([0, 1, 2], texts, 0.8, joined))) == 2
+    assert joined.n_subsets == 1
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 0.99, 1.0])

@@ -54,7 +54,9 @@ def test_fractions_are_met_in_every_class(tmp_path):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_cluster_is_divided_and_fractions_stay_close(tmp_path, seed):
-    rows = kept(("joy", 150, 1), ("joy", 20, 4), ("joy", 2, 25), ("fear", 60, 2), ("fear", 11, 3))
+    rows = kept(
+        ("joy", 150, 1), ("joy", 20, 4), ("joy", 2, 25), ("fear", 60, 2), ("fear", 11, 3), ("sad", 12, 1), ("sad", 5, 9)
+    )
     result = split(tmp_path, rows, seed=seed)
     found = defaultdict(set)
     for row in rows:

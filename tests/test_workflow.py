@@ -188,6 +188,36 @@ def test_a_variant_for_another_provider_is_built_and_marked_unverified(workspace
     assert read_json(workspace.results / "selection.json")["variant"] == "int4"
 
 
+@pytest.mark.end_to_end
+def test_generation_goes_the_whole_way_with_the_recipes_template(tiny_phi3, tmp_path):
+    """Questions and best answers on a Phi-3 with its own control tokens, from rows to an answer."""
+    copy_project(tmp_path)
+    config = tiny_config(tiny_phi3)
+    config.update(
+        task="generation",
+        data={"files": ["data/faq.json"], "target": "Best Answer"},
+        corpus={
+            "text_template": "<|user|>\n{Question}<|end|>\n<|assistant|>\n{Best Answer}\n<|end|>",
+            "max_length": 500,
+        },
+        variants={"int4": {}},
+    )
+    config["base_model"]["parameters"] = parameters_of(tiny_phi3)
+    config["evaluate"].update(max_new_tokens=8)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    workspace = Workspace(tmp_path)
+    workspace.run()
+    quality = read_json(workspace.results / "summary.json")["model"]["test"]
+    assert quality["perplexity"] > 1
+    assert 0 <= quality["chrf"] <= 100
+    row = next(read_jsonl(workspace.results / "corpus/train.jsonl"))
+    assert row["completion"].endswith("\n<|end|>")
+    predict = [sys.executable, "scripts/predict.py", "--model", "results/model", "--json", "What is the gate?"]
+    done = subprocess.run(predict, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "answer" in json.loads(done.stdout)
+
+
 # What makes what again
 
 

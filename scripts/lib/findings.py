@@ -42,7 +42,7 @@ def check_name(name: str) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}\u00a0%"
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
@@ -80,7 +80,7 @@ def worth_it(task: str, summary: dict[str, Any], answered: int) -> list[str]:
     sentences = [
         f"On {measured_rows(task, quality['n'], answered, 'test')} the model has {said(name)}"
         f" {metric(name, quality[name])}, {said(key)} {metric(name, rival[name])}.",
-        f"{_won(task, against)} ({p_value(against['mcnemar_p'])}), so {_judged(against, said(key))}.",
+        f"There {_won(task, against)} ({p_value(against['mcnemar_p'])}), so {_judged(against, said(key))}.",
     ]
     others = {other: splits["test"][name] or 0.0 for other, splits in summary["baselines"].items() if other != key}
     better = [other for other, value in others.items() if value > (quality[name] or 0.0)]
@@ -107,8 +107,8 @@ def how_sure(task: str, quality: Quality, answered: int) -> list[str]:
     sentences.append("The test rows chose nothing: checkpoint and variant were chosen on validation rows.")
     if answered and task == "classification":
         sentences.append(
-            f"Asked freely on the first {answered:,} rows, {percent(quality['invalid_rate'])} of the answers are no label,"
-            f" {percent(quality['stop_rate'])} end by themselves, and {percent(quality['greedy_accuracy'])} are right."
+            f"Asked freely on the first {answered:,} rows, {percent(quality['invalid_rate'])} of the answers are no"
+            f" label, {percent(quality['stop_rate'])} end by themselves, and {percent(quality['greedy_accuracy'])} are right."
         )
     elif answered:
         sentences.append(
@@ -123,7 +123,7 @@ def stage_cost(task: str, stage: str, quality: Quality, *, seed: int, samples: i
     wins, losses, p = against["wins"], against["losses"], p_value(against["mcnemar_p"])
     start = f"{stage} against {against['name']}: "
     if task != "classification":
-        return f"{start}{quality['flips']:,} answers differ; {_won(task, against).lower()} ({p})."
+        return f"{start}{quality['flips']:,} answers differ; {_won(task, against)} ({p})."
     changed = f"{quality['flips']:,} of {n:,} labels change"
     if quality["kl"] is not None:
         changed += f", the probabilities by {quality['kl']:.4f} nats"
@@ -146,8 +146,8 @@ def shown_better(against: dict[str, Any]) -> bool:
 def leakage(counts: dict[str, int], threshold: float) -> str:
     total = sum(counts.values())
     return (
-        f"None of the {total:,} rows, nor one that is at least {100 * threshold:g} % similar to it, stands in two splits;"
-        " this was computed anew from the written files."
+        f"None of the {total:,} rows, nor one that is at least {100 * threshold:g} % similar to it, stands in two"
+        " splits; this was computed anew from the written files."
     )
 
 
@@ -158,8 +158,8 @@ def listed(words: Sequence[str]) -> str:
 
 def _won(task: str, against: dict[str, Any]) -> str:
     if task == "classification":
-        return f"It alone is right on {against['wins']:,} rows and alone wrong on {against['losses']:,}"
-    return f"Its answer is nearer to the reference on {against['wins']:,} rows and further on {against['losses']:,}"
+        return f"it alone is right on {against['wins']:,} rows and alone wrong on {against['losses']:,}"
+    return f"its answer is nearer to the reference on {against['wins']:,} rows and further on {against['losses']:,}"
 
 
 def _judged(against: dict[str, Any], rival: str) -> str:

@@ -124,14 +124,15 @@ def _joining_pairs(
     shingles = {place: _shingles(texts[place]) for place in bucket}
     merged: list[list[int]] = []
     for members in clusters.values():
+        whole = members
         for other in [*merged]:
             pair = _similar_pair(members, other, shingles, threshold)
             if pair:
                 joined.merge(*pair)
                 yield pair
                 merged.remove(other)
-                members = [*other, *members]
-        merged.append(members)
+                whole = [*other, *whole]
+        merged.append(whole)
 
 
 def _similar_pair(

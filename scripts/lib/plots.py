@@ -70,17 +70,11 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
     across, up = Scale(x_ticks[0], x_ticks[-1], 60, 460), Scale(y_ticks[0], y_ticks[-1], 220, 32)
     parts = [_grid(across(tick), 32, 220, _tick(tick, x_ticks)) for tick in x_ticks]
     parts += [_row_grid(up(tick), 60, 460, _tick(tick, y_ticks)) for tick in y_ticks]
-    taken: list[float] = []
-    for point in sorted(points, key=lambda one: -one.y):
-        x, y = across(point.x), up(point.y)
-        at = max([y + 4, *(other + 16 for other in taken if abs(other - y) < 16)])
-        taken.append(at)
-        anchor, shift = ("end", -10) if x > 300 else ("start", 10)
-        parts += [
-            f'<path class="whisker" d="M{x} {up(point.interval[0])}V{up(point.interval[1])}"/>',
-            _mark(x, y, point.filled),
-            f'<text class="halo" x="{x + shift}" y="{at}" text-anchor="{anchor}">{escape(_short(point.name))}</text>',
-        ]
+    spots = [(across(point.x), up(point.y)) for point in points]
+    for point, (x, y) in zip(points, spots, strict=True):
+        low, high = map(up, point.interval)
+        parts += [f'<path class="whisker" d="M{x} {low}V{high}"/>', _mark(x, y, point.filled)]
+    parts += _names([_short(point.name) for point in points], spots)
     parts.append(f'<text x="260" y="258" text-anchor="middle">{escape(x_label)}</text>')
     parts.append(f'<text x="4" y="12">{escape(y_label)}</text>')
     return _svg(264, f"{y_label} against {x_label} for {len(points)} variants", parts)
@@ -124,6 +118,24 @@ def nice_ticks(low: float, high: float) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if rough <= factor * power * 1.0001)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(index * step, 10) for index in range(first, last + 1)]
+
+
+def _names(names: Sequence[str], spots: Sequence[tuple[float, float]]) -> list[str]:
+    """Names beside their spots, moved up or down where they would cover a spot or another name."""
+    taken: list[tuple[float, float, float]] = []  # left, right, height of the base line
+    parts = []
+    for name, (x, y) in zip(names, spots, strict=True):
+        width, left = 7.5 * len(name), x > _WIDTH * 0.6
+        start, end = (x - 10 - width, x - 10) if left else (x + 10, x + 10 + width)
+        for shift in (4, 20, -12, 36, -28, 52):
+            covers_spot = any(start - 6 < a < end + 6 and abs(b + 4 - y - shift) < 13 for a, b in spots)
+            covers_name = any(start < other[1] and other[0] < end and abs(other[2] - y - shift) < 15 for other in taken)
+            if not covers_spot and not covers_name:
+                break
+        taken.append((start, end, y + shift))
+        anchor, place = ("end", end) if left else ("start", start)
+        parts.append(f'<text class="halo" x="{place}" y="{y + shift}" text-anchor="{anchor}">{escape(name)}</text>')
+    return parts
 
 
 def _tick(value: float, ticks: Sequence[float]) -> str:

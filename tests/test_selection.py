@@ -1,0 +1,210 @@
+"""Selection and gate on variants whose differences are planted."""
+
+import json
+import math
+
+import pytest
+
+from lib.files import sha256_file, write_json, write_jsonl
+from lib.metrics import quality
+
+LABELS = ["no", "yes"]
+SELECTION = {
+    "metric": "accuracy",
+    "min_quality": None,
+    "max_size_mb": None,
+    "max_first_token_ms": None,
+    "min_tokens_per_second": None,
+    "max_peak_rss_mb": None,
+}
+EVALUATE = {"bootstrap_samples": 1000, "greedy_rows": 0}
+SPEED = {"first_token_ms": 50.0, "tokens_per_second": 40.0, "peak_rss_mb": 300.0}
+
+
+def predictions(wrong: set[int], rows: int = 100) -> list[dict]:
+    return [
+        {
+            "id": f"row{number}",
+            "label": LABELS[number % 2],
+            "predicted": LABELS[(number + (number in wrong)) % 2],
+            "log_probs": {label: math.log(0.5) for label in LABELS},
+            "answer": None,
+            "stopped": None,
+        }
+        for number in range(rows)
+    ]
+
+
+@pytest.fixture
+def select(tmp_path, run_script):
+    """Run select_model on candidates: name to (numbers of wrong rows, size in MB, other facts about its speed)."""
+
+    def run(candidates: dict, check: bool = True, **selection):
+        words = []
+        for name, (wrong, size, speed) in candidates.items():
+            files = {kind: tmp_path / f"{name}.{kind}" for kind in ("score", "predictions", "speed", "manifest")}
+            rows = predictions(wrong)
+            measured = quality("classification", rows, LABELS, seed=0, samples=50)
+            write_json(files["manifest"], {"name": name})
+            write_json(files["score"], {**measured, "inputs": {"model": sha256_file(files["manifest"])}})
+            write_jsonl(files["predictions"], rows[::-1])  # order must not matter
+            write_json(files["speed"], {**SPEED, "size_mb": size, **speed})
+            words += ["--candidate", "lora", name, *files.values()]
+        settings = {
+            "task": "classification",
+            "seed": 0,
+            "evaluate": EVALUATE,
+            "selection": SELECTION | selection,
+            "versions": {},
+        }
+        done = run_script("select_model", "--settings", settings, *words, "--output", tmp_path / "out", check=check)
+        return json.loads((tmp_path / "out").read_text()) if check else done
+
+    return run
+
+
+def reasons(selection: dict) -> dict[str, str]:
+    return {one["variant"]: one["reason"] for one in selection["rejected"]}
+
+
+def test_the_smallest_within_noise_of_the_best_wins(select):
+    found = select(
+        {"big": (set(range(10)), 500, {}), "small": (set(range(11)), 100, {}), "bad": (set(range(40)), 50, {})}
+    )
+    assert (found["run"], found["variant"]) == ("lora", "small")
+    assert "accuracy 0.890 on 100 validation rows, within noise of the best, lora/big's 0.900" in found["reason"]
+    assert "the smallest of 2 that count as equal, 100.0 MB" in found["reason"]
+    assert "within noise" in reasons(found)["big"]
+    assert "lora/small is smaller (100.0 against 500.0 MB)" in reasons(found)["big"]
+    assert "accuracy 0.600 is below lora/big's 0.900 (95 % interval of the difference +0." in reasons(found)["bad"]
+
+
+def test_a_difference_that_rows_show_beats_size(select):
+    found = select({"big": (set(range(5)), 500, {}), "small": (set(range(15)), 100, {})})
+    assert found["variant"] == "big"
+    assert reasons(found).keys() == {"small"}
+
+
+def test_the_difference_is_paired(select):
+    """12 errors against 22: apart when they are the same rows, within noise when they are others."""
+    same = {"big": (set(range(12)), 500, {}), "small": (set(range(22)), 100, {})}
+    others = {"big": (set(range(12)), 500, {}), "small": (set(range(50, 72)), 100, {})}
+    assert select(same)["variant"] == "big"
+    assert select(others)["variant"] == "small"
+
+
+def test_of_equal_size_the_fastest_wins(select):
+    slow, fast = ({0}, 100, {"tokens_per_second": 20.0}), ({1}, 100, {"tokens_per_second": 30.0})
+    found = select({"slow": slow, "fast": fast})
+    assert found["variant"] == "fast"
+    assert "as small and not slower (30.0 against 20.0 tokens per second)" in reasons(found)["slow"]
+
+
+def test_every_broken_constraint_is_named_with_its_numbers(select):
+    limits = {
+        "max_size_mb": 200,
+        "max_first_token_ms": 40,
+        "min_tokens_per_second": 41,
+        "max_peak_rss_mb": 299,
+        "min_quality": 0.95,
+    }
+    found = select({"one": ({*range(10)}, 250, {})}, **limits)
+    assert found["run"] is found["variant"] is None
+    assert found["reason"] == "no variant keeps every constraint"
+    for text in ("0.900 is below selection.min_quality 0.95", "250.0 MB is above selection.max_size_mb 200"):
+        assert text in reasons(found)["one"]
+    for setting in limits:
+        assert f"selection.{setting}" in reasons(found)["one"]
+
+
+def test_a_value_at_its_limit_is_allowed_and_the_best_may_be_infeasible(select):
+    found = select({"best": (set(), 250, {}), "next": (set(range(30)), 200, {})}, max_size_mb=200)
+    assert found["variant"] == "next"
+    assert found["reason"].endswith("it is the only variant that keeps every constraint")
+
+
+def test_the_default_metric_is_macro_f1(select):
+    assert select({"one": ({1}, 100, {})}, metric=None)["metric"] == "macro_f1"
+
+
+def test_a_score_of_other_bytes_or_without_the_metric_is_refused(select, tmp_path, run_script):
+    select({"one": ({1}, 100, {})})
+    write_json(tmp_path / "one.manifest", {"name": "built anew"})
+    files = [tmp_path / f"one.{kind}" for kind in ("score", "predictions", "speed", "manifest")]
+    settings = {"task": "classification", "seed": 0, "evaluate": EVALUATE, "selection": SELECTION}
+    words = ["--settings", settings, "--candidate", "lora", "one", *files, "--output", tmp_path / "out2"]
+    done = run_script("select_model", *words, check=False)
+    assert done.returncode == 1
+    assert "scored was another model" in done.stderr
+    assert not (tmp_path / "out2").exists()
+    done = select({"one": ({1}, 100, {})}, metric="chrf", check=False)
+    assert done.returncode == 1
+    assert "no metric 'chrf'" in done.stderr
+
+
+@pytest.fixture
+def gate(tmp_path, run_script):
+    def run(check: bool = True, model=frozenset(range(10)), rival=frozenset(range(20)), **settings):
+        rows = predictions(set(model))
+        measured = quality("classification", rows, LABELS, seed=0, samples=50)
+        write_json(tmp_path / "score", measured)
+        write_jsonl(tmp_path / "predictions", rows)
+        baselines, others = {"extra": {}}, []
+        for name, wrong in {"majority": set(range(50)), "tfidf_logreg": set(rival)}.items():
+            said = predictions(wrong)
+            test = quality("classification", said, LABELS, seed=0, samples=50)["quality"]
+            # What a baseline does on validation rows must not decide.
+            baselines[name] = {"test": test, "validation": test | {"accuracy": 1.0}}
+            others += [{"baseline": name, "split": split, **row} for split in ("test", "validation") for row in said]
+        write_json(tmp_path / "baselines", baselines)
+        write_jsonl(tmp_path / "others", others)
+        words = ["--score", tmp_path / "score", "--predictions", tmp_path / "predictions"]
+        words += ["--baselines", tmp_path / "baselines", "--baseline-predictions", tmp_path / "others"]
+        settings = {"task": "classification", "gate": {"minimum": {}, "beat_baseline": False} | settings}
+        done = run_script("check_gate", "--settings", settings, *words, "--output", tmp_path / "gate.json", check=check)
+        return json.loads((tmp_path / "gate.json").read_text()) if check else done
+
+    return run
+
+
+def test_gate_compares_each_minimum(gate):
+    found = gate(minimum={"accuracy": 0.9, "macro_f1": 0.95})
+    assert found["passed"] is False
+    assert [check["passed"] for check in found["checks"]] == [True, False]  # a value at its limit passes
+    assert found["checks"][0] == {"name": "accuracy", "limit": 0.9, "value": 0.9, "passed": True}
+    assert gate() == {"passed": True, "checks": []}
+
+
+def test_a_metric_without_a_value_fails_its_check(gate):
+    assert gate(minimum={"greedy_accuracy": 0.0})["passed"] is False
+
+
+def test_gate_against_the_best_baseline_records_the_paired_test(gate):
+    check = gate(beat_baseline=True)["checks"][0]
+    assert check["name"] == "accuracy_above_tfidf_logreg"
+    assert (check["limit"], check["value"], check["passed"]) == (0.8, 0.9, True)
+    assert (check["wins"], check["losses"]) == (10, 0)
+    assert check["mcnemar_p"] == pytest.approx(2 / 2**10)
+    assert gate(beat_baseline=True, rival=range(10))["passed"] is False  # as good is not better
+    # Here the majority is better than TF-IDF, so it is what counts.
+    assert gate(beat_baseline=True, rival=range(60))["checks"][0]["name"] == "accuracy_above_majority"
+
+
+def test_gate_refuses_an_unknown_metric(gate):
+    done = gate(minimum={"acuracy": 0.9}, check=False)
+    assert done.returncode == 1
+    assert "no metric 'acuracy'" in done.stderr
+
+
+def test_enforcing_a_failed_gate_names_the_checks_and_the_evidence(gate, tmp_path, run_script):
+    words = ["--gate", "gate.json", "--report", "r.html", "--summary", "s.json", "--output", "gate.passed"]
+    gate(minimum={"accuracy": 0.95}, beat_baseline=True)
+    done = run_script("enforce_gate", *words, check=False, cwd=tmp_path)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0] == "gate: accuracy is 0.9000, the limit is 0.9500"
+    assert lines[1:] == ["error: gate.json: the model does not pass the gate: accuracy; see r.html and s.json"]
+    assert not (tmp_path / "gate.passed").exists()
+    gate(minimum={"accuracy": 0.85})
+    run_script("enforce_gate", *words, cwd=tmp_path)
+    assert (tmp_path / "gate.passed").is_file()

@@ -1,0 +1,115 @@
+"""The summary of a made-up run: the keys that the design promises, and comparisons of the right stages."""
+
+import json
+from collections import Counter
+
+import pytest
+from made_run import MadeRun
+
+QUALITY = {
+    "classification": {"n", "accuracy", "accuracy_ci95", "macro_f1", "invalid_rate", "flips", "kl", "against"},
+    "generation": {"n", "exact_match", "token_f1", "chrf", "perplexity", "flips", "kl", "against"},
+}
+STAGE = {"validation", "size_mb", "load_s", "first_token_ms", "tokens_per_second", "peak_rss_mb", "verified"}
+TRAINING = {"real_tokens", "supervised_tokens", "tokens_per_second", "matmul_peak_share", "seconds", "peak_rss_mb"}
+
+
+@pytest.fixture(scope="module", params=["classification", "generation"])
+def made(request, tmp_path_factory, run_script):
+    run = MadeRun(tmp_path_factory.mktemp(request.param), run_script, request.param)
+    run.score_baselines()
+    run.select()
+    run.check_gate(beat_baseline=True)
+    run.summarise()
+    return run
+
+
+def test_summary_has_every_promised_key(made):
+    summary = made.read("summary.json")
+    assert list(summary) == ["data", "baselines", "base", "runs", "selected", "model", "gate"]
+    assert "extra" not in summary["baselines"]
+    run = summary["runs"]["lora"]
+    assert set(run["training"]) == TRAINING | {"best_step"}
+    assert set(run["stages"]) == {
+        "adapter",
+        "merged",
+        *(f"onnx-{v}" for v in ("int4", "int4-mixed", "fp32", "cuda-int4")),
+    }
+    assert all(set(stage) == STAGE for stage in run["stages"].values())
+    scored = [stage["validation"] for stage in run["stages"].values() if stage["validation"]]
+    baselines = [quality for splits in summary["baselines"].values() for quality in splits.values()]
+    for quality in [*scored, *baselines, *summary["base"].values(), summary["model"]["test"]]:
+        assert quality.keys() >= QUALITY[made.task]
+    assert set(summary["model"]) == {"test", "size_mb", "first_token_ms", "tokens_per_second", "peak_rss_mb"}
+    assert set(summary["selected"]) == {"run", "variant", "reason", "rejected"}
+    assert set(summary["gate"]) == {"passed", "checks"}
+
+
+def test_numbers_of_rows_come_from_audit_and_split(made):
+    data = made.read("summary.json")["data"]
+    assert data["rejected"] == data["rows"] - data["kept"] == 20
+    assert (data["train"], data["validation"], data["test"]) == (150, 150, 220)
+
+
+def test_each_stage_is_compared_with_the_one_before(made):
+    summary = made.read("summary.json")
+    stages = summary["runs"]["lora"]["stages"]
+    names = {stage: facts["validation"]["against"]["name"] for stage, facts in stages.items() if facts["validation"]}
+    assert names == {
+        "adapter": "base",
+        "merged": "adapter",
+        "onnx-int4": "merged",
+        "onnx-int4-mixed": "merged",
+        "onnx-fp32": "merged",
+    }
+    rival = "tfidf_logreg" if made.task == "classification" else "nearest_question"
+    assert summary["model"]["test"]["against"]["name"] == rival
+    assert summary["base"]["validation"]["against"] is None
+    assert stages["merged"]["validation"]["flips"] == 0
+    assert stages["adapter"]["validation"]["against"]["wins"] > 10
+    if made.task == "classification":
+        assert stages["onnx-int4"]["validation"]["flips"] == 9  # 6 % of 150 were changed
+        assert stages["onnx-int4"]["validation"]["kl"] > stages["onnx-int4-mixed"]["validation"]["kl"] > 0
+
+
+def test_the_comparison_with_tfidf_is_on_test_rows(made):
+    if made.task == "generation":
+        pytest.skip("labels only")
+    lines = made.path("scores/baselines.predictions.jsonl").read_text().splitlines()
+    rival = {
+        row["id"]: row["predicted"] == row["label"]
+        for row in map(json.loads, lines)
+        if row["baseline"] == "tfidf_logreg" and row["split"] == "test"
+    }
+    model = map(json.loads, made.path("scores/model.test.predictions.jsonl").read_text().splitlines())
+    counts = Counter((row["predicted"] == row["label"], rival[row["id"]]) for row in model)
+    against = made.read("summary.json")["model"]["test"]["against"]
+    assert (against["wins"], against["losses"]) == (counts[True, False], counts[False, True])
+
+
+def test_builds_that_were_not_scored_say_so(made):
+    stages = made.read("summary.json")["runs"]["lora"]["stages"]
+    cuda = stages["onnx-cuda-int4"]
+    assert (cuda["validation"], cuda["verified"], cuda["size_mb"]) == (None, False, 95.0)
+    assert stages["onnx-int4"]["verified"] is True
+    assert stages["adapter"]["verified"] is None
+
+
+def test_the_model_has_the_speed_of_the_selected_variant(made):
+    summary = made.read("summary.json")
+    stage = summary["runs"]["lora"]["stages"][f"onnx-{summary['selected']['variant']}"]
+    assert {key: summary["model"][key] for key in ("size_mb", "tokens_per_second", "peak_rss_mb")} == {
+        key: stage[key] for key in ("size_mb", "tokens_per_second", "peak_rss_mb")
+    }
+
+
+def test_a_score_of_another_model_is_refused(tmp_path, run_script):
+    run = MadeRun(tmp_path, run_script)
+    run.score_baselines()
+    run.select()
+    run.check_gate()
+    run.path("model.manifest.json").write_text('{"files": {}}')
+    done = run.summarise(check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: scores/model.test.json: scored was another model than model.manifest.json")
+    assert not run.path("summary.json").exists()
