@@ -21,11 +21,11 @@ import numpy as np
 from safetensors import safe_open
 
 from lib.cli import fail, first_line, parser, progress, run, settings_argument
+from lib.corpus import read_rows
 from lib.files import published_directory, read_json, write_json
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.onnx_model import Reader, open_onnx
 from lib.onnx_weights import Graph, grid_of, largest_error
-from lib.scoring import read_rows
 from lib.tokens import end_token_ids
 
 # Deterministic answers: what the model says most likely, whatever the base model's own defaults are.

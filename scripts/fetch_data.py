@@ -11,9 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, parser, progress, run, settings_argument
+from lib.cli import fail, first_line, parser, progress, run, settings_argument
 from lib.files import write_jsonl
-from lib.readers import SourceRow, first_line, read_rows, typed_rows
+from lib.readers import SourceRow, read_rows, typed_rows
 
 
 def main(args: argparse.Namespace) -> None:

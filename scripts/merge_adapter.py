@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from lib.checkpoints import load_adapter, load_model
 from lib.cli import fail, parser, progress, run, settings_argument
+from lib.corpus import read_rows
 from lib.files import published_directory, read_json
 from lib.machine import use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
-from lib.scoring import read_rows
 from lib.tokens import load_tokenizer
 
 _CHECKED_ROWS = 8

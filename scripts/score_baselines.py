@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, parser, run, settings_argument
+from lib.corpus import load_template, read_rows
 from lib.files import write_json, write_jsonl
 from lib.inputs import input_text, target_text, word_places
 from lib.metrics import Prediction, point, quality, statistics
-from lib.scoring import load_template, read_rows
 from lib.templates import Template
 
 _SMALLEST_PROBABILITY = 1e-12  # keeps log finite for labels that the regression never saw

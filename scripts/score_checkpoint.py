@@ -6,8 +6,10 @@ reference. Both: free greedy answers on the first rows, which show whether the m
 """
 
 import argparse
+import copy
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ import torch
 
 from lib.checkpoints import load_adapter, load_model
 from lib.cli import parser, progress, run, settings_argument
+from lib.corpus import load_template, read_rows
 from lib.machine import use_threads
 from lib.manifests import read_manifest
-from lib.scoring import answer_text, encode_choices, load_template, read_rows, write_score
+from lib.scoring import answer_text, encode_choices, write_score
 from lib.templates import Template
 from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
 
@@ -53,9 +56,10 @@ def score_labels(
     """Log probability of every label, in the order of `rows`."""
     labels = template["labels"] or []
     choices = encode_choices(tokenizer, template, [row["prompt"] for row in rows])
+    beginning = read_beginning(model, [prompt for prompt, _ in choices])
     predictions: list[dict[str, Any]] = [{} for _ in rows]
     for places in by_length([len(prompt) for prompt, _ in choices], batch_size):
-        scores = choice_log_probs(model, [choices[place] for place in places])
+        scores = choice_log_probs(model, [choices[place] for place in places], beginning)
         for place, values in zip(places, scores.tolist(), strict=True):
             log_probs = dict(zip(labels, values, strict=True))
             predictions[place] = {
@@ -69,17 +73,49 @@ def score_labels(
     return predictions
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What all prompts begin with (the template's fixed text): its length, its keys and values."""
+
+    tokens: int
+    cache: Any
+
+
 @torch.inference_mode()
-def choice_log_probs(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]]) -> torch.Tensor:
+def read_beginning(model: Any, prompts: Sequence[list[int]]) -> Beginning:
+    """Run the ids that all prompts share once; each prompt keeps at least one id of its own."""
+    most = min(map(len, prompts)) - 1
+    first = prompts[0]
+    shared = next((place for place in range(most) if any(ids[place] != first[place] for ids in prompts)), most)
+    if shared == 0:
+        return Beginning(0, None)
+    ids = torch.tensor([first[:shared]], device=model.device)
+    return Beginning(shared, model(input_ids=ids, use_cache=True, logits_to_keep=1).cache)
+
+
+@torch.inference_mode()
+def choice_log_probs(
+    model: Any, batch: Sequence[tuple[list[int], list[list[int]]]], beginning: Beginning
+) -> torch.Tensor:
     """Summed log probability of each choice of each prompt: [prompts, choices].
 
-    batch: prompt ids with the ids of their choices. The prompts are run once; for each choice its
-    tokens follow on a copy of their keys and values.
+    batch: prompt ids with the ids of their choices. What the prompts share is already run, the rest
+    is run once; the tokens of each choice follow on its keys and values.
     """
-    prompts = [prompt for prompt, _ in batch]
-    width = max(map(len, prompts))
-    ids, mask = padded(prompts, width, model.device)
-    output = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=True, logits_to_keep=1)
+    rests = [prompt[beginning.tokens :] for prompt, _ in batch]
+    ids, own_mask = padded(rests, max(map(len, rests)), model.device)
+    mask = torch.cat([torch.ones_like(own_mask[:, :1]).expand(-1, beginning.tokens), own_mask], dim=1)
+    cache = copy.deepcopy(beginning.cache)
+    if cache is not None:
+        cache.batch_repeat_interleave(len(batch))
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions(mask)[:, beginning.tokens :],
+        cache=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
     first = output.logits[:, -1].float().log_softmax(-1)
     cache = output.cache
     scores = []

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, parser, progress, run, settings_argument
+from lib.corpus import load_template, read_rows
 from lib.inputs import target_text
 from lib.manifests import read_manifest
 from lib.onnx_model import OnnxModel, Reader, load_onnx
-from lib.scoring import answer_limit, answer_text, encode_choices, load_template, read_rows, write_score
+from lib.scoring import answer_limit, answer_text, encode_choices, write_score
 from lib.templates import Template
 from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
 

@@ -24,10 +24,10 @@ from lib import batches
 from lib.checkpoints import load_model
 from lib.cli import fail, parser, progress, run, settings_argument
 from lib.closure import code_closure
+from lib.corpus import read_rows
 from lib.files import canonical_json, published_directory, read_json, sha256_file, sha256_text, write_json
 from lib.machine import matmul_peak, peak_rss_mb, training_dtype, use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
-from lib.scoring import read_rows
 from lib.tokens import load_tokenizer
 
 _COMPLETE = "complete.json"  # written last into a checkpoint: one without it was cut short

@@ -210,7 +210,8 @@ def _measured(name: str, quality: dict[str, Any]) -> dict[str, str]:
 def _rows_measured(evidence: Evidence, split: str) -> str:
     n = evidence.summary["data"][split]
     answered = min(n, evidence.settings["evaluate"]["greedy_rows"])
-    return findings.measured_rows(evidence.task, n, answered, split)
+    rows = findings.measured_rows(evidence.task, n, answered, split)
+    return rows if evidence.task == "classification" else f"{rows} (perplexity on all of them)"
 
 
 def _without_label_word(evidence: Evidence) -> list[str | Table]:
@@ -387,12 +388,14 @@ def _far_answers(evidence: Evidence) -> list[str | Table]:
         for _, text, row in evidence.examples
         if row["answer"] is not None
     ]
+    total = len(answered)
+    answered = [item for item in answered if item[0] < 1]
     answered.sort(key=lambda item: item[0])
     rows = [(_cut(text), _cut(row["reference"]), _cut(row["answer"]), f"{f1:.2f}") for f1, text, row in answered]
     if not rows:
-        return ["No row was answered freely (evaluate.greedy_rows is 0)."]
+        return [f"None of the {total:,} free answers differs from its reference in a word."]
     head = ("Question", "Reference", "Answer", "Token F1")
-    caption = f"The {min(len(rows), _EXAMPLES)} answers furthest from their reference, of {len(rows):,}"
+    caption = f"The {min(len(rows), _EXAMPLES)} answers furthest from their reference, of {total:,}"
     return [Table(caption, head, rows[:_EXAMPLES], style="wide examples")]
 
 
@@ -502,7 +505,9 @@ def _time(evidence: Evidence) -> Section:
 
 
 def _settings(evidence: Evidence) -> Section:
-    rows = [(key, _shown(value)) for key, value in _flat(evidence.settings)]
+    rows = [
+        (key, value if isinstance(value, str) else canonical_json(value)) for key, value in _flat(evidence.settings)
+    ]
     table = Table("The whole configuration, defaults included", ("Key", "Value"), rows, style="wide code")
     return Section("settings", "What was asked?", [table])
 
@@ -533,9 +538,9 @@ def _flat(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
 def _shown(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
-    if isinstance(value, (list, dict)):
-        return canonical_json(value)
-    return number(value) if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return number(value) if isinstance(value, int) else str(value)
 
 
 if __name__ == "__main__":

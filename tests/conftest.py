@@ -58,6 +58,14 @@ def run_script():
     return run
 
 
+@pytest.fixture(scope="session", params=["classification", "generation"])
+def made(request, tmp_path_factory, run_script):
+    """A made-up run of each task, with its summary and report."""
+    from made_run import MadeRun
+
+    return MadeRun(tmp_path_factory.mktemp(request.param), run_script, request.param).finish()
+
+
 def _with_manifest(folder: Path) -> Path:
     from lib.manifests import write_manifest
 

@@ -4,8 +4,10 @@ Predictions are drawn so that the untouched base is poor, the adapter good, int4
 scores are computed from them. So what selection, gate, summary and report say can be checked.
 """
 
+import copy
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,22 @@ class MadeRun:
         self._write_scores()
         self._write_training()
         self._write_timings()
+
+    def finish(self) -> "MadeRun":
+        """Run what makes the report; the gate passes for classification and fails for generation."""
+        self.score_baselines()
+        self.select()
+        self.check_gate(minimum={"accuracy": 0.5} if self.task == "classification" else {"chrf": 99.5})
+        self.summarise()
+        self.write_report()
+        return self
+
+    def copied(self, folder: Path) -> "MadeRun":
+        """The same run in another folder, to be changed."""
+        shutil.copytree(self.folder, folder)
+        other = copy.copy(self)
+        other.folder = folder
+        return other
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -319,15 +337,15 @@ class MadeRun:
                 {
                     "id": row["id"],
                     "label": row["label"],
-                    **self._said(said),
+                    **self._said(said, None if number else 0.97),
                     "answer": (said if number % 7 or accuracy > 0.8 else "no idea") if free else None,
                     "stopped": accuracy > 0.8 or number % 7 > 0 if free else None,
                 }
             )
         return rows
 
-    def _said(self, label: str) -> dict[str, Any]:
-        sure = float(self.generator.uniform(0.5, 0.95))
+    def _said(self, label: str, sure: float | None = None) -> dict[str, Any]:
+        sure = sure or float(self.generator.uniform(0.5, 0.95))
         log_probs = {other: math.log(sure if other == label else (1 - sure) / 2) for other in LABELS}
         return {"predicted": label, "log_probs": log_probs}
 

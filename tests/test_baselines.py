@@ -59,7 +59,7 @@ VALIDATION = [
     tone(20, "a sunny day", "joy"),
     tone(21, "a dark night", "fear"),
     tone(22, "such JOY in a dark night", "joy"),
-    tone(23, "joyful, joyful and joy", "joyful"),
+    tone(23, "joy, rather joyful, joyful", "joyful"),
 ]
 
 

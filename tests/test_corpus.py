@@ -230,7 +230,8 @@ def plant(corpus: Path, split: str, row: dict) -> None:
 
 @pytest.mark.parametrize("corpus", [TEXT, CHAT], ids=["text", "chat"])
 def test_clean_corpus_passes_though_the_template_is_the_same_everywhere(tmp_path, tiny_phi3, corpus):
-    corpus = {**corpus, **({"system": "Read the text and name its tone in one word. " * 20} if corpus is CHAT else {})}
+    if corpus is CHAT:
+        corpus = {**corpus, "system": " ".join(f"Rule {number} is {number**3}." for number in range(60))}
     out = render(tmp_path, tiny_phi3, kept_rows(LONG), corpus, max_length=2000)
     assert check(out)["rows"] == {"train": 2, "validation": 2, "test": 2}
 

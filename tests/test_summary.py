@@ -4,7 +4,6 @@ import json
 from collections import Counter
 
 import pytest
-from made_run import MadeRun
 
 QUALITY = {
     "classification": {"n", "accuracy", "accuracy_ci95", "macro_f1", "invalid_rate", "flips", "kl", "against"},
@@ -12,16 +11,6 @@ QUALITY = {
 }
 STAGE = {"validation", "size_mb", "load_s", "first_token_ms", "tokens_per_second", "peak_rss_mb", "verified"}
 TRAINING = {"real_tokens", "supervised_tokens", "tokens_per_second", "matmul_peak_share", "seconds", "peak_rss_mb"}
-
-
-@pytest.fixture(scope="module", params=["classification", "generation"])
-def made(request, tmp_path_factory, run_script):
-    run = MadeRun(tmp_path_factory.mktemp(request.param), run_script, request.param)
-    run.score_baselines()
-    run.select()
-    run.check_gate(beat_baseline=True)
-    run.summarise()
-    return run
 
 
 def test_summary_has_every_promised_key(made):
@@ -103,11 +92,9 @@ def test_the_model_has_the_speed_of_the_selected_variant(made):
     }
 
 
-def test_a_score_of_another_model_is_refused(tmp_path, run_script):
-    run = MadeRun(tmp_path, run_script)
-    run.score_baselines()
-    run.select()
-    run.check_gate()
+def test_a_score_of_another_model_is_refused(made, tmp_path):
+    run = made.copied(tmp_path / "run")
+    run.path("summary.json").unlink()
     run.path("model.manifest.json").write_text('{"files": {}}')
     done = run.summarise(check=False)
     assert done.returncode == 1

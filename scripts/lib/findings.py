@@ -108,7 +108,8 @@ def how_sure(task: str, quality: Quality, answered: int) -> list[str]:
     if answered and task == "classification":
         sentences.append(
             f"Asked freely on the first {answered:,} rows, {percent(quality['invalid_rate'])} of the answers are no"
-            f" label, {percent(quality['stop_rate'])} end by themselves, and {percent(quality['greedy_accuracy'])} are right."
+            f" label, {percent(quality['stop_rate'])} end by themselves and {percent(quality['greedy_accuracy'])} are"
+            " right."
         )
     elif answered:
         sentences.append(
@@ -123,7 +124,10 @@ def stage_cost(task: str, stage: str, quality: Quality, *, seed: int, samples: i
     wins, losses, p = against["wins"], against["losses"], p_value(against["mcnemar_p"])
     start = f"{stage} against {against['name']}: "
     if task != "classification":
-        return f"{start}{quality['flips']:,} answers differ; {_won(task, against)} ({p})."
+        changed = f"{quality['flips']:,} answers differ"
+        if not wins + losses:
+            return f"{start}{changed}, and none comes nearer to its reference or goes further from it."
+        return f"{start}{changed}; {_won(task, against)} ({p})."
     changed = f"{quality['flips']:,} of {n:,} labels change"
     if quality["kl"] is not None:
         changed += f", the probabilities by {quality['kl']:.4f} nats"
@@ -131,7 +135,7 @@ def stage_cost(task: str, stage: str, quality: Quality, *, seed: int, samples: i
         return f"{start}{changed}, and no row turns right or wrong."
     low, high = (100 * value for value in difference_interval(wins, losses, n, seed=seed, samples=samples))
     if against["mcnemar_p"] >= ALPHA:
-        range_ = f"costs between {-high:+.1f} and {-low:+.1f} points of accuracy, so no difference is shown"
+        range_ = f"costs between {_signed(-high)} and {_signed(-low)} points of accuracy, so no difference is shown"
     elif wins > losses:
         range_ = f"gains between {low:.1f} and {high:.1f} points of accuracy"
     else:
@@ -154,6 +158,11 @@ def leakage(counts: dict[str, int], threshold: float) -> str:
 def listed(words: Sequence[str]) -> str:
     """`a, b and c`."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _signed(points: float) -> str:
+    """`+1.4`, `-0.2`; never `-0.0`."""
+    return f"{round(points, 1) + 0.0:+.1f}"
 
 
 def _won(task: str, against: dict[str, Any]) -> str:

@@ -72,8 +72,8 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
     parts += [_row_grid(up(tick), 60, 460, _tick(tick, y_ticks)) for tick in y_ticks]
     spots = [(across(point.x), up(point.y)) for point in points]
     for point, (x, y) in zip(points, spots, strict=True):
-        low, high = map(up, point.interval)
-        parts += [f'<path class="whisker" d="M{x} {low}V{high}"/>', _mark(x, y, point.filled)]
+        low, high = point.interval
+        parts += [f'<path class="whisker" d="M{x} {up(low)}V{up(high)}"/>', _mark(x, y, point.filled)]
     parts += _names([_short(point.name) for point in points], spots)
     parts.append(f'<text x="260" y="258" text-anchor="middle">{escape(x_label)}</text>')
     parts.append(f'<text x="4" y="12">{escape(y_label)}</text>')

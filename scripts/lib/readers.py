@@ -15,7 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from lib.cli import fail
+from lib.cli import fail, first_line
 
 _SPACE = re.compile(r"[ \t\r\n]*")  # what JSON calls white space
 FORMATS = ".json, .jsonl, .ndjson, .csv or .parquet"
@@ -269,7 +269,3 @@ def _read_parquet(path: Path) -> Iterator[SourceRow]:
         yield from typed_rows(rows)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         fail(f"not Parquet: {first_line(error)}", "write the file again", at=path)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -4,24 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail
-from lib.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from lib.files import sha256_file, write_json, write_jsonl
 from lib.manifests import manifest_path
 from lib.metrics import quality
 from lib.templates import Template, render_completion
 from lib.tokens import Tokenizer, encode_pairs
-
-
-def load_template(path: Path) -> Template:
-    return read_json(path)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a corpus file. Raises `UserError` when there is none."""
-    rows = list(read_jsonl(path))
-    if not rows:
-        fail("no rows", "lower split.validation and split.test or bring more rows", at=path)
-    return rows
 
 
 def encode_choices(
