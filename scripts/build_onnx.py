@@ -61,7 +61,6 @@ def main(args: argparse.Namespace) -> None:
         verified = variant["execution_provider"] == "cpu"
         if verified:
             check_answers(folder, args.merged, variant, prompts, args.threads)
-        manifest_path(args.output).unlink(missing_ok=True)  # an old one does not describe what comes now
         size = sum(file.stat().st_size for file in folder.iterdir())
         progress(f"build_onnx: {size / 1e6:.1f} MB, grid {grid}, {'verified' if verified else 'not run here'}")
     write_manifest(

@@ -16,7 +16,7 @@ from typing import Any
 
 from lib.cli import UserError, fail, first_line, parser, progress, run, settings_argument
 from lib.files import published_directory, read_json, write_json
-from lib.manifests import manifest_path, write_manifest
+from lib.manifests import write_manifest
 from lib.tokens import Tokenizer, load_tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -89,7 +89,6 @@ def main(args: argparse.Namespace) -> None:
         with published_directory(args.output) as out:
             importer = import_gguf if source.gguf else import_safetensors
             facts = importer(source, out, args.settings["parameters"])
-            manifest_path(args.output).unlink(missing_ok=True)  # an old one does not describe what comes now
     write_manifest(args.output, inputs={}, settings=args.settings, extra={**source.extra, **facts})
 
 

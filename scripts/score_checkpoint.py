@@ -20,7 +20,7 @@ from lib.cli import parser, progress, run, settings_argument
 from lib.corpus import load_template, read_rows
 from lib.machine import use_threads
 from lib.manifests import read_manifest
-from lib.scoring import answer_text, encode_choices, write_score
+from lib.scoring import answer_limit, answer_text, encode_choices, write_score
 from lib.templates import Template
 from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
 
@@ -192,15 +192,12 @@ def add_answers(
     predictions: list[dict[str, Any]],
     evaluate: dict[str, Any],
 ) -> None:
-    """Put free greedy answers into the first predictions. A label needs little more than its own length."""
+    """Put free greedy answers into the first predictions."""
     asked = rows[: evaluate["greedy_rows"]]
     if not asked:
         return
-    limit = evaluate["max_new_tokens"]
-    if template["task"] == "classification":
-        limit = 2 + max(
-            len(c) for _, choices in encode_choices(tokenizer, template, [asked[0]["prompt"]]) for c in choices
-        )
+    choices = encode_choices(tokenizer, template, [asked[0]["prompt"]])[0][1] if template["labels"] else []
+    limit = answer_limit(template, choices, evaluate["max_new_tokens"])
     prompts = tokenizer.encode_batch([row["prompt"] for row in asked])
     for places in by_length([len(prompt) for prompt in prompts], evaluate["batch_size"]):
         batch = [prompts[place] for place in places]

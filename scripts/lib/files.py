@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and canonical JSON."""
 
+import glob
 import hashlib
 import json
 import os
@@ -32,8 +33,7 @@ def published(path: Path) -> Iterator[Path]:
 
     Nothing half-written stays: on an error the partial file is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
+    partial = _partial(path)
     try:
         yield partial
         with open(partial, "rb") as file:
@@ -49,19 +49,30 @@ def published_directory(path: Path) -> Iterator[Path]:
 
     Files get mode 0644: libraries save weights as 0600, which another user or container cannot read.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _partial(path)
     partial.mkdir()
     try:
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
                 file.chmod(0o644)
+        # An old manifest does not describe what comes now.
+        path.with_name(f"{path.name}.manifest.json").unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    """Where `path` is written first; what a killed process left there is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{glob.escape(path.name)}.partial.*"):
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+    return path.with_name(f"{path.name}.partial.{os.getpid()}")
 
 
 def write_json(path: Path, value: Any) -> None:
