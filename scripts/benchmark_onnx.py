@@ -5,7 +5,6 @@ percentile. Whatever else runs on the machine slows it down, so run nothing else
 """
 
 import argparse
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -17,6 +16,7 @@ import onnxruntime_genai as og
 from lib.cli import fail, parser, progress, run, settings_argument
 from lib.files import read_jsonl, write_json
 from lib.manifests import read_manifest
+from lib.memory import peak_rss_mb
 from lib.onnx_model import OnnxModel, load_onnx
 
 
@@ -81,19 +81,6 @@ def measure(model: OnnxModel, prompt: str, new_tokens: int) -> Times:
 def summary(values: list[float]) -> dict[str, Any]:
     low, median, high = np.percentile(values, [10, 50, 90])
     return {"median": float(median), "spread": [float(low), float(high)]}
-
-
-def peak_rss_mb() -> float:
-    """Highest resident set of this process, in MB.
-
-    Not getrusage on Linux: there a process starts with the peak of the one that forked it.
-    """
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from lib.cli import fail, parser, progress, run, settings_argument
 from lib.closure import code_closure
 from lib.corpus import read_rows
 from lib.files import canonical_json, published_directory, read_json, sha256_file, sha256_text, write_json
-from lib.machine import matmul_peak, peak_rss_mb, training_dtype, use_threads
+from lib.machine import matmul_peak, training_dtype, use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
+from lib.memory import peak_rss_mb
 from lib.tokens import load_tokenizer
 
 _COMPLETE = "complete.json"  # written last into a checkpoint: one without it was cut short

@@ -368,7 +368,7 @@ def test_benchmark_measures_one_model_alone(run_script, phi3_fp32, phi3_corpus, 
 
 
 def test_peak_memory_is_not_that_of_the_parent():
-    inner = "from benchmark_onnx import peak_rss_mb; print(peak_rss_mb())"
+    inner = "from lib.memory import peak_rss_mb; print(peak_rss_mb())"
     outer = (
         "import os, sys; large = bytearray(b'1') * 600_000_000\n"
         f"os.execv(sys.executable, [sys.executable, '-c', {inner!r}])"

@@ -48,7 +48,7 @@ _QUANTIZED_ONLY = (
     "matmul_mixed_precision",
     "use_qdq",
 )
-_PAIR = r"(last_matmul|mixed_layers|linear_attn):(int4|int8|fp16)"
+_PAIR = r"(last_matmul|mixed_layers|linear_attn):(int4|int8)"
 _MIXED = rf"{_PAIR}(,{_PAIR})*"
 
 

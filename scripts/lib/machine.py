@@ -1,7 +1,5 @@
 """What this machine can do: dtype, threads, memory, matmul peak."""
 
-import resource
-import sys
 import time
 from pathlib import Path
 
@@ -23,12 +21,6 @@ def training_dtype(wanted: str) -> torch.dtype:
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if _cpu_has_bfloat16_units() else torch.float32
-
-
-def peak_rss_mb() -> float:
-    """Highest resident set of this process so far, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def matmul_peak(dtype: torch.dtype, size: int = 1536, seconds: float = 1.0) -> float:
