@@ -104,6 +104,11 @@ def test_the_lock_pins_every_package_exactly():
     assert set(asked) <= set(locked_versions(ROOT / "requirements.lock"))
 
 
+def test_no_code_of_a_model_is_ever_run():
+    for path in SCRIPTS.rglob("*.py"):
+        assert "trust_remote_code=True" not in path.read_text(), path
+
+
 # Resources
 
 

@@ -230,6 +230,9 @@ def test_all_linear_adapts_every_projection_and_not_the_head(trained, tiny_model
     )
     assert sorted({name.rpartition(".")[2] for name in config["target_modules"]}) == expected
     assert config["base_model_name_or_path"] is None
+    linear = [part for name, part in load_model(tiny_model).named_modules() if name.rpartition(".")[2] in expected]
+    weights = sum(FINETUNE["r"] * (part.in_features + part.out_features) for part in linear)
+    assert read_json(trained / "training.json")["trainable_parameters"] == weights
 
 
 def test_the_same_seed_gives_the_same_bytes_in_another_process(tiny_model, corpus, trained, tmp_path):
