@@ -33,4 +33,5 @@ def _cut(value: str, spans: list[tuple[int, int]], excess: int, side: str) -> st
     if dropped >= len(spans):
         return ""
     rest = value[: spans[-dropped][0]] if side == "right" else value[spans[dropped - 1][1] :]
-    return rest.strip()
+    rest = rest.strip()
+    return rest if len(rest) < len(value) else ""  # tokens without characters: nothing to win here
