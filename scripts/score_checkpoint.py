@@ -116,37 +116,33 @@ def choice_log_probs(
         use_cache=True,
         logits_to_keep=1,
     )
-    first = output.logits[:, -1].float().log_softmax(-1)
-    cache = output.cache
-    scores = []
-    for number in range(len(batch[0][1])):
-        choice = [choices[number] for _, choices in batch]
-        heads = torch.tensor([tokens[0] for tokens in choice], device=model.device)
-        score = first.gather(1, heads[:, None])[:, 0]
-        longest = max(map(len, choice))
-        if longest > 1:
-            score = score + following_log_probs(model, cache, mask, choice, longest)
-            cache.crop(1 - longest)
-        scores.append(score)
-    return torch.stack(scores, dim=1).cpu()
+    count = len(batch[0][1])
+    answers = [answer for _, choices in batch for answer in choices]
+    heads = torch.tensor([ids[0] for ids in answers], device=model.device).reshape(-1, count)
+    scores = output.logits[:, -1].float().log_softmax(-1).gather(1, heads)
+    if max(map(len, answers)) > 1:
+        # All choices of all prompts in one forward: a small one costs as much as reading the weights.
+        output.cache.batch_repeat_interleave(count)
+        behind = following_log_probs(model, output.cache, mask.repeat_interleave(count, dim=0), answers)
+        scores = scores + behind.reshape(-1, count)
+    return scores.cpu()
 
 
-def following_log_probs(
-    model: Any, cache: Any, mask: torch.Tensor, choice: Sequence[list[int]], longest: int
-) -> torch.Tensor:
-    """Log probability of the tokens behind the first of one choice, [prompts]; extends `cache`."""
-    # Choices may differ in length from prompt to prompt: the shorter are padded behind and not counted.
-    given = torch.zeros((len(choice), longest - 1), dtype=torch.long, device=mask.device)
+def following_log_probs(model: Any, cache: Any, mask: torch.Tensor, answers: Sequence[list[int]]) -> torch.Tensor:
+    """Log probability of the ids behind the first of each answer, [answers]; `cache` holds its prompt."""
+    # Answers differ in length: the shorter are padded behind and not counted.
+    width = max(map(len, answers)) - 1
+    given = torch.zeros((len(answers), width), dtype=torch.long, device=mask.device)
     wanted, counted = given.clone(), given.clone()
-    for place, tokens in enumerate(choice):
-        given[place, : len(tokens) - 1] = torch.tensor(tokens[:-1])
-        wanted[place, : len(tokens) - 1] = torch.tensor(tokens[1:])
-        counted[place, : len(tokens) - 1] = 1
+    for place, ids in enumerate(answers):
+        given[place, : len(ids) - 1] = torch.tensor(ids[:-1])
+        wanted[place, : len(ids) - 1] = torch.tensor(ids[1:])
+        counted[place, : len(ids) - 1] = 1
     whole_mask = torch.cat([mask, torch.ones_like(given)], dim=1)
     output = model(
         input_ids=given,
         attention_mask=whole_mask,
-        position_ids=positions(whole_mask)[:, -given.shape[1] :],
+        position_ids=positions(whole_mask)[:, -width:],
         cache=cache,
         use_cache=True,
     )
