@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime_genai as og
 
-from lib.cli import fail, parser, progress, run, settings_argument
+from lib.cli import fail, loaded, parser, progress, run, settings_argument
 from lib.files import read_jsonl, write_json
 from lib.manifests import read_manifest
 from lib.memory import peak_rss_mb
@@ -37,6 +37,7 @@ def main(args: argparse.Namespace) -> None:
     begin = time.perf_counter()
     model = load_onnx(args.model, args.threads)
     load_s = time.perf_counter() - begin
+    loaded()
     measure(model, prompts[0], settings["new_tokens"])  # the first run allocates and warms caches
     times = [measure(model, prompt, settings["new_tokens"]) for prompt in prompts]
     first, speed = summary([t.first_token_ms for t in times]), summary([t.tokens_per_second for t in times])

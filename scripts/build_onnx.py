@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 from safetensors import safe_open
 
-from lib.cli import fail, first_line, parser, progress, run, settings_argument
+from lib.cli import fail, first_line, loaded, parser, progress, run, settings_argument
 from lib.corpus import read_rows
 from lib.files import published_directory, read_json, write_json
 from lib.manifests import manifest_path, read_manifest, write_manifest
@@ -80,6 +80,7 @@ def build(merged: Path, folder: Path, variant: dict[str, Any]) -> None:
         from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
         where = ("", str(merged), str(folder), variant["precision"], provider, cache)
+        loaded()
         try:
             create_model(*where, **parse_extra_options(*where, builder_options(variant)))
         except Exception as error:  # the builder raises anything from KeyError to AssertionError

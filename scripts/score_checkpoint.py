@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lib.checkpoints import load_adapter, load_model
-from lib.cli import parser, progress, run, settings_argument
+from lib.cli import loaded, parser, progress, run, settings_argument
 from lib.corpus import load_template, read_rows
 from lib.machine import use_threads
 from lib.manifests import read_manifest
@@ -34,6 +34,7 @@ def main(args: argparse.Namespace) -> None:
     model = load_model(args.model)
     if args.adapter:
         model = load_adapter(model, args.adapter)
+    loaded()
     evaluate = args.settings["evaluate"]
     score = score_labels if template["task"] == "classification" else score_references
     predictions = score(model, tokenizer, template, rows, evaluate["batch_size"])

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, parser, progress, run, settings_argument
+from lib.cli import fail, loaded, parser, progress, run, settings_argument
 from lib.corpus import load_template, read_rows
 from lib.inputs import target_text
 from lib.manifests import read_manifest
@@ -29,6 +29,7 @@ def main(args: argparse.Namespace) -> None:
     template, tokenizer = load_template(args.template), load_tokenizer(args.tokenizer)
     rows = read_rows(args.rows)
     model = load_onnx(args.model, args.threads)
+    loaded()
     check_tokenizer(model, tokenizer, args.rows, rows)
     score = score_labels if template["task"] == "classification" else score_references
     predictions = list(with_progress(score(model, tokenizer, template, rows, args.settings["evaluate"]), len(rows)))

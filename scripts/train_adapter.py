@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from lib import batches
 from lib.checkpoints import load_model
-from lib.cli import fail, parser, progress, run, settings_argument
+from lib.cli import fail, loaded, parser, progress, run, settings_argument
 from lib.closure import code_closure
 from lib.corpus import read_rows
 from lib.files import canonical_json, published_directory, read_json, sha256_file, sha256_text, write_json
@@ -108,6 +108,7 @@ def train(args: argparse.Namespace, work: Path) -> None:
     progress(
         f"train_adapter: {len(encoded['train'])} sequences, {count_trainable(model):,} trainable parameters, {dtype}"
     )
+    loaded()
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     if not losses or not all(math.isfinite(loss) for loss in losses):

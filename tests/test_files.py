@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import SCRIPTS
@@ -95,6 +97,26 @@ def test_a_persons_mistake_is_one_line_on_stderr_and_in_the_log(tmp_path):
     assert done.stderr == "error: a:3: it is wrong; mend it\n"
     assert done.stdout == ""
     assert log.read_text().splitlines() == ["library noise", "error: a:3: it is wrong; mend it"]
+
+
+def test_the_log_of_a_run_that_went_well_ends_with_its_times(tmp_path):
+    log = tmp_path / "x.txt"
+    before = time.time()
+    done = script_with(
+        "def main(args):\n    import time; time.sleep(0.4); loaded(); time.sleep(0.2); print('library noise')",
+        "--log",
+        str(log),
+    )
+    after = time.time()
+    assert done.stderr == ""
+    noise, times = log.read_text().splitlines()
+    found = re.fullmatch(r"time: started (\d+\.\d\d) start_up (\d+\.\d\d) work (\d+\.\d\d)", times)
+    assert found, times
+    started, start_up, work = map(float, found.groups())
+    assert before - 0.03 <= started
+    assert start_up >= 0.4
+    assert work >= 0.2
+    assert started + start_up + work <= after + 0.03
 
 
 def test_our_own_fault_is_one_line_and_its_traceback_in_the_log(tmp_path):
