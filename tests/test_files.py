@@ -109,8 +109,9 @@ def test_the_log_of_a_run_that_went_well_ends_with_its_times(tmp_path):
     )
     after = time.time()
     assert done.stderr == ""
-    noise, times = log.read_text().splitlines()
+    said, times = log.read_text().splitlines()
     found = re.fullmatch(r"time: started (\d+\.\d\d) start_up (\d+\.\d\d) work (\d+\.\d\d)", times)
+    assert said == "library noise"
     assert found, times
     started, start_up, work = map(float, found.groups())
     assert before - 0.03 <= started
