@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from lib.checkpoints import load_adapter, load_model
 from lib.cli import fail, parser, progress, run, settings_argument
 from lib.corpus import read_rows
-from lib.files import published_directory, read_json
+from lib.files import published_directory, read_json, sha256_file
 from lib.machine import use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.tokens import load_tokenizer
@@ -34,6 +34,8 @@ def main(args: argparse.Namespace) -> None:
     use_threads(args.threads)
     for folder in (args.base, args.adapter):
         read_manifest(folder)
+    if read_manifest(args.adapter)["inputs"]["base"] != sha256_file(manifest_path(args.base)):
+        fail("it was trained on another base model", "merge it into that one, or train it anew", at=args.adapter)
     with published_directory(args.merged) as folder:
         changed, dtype = merge(args.base, args.adapter, folder)
         difference = logit_difference(args.base, args.adapter, folder, args.rows)

@@ -157,7 +157,7 @@ def training_arguments(settings: dict[str, Any], seed: int, work: Path, dtype: t
         "eval_steps",
         "logging_steps",
     )
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(work),
         **{name: settings[name] for name in same_name},
         num_train_epochs=settings["epochs"],
@@ -180,6 +180,9 @@ def training_arguments(settings: dict[str, Any], seed: int, work: Path, dtype: t
         report_to="none",
         disable_tqdm=True,
     )
+    # Of several GPUs the first: torch's DataParallel, which the Trainer would start, averages losses wrongly.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 class AdapterTrainer(Trainer):
