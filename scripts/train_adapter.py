@@ -77,7 +77,9 @@ def train(args: argparse.Namespace, work: Path) -> None:
     """Train from the last whole checkpoint in `work`, or from the start, and leave `work/result`."""
     settings, seed = args.settings["finetune"], args.settings["seed"]
     tokenizer = load_tokenizer(args.base)
-    limit = read_json(args.base / "config.json").get("max_position_embeddings", 1 << 30)
+    config = read_json(args.base / "config.json")
+    # The built model cannot read on behind a sliding window: better said now than after the training.
+    limit = min(config.get(name) or 1 << 30 for name in ("max_position_embeddings", "sliding_window"))
     rows = {name: read_rows(path) for name, path in (("train", args.train), ("validation", args.validation))}
     encoded = {
         name: batches.encode_rows(tokenizer, part, loss=settings["loss"], max_length=limit)
