@@ -24,7 +24,7 @@ from lib.cli import fail, first_line, loaded, parser, progress, run, settings_ar
 from lib.corpus import read_rows
 from lib.files import published_directory, read_json, write_json
 from lib.manifests import manifest_path, read_manifest, write_manifest
-from lib.onnx_model import Reader, open_onnx
+from lib.onnx_model import Reader, context_length, open_onnx
 from lib.onnx_weights import Graph, grid_of, largest_error
 from lib.tokens import end_token_ids
 
@@ -127,8 +127,7 @@ def set_search(folder: Path, end_ids: frozenset[int]) -> None:
     missing = end_ids - set([found] if isinstance(found, int) else found)
     if missing:
         fail(f"the builder lost the end tokens {sorted(missing)}", "check generation_config.json of the base model")
-    context = config["model"]["context_length"]
-    config["search"] |= SEARCH | {"max_length": min(config["search"]["max_length"], context)}
+    config["search"] |= SEARCH | {"max_length": min(config["search"]["max_length"], context_length(config))}
     write_json(path, config)
 
 

@@ -63,8 +63,18 @@ def open_onnx(folder: Path, threads: int) -> OnnxModel:
     options = {"intra_op_num_threads": threads}
     config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
     model = og.Model(config)
-    context_length = read_json(folder / "genai_config.json")["model"]["context_length"]
-    return OnnxModel(model, og.Tokenizer(model), context_length)
+    return OnnxModel(model, og.Tokenizer(model), context_length(read_json(folder / "genai_config.json")))
+
+
+def context_length(config: dict[str, Any]) -> int:
+    """Tokens that a model reads as it was trained to, by its genai_config.json.
+
+    A sliding window is the limit: the graphs that the builder makes do not slide it, and longer texts
+    give other logits than in PyTorch, or none.
+    """
+    model = config["model"]
+    window = (model["decoder"].get("sliding_window") or {}).get("window_size")
+    return min(model["context_length"], window or model["context_length"])
 
 
 class Reader:
