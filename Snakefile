@@ -619,6 +619,11 @@ STAGES = [
     for run in RUNS
     for stage in ["adapter", "merged", *(f"onnx-{variant}" for variant in SCORED)]
 ]
+CHECKPOINTS = [
+    (run, stage, f"{R}/runs/{run}/{stage}")
+    for run in RUNS
+    for stage in ["adapter", "merged"]
+]
 SPEEDS = [(run, variant, speed) for run, variant, _, _, speed, _ in CANDIDATES]
 
 
@@ -721,6 +726,13 @@ rule summarise:
         base_validation=f"{R}/scores/base.validation.json",
         base_validation_predictions=f"{R}/scores/base.validation.predictions.jsonl",
         base_test=f"{R}/scores/base.test.json",
+        base_test_predictions=f"{R}/scores/base.test.predictions.jsonl",
+        base=ancient(rules.fetch_model.output.model),
+        folders=ancient([folder for _, _, folder in CHECKPOINTS]),
+        folder_manifests=[
+            f"{folder}.manifest.json"
+            for folder in [f"{R}/base", *(folder for _, _, folder in CHECKPOINTS)]
+        ],
         training=expand(rules.train_adapter.output.training, run=RUNS),
         stages=[file for stage in STAGES for file in stage[2:]],
         speeds=[speed for _, _, speed in SPEEDS],
@@ -741,7 +753,10 @@ rule summarise:
     conda:
         "envs/report.yaml"
     params:
-        settings=settings(task=CONFIG.task),
+        settings=settings(
+            task=CONFIG.task, seed=CONFIG.seed, evaluate=CONFIGURATION["evaluate"]
+        ),
+        folders=repeated("--folder", CHECKPOINTS),
         runs=repeated("--run", [(run, f"{R}/runs/{run}/training.json") for run in RUNS]),
         stages=repeated("--stage", STAGES),
         speeds=repeated("--speed", SPEEDS),
@@ -758,6 +773,7 @@ rule summarise:
         " --baselines {input.baselines} --baseline-predictions {input.baseline_predictions}"
         " --base-validation {input.base_validation}"
         " --base-validation-predictions {input.base_validation_predictions} --base-test {input.base_test}"
+        " --base-test-predictions {input.base_test_predictions} --base {input.base} {params.folders}"
         " {params.runs} {params.stages} {params.speeds} {params.builds} --selection {input.selection}"
         " --gate {input.gate} --model-score {input.model_score} --model-predictions {input.model_predictions}"
         " --model-manifest {input.model_manifest} --output {output.summary} --log {log}"
@@ -784,7 +800,7 @@ rule write_report:
             *expand(rules.build_onnx.output.manifest, run=RUNS, variant=VARIANTS),
             rules.package_model.output.manifest,
         ],
-        page=str(HOME / "scripts/lib/report.html.j2"),
+        page=str(HOME / "scripts/lib/report/page.html.j2"),
         script=script("write_report"),
         modules=modules("write_report"),
     output:
@@ -801,13 +817,15 @@ rule write_report:
             "--training", [(run, f"{R}/runs/{run}/training.json") for run in RUNS]
         ),
         timings=f"{R}/timings",
+        logs=f"{R}/logs",
     shell:
         "exec python {input.script} --settings {params.settings:q} --summary {input.summary}"
         " --selection {input.selection} --audit {input.audit} --split {input.split}"
         " --leakage {input.leakage} --baselines {input.baselines}"
         " {params.runs} --model-score {input.model_score} --model-predictions {input.model_predictions}"
         " --rows {input.rows} --template {input.template}"
-        " --timings {params.timings} --manifests {input.manifests} --output {output.report} --log {log}"
+        " --timings {params.timings} --logs {params.logs} --manifests {input.manifests}"
+        " --output {output.report} --log {log}"
 
 
 rule enforce_gate:

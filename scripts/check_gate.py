@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, parser, progress, run, settings_argument
+from lib.comparison import compare
 from lib.files import read_json, read_jsonl, write_json
-from lib.metrics import MAIN_METRIC, Prediction, compare
+from lib.metrics import MAIN_METRIC, Prediction
 
 
 def main(args: argparse.Namespace) -> None:

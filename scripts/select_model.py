@@ -1,8 +1,9 @@
 """Choose the variant that ships, on validation rows, under the constraints of the configuration.
 
-Among the variants that keep every constraint, the best one by the metric sets the mark. Variants
-whose difference to it is within noise (the 95 % bootstrap interval of the paired difference
-contains 0) count as equal; of these the smallest wins, then the fastest. Every rejection has its reason.
+A variant is out when it breaks a constraint, or when another one is shown to be better: the 95 %
+bootstrap interval of their paired difference lies above 0. The rows cannot tell the rest apart; of these the
+smallest wins, then the fastest. That is a rule, not a finding, so the selection says which variants
+it could not tell apart and how many rows could. Every rejection has its reason.
 """
 
 import argparse
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, parser, progress, run, settings_argument
+from lib.comparison import align, rows_to_tell
 from lib.files import read_json, read_jsonl, sha256_file, write_json
-from lib.metrics import Prediction, align, interval, statistics
+from lib.metrics import Prediction, interval, statistics
 
 _DEFAULT_METRIC = {"classification": "macro_f1", "generation": "chrf"}
 _CONSTRAINTS = (  # setting, key in the speed file, unit, whether the setting is an upper limit
@@ -46,10 +48,11 @@ def main(args: argparse.Namespace) -> None:
     candidates = [_read_candidate(words, settings) for words in args.candidate]
     reasons = {candidate.name: _broken_constraints(candidate, settings["selection"]) for candidate in candidates}
     feasible = [candidate for candidate in candidates if not reasons[candidate.name]]
-    chosen, why = None, "no variant keeps every constraint"
+    chosen, why, compared = None, "no variant keeps every constraint", []
     if feasible:
         chosen, why, lost = _choose(feasible, settings)
         reasons |= lost
+        compared = [_compared(chosen, other, settings) for other in _by_quality(feasible) if other is not chosen]
     rejected = [
         {"run": candidate.run, "variant": candidate.variant, "reason": reasons[candidate.name]}
         for candidate in candidates
@@ -63,6 +66,7 @@ def main(args: argparse.Namespace) -> None:
             "reason": why,
             "rejected": rejected,
             "metric": settings["selection"]["metric"],
+            "compared": compared,
         },
     )
     progress(f"select_model: {chosen.name if chosen else 'none'}: {why}")
@@ -107,44 +111,72 @@ def _broken_constraints(candidate: Candidate, selection: dict[str, Any]) -> str:
 def _choose(feasible: list[Candidate], settings: dict[str, Any]) -> tuple[Candidate, str, dict[str, str]]:
     """The chosen candidate, why, and by name why each other one was not."""
     metric = settings["selection"]["metric"]
-    order = sorted(feasible, key=lambda one: (-(one.value or 0.0), *_thrift(one)))
-    best = order[0]
-    ranges = {one.name: _difference(best, one, settings) for one in order[1:]}
-    equal = [best, *(one for one in order[1:] if ranges[one.name][0] <= 0 <= ranges[one.name][1])]
+    order = _by_quality(feasible)
+    lost, equal = {}, []
+    for place, one in enumerate(order):
+        better, found = _shown_better(order[:place], one, settings)
+        if better:
+            lost[one.name] = f"{metric} {one.value:.3f} is below {better.name}'s {better.value:.3f}{_range(found)}"
+        else:
+            equal.append(one)
     chosen = min(equal, key=_thrift)
-    lost = {}
-    for one in order:
-        if one is chosen:
-            continue
-        given = f"{metric} {one.value:.3f}"
-        if one is best:
+    for one in equal:
+        if one is not chosen:
+            found = _difference(chosen, one, settings)
             lost[one.name] = (
-                f"{given} is the best, but {chosen.name}'s {chosen.value:.3f} is within noise of it"
-                f"{_range(ranges.get(chosen.name))}, and {_thriftier(chosen, one)}"
-            )
-        elif one in equal:
-            lost[one.name] = (
-                f"{given} is within noise of the best, {best.value:.3f}{_range(ranges[one.name])},"
+                f"{metric} {one.value:.3f} cannot be told from {chosen.name}'s {chosen.value:.3f}{_range(found)},"
                 f" and {_thriftier(chosen, one)}"
             )
-        else:
-            lost[one.name] = f"{given} is below {best.name}'s {best.value:.3f}{_range(ranges[one.name])}"
-    return chosen, _why(chosen, best, equal, ranges, metric), lost
+    return chosen, _why(chosen, order, equal, metric), lost
 
 
-def _why(
-    chosen: Candidate, best: Candidate, equal: list[Candidate], ranges: dict[str, tuple[float, float]], metric: str
-) -> str:
+def _by_quality(candidates: list[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda one: (-(one.value or 0.0), *_thrift(one)))
+
+
+def _shown_better(
+    others: Sequence[Candidate], one: Candidate, settings: dict[str, Any]
+) -> tuple[Candidate | None, tuple[float, float] | None]:
+    """The first of `others` that is shown to be better than `one`, with the interval of their difference."""
+    for other in others:
+        found = _difference(other, one, settings)
+        if found[0] > 0:
+            return other, found
+    return None, None
+
+
+def _why(chosen: Candidate, order: list[Candidate], equal: list[Candidate], metric: str) -> str:
     text = f"{metric} {chosen.value:.3f} on {len(chosen.predictions)} validation rows"
-    if chosen is not best:
-        text += f", within noise of the best, {best.name}'s {best.value:.3f}{_range(ranges[chosen.name])},"
-    elif ranges:
-        text += ", the best"
-    else:
+    if len(order) == 1:
         return f"{text}; it is the only variant that keeps every constraint"
+    if chosen is order[0]:
+        text += ", the best"
     if len(equal) > 1:
-        text += f" and the smallest of {len(equal)} that count as equal, {chosen.speed['size_mb']:.1f} MB"
+        others = ", ".join(f"{one.name} ({one.value:.3f})" for one in equal if one is not chosen)
+        size = f"{chosen.speed['size_mb']:.1f} MB"
+        text += f"; these rows cannot tell it from {others}, and it is the smallest of these, {size}"
     return text
+
+
+def _compared(chosen: Candidate, other: Candidate, settings: dict[str, Any]) -> dict[str, Any]:
+    """Chosen minus other by the metric, whether the rows tell them apart, and about how many rows would."""
+    low, high = _difference(chosen, other, settings)
+    difference = (chosen.value or 0.0) - (other.value or 0.0)
+    return {
+        "run": other.run,
+        "variant": other.variant,
+        "difference": difference,
+        "difference_ci95": [low, high],
+        "told_apart": not low <= 0 <= high,
+        "rows_needed": rows_to_tell(difference, (low, high), _measured_rows(chosen, settings)),
+    }
+
+
+def _measured_rows(candidate: Candidate, settings: dict[str, Any]) -> int:
+    """Rows that the metric rests on: what is said of free answers rests on the rows that have one."""
+    if settings["selection"]["metric"] in ("accuracy", "macro_f1", "perplexity"):
+        return len(candidate.predictions)
+    return sum(row["answer"] is not None for row in candidate.predictions)
 
 
 def _difference(best: Candidate, other: Candidate, settings: dict[str, Any]) -> tuple[float, float]:

@@ -1,4 +1,8 @@
-"""Collect every number that other tools read into one file, and compare each stage with the one before."""
+"""Collect every number that other tools read into one file, with paired comparisons.
+
+Each stage is compared with the one that it was made from, the packaged model with every baseline and with
+the untouched base model: always on the same rows.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -6,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, parser, run, settings_argument
+from lib.comparison import compare, difference
 from lib.files import read_json, read_jsonl, sha256_file, write_json
-from lib.metrics import BASELINE, Prediction, compare
+from lib.manifests import read_manifest
+from lib.metrics import BASELINE, Prediction
 
 _BEFORE = {"adapter": "base", "merged": "adapter"}
 _TRAINING = (
@@ -27,12 +33,13 @@ def main(args: argparse.Namespace) -> None:
     selection = read_json(args.selection)
     speeds = {(name, variant): read_json(Path(path)) for name, variant, path in args.speed}
     builds = {(name, variant): read_json(Path(path)) for name, variant, path in args.build}
+    base = {"validation": _quality(args.base_validation), "test": _quality(args.base_test)}
     summary = {
         "data": _data(read_json(args.audit), read_json(args.split)),
         "baselines": {name: splits for name, splits in read_json(args.baselines).items() if name != "extra"},
-        "base": {"validation": _quality(args.base_validation), "test": _quality(args.base_test)},
+        "base": base | {"size_mb": _size_mb(args.base)},
         "runs": _runs(args, speeds, builds),
-        "selected": {key: selection[key] for key in ("run", "variant", "reason", "rejected")},
+        "selected": {key: selection[key] for key in ("run", "variant", "reason", "rejected", "compared")},
         "model": _model(args, speeds[selection["run"], selection["variant"]]),
         "gate": read_json(args.gate),
     }
@@ -56,10 +63,14 @@ def _runs(
 ) -> dict[str, Any]:
     """Training facts and stages of every run; ONNX builds that were not scored here have no quality."""
     runs: dict[str, Any] = {}
+    folders = {(name, stage): Path(folder) for name, stage, folder in args.folder}
     for name, training in args.run:
         facts = read_json(Path(training))
         compared = _compared(name, args)
-        stages = {stage: _stage(compared[stage]) for stage in ("adapter", "merged")}
+        stages = {
+            stage: _stage(compared[stage], {"size_mb": _size_mb(folders[name, stage])})
+            for stage in ("adapter", "merged")
+        }
         for variant in (variant for built, variant in builds if built == name):
             manifest, quality = builds[name, variant], compared.get(f"onnx-{variant}")
             speed = speeds.get((name, variant), {"size_mb": round(manifest["size_bytes"] / 1e6, 1)})
@@ -77,9 +88,19 @@ def _compared(run_name: str, args: argparse.Namespace) -> dict[str, dict[str, An
         if name == run_name:
             before = _BEFORE.get(stage, "merged")
             predictions[stage] = _predictions(Path(file))
-            comparison = compare(args.settings["task"], predictions[before], predictions[stage], name=before)
+            comparison = _comparison(args.settings, predictions[before], predictions[stage], before)
             result[stage] = _quality(Path(score)) | comparison
     return result
+
+
+def _comparison(
+    settings: dict[str, Any], before: Sequence[Prediction], after: Sequence[Prediction], name: str
+) -> dict[str, Any]:
+    """`flips`, `kl` and `against` of a stage; `against` has the paired test and the intervals of the difference."""
+    found = compare(settings["task"], before, after, name=name)
+    draw = {"seed": settings["seed"], "samples": settings["evaluate"]["bootstrap_samples"]}
+    found["against"] |= difference(settings["task"], before, after, name=name, **draw)
+    return found
 
 
 def _stage(
@@ -88,34 +109,45 @@ def _stage(
     return {"validation": quality, **{key: (speed or {}).get(key) for key in _SPEED}, "verified": verified}
 
 
+def _size_mb(folder: Path) -> float:
+    """MB (10^6 bytes) of the files that the folder's manifest names."""
+    return sum((folder / name).stat().st_size for name in read_manifest(folder)["files"]) / 1e6
+
+
 def _model(args: argparse.Namespace, speed: dict[str, Any]) -> dict[str, Any]:
     """The packaged model on the test rows, compared with the baseline that it must be worth more than.
 
+    `compared` holds the same comparison with every baseline and with the untouched base model.
     Raises `UserError` when the score is of other bytes than the packaged model's.
     """
-    score, task = read_json(args.model_score), args.settings["task"]
+    score, settings = read_json(args.model_score), args.settings
     if score["inputs"]["model"] != sha256_file(args.model_manifest):
         fail(f"scored was another model than {args.model_manifest}", "delete it and run again", at=args.model_score)
-    rivals = [
-        row
-        for row in _predictions(args.baseline_predictions)
-        if row["split"] == "test" and row["baseline"] == BASELINE[task]
-    ]
-    quality = score["quality"] | compare(task, rivals, _predictions(args.model_predictions), name=BASELINE[task])
-    return {"test": quality, **{key: speed[key] for key in _MODEL_SPEED}}
+    rivals: dict[str, list[Prediction]] = {}
+    for row in _predictions(args.baseline_predictions):
+        if row["split"] == "test":
+            rivals.setdefault(row["baseline"], []).append(row)
+    rivals["base"] = _predictions(args.base_test_predictions)
+    model = _predictions(args.model_predictions)
+    compared = {name: _comparison(settings, rows, model, name) for name, rows in rivals.items()}
+    return {
+        "test": score["quality"] | compared[BASELINE[settings["task"]]],
+        "compared": {name: comparison["against"] for name, comparison in compared.items()},
+        **{key: speed[key] for key in _MODEL_SPEED},
+    }
 
 
 def _quality(score: Path) -> Any:
     return read_json(score)["quality"]
 
 
-def _predictions(path: Path) -> Sequence[Prediction]:
+def _predictions(path: Path) -> list[Prediction]:
     return list(read_jsonl(path))
 
 
 if __name__ == "__main__":
     arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="task")
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, seed, evaluate")
     for name, what in {
         "audit": "audit.json",
         "split": "split.json",
@@ -124,6 +156,8 @@ if __name__ == "__main__":
         "base-validation": "score of the untouched base on validation rows",
         "base-validation-predictions": "its predictions",
         "base-test": "score of the untouched base on test rows",
+        "base-test-predictions": "its predictions",
+        "base": "folder of the untouched base",
         "selection": "selection.json",
         "gate": "gate.json",
         "model-score": "score of the packaged model on test rows",
@@ -137,6 +171,7 @@ if __name__ == "__main__":
         "stage": ("RUN", "STAGE", "SCORE", "PREDICTIONS"),
         "speed": ("RUN", "VARIANT", "SPEED"),
         "build": ("RUN", "VARIANT", "MANIFEST"),
+        "folder": ("RUN", "STAGE", "FOLDER"),
     }.items():
         arguments.add_argument(f"--{name}", nargs=len(words), action="append", default=[], metavar=words)
     run(arguments, main)

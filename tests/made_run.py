@@ -158,6 +158,11 @@ class MadeRun:
             "scores/base.validation.predictions.jsonl",
             "--base-test",
             "scores/base.test.json",
+            "--base-test-predictions",
+            "scores/base.test.predictions.jsonl",
+            "--base",
+            "base",
+            *(word for stage in ("adapter", "merged") for word in ("--folder", "lora", stage, f"runs/lora/{stage}")),
             "--run",
             "lora",
             "runs/lora/training.json",
@@ -174,6 +179,8 @@ class MadeRun:
             "--output",
             "summary.json",
             check=check,
+            seed=0,
+            evaluate=EVALUATE,
         )
 
     def write_report(self, check: bool = True) -> Any:
@@ -203,6 +210,8 @@ class MadeRun:
             "corpus/template.json",
             "--timings",
             "timings",
+            "--logs",
+            "logs",
             "--manifests",
             *self.manifests,
             "--output",
@@ -361,7 +370,11 @@ class MadeRun:
         ]
 
     def _manifest(self, name: str, **facts: Any) -> str:
-        value = {"files": {f"{name}.bin": "cd" * 32}, "inputs": {"merged": "ef" * 32}, "settings": {}, **facts}
+        """A folder of 2 MB of zeros, and its manifest."""
+        self.path(name).mkdir(parents=True)
+        with open(self.path(f"{name}/weights.bin"), "wb") as file:
+            file.truncate(2_000_000)
+        value = {"files": {"weights.bin": "cd" * 32}, "inputs": {"merged": "ef" * 32}, "settings": {}, **facts}
         write_json(self.path(f"{name}.manifest.json"), value)
         return f"{name}.manifest.json"
 
@@ -377,14 +390,21 @@ class MadeRun:
             "matmul_peak_share": 0.36, "peak_rss_mb": 2210.4, "curve": curve})  # fmt: skip
 
     def _write_timings(self) -> None:
+        """Four jobs one after the other, 2 s apart, and an hour before the last one."""
         head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
         rest = "\t1\t1\t1\t1\t1\t1\t1\n"
-        for file, seconds, peak in [
-            ("train_adapter/lora", 652.31, "2210.4"),
-            ("score_onnx/lora/onnx-int4.validation", 30.5, "400.00"),
-            ("score_onnx/model.test", 50.25, "410.50"),
-            ("check_gate/time", 0.2, "NA"),
+        start = 1_795_000_000.0
+        for rule, name, seconds, peak, pause in [
+            ("train_adapter", "lora", 652.31, "2210.4", 0.0),
+            ("score_onnx", "lora/onnx-int4.validation", 30.5, "400.00", 2.0),
+            ("score_onnx", "model.test", 50.25, "410.50", 2.0),
+            ("check_gate", "time", 0.25, "NA", 3600.0),
         ]:
-            path = self.path(f"timings/{file}.tsv")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{head}{seconds}\t0:00:01\t{peak}{rest}")
+            timing = self.path(f"timings/{rule}/{name}.tsv")
+            timing.parent.mkdir(parents=True, exist_ok=True)
+            timing.write_text(f"{head}{seconds}\t0:00:01\t{peak}{rest}")
+            log = self.path(f"logs/{rule}/{'log' if name == 'time' else name}.txt")
+            log.parent.mkdir(parents=True, exist_ok=True)
+            start += pause
+            log.write_text(f"noise\ntime: started {start:.2f} start_up {seconds / 10:.2f} work {seconds * 0.8:.2f}\n")
+            start += seconds

@@ -72,11 +72,38 @@ def test_the_smallest_within_noise_of_the_best_wins(select):
         {"big": (set(range(10)), 500, {}), "small": (set(range(11)), 100, {}), "bad": (set(range(40)), 50, {})}
     )
     assert (found["run"], found["variant"]) == ("lora", "small")
-    assert "accuracy 0.890 on 100 validation rows, within noise of the best, lora/big's 0.900" in found["reason"]
-    assert "the smallest of 2 that count as equal, 100.0 MB" in found["reason"]
-    assert "within noise" in reasons(found)["big"]
+    assert found["reason"] == (
+        "accuracy 0.890 on 100 validation rows; these rows cannot tell it from lora/big (0.900),"
+        " and it is the smallest of these, 100.0 MB"
+    )
+    assert "cannot be told from lora/small's 0.890 (95 % interval of the difference -0.0" in reasons(found)["big"]
     assert "lora/small is smaller (100.0 against 500.0 MB)" in reasons(found)["big"]
     assert "accuracy 0.600 is below lora/big's 0.900 (95 % interval of the difference +0." in reasons(found)["bad"]
+
+
+def test_the_selection_says_what_the_rows_cannot_tell_and_how_many_could(select):
+    found = select(
+        {"big": (set(range(10)), 500, {}), "small": (set(range(11)), 100, {}), "bad": (set(range(40)), 50, {})}
+    )
+    big, bad = found["compared"]
+    assert (big["variant"], big["told_apart"], bad["variant"], bad["told_apart"]) == ("big", False, "bad", True)
+    assert big["difference"] == pytest.approx(-0.01)
+    assert big["difference_ci95"][0] < -0.01 < big["difference_ci95"][1] == 0
+    assert big["rows_needed"] > 400  # one row in a hundred
+    assert bad["rows_needed"] < 100
+    equal = select({"one": ({1}, 100, {}), "two": ({2}, 200, {})})["compared"][0]
+    assert (equal["told_apart"], equal["rows_needed"]) == (False, None)
+    assert select({"one": ({1}, 100, {})})["compared"] == []
+
+
+def test_a_small_variant_is_not_taken_when_another_is_shown_to_be_better_than_it(select):
+    """The best cannot be told from either, but `middle` can be told from `small`: small is out."""
+    best, middle = set(range(50, 60)), set(range(12))
+    found = select(
+        {"best": (best, 500, {}), "middle": (middle, 300, {}), "small": (middle | {12, 13, 14, 15, 16, 17}, 100, {})}
+    )
+    assert found["variant"] == "middle"
+    assert "below lora/middle's 0.880" in reasons(found)["small"]
 
 
 def test_a_difference_that_rows_show_beats_size(select):

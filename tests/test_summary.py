@@ -9,6 +9,7 @@ QUALITY = {
     "classification": {"n", "accuracy", "accuracy_ci95", "macro_f1", "invalid_rate", "flips", "kl", "against"},
     "generation": {"n", "exact_match", "token_f1", "chrf", "perplexity", "flips", "kl", "against"},
 }
+AGAINST = {"name", "wins", "losses", "mcnemar_p", "rows_needed", "difference", "difference_ci95"}
 STAGE = {"validation", "size_mb", "load_s", "first_token_ms", "tokens_per_second", "peak_rss_mb", "verified"}
 TRAINING = {"real_tokens", "supervised_tokens", "tokens_per_second", "matmul_peak_share", "seconds", "peak_rss_mb"}
 
@@ -27,10 +28,20 @@ def test_summary_has_every_promised_key(made):
     assert all(set(stage) == STAGE for stage in run["stages"].values())
     scored = [stage["validation"] for stage in run["stages"].values() if stage["validation"]]
     baselines = [quality for splits in summary["baselines"].values() for quality in splits.values()]
-    for quality in [*scored, *baselines, *summary["base"].values(), summary["model"]["test"]]:
+    base = [summary["base"][split] for split in ("validation", "test")]
+    for quality in [*scored, *baselines, *base, summary["model"]["test"]]:
         assert quality.keys() >= QUALITY[made.task]
-    assert set(summary["model"]) == {"test", "size_mb", "first_token_ms", "tokens_per_second", "peak_rss_mb"}
-    assert set(summary["selected"]) == {"run", "variant", "reason", "rejected"}
+    for quality in [*scored, summary["model"]["test"]]:
+        assert set(quality["against"]) == AGAINST
+    assert set(summary["model"]) == {
+        "test",
+        "compared",
+        "size_mb",
+        "first_token_ms",
+        "tokens_per_second",
+        "peak_rss_mb",
+    }
+    assert set(summary["selected"]) == {"run", "variant", "reason", "rejected", "compared"}
     assert set(summary["gate"]) == {"passed", "checks"}
 
 
@@ -61,6 +72,30 @@ def test_each_stage_is_compared_with_the_one_before(made):
         assert stages["onnx-int4"]["validation"]["kl"] > stages["onnx-int4-mixed"]["validation"]["kl"] > 0
 
 
+def test_differences_are_those_of_the_scores_with_their_intervals(made):
+    summary = made.read("summary.json")
+    main = "accuracy" if made.task == "classification" else "chrf"
+    stages = {"base": summary["base"]["validation"]}
+    stages |= {name: stage["validation"] for name, stage in summary["runs"]["lora"]["stages"].items()}
+    for quality in [stages["adapter"], stages["onnx-int4"]]:
+        against = quality["against"]
+        low, high = against["difference_ci95"][main]
+        assert against["difference"][main] == pytest.approx(quality[main] - stages[against["name"]][main])
+        assert low <= against["difference"][main] <= high
+    assert stages["adapter"]["against"]["difference_ci95"][main][0] > 0
+
+
+def test_the_model_is_compared_with_every_baseline_and_the_base(made):
+    summary = made.read("summary.json")
+    compared, model = summary["model"]["compared"], summary["model"]["test"]
+    main = "accuracy" if made.task == "classification" else "chrf"
+    rivals = {name: splits["test"] for name, splits in summary["baselines"].items()} | {"base": summary["base"]["test"]}
+    assert compared.keys() == rivals.keys()
+    for name, quality in rivals.items():
+        assert compared[name]["difference"][main] == pytest.approx(model[main] - quality[main])
+    assert compared[model["against"]["name"]] == model["against"]
+
+
 def test_the_comparison_with_tfidf_is_on_test_rows(made):
     if made.task == "generation":
         pytest.skip("labels only")
@@ -82,6 +117,12 @@ def test_builds_that_were_not_scored_say_so(made):
     assert (cuda["validation"], cuda["verified"], cuda["size_mb"]) == (None, False, 95.0)
     assert stages["onnx-int4"]["verified"] is True
     assert stages["adapter"]["verified"] is None
+
+
+def test_folders_of_base_adapter_and_merged_have_their_size(made):
+    summary = made.read("summary.json")
+    stages = summary["runs"]["lora"]["stages"]
+    assert [summary["base"]["size_mb"], *(stages[name]["size_mb"] for name in ("adapter", "merged"))] == [2.0] * 3
 
 
 def test_the_model_has_the_speed_of_the_selected_variant(made):

@@ -17,7 +17,7 @@ def code_closure(script: Path) -> list[Path]:
     waiting = [script]
     while waiting:
         for name in _imported_modules(waiting.pop()):
-            module = folder / "lib" / f"{name}.py"
+            module = folder.joinpath(*name.split(".")).with_suffix(".py")
             if module not in found and module.is_file():
                 found.add(module)
                 waiting.append(module)
@@ -25,13 +25,11 @@ def code_closure(script: Path) -> list[Path]:
 
 
 def _imported_modules(path: Path) -> set[str]:
+    """Dotted names that begin with `lib`. `from lib.a import b` may mean the module lib.a.b or a name in lib.a."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            if node.module.startswith("lib."):
-                names.add(node.module.removeprefix("lib."))
-            elif node.module == "lib":
-                names.update(alias.name for alias in node.names)
+            names.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
         elif isinstance(node, ast.Import):
-            names.update(alias.name.removeprefix("lib.") for alias in node.names if alias.name.startswith("lib."))
-    return names
+            names.update(alias.name for alias in node.names)
+    return {name for name in names if name.startswith("lib.")}

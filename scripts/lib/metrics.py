@@ -1,4 +1,4 @@
-"""How good predictions are, how sure that is, and how much one stage differs from another.
+"""How good predictions are, and how sure that is. How two stages differ is in `lib.comparison`.
 
 Every metric is a function of sums over rows (counts of hits, of n-grams, of tokens), so one
 bootstrap serves all of them: draw rows with replacement, add up their sums, apply the function.
@@ -62,54 +62,6 @@ def quality(
     return result
 
 
-def compare(task: str, before: Sequence[Prediction], after: Sequence[Prediction], *, name: str) -> dict[str, Any]:
-    """How `after` differs from the stage `before`, called `name`, on the same rows in any order.
-
-    flips: rows whose predicted label (generation: whose free answer) differs.
-    kl: mean over rows of KL(before || after) of the label probabilities in nats; None without them.
-    wins, losses: rows that only `after`, only `before` gets right; for generation rows whose free
-    answer came nearer to, went further from the reference (chrF). mcnemar_p: the exact two-sided
-    test on them (McNemar 1947; for generation this is the sign test).
-    Raises `UserError` when the two do not cover the same rows.
-    """
-    before = align(before, after, name)
-    if task == "classification":
-        flips = sum(old["predicted"] != new["predicted"] for old, new in zip(before, after, strict=True))
-        scores = [[float(row["predicted"] == row["label"]) for row in rows] for rows in (before, after)]
-    else:
-        both = [
-            (old, new)
-            for old, new in zip(before, after, strict=True)
-            if old["answer"] is not None and new["answer"] is not None
-        ]
-        flips = sum(_folded(old["answer"]) != _folded(new["answer"]) for old, new in both)
-        scores = [[_sentence_chrf(pair[side]) for pair in both] for side in (0, 1)]
-    wins = sum(new > old for old, new in zip(*scores, strict=True))
-    losses = sum(new < old for old, new in zip(*scores, strict=True))
-    return {
-        "flips": flips,
-        "kl": _mean_kl(before, after) if task == "classification" else None,
-        "against": {"name": name, "wins": wins, "losses": losses, "mcnemar_p": mcnemar_p(wins, losses)},
-    }
-
-
-def mcnemar_p(wins: int, losses: int) -> float:
-    """Two-sided exact p of the hypothesis that a win is as likely as a loss; 1 without either."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
-
-
-def difference_interval(wins: int, losses: int, n: int, *, seed: int, samples: int) -> list[float]:
-    """95 % percentile bootstrap interval of the difference of two accuracies measured on the same rows.
-
-    Resampling rows that are wins (+1), losses (-1) or ties (0) is drawing from a multinomial.
-    """
-    shares = [wins / n, losses / n, (n - wins - losses) / n]
-    draws = np.random.default_rng(seed).multinomial(n, shares, size=samples)
-    return _percentiles((draws[:, 0] - draws[:, 1]) / n)
-
-
 def statistics(task: str, predictions: Sequence[Prediction], labels: list[str] | None) -> dict[str, Statistic]:
     """The metrics of `task` over these rows, by name.
 
@@ -118,7 +70,7 @@ def statistics(task: str, predictions: Sequence[Prediction], labels: list[str] |
     """
     if not predictions:
         fail("no predictions to measure", "make the scores again")
-    _check_unique(predictions, "the predictions")
+    check_unique(predictions, "the predictions")
     if task == "classification":
         assert labels is not None
         return _classification(predictions, labels)
@@ -159,7 +111,7 @@ def token_f1(answer: str, reference: str) -> float:
 
 def label_shares(log_probs: dict[str, float]) -> dict[str, float]:
     """Probability of each label when only the labels could be said."""
-    shares = np.exp(_normalised([list(log_probs.values())]))[0]
+    shares = np.exp(normalised([list(log_probs.values())]))[0]
     return dict(zip(log_probs, shares.tolist(), strict=True))
 
 
@@ -173,10 +125,10 @@ def _classification(predictions: Sequence[Prediction], labels: list[str]) -> dic
     invalid = answered * np.array([answer is None for answer in answers])
     right = np.array([answer == row["label"] for answer, row in zip(answers, predictions, strict=True)], dtype=float)
     return {
-        "accuracy": _ratio(hits, np.ones_like(hits)),
+        "accuracy": ratio(hits, np.ones_like(hits)),
         "macro_f1": Statistic(counts, _macro_f1),
-        "greedy_accuracy": _ratio(right, answered),
-        "invalid_rate": _ratio(invalid, answered),
+        "greedy_accuracy": ratio(right, answered),
+        "invalid_rate": ratio(invalid, answered),
         "stop_rate": _stop_rate(predictions),
     }
 
@@ -184,18 +136,19 @@ def _classification(predictions: Sequence[Prediction], labels: list[str]) -> dic
 def _generation(predictions: Sequence[Prediction]) -> dict[str, Statistic]:
     answered = np.array([row["answer"] is not None for row in predictions], dtype=float)
     pairs = [(row["answer"] or "", row["reference"]) for row in predictions]
-    exact = np.array([_folded(answer) == _folded(reference) for answer, reference in pairs])
+    exact = np.array([folded(answer) == folded(reference) for answer, reference in pairs])
     overlap = np.array([token_f1(answer, reference) for answer, reference in pairs])
     return {
-        "exact_match": _ratio(exact * answered, answered),
-        "token_f1": _ratio(overlap * answered, answered),
+        "exact_match": ratio(exact * answered, answered),
+        "token_f1": ratio(overlap * answered, answered),
         "chrf": _chrf(pairs, answered),
         "perplexity": _perplexity(predictions),
         "stop_rate": _stop_rate(predictions),
     }
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> Statistic:
+def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Statistic:
+    """The sum of (n,) numerators by the sum of (n,) denominators; undefined where that is 0."""
     return Statistic(np.column_stack([numerator, denominator]), lambda sums: _divide(sums[..., 0], sums[..., 1]))
 
 
@@ -206,7 +159,7 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 def _stop_rate(predictions: Sequence[Prediction]) -> Statistic:
     known = np.array([row["stopped"] is not None for row in predictions], dtype=float)
-    return _ratio(np.array([bool(row["stopped"]) for row in predictions], dtype=float), known)
+    return ratio(np.array([bool(row["stopped"]) for row in predictions], dtype=float), known)
 
 
 def _macro_f1(sums: np.ndarray) -> np.ndarray:
@@ -232,12 +185,6 @@ def _chrf(pairs: Sequence[tuple[str, str]], answered: np.ndarray) -> Statistic:
         return np.array(scores).reshape(sums.shape[:-1])
 
     return Statistic(rows, value)
-
-
-def _sentence_chrf(row: Prediction) -> float:
-    from sacrebleu.metrics.chrf import CHRF
-
-    return float(CHRF().sentence_score(row["answer"], [row["reference"]]).score)
 
 
 def _perplexity(predictions: Sequence[Prediction]) -> Statistic:
@@ -285,36 +232,15 @@ def _per_class(matrix: np.ndarray, labels: list[str]) -> dict[str, dict[str, flo
     }
 
 
-def _mean_kl(before: Sequence[Prediction], after: Sequence[Prediction]) -> float | None:
-    if any(row["log_probs"] is None for row in (*before, *after)):
-        return None
-    labels = list(after[0]["log_probs"])
-    old, new = (
-        _normalised([[row["log_probs"][label] for label in labels] for row in rows]) for rows in (before, after)
-    )
-    return max(0.0, float((np.exp(old) * (old - new)).sum(axis=1).mean()))  # rounding can go just below zero
-
-
-def _normalised(log_probs: list[list[float]]) -> np.ndarray:
+def normalised(log_probs: list[list[float]]) -> np.ndarray:
     """(n, k) log probabilities of the labels among each other: each row's exp sums to 1."""
     values = np.array(log_probs)
     values = values - values.max(axis=1, keepdims=True)
     return np.asarray(values - np.log(np.exp(values).sum(axis=1, keepdims=True)))
 
 
-def align(before: Sequence[Prediction], after: Sequence[Prediction], name: str) -> list[Prediction]:
-    """`before` in the order of `after`."""
-    by_id = _check_unique(before, f"the predictions of {name}")
-    wanted = _check_unique(after, f"the predictions compared with {name}")
-    if different := by_id.keys() ^ wanted.keys():
-        fail(
-            f"{len(different)} rows are not in both sets of predictions compared with {name}, such as {min(different)}",
-            "they come from different corpora: make the scores again",
-        )
-    return [by_id[row["id"]] for row in after]
-
-
-def _check_unique(predictions: Sequence[Prediction], what: str) -> dict[str, Prediction]:
+def check_unique(predictions: Sequence[Prediction], what: str) -> dict[str, Prediction]:
+    """The predictions by their id. Raises `UserError`, naming `what`, when a row occurs twice."""
     by_id = {row["id"]: row for row in predictions}
     if len(by_id) != len(predictions):
         twice = next(id_ for id_, count in Counter(row["id"] for row in predictions).items() if count > 1)
@@ -336,7 +262,8 @@ def _percentiles(values: np.ndarray) -> list[float]:
     return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """Without white space at the ends, and with one space between words."""
     return " ".join(text.split())
 
 

@@ -1,7 +1,7 @@
-"""Small plots as inline SVG, readable in black and white: marks differ in shape, lines in dashes.
+"""Small plots as inline SVG, readable in black and white: marks differ in shape, lines in dashes, bars in hatches.
 
 Every plot is 480 units wide with text of 13, so that it can be read at phone width. The numbers stand
-in a table beside each plot, so the plot's label only says what it shows.
+in a table below each plot, so the plot's label only says what it shows.
 """
 
 import math
@@ -11,6 +11,10 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 
 _WIDTH = 480
+_HATCH = (
+    '<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<rect width="5" height="5" fill="#fff"/><rect width="2" height="5" class="ink"/></pattern></defs>'
+)
 
 
 class Dot(NamedTuple):
@@ -31,6 +35,14 @@ class Point(NamedTuple):
     y: float
     interval: Sequence[float]
     filled: bool
+
+
+class Bar(NamedTuple):
+    """A bar of three parts, of which `text` says the sum."""
+
+    name: str
+    parts: tuple[float, float, float]
+    text: str
 
 
 class Scale(NamedTuple):
@@ -92,21 +104,56 @@ def learning_curve(
     parts += [_row_grid(up(tick), 52, 400, _tick(tick, y_ticks)) for tick in y_ticks]
     parts.append(f'<path class="best" d="M{across(best_step)} 32V220"/>')
     parts.append(f'<text x="{across(best_step)}" y="26" text-anchor="middle">best: {best_step:g}</text>')
-    ends: list[float] = []
-    for name, style, values in (("validation", "validation", validation), ("train", "train", train)):
+    names: list[tuple[str, float, float]] = []
+    for name, values in (("validation", validation), ("train", train)):
         if not values:
             continue
         spots = [(across(step), up(loss)) for step, loss in values]
-        parts.append(f'<path class="{style}" d="M{"L".join(f"{x} {y}" for x, y in spots)}"/>')
-        if style == "validation":
+        parts.append(f'<path class="{name}" d="M{"L".join(f"{x} {y}" for x, y in spots)}"/>')
+        if name == "validation":
             parts += [f'<rect x="{x - 3}" y="{y - 3}" width="6" height="6"/>' for x, y in spots]
-        at = spots[-1][1] + 4
-        at = ends[0] + 16 if ends and abs(ends[0] - at) < 16 else at
-        ends.append(at)
-        parts.append(f'<text class="halo" x="{spots[-1][0] + 8}" y="{at}">{name}</text>')
+        names.append((name, spots[-1][0], spots[-1][1]))
+    parts += _end_names(names, lowest=220)
     parts.append('<text x="226" y="258" text-anchor="middle">step</text>')
     parts.append('<text x="4" y="12">loss</text>')
     return _svg(264, "training and validation loss by step", parts)
+
+
+def reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
+    """Share right by mean stated probability, with the number of rows beside each dot."""
+    ticks = nice_ticks(0, 1)
+    across, up = Scale(0, 1, 60, 440), Scale(0, 1, 260, 32)
+    parts = [_grid(across(tick), 32, 260, _tick(tick, ticks)) for tick in ticks]
+    parts += [_row_grid(up(tick), 60, 440, _tick(tick, ticks)) for tick in ticks]
+    parts.append(f'<path class="even" d="M{across(0)} {up(0)}L{across(1)} {up(1)}"/>')
+    spots = [(across(said), up(right)) for said, right, _ in bins]
+    parts.append(f'<path class="train" d="M{"L".join(f"{x} {y}" for x, y in spots)}"/>')
+    parts += [_mark(x, y, filled=True) for x, y in spots]
+    parts += _names([f"{n:,} rows" for _, _, n in bins], spots)
+    parts.append('<text x="250" y="298" text-anchor="middle">probability that it states</text>')
+    parts.append('<text x="4" y="12">share right</text>')
+    return _svg(304, f"share of right labels by stated probability, in {len(bins)} ranges", parts)
+
+
+def stacked_bars(bars: Sequence[Bar], names: tuple[str, str, str], label: str) -> Markup:
+    """One line per bar: its three parts in dark, hatched and white, and their sum behind it."""
+    ticks = nice_ticks(0, max(sum(bar.parts) for bar in bars))
+    across, height = Scale(ticks[0], ticks[-1], 134, 394), 26 * len(bars) + 76
+    parts = [_HATCH]
+    parts += [_grid(across(tick), 28, height - 40, _tick(tick, ticks)) for tick in ticks]
+    for index, (name, x) in enumerate(zip(names, (134, 194, 274), strict=True)):
+        parts.append(f'<rect class="part{index}" x="{x}" y="6" width="12" height="12"/>')
+        parts.append(f'<text x="{x + 17}" y="16">{escape(name)}</text>')
+    for place, bar in enumerate(bars):
+        y, start = 34 + 26 * place, 0.0
+        parts.append(f'<text x="126" y="{y + 13}" text-anchor="end">{escape(_short(bar.name))}</text>')
+        for index, value in enumerate(bar.parts):
+            left, right = across(start), across(start + value)
+            parts.append(f'<rect class="part{index}" x="{left}" y="{y}" width="{right - left:.1f}" height="16"/>')
+            start += value
+        parts.append(f'<text x="{across(start) + 6}" y="{y + 13}" class="halo">{escape(bar.text)}</text>')
+    parts.append(f'<text x="264" y="{height - 6}" text-anchor="middle">{escape(label)}</text>')
+    return _svg(height, f"{label} by rule: {', '.join(names)}, for {len(bars)} rules", parts)
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
@@ -135,6 +182,15 @@ def _names(names: Sequence[str], spots: Sequence[tuple[float, float]]) -> list[s
         taken.append((start, end, y + shift))
         anchor, place = ("end", end) if left else ("start", start)
         parts.append(f'<text class="halo" x="{place}" y="{y + shift}" text-anchor="{anchor}">{escape(name)}</text>')
+    return parts
+
+
+def _end_names(names: Sequence[tuple[str, float, float]], lowest: float) -> list[str]:
+    """Names behind the ends of their lines, at least 16 apart and never below `lowest`, where the axis is."""
+    parts, floor = [], lowest + 12
+    for name, x, y in sorted(names, key=lambda one: -one[2]):
+        floor = min(y + 4, floor - 16)
+        parts.append(f'<text class="halo" x="{x + 8}" y="{floor}">{name}</text>')
     return parts
 
 

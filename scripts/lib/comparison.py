@@ -1,0 +1,162 @@
+"""How much one stage differs from another on the same rows, and how many rows it takes to see that."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lib.cli import fail
+from lib.metrics import MAIN_METRIC, Prediction, check_unique, folded, interval, normalised, point, statistics
+
+_COMPARED = {  # metrics whose difference between stages has an interval
+    "classification": ("accuracy", "macro_f1"),
+    "generation": ("chrf", "token_f1", "exact_match", "perplexity"),
+}
+_Z_95, _Z_80 = 1.959964, 0.841621  # normal quantiles: of a two-sided test at 95 %, of a power of 80 %
+
+
+def compare(task: str, before: Sequence[Prediction], after: Sequence[Prediction], *, name: str) -> dict[str, Any]:
+    """How `after` differs from the stage `before`, called `name`, on the same rows in any order.
+
+    flips: rows whose predicted label (generation: whose free answer) differs.
+    kl: mean over rows of KL(before || after) of the label probabilities in nats; None without them.
+    wins, losses: rows that only `after`, only `before` gets right; for generation rows whose free
+    answer came nearer to, went further from the reference (chrF). mcnemar_p: the exact two-sided
+    test on them (McNemar 1947; for generation this is the sign test).
+    Raises `UserError` when the two do not cover the same rows.
+    """
+    before = align(before, after, name)
+    if task == "classification":
+        flips = sum(old["predicted"] != new["predicted"] for old, new in zip(before, after, strict=True))
+        scores = [[float(row["predicted"] == row["label"]) for row in rows] for rows in (before, after)]
+    else:
+        both = [
+            (old, new)
+            for old, new in zip(before, after, strict=True)
+            if old["answer"] is not None and new["answer"] is not None
+        ]
+        flips = sum(folded(old["answer"]) != folded(new["answer"]) for old, new in both)
+        scores = [[_sentence_chrf(pair[side]) for pair in both] for side in (0, 1)]
+    wins = sum(new > old for old, new in zip(*scores, strict=True))
+    losses = sum(new < old for old, new in zip(*scores, strict=True))
+    return {
+        "flips": flips,
+        "kl": _mean_kl(before, after) if task == "classification" else None,
+        "against": {"name": name, "wins": wins, "losses": losses, "mcnemar_p": mcnemar_p(wins, losses)},
+    }
+
+
+def mcnemar_p(wins: int, losses: int) -> float:
+    """Two-sided exact p of the hypothesis that a win is as likely as a loss; 1 without either."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
+
+
+def difference(
+    task: str, before: Sequence[Prediction], after: Sequence[Prediction], *, name: str, seed: int, samples: int
+) -> dict[str, Any]:
+    """How far `after` lies above the stage `before`, called `name`, on the same rows in any order.
+
+    difference: each compared metric of `after` minus that of `before`, in the metric's own unit.
+    difference_ci95: their 95 % percentile bootstrap intervals; in each resample both have the same rows.
+    rows_needed: about how many rows show a difference like that of the main metric, as `rows_needed` and, for
+    generation, `rows_to_tell` estimate it. None where a metric is undefined for one of the two. For
+    generation only the rows that both answered count. Raises `UserError` as `compare` does.
+    """
+    before, after = _same_answers(align(before, after, name), after)
+    labels = sorted({row[key] for row in (*before, *after) for key in ("label", "predicted") if key in row})
+    old, new = (statistics(task, rows, labels) for rows in (before, after))
+    points = {key: (point(old[key]), point(new[key])) for key in _COMPARED[task]}
+    defined = {key: high - low for key, (low, high) in points.items() if low is not None and high is not None}
+    ends = {
+        key: interval(new[key], seed=seed, samples=samples, minus=old[key]) if key in defined else None
+        for key in points
+    }
+    return {
+        "difference": {key: defined.get(key) for key in points},
+        "difference_ci95": ends,
+        "rows_needed": _rows_for(before, after, defined.get(MAIN_METRIC[task]), ends[MAIN_METRIC[task]]),
+    }
+
+
+def rows_needed(wins: int, losses: int, n: int) -> int | None:
+    """About how many rows show a difference like this one: two-sided at 95 %, with a power of 80 %.
+
+    Out of n rows `wins` are right only after and `losses` right only before; these shares are taken as the
+    true ones. None when wins equal losses: then there is no difference that rows could show. The formula
+    is that of R. J. Connor, "Sample size for testing differences in proportions for the paired-sample
+    design", Biometrics 43 (1987) 207-211, after O. S. Miettinen, Biometrics 24 (1968) 339-352.
+    """
+    if wins == losses:
+        return None
+    discordant, gap = (wins + losses) / n, abs(wins - losses) / n
+    spread = _Z_95 * math.sqrt(discordant) + _Z_80 * math.sqrt(discordant - gap**2)
+    return math.ceil((spread / gap) ** 2)
+
+
+def rows_to_tell(gap: float, ci95: Sequence[float], n: int) -> int | None:
+    """About how many rows show the difference `gap` of any metric, which n rows give with the interval `ci95`.
+
+    At 95 %, with a power of 80 %, if the true difference is the one seen: its standard error falls
+    with the root of the number of rows. None for a difference of 0.
+    """
+    error = (ci95[1] - ci95[0]) / (2 * _Z_95)
+    return math.ceil(n * ((_Z_95 + _Z_80) * error / gap) ** 2) if gap else None
+
+
+def least_shown(wins: int, losses: int, n: int) -> float:
+    """The smallest difference (share of rows) that n rows show 4 times in 5, when as many rows differ as here."""
+    return (_Z_95 + _Z_80) * math.sqrt((wins + losses) / n / n)
+
+
+def align(before: Sequence[Prediction], after: Sequence[Prediction], name: str) -> list[Prediction]:
+    """`before` in the order of `after`."""
+    by_id = check_unique(before, f"the predictions of {name}")
+    wanted = check_unique(after, f"the predictions compared with {name}")
+    if different := by_id.keys() ^ wanted.keys():
+        fail(
+            f"{len(different)} rows are not in both sets of predictions compared with {name}, such as {min(different)}",
+            "they come from different corpora: make the scores again",
+        )
+    return [by_id[row["id"]] for row in after]
+
+
+def _rows_for(
+    before: Sequence[Prediction], after: Sequence[Prediction], gap: float | None, ci95: Sequence[float] | None
+) -> int | None:
+    """How many rows show the difference `gap` of the main metric; both have their rows in the same order."""
+    if gap is None or ci95 is None:
+        return None
+    if "label" not in after[0]:
+        return rows_to_tell(gap, ci95, sum(row["answer"] is not None for row in after))
+    right = [[row["predicted"] == row["label"] for row in rows] for rows in (before, after)]
+    wins, losses = (sum(one > other for one, other in zip(*sides, strict=True)) for sides in (right[::-1], right))
+    return rows_needed(wins, losses, len(after))
+
+
+def _same_answers(
+    before: Sequence[Prediction], after: Sequence[Prediction]
+) -> tuple[list[Prediction], list[Prediction]]:
+    """Without the free answers that only one of the two gave; rows are in the same order."""
+    pairs = list(zip(before, after, strict=True))
+    none = {"answer": None, "stopped": None}
+    kept = [old["answer"] is not None and new["answer"] is not None for old, new in pairs]
+    sides = ([row if both else row | none for row, both in zip(rows, kept, strict=True)] for rows in (before, after))
+    first, second = sides
+    return first, second
+
+
+def _mean_kl(before: Sequence[Prediction], after: Sequence[Prediction]) -> float | None:
+    if any(row["log_probs"] is None for row in (*before, *after)):
+        return None
+    labels = list(after[0]["log_probs"])
+    old, new = (normalised([[row["log_probs"][label] for label in labels] for row in rows]) for rows in (before, after))
+    return max(0.0, float((np.exp(old) * (old - new)).sum(axis=1).mean()))  # rounding can go just below zero
+
+
+def _sentence_chrf(row: Prediction) -> float:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return float(CHRF().sentence_score(row["answer"], [row["reference"]]).score)

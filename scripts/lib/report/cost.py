@@ -1,0 +1,106 @@
+"""How long did it take, and how big is it?"""
+
+from collections.abc import Sequence
+
+from lib.report import plots
+from lib.report.evidence import Evidence
+from lib.report.minutes import ANOTHER_SESSION, RuleTime, by_rule, sum_known, whole
+from lib.report.page import Block, Figure, Section, Table
+from lib.report.words import duration, number, percent, shown
+
+_IN_PLOT = 8  # rules
+
+
+def how_long_and_how_big(evidence: Evidence) -> Section:
+    rules = by_rule(evidence.jobs)
+    total = sum(one.seconds for one in rules)
+    model = evidence.summary["model"]
+    answer = (
+        f"All {len(evidence.jobs):,} jobs together took {duration(total)}, most of it {rules[0].rule}"
+        f" ({percent(rules[0].seconds / total)}); the model has {number(model['size_mb'], 0)} MB and needs"
+        f" {number(model['peak_rss_mb'], 0)} MB of memory."
+    )
+    blocks: list[Block] = [*_whole(evidence), *_plot(rules), _table(rules, total), *_training(evidence)]
+    return Section("time", "How long did it take, and how big is it?", answer, blocks)
+
+
+def _whole(evidence: Evidence) -> list[str]:
+    """From the start of the first job to the end of the last, as far as the logs say when jobs started."""
+    found = whole(evidence.jobs)
+    if not found:
+        unknown = sum(job.started is None for job in evidence.jobs)
+        return [f"The logs of {unknown:,} of {len(evidence.jobs):,} jobs do not say when they started: time between"
+                " jobs is not known."]  # fmt: skip
+    side_by_side = sum(job.seconds for job in evidence.jobs) - found.busy
+    text = (
+        f"From its first job to the last one before this report the run took {duration(found.busy + found.between)}:"
+        f" for {duration(found.busy)} jobs ran, for {duration(found.between)} none did, while Snakemake chose and"
+        " started the next."
+    )
+    if side_by_side >= 1:
+        text += f" Jobs that ran side by side saved {duration(side_by_side)}."
+    if found.breaks:
+        text += (
+            f" It was made in {len(found.breaks) + 1} sessions: pauses of more than {ANOTHER_SESSION // 60} minutes,"
+            f" {duration(sum(found.breaks))} in all, are not counted."
+        )
+    return [text]
+
+
+def _plot(rules: Sequence[RuleTime]) -> list[Figure]:
+    bars = [
+        plots.Bar(one.rule, (one.work, one.start_up, one.own), duration(one.seconds))
+        for one in rules[:_IN_PLOT]
+        if one.work is not None and one.start_up is not None and one.own is not None
+    ]
+    if not bars:
+        return []
+    parts = ("work", "start-up", "Snakemake and shell")
+    rows = [(bar.name, *(number(part, 1) for part in bar.parts)) for bar in bars]
+    table = Table("Numbers of this plot, in seconds", ("Rule", *(part.capitalize() for part in parts)), rows)
+    caption = f"Seconds by rule, the {len(bars)} longest: work, start-up (imports, loading), and what is around it."
+    return [Figure(plots.stacked_bars(bars, parts, "seconds"), caption, table)]
+
+
+def _table(rules: Sequence[RuleTime], total: float) -> Table:
+    rows: list[tuple[str, ...]] = [
+        (
+            one.rule,
+            number(one.jobs),
+            number(one.start_up, 1),
+            number(one.work, 1),
+            number(one.own, 1),
+            number(one.seconds, 1),
+            percent(one.seconds / total),
+            number(one.peak_mb, 0),
+        )
+        for one in rules
+    ]
+    sums = [sum_known([getattr(one, key) for one in rules]) for key in ("start_up", "work", "own")]
+    jobs = sum(one.jobs for one in rules)
+    rows.append(("all", number(jobs), *(number(one, 1) for one in sums), number(total, 1), percent(1.0), "–"))
+    head = ("Rule", "Jobs", "Start-up (s)", "Work (s)", "Snakemake (s)", "Seconds", "Share", "Peak memory (MB)")
+    caption = "Seconds and memory by rule, this report not counted"
+    return Table(caption, head, rows, strong=len(rows) - 1)
+
+
+def _training(evidence: Evidence) -> list[Block]:
+    blocks: list[Block] = []
+    for run_name, facts in evidence.training.items():
+        train, validation = (
+            [(point["step"], point[key]) for point in facts["curve"] if key in point] for key in ("loss", "eval_loss")
+        )
+        blocks.append(
+            f"Run {run_name}: validation loss is lowest, {facts['best_validation_loss']:.4f}, at step"
+            f" {facts['best_step']:,} of {facts['steps']:,}; that checkpoint was kept."
+        )
+        steps = sorted({point["step"] for point in facts["curve"]})
+        losses = [(number(step), *(number(dict(part).get(step), 4) for part in (train, validation))) for step in steps]
+        table = Table(
+            f"Numbers of this plot: losses of run {run_name} by step", ("Step", "Training", "Validation"), losses
+        )
+        figure = plots.learning_curve(train, validation, facts["best_step"])
+        blocks.append(Figure(figure, "Training loss (solid) and validation loss (dashed, squares).", table))
+        rows = [(key.replace("_", " "), shown(value)) for key, value in facts.items() if key != "curve"]
+        blocks.append(Table(f"Run {run_name}: facts about the training", ("", "Value"), rows, folded=True))
+    return blocks

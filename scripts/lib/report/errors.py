@@ -1,0 +1,91 @@
+"""What does it get wrong?"""
+
+from lib.calibration import calibration
+from lib.metrics import label_shares, token_f1
+from lib.report import findings, plots
+from lib.report.evidence import Evidence
+from lib.report.page import Block, Figure, Section, Table
+from lib.report.words import number, percent
+
+_EXAMPLES = 20
+_LONGEST_TEXT = 400  # characters of an example
+_TITLE = "What does it get wrong?"
+
+
+def what_is_wrong(evidence: Evidence) -> Section:
+    if evidence.task == "generation":
+        return _far_answers(evidence)
+    labels, confusion = evidence.score["labels"], evidence.score["confusion"]
+    most = max(max(row) for row in confusion) or 1
+    shaded = [
+        [label, *({"text": f"{count:,}", "grey": 255 - round(170 * count / most)} for count in row)]
+        for label, row in zip(labels, confusion, strict=True)
+    ]
+    keys = ("precision", "recall", "f1", "support")
+    classes = [(label, *(number(facts[key]) for key in keys)) for label, facts in evidence.score["per_class"].items()]
+    blocks: list[Block] = [
+        Table("Confusion on test rows: true label down, predicted label across", ("", *labels), shaded, "matrix"),
+        Table("By label, on test rows", ("Label", "Precision", "Recall", "F1", "Rows"), classes),
+        *_calibration(evidence),
+        *_wrong_examples(evidence),
+    ]
+    return Section("errors", _TITLE, findings.errors(labels, confusion), blocks)
+
+
+def _calibration(evidence: Evidence) -> list[Block]:
+    found = calibration(
+        [row for _, _, row in evidence.examples],
+        seed=evidence.settings["seed"],
+        samples=evidence.settings["evaluate"]["bootstrap_samples"],
+    )
+    rows = [
+        (
+            f"{one['low']:g} to {one['high']:g}",
+            number(one["n"]),
+            percent(one["said"]),
+            percent(one["right"]),
+        )
+        for one in found["bins"]
+    ]
+    table = Table("Numbers of this plot", ("Probability", "Rows", "Mean stated", "Right"), rows)
+    caption = "How often it is right, by the probability that it states; on the dashed line both agree."
+    bins = [(one["said"], one["right"], one["n"]) for one in found["bins"]]
+    return [findings.calibrated(found), Figure(plots.reliability(bins), caption, table)]
+
+
+def _wrong_examples(evidence: Evidence) -> list[Table]:
+    """The errors that the model was surest of."""
+    wrong = [
+        (label_shares(row["log_probs"]), text, row)
+        for _, text, row in evidence.examples
+        if row["predicted"] != row["label"]
+    ]
+    wrong.sort(key=lambda item: -item[0][item[2]["predicted"]])
+    rows = [
+        (_cut(text), row["label"], row["predicted"], f"{shares[row['predicted']]:.2f}", f"{shares[row['label']]:.2f}")
+        for shares, text, row in wrong[:_EXAMPLES]
+    ]
+    head = ("Text", "True", "Predicted", "Its probability", "That of the true one")
+    caption = f"The {len(rows)} errors that the model was surest of"
+    return [Table(caption, head, rows, style="wide examples")] if rows else []
+
+
+def _far_answers(evidence: Evidence) -> Section:
+    answered = [
+        (token_f1(row["answer"], row["reference"]), text, row)
+        for _, text, row in evidence.examples
+        if row["answer"] is not None
+    ]
+    total = len(answered)
+    answered = [item for item in answered if item[0] < 1]
+    answered.sort(key=lambda item: item[0])
+    answer = f"{len(answered):,} of {total:,} free answers to test rows differ from their reference in a word."
+    rows = [(_cut(text), _cut(row["reference"]), _cut(row["answer"]), f"{f1:.2f}") for f1, text, row in answered]
+    head = ("Question", "Reference", "Answer", "Token F1")
+    caption = f"The {min(len(rows), _EXAMPLES)} answers furthest from their reference, of {total:,}"
+    table = Table(caption, head, rows[:_EXAMPLES], style="wide examples")
+    return Section("errors", _TITLE, answer, [table] if rows else [])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"

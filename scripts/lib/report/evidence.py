@@ -1,0 +1,95 @@
+"""All that the report reads."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail
+from lib.files import read_json, read_jsonl
+from lib.inputs import input_text
+from lib.metrics import MAIN_METRIC
+from lib.report import words
+from lib.report.minutes import Job, read_jobs
+
+COLUMNS = {
+    "classification": ("accuracy", "macro_f1", "greedy_accuracy", "invalid_rate", "stop_rate"),
+    "generation": ("chrf", "token_f1", "exact_match", "perplexity", "stop_rate"),
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """metric: what selection went by. examples: test row, its input text and its prediction."""
+
+    settings: dict[str, Any]
+    summary: dict[str, Any]
+    metric: str
+    audit: dict[str, Any]
+    split: dict[str, Any]
+    leakage: dict[str, Any]
+    baselines: dict[str, Any]
+    training: dict[str, dict[str, Any]]
+    score: dict[str, Any]
+    examples: list[tuple[dict[str, Any], str, dict[str, Any]]]
+    jobs: list[Job]
+    manifests: list[Path]
+
+    @property
+    def task(self) -> str:
+        return self.settings["task"]
+
+    @property
+    def main(self) -> str:
+        """The metric that is compared with baselines and between stages."""
+        return MAIN_METRIC[self.task]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The metrics that tables show."""
+        return COLUMNS[self.task]
+
+    @property
+    def chosen(self) -> str:
+        """The stage of the chosen variant."""
+        return f"onnx-{self.summary['selected']['variant']}"
+
+    def rows_measured(self, split: str) -> int:
+        """Rows that the main metric rests on: generation is measured where answers were free."""
+        n: int = self.summary["data"][split]
+        return n if self.task == "classification" else min(n, self.settings["evaluate"]["greedy_rows"])
+
+    def measured_on(self, split: str) -> str:
+        """`630 test rows`, or `the first 100 of 630 test rows (perplexity on all of them)`."""
+        n, measured = self.summary["data"][split], self.rows_measured(split)
+        if self.task == "classification":
+            return f"{n:,} {split} rows"
+        return f"the first {measured:,} of {n:,} {split} rows (perplexity on all of them)"
+
+
+def read_evidence(args: argparse.Namespace) -> Evidence:
+    """Raises `UserError` when rows and predictions are of different corpora."""
+    template = read_json(args.template)
+    predictions = {row["id"]: row for row in read_jsonl(args.model_predictions)}
+    rows = list(read_jsonl(args.rows))
+    if {row["id"] for row in rows} != predictions.keys():
+        fail(f"these are not the rows of {args.model_predictions}", "make the scores again", at=args.rows)
+    return Evidence(
+        settings=args.settings,
+        summary=read_json(args.summary),
+        metric=read_json(args.selection)["metric"],
+        audit=read_json(args.audit),
+        split=read_json(args.split),
+        leakage=read_json(args.leakage),
+        baselines=read_json(args.baselines),
+        training={name: read_json(Path(path)) for name, path in args.training},
+        score=read_json(args.model_score),
+        examples=[(row, input_text(template, row["prompt"]), predictions[row["id"]]) for row in rows],
+        jobs=read_jobs(args.timings, args.logs),
+        manifests=args.manifests,
+    )
+
+
+def measured(name: str, quality: dict[str, Any]) -> dict[str, str]:
+    """A cell with the interval below the value."""
+    return {"text": words.metric(name, quality[name]), "note": words.interval(name, quality)}

@@ -1,0 +1,270 @@
+"""Sentences that follow from the numbers, whatever these turn out to be.
+
+A difference counts as shown when the paired test says so (p below 0.05) and the 95 % interval of the
+difference lies on the same side of 0. Everything else is called what it is: not shown.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lib.comparison import least_shown
+from lib.metrics import BASELINE, MAIN_METRIC
+from lib.report.words import (
+    about,
+    check_name,
+    interval,
+    listed,
+    metric,
+    number,
+    p_value,
+    percent,
+    points,
+    points_of,
+    said,
+    signed,
+)
+
+ALPHA = 0.05
+Against = dict[str, Any]
+Quality = dict[str, Any]
+
+
+def is_shown(against: Against, name: str) -> bool:
+    """Whether the difference in the metric `name` is more than the luck of the rows."""
+    found = against["difference_ci95"][name]
+    if found is None or against["mcnemar_p"] >= ALPHA:
+        return False
+    return found[0] > 0 if against["wins"] > against["losses"] else found[1] < 0
+
+
+def is_better(against: Against, name: str) -> bool:
+    return is_shown(against, name) and against["difference"][name] > 0
+
+
+def verdict(task: str, summary: dict[str, Any]) -> tuple[str, bool]:
+    """Whether to ship the model and why, in two sentences at most; and whether that is a yes."""
+    name, gate, compared = MAIN_METRIC[task], summary["gate"], summary["model"]["compared"]
+    model = f"variant {summary['selected']['variant']} of run {summary['selected']['run']}"
+    failed = [check["name"] for check in gate["checks"] if not check["passed"]]
+    unbeaten = [said(rival) for rival, against in compared.items() if not is_better(against, name)]
+    rows = f"the same {summary['model']['test']['n']:,} test rows"
+    if failed:
+        return f"Do not ship {model}: it fails the gate on {listed([check_name(one) for one in failed])}.", False
+    if unbeaten:
+        return f"Do not ship {model} yet: on {rows} it is not shown to be better than {listed(unbeaten)}.", False
+    rival = BASELINE[task]
+    gain = _range(name, compared[rival]["difference_ci95"][name])
+    worth = f"on {rows} it is better than every baseline, than {said(rival)} by {gain}"
+    if gate["checks"]:
+        return f"Ship {model}: it passed the gate, and {worth}.", True
+    value = f"{said(name)} {metric(name, summary['model']['test'][name])}"
+    return f"Ship {model} if {value} is enough for you, since no gate was set: {worth}.", True
+
+
+def chosen(summary: dict[str, Any]) -> str:
+    selected = summary["selected"]
+    return f"Variant {selected['variant']} of run {selected['run']}: {selected['reason']}."
+
+
+def told_apart(name: str, one: dict[str, Any]) -> str:
+    """Whether the validation rows tell the chosen variant from `one`, and how many rows would."""
+    other, low_high = f"{one['run']}/{one['variant']}", one["difference_ci95"]
+    if one["told_apart"]:
+        better = "better" if one["difference"] > 0 else "worse"
+        return f"These rows show that it is {better} than {other}, by {_range(name, low_high, one['difference'])}."
+    ends = " to ".join(signed(points(name, end)) for end in low_high)
+    start = f"These rows cannot tell it from {other}: the difference is {ends} {points_of(name)}"
+    return f"{start}. {enough_rows(one['rows_needed'])}"
+
+
+def enough_rows(rows: int | None) -> str:
+    if rows is None:
+        return "There is no difference on these rows, so nothing says how many could show one."
+    return f"If the difference is as large as it looks here, about {about(rows)} rows would settle it."
+
+
+def worth_it(task: str, summary: dict[str, Any], measured: str) -> str:
+    """Whether the model beats what costs nothing. measured: on which rows."""
+    name, rival = MAIN_METRIC[task], BASELINE[task]
+    model, other = summary["model"]["test"], summary["baselines"][rival]["test"]
+    against = summary["model"]["compared"][rival]
+    values = f"{said(name)} {metric(name, model[name])} against {metric(name, other[name])} on {measured}"
+    return f"{_judged(against, name, said(rival))}: {values}."
+
+
+def all_rivals(task: str, summary: dict[str, Any]) -> list[str]:
+    """Which baselines the model beats, and which it does not."""
+    name, compared = MAIN_METRIC[task], summary["model"]["compared"]
+    values = {rival: splits["test"][name] for rival, splits in summary["baselines"].items()}
+    values["base"] = summary["base"]["test"][name]
+    groups = {
+        "It is better, by more than chance explains, than": [
+            rival for rival in compared if is_better(compared[rival], name)
+        ],
+        "It is not shown to be better than": [
+            rival for rival in compared if not is_shown(compared[rival], name) and values[rival] is not None
+        ],
+        "It is worse than": [
+            rival for rival in compared if is_shown(compared[rival], name) and not is_better(compared[rival], name)
+        ],
+    }
+    return [
+        f"{start} {listed([f'{said(rival)} ({metric(name, values[rival])})' for rival in rivals])}."
+        for start, rivals in groups.items()
+        if rivals
+    ]
+
+
+def how_sure(task: str, quality: Quality, rows: int) -> str:
+    """How far the luck of the rows moves the main metric. rows: those that it rests on."""
+    name = MAIN_METRIC[task]
+    found = quality[f"{name}_ci95"]
+    if not found:
+        return f"There is no {said(name)}, so nothing can be said: no row has a free answer."
+    half = points(name, (found[1] - found[0]) / 2)
+    return (
+        f"To about ±{half:.1f} points: on {rows:,} test rows the 95 % interval of {said(name)}"
+        f" is {interval(name, quality)}."
+    )
+
+
+def what_rows_show(task: str, against: Against, rows: int, rival: str) -> str:
+    """What these rows can show against a rival, and how many rows its difference needs."""
+    name, wins, losses = MAIN_METRIC[task], against["wins"], against["losses"]
+    found = f"Against {rival} {_won(task, against)} ({p_value(against['mcnemar_p'])})"
+    if is_shown(against, name):
+        return f"{found}; about {about(against['rows_needed'])} rows would have been enough to show that."
+    least = ""
+    if task == "classification" and wins + losses:
+        least = f" {rows:,} rows show a difference of {100 * least_shown(wins, losses, rows):.1f} points 4 times in 5."
+    return f"{found}.{least} {enough_rows(against['rows_needed'])}"
+
+
+def free_answers(task: str, quality: Quality, answered: int) -> str:
+    if not answered:
+        return "No row was answered freely (evaluate.greedy_rows is 0)."
+    ends = f"{percent(quality['stop_rate'])} end by themselves"
+    if task == "generation":
+        return f"Texts were generated for the first {answered:,} rows; {ends}."
+    return (
+        f"Asked freely on the first {answered:,} rows, {percent(quality['invalid_rate'])} of the answers are no"
+        f" label, {ends} and {percent(quality['greedy_accuracy'])} are right."
+    )
+
+
+def stage_cost(task: str, stage: str, quality: Quality) -> str:
+    """What a stage cost, or gained, against the one that it was made from."""
+    against = quality["against"]
+    changed = f"{quality['flips']:,} answers differ"
+    if task == "classification":
+        changed = f"{quality['flips']:,} of {quality['n']:,} labels change"
+    if quality["kl"] is not None:
+        changed += f", the probabilities by {quality['kl']:.4f} nats"
+    return f"{stage} against {against['name']}: {_cost(task, against)}; {changed}."
+
+
+def quantization(task: str, summary: dict[str, Any]) -> str:
+    """What the chosen variant costs against the merged model, and what it saves."""
+    selected = summary["selected"]
+    stages = summary["runs"][selected["run"]]["stages"]
+    stage, merged = stages[f"onnx-{selected['variant']}"], stages["merged"]
+    cost = _cost(task, stage["validation"]["against"])
+    sizes = [number(one["size_mb"], 0) for one in (stage, merged)]
+    return f"Against the merged model, {selected['variant']} {cost}; it has {sizes[0]} MB instead of {sizes[1]} MB."
+
+
+def errors(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
+    """How many rows are wrong, and the mistake made most. confusion: true label down, predicted across."""
+    n = sum(map(sum, confusion))
+    mistakes = [
+        (count, labels[true], labels[said_])
+        for true, row in enumerate(confusion)
+        for said_, count in enumerate(row)
+        if said_ != true and count
+    ]
+    wrong = sum(count for count, _, _ in mistakes)
+    if not mistakes:
+        return f"Nothing: all {n:,} test rows get their own label."
+    count, true, predicted = max(mistakes)
+    start = f"{wrong:,} of {n:,} test rows ({percent(wrong / n)}) get a wrong label"
+    return f"{start}, most often {true} called {predicted} ({count:,} rows)."
+
+
+def calibrated(found: dict[str, Any]) -> str:
+    """Whether the probabilities that the model states can be taken as they are."""
+    low, high = found["gap_ci95"]
+    means = f"it states {percent(found['said'])} on average and is right on {percent(found['right'])}"
+    if low > 0:
+        return f"It is too sure of itself: {means}."
+    if high < 0:
+        return f"It is surer than it says: {means}."
+    return f"On average its probabilities are about right: {means}."
+
+
+def data(audit: dict[str, Any]) -> str:
+    """What the audit found, worst first; or that it found nothing."""
+    found = []
+    if aside := audit["rows"] - audit["kept"]:
+        reasons = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in audit["rejected"].items()]
+        found.append(f"{aside:,} of {audit['rows']:,} rows were set aside ({listed(reasons)})")
+    if audit["rows_in_mixed_clusters"]:
+        found.append(f"{audit['rows_in_mixed_clusters']:,} rows are nearly alike but labelled differently")
+    if audit["keyword_shortcuts"]:
+        quoted = [f"“{one['word']}”" for one in audit["keyword_shortcuts"]]
+        words = f"the word {quoted[0]} nearly gives" if len(quoted) == 1 else f"the words {listed(quoted)} nearly give"
+        found.append(f"{words} a label away")
+    if audit["tokens"]["truncated"]:
+        found.append(f"{audit['tokens']['truncated']:,} rows are longer than the model reads and were cut")
+    if not found:
+        return f"Nothing that the audit looks for: all {audit['rows']:,} rows were kept."
+    text = "; ".join(found)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def leakage(counts: dict[str, int], threshold: float) -> str:
+    total = sum(counts.values())
+    return (
+        f"None of the {total:,} rows, nor one that is at least {100 * threshold:g} % similar to it, stands in two"
+        " splits; this was computed anew from the written files."
+    )
+
+
+def _range(name: str, ci95: Sequence[float], difference: float = 1.0) -> str:
+    """`3.2 to 11.0 points of accuracy`, without the sign."""
+    low, high = sorted(points(name, end) * (1 if difference > 0 else -1) for end in ci95)
+    return f"{low:.1f} to {high:.1f} {points_of(name)}"
+
+
+def _cost(task: str, against: Against) -> str:
+    """`costs between 2.1 and 8.8 points of accuracy (p = 0.002)`, a gain, or no difference."""
+    name = MAIN_METRIC[task]
+    found, p = against["difference_ci95"][name], p_value(against["mcnemar_p"])
+    if not against["wins"] + against["losses"] or found is None:
+        return "turns no row right or wrong" if task == "classification" else "brings no answer nearer or further"
+    low, high = (points(name, end) for end in found)
+    if against["mcnemar_p"] >= ALPHA and not low <= 0 <= high:
+        cost = f"costs between {signed(-high)} and {signed(-low)} {points_of(name)}"
+        return f"{cost}, which the paired test does not confirm ({p})"
+    if not is_shown(against, name):
+        return f"costs between {signed(-high)} and {signed(-low)} {points_of(name)}, so no difference is shown ({p})"
+    if against["difference"][name] > 0:
+        return f"gains between {low:.1f} and {high:.1f} {points_of(name)} ({p})"
+    return f"costs between {-high:.1f} and {-low:.1f} {points_of(name)} ({p})"
+
+
+def _won(task: str, against: Against) -> str:
+    if task == "classification":
+        return f"it alone is right on {against['wins']:,} rows and alone wrong on {against['losses']:,}"
+    return f"its answer is nearer to the reference on {against['wins']:,} rows and further on {against['losses']:,}"
+
+
+def _judged(against: Against, name: str, rival: str) -> str:
+    found = against["difference_ci95"][name]
+    if found is None:
+        return f"It cannot be compared with {rival}, since no row has a free answer"
+    if not is_shown(against, name):
+        ends = " to ".join(signed(points(name, end)) for end in found)
+        return f"It is not shown to be better than {rival}; the difference is {ends} {points_of(name)}"
+    if is_better(against, name):
+        return f"Yes, it is better than {rival} by {_range(name, found)}"
+    return f"No, it is worse than {rival} by {_range(name, found, -1)}"

@@ -1,0 +1,90 @@
+"""What did quantization cost? And every stage before it, in quality, size and speed, on validation rows."""
+
+from typing import Any
+
+from lib.report import findings, plots
+from lib.report.evidence import Evidence, measured
+from lib.report.page import Block, Figure, Section, Table
+from lib.report.words import gap, interval, named, number, p_value
+from lib.report.worth import quality_plot
+
+
+def what_quantization_cost(evidence: Evidence) -> Section:
+    blocks: list[Block] = []
+    base, columns = evidence.summary["base"], evidence.columns
+    for run_name, facts in evidence.summary["runs"].items():
+        stages = {name: stage for name, stage in facts["stages"].items() if stage["validation"]}
+        qualities = {"base": base["validation"], **{name: stage["validation"] for name, stage in stages.items()}}
+        chosen = evidence.chosen if evidence.summary["selected"]["run"] == run_name else ""
+        blocks += [findings.stage_cost(evidence.task, name, qualities[name]) for name in stages]
+        blocks += quality_plot(qualities, evidence.main, chosen)
+        strong = [*qualities].index(chosen) if chosen else None
+        caption = f"Run {run_name}: quality on {evidence.measured_on('validation')}, with 95 % intervals"
+        rows = [(name, *(measured(key, quality) for key in columns)) for name, quality in qualities.items()]
+        blocks.append(Table(caption, ("Stage", *map(named, columns)), rows, strong=strong))
+        blocks.append(_comparison_table(run_name, qualities))
+        blocks += _speed(evidence, run_name, facts["stages"], chosen)
+    answer = findings.quantization(evidence.task, evidence.summary)
+    return Section("quantization", "What did quantization cost?", answer, blocks)
+
+
+def _comparison_table(run_name: str, qualities: dict[str, dict[str, Any]]) -> Table:
+    """Each stage against the one before: paired differences, then the rows behind them."""
+    against_of = {name: quality["against"] for name, quality in qualities.items() if quality["against"]}
+    metrics = list(next(iter(against_of.values()))["difference"])
+    rows = [
+        (
+            name,
+            against["name"],
+            *(gap(key, against["difference"][key], against["difference_ci95"][key]) for key in metrics),
+            number(qualities[name]["flips"]),
+            number(qualities[name]["kl"], 4),
+            number(against["wins"]),
+            number(against["losses"]),
+            p_value(against["mcnemar_p"]),
+        )
+        for name, against in against_of.items()
+    ]
+    head = ("Stage", "Against", *map(named, metrics), "Flips", "KL (nats)", "Rows won", "Rows lost", "Paired test")
+    caption = f"Run {run_name}: each stage minus the one that it was made from, in points with 95 % intervals"
+    return Table(caption, head, rows)
+
+
+def _speed(evidence: Evidence, run_name: str, stages: dict[str, dict[str, Any]], chosen: str) -> list[Block]:
+    base_size = evidence.summary["base"]["size_mb"]
+    rows = [("base", number(base_size, 1), "–", "–", "–", "–", "–")]
+    for name, stage in stages.items():
+        size = number(stage["size_mb"], 1)
+        rows.append(
+            (
+                name,
+                f"+ {size}" if name == "adapter" else size,  # it is used on top of the base model
+                number(stage["load_s"], 2),
+                number(stage["first_token_ms"], 0),
+                number(stage["tokens_per_second"], 1),
+                number(stage["peak_rss_mb"], 0),
+                {True: "yes", False: "no", None: "–"}[stage["verified"]],
+            )
+        )
+    head = ("Stage", "Size (MB)", "Load (s)", "First token (ms)", "Tokens/s", "Peak memory (MB)", "Run here")
+    strong = 1 + [*stages].index(chosen) if chosen else None
+    table = Table(f"Run {run_name}: size and speed, one prompt at a time on this machine", head, rows, strong=strong)
+    return [table, *_size_plot(evidence, stages, chosen)]
+
+
+def _size_plot(evidence: Evidence, stages: dict[str, dict[str, Any]], chosen: str) -> list[Block]:
+    name = evidence.main
+    points = [
+        plots.Point(stage, one["size_mb"], quality[name], quality[f"{name}_ci95"], stage == chosen)
+        for stage, one in stages.items()
+        if stage != "adapter" and (quality := one["validation"]) and quality[name] is not None
+    ]
+    if not points:
+        return []
+    rows = [
+        (point.name, number(point.x, 1), number(point.y), interval(name, stages[point.name]["validation"]))
+        for point in points
+    ]
+    table = Table("Numbers of this plot", ("Stage", "Size (MB)", named(name), "95 % interval"), rows)
+    caption = f"{named(name)} on validation rows against size: up and left is better; the filled dot is the chosen one."
+    return [Figure(plots.scatter(points, "size in MB", named(name)), caption, table)]

@@ -1,0 +1,115 @@
+"""Numbers and names as people read them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+NAMES = {
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro-F1",
+    "greedy_accuracy": "Free answers right",
+    "invalid_rate": "Free answers invalid",
+    "stop_rate": "Stops by itself",
+    "chrf": "chrF",
+    "token_f1": "Token F1",
+    "exact_match": "Exact match",
+    "perplexity": "Perplexity",
+    "majority": "Majority label",
+    "keyword": "Label word in text",
+    "tfidf_logreg": "TF-IDF + logistic regression",
+    "nearest_question": "Nearest question's answer",
+    "base": "Untouched base model",
+}
+
+Quality = dict[str, Any]
+
+
+def named(key: str) -> str:
+    return NAMES.get(key, key)
+
+
+def said(key: str) -> str:
+    """The name within a sentence: `accuracy`, but `TF-IDF`."""
+    name = named(key)
+    return name if name[1].isupper() else name[0].lower() + name[1:]
+
+
+def check_name(name: str) -> str:
+    """`accuracy_above_tfidf_logreg` for people."""
+    key, _, rival = name.partition("_above_")
+    return f"{said(key)} above {said(rival)}" if rival else said(key)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}\u00a0%"
+
+
+def number(value: float | int | None, digits: int = 3) -> str:
+    """Fixed digits, thousands separated; a dash for what does not apply."""
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+
+
+def about(rows: int) -> str:
+    """A number of rows that is an estimate: two digits are enough."""
+    digits = len(str(rows))
+    return f"{round(rows, 2 - digits) if digits > 2 else rows:,}"
+
+
+def metric(name: str, value: float | None) -> str:
+    """chrF goes to 100, perplexity to infinity, everything else to 1."""
+    return number(None if value is None else float(value), 1 if name == "chrf" else 2 if name == "perplexity" else 3)
+
+
+def interval(name: str, quality: Quality) -> str:
+    """`0.801 to 0.860`; nothing where there is no interval."""
+    found = quality.get(f"{name}_ci95")
+    return f"{metric(name, found[0])} to {metric(name, found[1])}" if found else ""
+
+
+def points(name: str, difference: float) -> float:
+    """A difference of a metric in points: hundredths, but chrF and perplexity as they are."""
+    return difference if name in ("chrf", "perplexity") else 100 * difference
+
+
+def points_of(name: str) -> str:
+    """`points of accuracy`."""
+    return f"points of {said(name)}"
+
+
+def signed(value: float) -> str:
+    """`+1.4`, `-0.2`; never `-0.0`."""
+    return f"{round(value, 1) + 0.0:+.1f}"
+
+
+def gap(name: str, difference: float | None, ci95: Sequence[float] | None) -> dict[str, str]:
+    """A cell: the difference in points with its interval below it."""
+    if difference is None or ci95 is None:
+        return {"text": "–", "note": ""}
+    low, high = (signed(points(name, end)) for end in ci95)
+    return {"text": signed(points(name, difference)), "note": f"{low} to {high}"}
+
+
+def p_value(p: float) -> str:
+    return "p\u00a0<\u00a00.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """`41 s`, `12.3 minutes`, `2.1 hours`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def shown(value: Any) -> str:
+    """Any value of a settings or facts table."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return number(value) if isinstance(value, int) else str(value)
