@@ -1,16 +1,27 @@
 # make run    the workflow on config.yaml       make run ARGS="--configfile examples/tones.yaml"
 # make test   every test                        make check   formatters, linters, types
+# make browser   installs Chromium, which the tests of the report open it with
 PYTHON ?= python3.11
 BIN = .venv/bin
 ARGS ?=
 
-.PHONY: run test check schema envs clean
+.PHONY: run test check browser generated clean
 
 run: .venv/installed
 	@$(BIN)/python scripts/run.py $(ARGS)
 
+# Shuffled labels, trained and scored the same way: above the commonest label's rate something leaks.
+control: .venv/installed
+	@$(BIN)/python scripts/control.py $(ARGS)
+
 test: .venv/installed
 	$(BIN)/python -m pytest $(ARGS)
+
+# Chromium and a font, for tests/test_browser.py.
+browser:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+	  { sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo apt-get update -qq && \
+	    $$sudo apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
 
 check: .venv/installed
 	$(BIN)/ruff check .
