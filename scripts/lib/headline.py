@@ -14,6 +14,7 @@ def headline(results: Path) -> str:
     lines = [f"chosen: {selected['run']}/{selected['variant']}. {selected['reason']}", "", "on the test rows:"]
     lines += [f"  {name:<18} {_quality(score['test'])}" for name, score in scores.items()]
     lines += [
+        _against(model["test"]["against"]),
         "",
         f"size {model['size_mb']:.0f} MB, first token after {model['first_token_ms']:.0f} ms,"
         f" {model['tokens_per_second']:.0f} tokens/s, {model['peak_rss_mb']:.0f} MB of memory, on this machine",
@@ -24,6 +25,19 @@ def headline(results: Path) -> str:
         f"model    {results}/model",
     ]
     return "\n".join(lines)
+
+
+def _against(against: dict[str, Any]) -> str:
+    """The paired difference from the baseline that the model must be worth more than."""
+    name = "accuracy" if "accuracy" in against["difference"] else "chrf"
+    if against["difference"][name] is None:
+        return f"not compared with {against['name']}: no row has a free answer"
+    scale = 1 if name == "chrf" else 100
+    low, high = (scale * end for end in against["difference_ci95"][name])
+    return (
+        f"model minus {against['name']}: {scale * against['difference'][name]:+.1f} [{low:+.1f}, {high:+.1f}]"
+        f" points of {name} on the same rows, p = {against['mcnemar_p']:.2g}"
+    )
 
 
 def _quality(quality: dict[str, Any]) -> str:

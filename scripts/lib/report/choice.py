@@ -20,10 +20,10 @@ def head(evidence: Evidence) -> dict[str, Any]:
     cards = [(named(name), metric(name, quality[name]), interval(name, quality)) for name in evidence.columns[:2]]
     cards += [
         (named(rival), metric(evidence.main, summary["baselines"][rival]["test"][evidence.main]), named(evidence.main)),
-        ("Size", f"{number(model['size_mb'], 1)} MB", "on disk"),
-        ("First token", f"{number(model['first_token_ms'], 0)} ms", "after a prompt"),
+        ("Size", f"{number(model['size_mb'], 1)}\u00a0MB", "on disk"),
+        ("First token", f"{number(model['first_token_ms'], 0)}\u00a0ms", "after a prompt"),
         ("Speed", number(model["tokens_per_second"], 1), "tokens per second"),
-        ("Memory", f"{number(model['peak_rss_mb'], 0)} MB", "peak of its process"),
+        ("Memory", f"{number(model['peak_rss_mb'], 0)}\u00a0MB", "peak of its process"),
     ]
     return {
         "title": f"{evidence.settings['data']['target']} with {_base_name(evidence.settings['base_model'])}",

@@ -80,7 +80,7 @@ def _table(rules: Sequence[RuleTime], total: float) -> Table:
     jobs = sum(one.jobs for one in rules)
     rows.append(("all", number(jobs), *(number(one, 1) for one in sums), number(total, 1), percent(1.0), "–"))
     head = ("Rule", "Jobs", "Start-up (s)", "Work (s)", "Snakemake (s)", "Seconds", "Share", "Peak memory (MB)")
-    caption = "Seconds and memory by rule, this report not counted"
+    caption = "Seconds and memory by rule, this report not counted; memory is sampled, so short peaks are missed"
     return Table(caption, head, rows, strong=len(rows) - 1)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 _NOT_THERE_YET = "write_report"  # an old run of it may have left files
 _TIME_LINE = re.compile(r"^time: started (\d+(?:\.\d+)?) start_up (\d+(?:\.\d+)?) work (\d+(?:\.\d+)?)$")
+_MEASURED = 1.0  # seconds: of shorter jobs Snakemake samples the memory of the shell, before the script is there
 ANOTHER_SESSION = 300  # seconds without a job between two jobs of one run: nobody waits that long
 
 
@@ -58,7 +59,7 @@ class Whole:
 def read_jobs(timings: Path, logs: Path) -> list[Job]:
     """The jobs below the folder of timings: `<rule>/<name>.tsv` there is `<rule>/<name>.txt` in the logs.
 
-    The timings are Snakemake's benchmark tables: columns `s` and `max_rss` ("NA" or "-" for short jobs).
+    The timings are Snakemake's benchmark tables: columns `s` and `max_rss` ("NA" or "-" where it took no sample).
     """
     jobs = []
     for file in sorted(timings.glob("*/**/*.tsv")):
@@ -68,8 +69,9 @@ def read_jobs(timings: Path, logs: Path) -> list[Job]:
         log = logs / name.with_name("log.txt" if file.name == "time.tsv" else f"{file.stem}.txt")
         with open(file, encoding="utf-8", newline="") as lines:
             for row in csv.DictReader(lines, delimiter="\t"):
-                peak = None if row["max_rss"] in ("NA", "-") else float(row["max_rss"])
-                jobs.append(Job(name.parts[0], float(row["s"]), peak, *_time_line(log)))
+                seconds, peak = float(row["s"]), row["max_rss"]
+                measured = seconds >= _MEASURED and peak not in ("NA", "-")
+                jobs.append(Job(name.parts[0], seconds, float(peak) if measured else None, *_time_line(log)))
     return jobs
 
 
