@@ -1,6 +1,7 @@
 """The report of a made-up run: well-formed, self-contained, escaped, and saying what the numbers say."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -142,6 +143,9 @@ def test_old_logs_without_times_leave_dashes(made, tmp_path):
     assert re.search(r"train_adapter 1 – – – 652\.3", text)
     assert re.search(r"score_onnx 2 8\.1 64\.6", text)
     assert "The logs of 2 of 4 jobs do not say when they started" in text
+    shutil.rmtree(run.path("timings"))
+    run.write_report()
+    assert "No timings were kept; the model has 92 MB" in Page(run.path("report.html").read_text()).text
 
 
 def test_an_old_report_is_not_a_job_of_this_one(made):

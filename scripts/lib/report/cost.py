@@ -8,6 +8,7 @@ from lib.report.minutes import ANOTHER_SESSION, RuleTime, by_rule, sum_known, wh
 from lib.report.page import Block, Figure, Section, Table
 from lib.report.words import duration, number, percent, shown
 
+_TITLE = "How long did it take, and how big is it?"
 _IN_PLOT = 8  # rules
 
 
@@ -15,13 +16,16 @@ def how_long_and_how_big(evidence: Evidence) -> Section:
     rules = by_rule(evidence.jobs)
     total = sum(one.seconds for one in rules)
     model = evidence.summary["model"]
+    size = f"the model has {number(model['size_mb'], 0)} MB and needs {number(model['peak_rss_mb'], 0)} MB of memory."
+    if not rules:
+        answer = f"No timings were kept; {size}"
+        return Section("time", _TITLE, answer, _training(evidence))
     answer = (
         f"All {len(evidence.jobs):,} jobs together took {duration(total)}, most of it {rules[0].rule}"
-        f" ({percent(rules[0].seconds / total)}); the model has {number(model['size_mb'], 0)} MB and needs"
-        f" {number(model['peak_rss_mb'], 0)} MB of memory."
+        f" ({percent(rules[0].seconds / total)}); {size}"
     )
-    blocks: list[Block] = [*_whole(evidence), *_plot(rules), _table(rules, total), *_training(evidence)]
-    return Section("time", "How long did it take, and how big is it?", answer, blocks)
+    blocks = [*_whole(evidence), *_plot(rules), _table(rules, total), *_training(evidence)]
+    return Section("time", _TITLE, answer, blocks)
 
 
 def _whole(evidence: Evidence) -> list[str]:
