@@ -1,26 +1,28 @@
 """Add a LoRA adapter to the base weights: W + scale * B A, in float32, rounded once.
 
-Works shard by shard, so memory holds one shard, not the model. Tied weights stay tied, generation
-config and tokenizer come along. Before the merged model is published its logits are compared with
-those of base and adapter on real prompts.
+The base's files are copied and the adapted weights written over theirs, one at a time: memory holds a
+matrix, not the model, and shards, tied weights, generation config and tokenizer stay as they are.
+Before the merged model is published its logits are compared with those of base and adapter on real
+prompts, in a forward pass that reads each layer's weights when it comes to it.
 """
 
 import argparse
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
 
-from lib.checkpoints import load_adapter, load_model
-from lib.cli import fail, parser, progress, run, settings_argument
+from lib.checkpoints import read_weight, stored_weights, streamed_model
+from lib.cli import fail, loaded, parser, progress, run, settings_argument
 from lib.corpus import read_rows
 from lib.files import published_directory, read_json, sha256_file
 from lib.machine import use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
+from lib.memory import return_freed_memory
 from lib.tokens import load_tokenizer
 
 _CHECKED_ROWS = 8
@@ -31,11 +33,13 @@ _PREFIX = "base_model.model."
 
 
 def main(args: argparse.Namespace) -> None:
+    return_freed_memory()
     use_threads(args.threads)
     for folder in (args.base, args.adapter):
         read_manifest(folder)
     if read_manifest(args.adapter)["inputs"]["base"] != sha256_file(manifest_path(args.base)):
         fail("it was trained on another base model", "merge it into that one, or train it anew", at=args.adapter)
+    loaded()
     with published_directory(args.merged) as folder:
         changed, dtype = merge(args.base, args.adapter, folder)
         difference = logit_difference(args.base, args.adapter, folder, args.rows)
@@ -62,25 +66,21 @@ def merge(base: Path, adapter: Path, output: Path) -> tuple[int, torch.dtype]:
     part of the adapter fits no weight of the base.
     """
     scale = adapter_scale(read_json(adapter / "adapter_config.json"))
-    pairs = low_rank_pairs(load_file(adapter / "adapter_model.safetensors"))
-    left = set(pairs)
-    dtype = torch.float32
-    for file in sorted(base.iterdir()):
-        if file.suffix != ".safetensors":
-            if file.is_file() and not file.name.startswith("."):
-                shutil.copyfile(file, output / file.name)
-            continue
-        with safe_open(file, framework="pt") as shard:
-            tensors = {}
-            for name in shard.keys():  # noqa: SIM118 (not a dict)
-                weight = shard.get_tensor(name)
-                if name in pairs:
-                    weight, dtype = add_low_rank(weight, *pairs[name], scale), weight.dtype
-                    left.discard(name)
-                tensors[name] = weight
-            save_file(tensors, output / file.name, metadata={"format": "pt"})
-    if left:
+    stored, low_rank = stored_weights(base), stored_weights(adapter)
+    pairs = low_rank_pairs(low_rank)
+    if left := pairs.keys() - stored.keys():
         fail(f"{min(left)} of the adapter is not in the base model", "train on this base model", at=adapter)
+    for file in sorted(base.iterdir()):
+        if file.is_file() and not file.name.startswith("."):
+            shutil.copyfile(file, output / file.name)
+    dtype = torch.float32
+    for name, (a, b) in pairs.items():
+        weight = read_weight(stored[name], name)
+        dtype = weight.dtype
+        merged = add_low_rank(weight, read_weight(low_rank[a], a), read_weight(low_rank[b], b), scale)
+        with open(output / stored[name].file.name, "r+b") as content:
+            content.seek(stored[name].start)
+            merged.view(torch.uint8).numpy().tofile(content)
     return len(pairs), dtype
 
 
@@ -90,40 +90,41 @@ def adapter_scale(config: dict[str, Any]) -> float:
     return config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def low_rank_pairs(adapter: dict[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """(A, B) of each adapted weight, by the weight's name in the base; A is [r, in], B is [out, r]."""
-    suffix = ".lora_A.weight"
-    names = [name.removeprefix(_PREFIX).removesuffix(suffix) for name in adapter if name.endswith(suffix)]
-    if len(adapter) != 2 * len(names):
+def low_rank_pairs(adapter: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Names of (A, B) of each adapted weight, by the weight's name in the base; A is [r, in], B is [out, r]."""
+    suffix, names = ".lora_A.weight", set(adapter)
+    modules = [name.removesuffix(suffix) for name in sorted(names) if name.endswith(suffix)]
+    pairs = {module: (module + suffix, f"{module}.lora_B.weight") for module in modules}
+    if names != {part for pair in pairs.values() for part in pair}:
         fail("the adapter holds more than pairs of low-rank matrices", "only plain LoRA adapters can be merged")
-    return {
-        f"{name}.weight": (adapter[f"{_PREFIX}{name}.lora_A.weight"], adapter[f"{_PREFIX}{name}.lora_B.weight"])
-        for name in names
-    }
+    return {f"{module.removeprefix(_PREFIX)}.weight": pair for module, pair in pairs.items()}
 
 
 def add_low_rank(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
     """W + scale * B A in float32, rounded once to the dtype of W."""
-    return (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype)
+    return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
 
 
 def logit_difference(base: Path, adapter: Path, merged: Path, rows: Path) -> float:
-    """Largest difference of logits on the last position of some prompts, relative to the largest logit.
-
-    One model at a time is in memory.
-    """
+    """Largest difference of logits on the last position of some prompts, relative to the largest logit."""
     tokenizer = load_tokenizer(merged)
     prompts = tokenizer.encode_batch([row["prompt"] for row in read_rows(rows)[:_CHECKED_ROWS]])
-    expected = last_logits(load_adapter(load_model(base), adapter), prompts)
-    found = last_logits(load_model(merged), prompts)
+    expected = last_logits(streamed_model(base, adapter), prompts)  # peft's own forward, not the formula above
+    found = last_logits(streamed_model(merged), prompts)
     return float((expected - found).abs().max() / expected.abs().max())
 
 
 @torch.inference_mode()
 def last_logits(model: Any, prompts: list[list[int]]) -> torch.Tensor:
-    """Logits behind each prompt, [prompts, vocabulary]."""
-    outputs = [model(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1] for ids in prompts]
-    return torch.stack(outputs).float().cpu()
+    """Logits behind each prompt, [prompts, vocabulary], in one pass.
+
+    Prompts are filled up on the right, where a causal model does not look back from.
+    """
+    ends = [len(ids) - 1 for ids in prompts]
+    ids = pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)
+    kept = sorted(set(ends))
+    logits = model(ids, logits_to_keep=torch.tensor(kept)).logits
+    return logits[torch.arange(len(ends)), torch.tensor([kept.index(end) for end in ends])]
 
 
 if __name__ == "__main__":
