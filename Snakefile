@@ -234,7 +234,7 @@ rule audit_data:
         mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
     params:
         settings=settings(
-            "tokenizers datasketch",
+            "tokenizers numpy",
             task=CONFIG.task,
             data=part(
                 "data",
@@ -329,7 +329,7 @@ rule check_leakage:
     resources:
         mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
     params:
-        settings=settings("datasketch", near_duplicates=CONFIG.data.near_duplicates),
+        settings=settings("numpy", near_duplicates=CONFIG.data.near_duplicates),
     shell:
         "exec python {input.script} --settings {params.settings:q} --train {input.train}"
         " --validation {input.validation} --test {input.test} --template {input.template}"

@@ -6,13 +6,17 @@ time; this script succeeds even when it is not, so that its evidence stays: `spl
 
 import argparse
 import re
-from collections import Counter, defaultdict
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lib.cli import fail, parser, progress, run, settings_argument
 from lib.files import read_jsonl, write_json, write_jsonl
@@ -36,6 +40,9 @@ REASONS = (
 )
 _SEED = 1  # of the MinHash; the leakage check uses another
 _BATCH = 1000
+_SLOTS = 1 << 22  # of the table that counts words roughly
+
+Places = NDArray[np.int64]
 
 
 class Reason(NamedTuple):
@@ -45,83 +52,141 @@ class Reason(NamedTuple):
     detail: str
 
 
-@dataclass
-class Record:
-    """A usable row. `index` counts the rows from 0; `seen` are the values after truncation."""
+class Source(NamedTuple):
+    """The row with a number, as `fetch_data` wrote it, and its columns as text or why they cannot be used."""
 
-    index: int
-    file: str
-    line: int
-    values: dict[str, str]
-    target: str
-    id: str
-    tokens: int = 0
-    seen: dict[str, str] | None = None
-    cluster: int = 0
+    number: int
+    read: dict[str, Any]
+    values: dict[str, str] | Reason
+
+
+@dataclass
+class Rows:
+    """What stays in memory of each row: 77 bytes, whatever its text. Texts are read again where needed.
+
+    state: 0 for a usable row, else the place of its reason in `REASONS`, counted from 1.
+    other: the row that it conflicts with or repeats.
+    file, target: numbers in `files` and `targets`; answers of task generation have none.
+    ids, inputs: digests of the whole row, 32 bytes, and of its input columns, 16 bytes.
+    """
+
+    files: dict[str, int] = field(default_factory=dict)
+    targets: dict[str, int] = field(default_factory=dict)
+    state: bytearray = field(default_factory=bytearray)
+    other: array = field(default_factory=lambda: array("i"))
+    file: array = field(default_factory=lambda: array("i"))
+    line: array = field(default_factory=lambda: array("q"))
+    target: array = field(default_factory=lambda: array("i"))
+    tokens: array = field(default_factory=lambda: array("i"))
+    ids: bytearray = field(default_factory=bytearray)
+    inputs: bytearray = field(default_factory=bytearray)
+
+    def usable(self) -> Places:
+        return np.flatnonzero(np.frombuffer(self.state, dtype=np.uint8) == 0)
+
+    def set_aside(self, places: Places, reason: str, others: Places) -> None:
+        np.frombuffer(self.state, dtype=np.uint8)[places] = 1 + REASONS.index(reason)
+        np.frombuffer(self.other, dtype=np.int32)[places] = others
+
+    def place(self, index: int) -> str:
+        return f"{self._file_names[self.file[index]]}:{self.line[index]}"
+
+    def target_text(self, index: int) -> str:
+        return self._target_names[self.target[index]]
+
+    @cached_property
+    def _file_names(self) -> list[str]:
+        return list(self.files)
+
+    @cached_property
+    def _target_names(self) -> list[str]:
+        return list(self.targets)
 
 
 def main(args: argparse.Namespace) -> None:
     task, data, corpus = (args.settings[key] for key in ("task", "data", "corpus"))
     tokenizer = load_tokenizer(args.base)
     template = compile_template(corpus, tokenizer, task=task, target=data["target"], labels=None)
-    records, aside, rows = _usable_records(args.rows, data, template, tokenizer)
-    if task == "classification":
-        records = _without(records, _label_conflicts(records), aside)
-    records = _without(records, _exact_duplicates(records), aside)
-    _measure(records, tokenizer, template, corpus)
-    lengths = [record.tokens for record in records]
-    records = _without(records, _too_long(records, corpus), aside)
-    _cluster(records, template, data["near_duplicates"])
 
+    def sources() -> Iterator[Source]:
+        return _sources(args.rows, data, template, tokenizer)
+
+    rows = _indexed(args.rows, sources(), [*template["columns"], data["target"]], classified=task == "classification")
+    if task == "classification":
+        _set_aside_conflicts(rows)
+    _set_aside_duplicates(rows)
+    measured = rows.usable()
+    words = _Words()
+    texts = _seen_texts(sources(), rows, tokenizer, template, corpus, words)
+    pairs = similar_pairs(texts, data["near_duplicates"], seed=_SEED, folder=args.kept.parent)
+    kept = rows.usable()
+    clusters = _clusters(rows, kept, pairs)
+    words.expect(_class_counts(rows, kept))
+    write_jsonl(args.kept, _kept(sources(), rows, clusters, words, template))
+
+    rejected = _counts(rows)
     audit = {
         "task": task,
-        "rows": rows,
-        "kept": len(records),
-        "rejected": _counts(aside.values()),
-        "exact_duplicates": sum(reason.reason == "exact_duplicate" for reason in aside.values()),
-        "label_conflicts": sum(reason.reason == "label_conflict" for reason in aside.values()),
-        **_near_duplicates(records, task),
-        **_classes(records, data["labels"], task),
-        "tokens": _token_lengths(lengths, records, corpus["max_length"]),
+        "rows": len(rows.state),
+        "kept": len(kept),
+        "rejected": rejected,
+        "exact_duplicates": rejected.get("exact_duplicate", 0),
+        "label_conflicts": rejected.get("label_conflict", 0),
+        **_near_duplicates(rows, kept, clusters, task),
+        **_classes(rows, kept, words, data["labels"], task),
+        "tokens": _token_lengths(rows, measured, kept, corpus["max_length"]),
     }
     audit["verdict"] = _verdict(audit, data["min_rows_per_class"], corpus["max_length"])
-    write_jsonl(args.kept, map(_kept, records))
-    write_jsonl(args.rejected, _rejected(args.rows, aside))
+    write_jsonl(args.rejected, _rejected(sources(), rows, corpus["max_length"]))
     write_json(args.audit, audit)
-    progress(f"audit_data: {len(records)} of {rows} rows kept; set aside: {audit['rejected'] or 'none'}")
+    progress(f"audit_data: {len(kept)} of {len(rows.state)} rows kept; set aside: {rejected or 'none'}")
 
 
-def _usable_records(
-    path: Path, data: dict[str, Any], template: Template, tokenizer: Tokenizer
-) -> tuple[list[Record], dict[int, Reason], int]:
-    """Records that stand on their own, the rows set aside by index, and the number of rows."""
+def _sources(path: Path, data: dict[str, Any], template: Template, tokenizer: Tokenizer) -> Iterator[Source]:
     names = [*template["columns"], data["target"]]
     control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
-    records, aside, rows = [], {}, 0
+    for index, read in enumerate(read_jsonl(path)):
+        if "error" in read:
+            yield Source(index, read, Reason("unreadable", read["error"]))
+            continue
+        values = _values(read["row"], names, control, data["special_tokens"])
+        if not isinstance(values, Reason) and data["labels"] and values[data["target"]] not in data["labels"]:
+            values = Reason("unknown_label", f"{values[data['target']]!r} is not in data.labels")
+        yield Source(index, read, values)
+
+
+def _indexed(path: Path, sources: Iterable[Source], names: Sequence[str], *, classified: bool) -> Rows:
+    """All rows, with those set aside that do not stand on their own. The last of `names` is the target."""
+    rows = Rows()
     absent = Counter[str]()
     known: set[str] = set()
-    for index, source in enumerate(read_jsonl(path)):
-        rows += 1
-        if "error" in source:
-            aside[index] = Reason("unreadable", source["error"])
-            continue
-        known.update(source["row"])
-        absent.update(name for name in names if column(source["row"], name) is MISSING)
-        values = _values(source["row"], names, control, data["special_tokens"])
+    readable = 0
+    for _, read, values in sources:
+        if "row" in read:
+            readable += 1
+            known.update(read["row"])
+            absent.update(name for name in names if column(read["row"], name) is MISSING)
+        rows.file.append(rows.files.setdefault(read["file"], len(rows.files)))
+        rows.line.append(read["line"])
+        rows.other.append(-1)
+        rows.tokens.append(0)
         if isinstance(values, Reason):
-            aside[index] = values
+            rows.state.append(1 + REASONS.index(values.reason))
+            rows.target.append(-1)
+            rows.ids += bytes(32)
+            rows.inputs += bytes(16)
             continue
-        target = values[data["target"]]
-        if data["labels"] and target not in data["labels"]:
-            aside[index] = Reason("unknown_label", f"{target!r} is not in data.labels")
-            continue
-        inputs = {name: values[name] for name in template["columns"]}
-        records.append(Record(index, source["file"], source["line"], inputs, target, record_id(values)))
+        target = values[names[-1]]
+        inputs = {name: values[name] for name in names[:-1]}
+        rows.state.append(0)
+        rows.target.append(rows.targets.setdefault(target, len(rows.targets)) if classified else -1)
+        rows.ids += bytes.fromhex(record_id(values))
+        rows.inputs += bytes.fromhex(record_id(inputs))[:16]
     for name in names:
-        if known and absent[name] == rows - sum(reason.reason == "unreadable" for reason in aside.values()):
+        if known and absent[name] == readable:
             hint = f"the columns are {', '.join(sorted(known)[:20])}: mend corpus or data.target"
             fail(f"no row has the column {name!r}", hint, at=path)
-    return records, aside, rows
+    return rows
 
 
 def _values(
@@ -146,149 +211,199 @@ def _values(
     return values
 
 
-def _without(records: list[Record], found: dict[int, Reason], aside: dict[int, Reason]) -> list[Record]:
-    aside.update(found)
-    return [record for record in records if record.index not in found]
+def _digests(digests: bytearray, width: int, places: Places) -> NDArray[Any]:
+    return np.frombuffer(digests, dtype=f"V{width}")[places]
 
 
-def _label_conflicts(records: Iterable[Record]) -> dict[int, Reason]:
+def _set_aside_conflicts(rows: Rows) -> None:
     """Rows whose input occurs with another label too: which one is right is not ours to say."""
-    by_input = defaultdict(list)
-    for record in records:
-        by_input[record_id(record.values)].append(record)
-    found = {}
-    for group in by_input.values():
-        for record in group:
-            other = next((one for one in group if normalise(one.target) != normalise(record.target)), None)
-            if other:
-                detail = f"{record.target!r} here, {other.target!r} at {other.file}:{other.line}"
-                found[record.index] = Reason("label_conflict", detail)
-    return found
+    usable = rows.usable()
+    _, first, group = np.unique(_digests(rows.inputs, 16, usable), return_index=True, return_inverse=True)
+    folded = {normalise(text): number for text, number in rows.targets.items()}
+    label = np.array([folded[normalise(text)] for text in rows.targets], dtype=np.int64)
+    labels = label[np.frombuffer(rows.target, dtype=np.int32)[usable]]
+    differs = labels != labels[first[group]]
+    # The first row of a group conflicts with the first that differs from it, all those with the first.
+    second = np.full(len(first), -1)
+    second[group[differs][::-1]] = usable[differs][::-1]
+    others = np.where(differs, usable[first[group]], second[group])
+    rows.set_aside(usable[others >= 0], "label_conflict", others[others >= 0])
 
 
-def _exact_duplicates(records: Iterable[Record]) -> dict[int, Reason]:
-    first: dict[str, Record] = {}
-    found = {}
-    for record in records:
-        original = first.setdefault(record.id, record)
-        if original is not record:
-            found[record.index] = Reason("exact_duplicate", f"same as {original.file}:{original.line}")
-    return found
+def _set_aside_duplicates(rows: Rows) -> None:
+    usable = rows.usable()
+    _, first, group = np.unique(_digests(rows.ids, 32, usable), return_index=True, return_inverse=True)
+    originals = usable[first[group]]
+    again = originals != usable
+    rows.set_aside(usable[again], "exact_duplicate", originals[again])
 
 
-def _measure(records: Sequence[Record], tokenizer: Tokenizer, template: Template, corpus: dict[str, Any]) -> None:
-    """Set `tokens` and `seen` of each record; `seen` stays None where the row does not fit at all."""
-    for start in range(0, len(records), _BATCH):
-        batch = records[start : start + _BATCH]
-        texts = [
-            render_prompt(template, record.values) + render_completion(template, record.target) for record in batch
-        ]
-        for record, ids in zip(batch, tokenizer.encode_batch(texts), strict=True):
-            record.tokens = len(ids)
-            if record.tokens <= corpus["max_length"]:
-                record.seen = record.values
-            elif corpus["truncation"] != "reject":
-                limits = {"max_length": corpus["max_length"], "side": corpus["truncation"]}
-                record.seen = shortened(tokenizer, template, record.values, record.target, **limits)
+def _seen_texts(
+    sources: Iterable[Source],
+    rows: Rows,
+    tokenizer: Tokenizer,
+    template: Template,
+    corpus: dict[str, Any],
+    words: "_Words",
+) -> Iterator[str]:
+    """Count the tokens of each usable row, set aside what is too long, give what the model will see of the others.
 
-
-def _too_long(records: Iterable[Record], corpus: dict[str, Any]) -> dict[int, Reason]:
-    return {
-        record.index: Reason("too_long", f"{record.tokens} tokens, corpus.max_length is {corpus['max_length']}")
-        for record in records
-        if record.seen is None
-    }
-
-
-def _cluster(records: Sequence[Record], template: Template, threshold: float) -> None:
-    """Number the near-duplicate clusters by their smallest id, so that the order of rows does not matter.
-
-    Compared is what the model will see, as the leakage check reads it from the corpus: rows that
-    truncation makes alike are alike.
+    As the leakage check reads it from the corpus: rows that truncation makes alike are alike.
     """
-    ordered = sorted(records, key=lambda record: record.id)
-    texts = [input_text(template, render_prompt(template, record.seen or record.values)) for record in ordered]
-    numbers = cluster_numbers(len(texts), similar_pairs(texts, threshold, seed=_SEED))
-    for record, number in zip(ordered, numbers, strict=True):
-        record.cluster = number
+    usable = (source for source in sources if not rows.state[source.number])
+    limits = {"max_length": corpus["max_length"], "side": corpus["truncation"]}
+    while batch := list(islice(usable, _BATCH)):
+        inputs = [_inputs(source, template) for source in batch]
+        targets = [_target(source, template) for source in batch]
+        texts = [
+            render_prompt(template, values) + render_completion(template, target)
+            for values, target in zip(inputs, targets, strict=True)
+        ]
+        for source, values, target, ids in zip(batch, inputs, targets, tokenizer.encode_batch(texts), strict=True):
+            rows.tokens[source.number] = len(ids)
+            seen: dict[str, str] | None = values
+            if len(ids) > corpus["max_length"]:
+                reject = corpus["truncation"] == "reject"
+                seen = None if reject else shortened(tokenizer, template, values, target, **limits)
+            if seen is None:
+                rows.state[source.number] = 1 + REASONS.index("too_long")
+                continue
+            if rows.targets:
+                words.glance("\n".join(values.values()))
+            yield input_text(template, render_prompt(template, seen))
 
 
-def _counts(reasons: Iterable[Reason]) -> dict[str, int]:
-    counts = Counter(reason.reason for reason in reasons)
-    return {reason: counts[reason] for reason in REASONS if counts[reason]}
+def _inputs(source: Source, template: Template) -> dict[str, str]:
+    assert not isinstance(source.values, Reason)
+    return {name: source.values[name] for name in template["columns"]}
 
 
-def _near_duplicates(records: Iterable[Record], task: str) -> dict[str, Any]:
-    clusters = defaultdict(list)
-    for record in records:
-        clusters[record.cluster].append(record.target)
-    several = [targets for targets in clusters.values() if len(targets) > 1]
-    mixed = sum(len(targets) for targets in several if len(set(targets)) > 1)
+def _target(source: Source, template: Template) -> str:
+    assert not isinstance(source.values, Reason)
+    return source.values[template["target"]]
+
+
+def _clusters(rows: Rows, kept: Places, pairs: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
+    """Of each row the number of its near-duplicate cluster, -1 for those set aside.
+
+    They are numbered by their smallest id, so that the order of rows does not matter.
+    """
+    order = np.argsort(_digests(rows.ids, 32, kept), kind="stable")
+    rank = np.empty(len(kept), dtype=np.int64)
+    rank[order] = np.arange(len(kept))
+    clusters = np.full(len(rows.state), -1)
+    clusters[kept[order]] = cluster_numbers(len(kept), ((rank[one], rank[other]) for one, other in pairs))
+    return clusters
+
+
+def _counts(rows: Rows) -> dict[str, int]:
+    counts = Counter(rows.state)
+    return {reason: counts[place] for place, reason in enumerate(REASONS, start=1) if counts[place]}
+
+
+def _class_counts(rows: Rows, kept: Places) -> dict[str, int]:
+    targets = np.frombuffer(rows.target, dtype=np.int32)[kept]
+    counts = np.bincount(targets[targets >= 0], minlength=len(rows.targets))
+    return {target: count for target, count in zip(rows.targets, counts.tolist(), strict=True) if count}
+
+
+def _near_duplicates(rows: Rows, kept: Places, clusters: NDArray[np.int64], task: str) -> dict[str, Any]:
+    sizes = np.bincount(clusters[kept])
+    targets = np.frombuffer(rows.target, dtype=np.int32)
+    labelled = np.unique(np.stack([clusters[kept], targets[kept]]), axis=1)
+    mixed = int(sizes[np.bincount(labelled[0]) > 1].sum())
     return {
-        "near_duplicate_clusters": len(several),
-        "near_duplicate_rows": sum(map(len, several)),
-        "largest_cluster": max(map(len, clusters.values()), default=0),
+        "near_duplicate_clusters": int((sizes > 1).sum()),
+        "near_duplicate_rows": int(sizes[sizes > 1].sum()),
+        "largest_cluster": int(sizes.max(initial=0)),
         "rows_in_mixed_clusters": mixed if task == "classification" else None,
     }
 
 
-def _classes(records: Sequence[Record], given: list[str] | None, task: str) -> dict[str, Any]:
+def _classes(rows: Rows, kept: Places, words: "_Words", given: list[str] | None, task: str) -> dict[str, Any]:
     """What classification needs to know of the labels; null for generation."""
     if task != "classification":
         return dict.fromkeys(("labels", "classes", "label_word_in_text", "keyword_shortcuts"))
-    counts = Counter(record.target for record in records)
+    counts = _class_counts(rows, kept)
     labels = sorted(given or counts)
-    classes = {label: counts[label] for label in labels}
-    texts = ["\n".join(record.values.values()) for record in records]
+    classes = {label: counts.get(label, 0) for label in labels}
     return {
         "labels": labels,
         "classes": classes,
-        "label_word_in_text": _label_words(records, texts, classes),
-        "keyword_shortcuts": _shortcuts(records, texts, classes),
+        "label_word_in_text": words.label_words(classes),
+        "keyword_shortcuts": words.shortcuts(classes),
     }
 
 
-def _label_words(records: Sequence[Record], texts: Sequence[str], classes: dict[str, int]) -> dict[str, Any]:
-    """Share of rows whose text holds the word of their own label: there a word is enough."""
-    hits = Counter(
-        record.target for record, text in zip(records, texts, strict=True) if word_places(record.target, text)
-    )
-    return {
-        "share": round(hits.total() / max(1, len(records)), 4),
-        "by_label": {label: round(hits[label] / max(1, count), 4) for label, count in classes.items()},
-    }
+class _Words:
+    """Words that give labels away. Only those that are frequent enough are counted exactly.
 
-
-def _shortcuts(records: Sequence[Record], texts: Sequence[str], classes: dict[str, int]) -> list[dict[str, Any]]:
-    """Single words that nearly give a label away: at least 90 % of their rows, and 5 % of the label's rows.
-
-    Where one label has most rows, a word must also halve the error of always saying that label.
+    `glance` at all texts, `expect` the classes, then `count` the same texts.
     """
-    by_word: dict[str, Counter[str]] = defaultdict(Counter)
-    for record, text in zip(records, texts, strict=True):
-        for word in set(re.findall(r"\w+", text.casefold())):
-            by_word[word][record.target] += 1
-    found: list[dict[str, Any]] = []
-    for word, counts in by_word.items():
-        label, hits = counts.most_common(1)[0]
-        needed = max(0.9, 1 - (1 - classes[label] / len(records)) / 2)
-        if hits >= max(5, 0.05 * classes[label]) and hits >= needed * counts.total():
-            found.append({"word": word, "label": label, "rows": counts.total(), "rows_of_label": hits})
-    return sorted(found, key=lambda item: (-item["rows_of_label"], item["word"]))[:10]
+
+    def __init__(self) -> None:
+        self._rough = array("I", bytes(array("I").itemsize * _SLOTS))
+        self._enough = 0.0
+        self._by_word: dict[str, Counter[str]] = {}
+        self._own = Counter[str]()
+
+    def glance(self, text: str) -> None:
+        for word in _words(text):
+            self._rough[hash(word) % _SLOTS] += 1
+
+    def expect(self, classes: dict[str, int]) -> None:
+        self._enough = min((_enough(count) for count in classes.values()), default=0)
+
+    def count(self, text: str, target: str) -> None:
+        self._own[target] += bool(word_places(target, text))
+        for word in _words(text):
+            if self._rough[hash(word) % _SLOTS] >= self._enough:
+                self._by_word.setdefault(word, Counter())[target] += 1
+
+    def label_words(self, classes: dict[str, int]) -> dict[str, Any]:
+        """Share of rows whose text holds the word of their own label: there a word is enough."""
+        return {
+            "share": round(self._own.total() / max(1, sum(classes.values())), 4),
+            "by_label": {label: round(self._own[label] / max(1, count), 4) for label, count in classes.items()},
+        }
+
+    def shortcuts(self, classes: dict[str, int]) -> list[dict[str, Any]]:
+        """Single words that nearly give a label away: at least 90 % of their rows, and 5 % of the label's rows.
+
+        Where one label has most rows, a word must also halve the error of always saying that label.
+        """
+        kept = sum(classes.values())
+        found: list[dict[str, Any]] = []
+        for word, counts in self._by_word.items():
+            label, hits = counts.most_common(1)[0]
+            needed = max(0.9, 1 - (1 - classes[label] / kept) / 2)
+            if hits >= _enough(classes[label]) and hits >= needed * counts.total():
+                found.append({"word": word, "label": label, "rows": counts.total(), "rows_of_label": hits})
+        return sorted(found, key=lambda item: (-item["rows_of_label"], item["word"]))[:10]
 
 
-def _token_lengths(lengths: Sequence[int], kept: Iterable[Record], max_length: int) -> dict[str, Any]:
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
+
+
+def _enough(rows_of_label: int) -> float:
+    return max(5, 0.05 * rows_of_label)
+
+
+def _token_lengths(rows: Rows, measured: Places, kept: Places, max_length: int) -> dict[str, Any]:
     """Tokens of prompt and answer, before truncation, with the rows that were too long for it."""
     points = {"p50": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
+    tokens = np.frombuffer(rows.tokens, dtype=np.int32)
+    lengths = tokens[measured]
     return {
-        "mean": round(float(np.mean(lengths)), 2) if lengths else None,
+        "mean": round(float(np.mean(lengths)), 2) if len(lengths) else None,
         **{
-            name: int(np.percentile(lengths, point, method="higher")) if lengths else None
+            name: int(np.percentile(lengths, point, method="higher")) if len(lengths) else None
             for name, point in points.items()
         },
         "max_length": max_length,
-        "over_max_length": sum(length > max_length for length in lengths),
-        "truncated": sum(record.tokens > max_length for record in kept),
+        "over_max_length": int((lengths > max_length).sum()),
+        "truncated": int((tokens[kept] > max_length).sum()),
     }
 
 
@@ -310,22 +425,44 @@ def _verdict(audit: dict[str, Any], min_rows_per_class: int, max_length: int) ->
     return {"ok": not reasons, "reasons": reasons}
 
 
-def _kept(record: Record) -> dict[str, Any]:
-    return {
-        "id": record.id,
-        "file": record.file,
-        "line": record.line,
-        "values": record.values,
-        "target": record.target,
-        "cluster": record.cluster,
-    }
+def _kept(
+    sources: Iterable[Source], rows: Rows, clusters: NDArray[np.int64], words: _Words, template: Template
+) -> Iterator[dict[str, Any]]:
+    for source in sources:
+        if rows.state[source.number]:
+            continue
+        inputs, target = _inputs(source, template), _target(source, template)
+        if rows.targets:
+            words.count("\n".join(inputs.values()), target)
+        yield {
+            "id": rows.ids[32 * source.number : 32 * source.number + 32].hex(),
+            "file": source.read["file"],
+            "line": source.read["line"],
+            "values": inputs,
+            "target": target,
+            "cluster": int(clusters[source.number]),
+        }
 
 
-def _rejected(path: Path, aside: dict[int, Reason]) -> Iterator[dict[str, Any]]:
-    for index, source in enumerate(read_jsonl(path)):
-        if index in aside:
-            place = {"file": source["file"], "line": source["line"]}
-            yield {**place, **aside[index]._asdict(), "row": source.get("row")}
+def _rejected(sources: Iterable[Source], rows: Rows, max_length: int) -> Iterator[dict[str, Any]]:
+    for source in sources:
+        if rows.state[source.number]:
+            place = {"file": source.read["file"], "line": source.read["line"]}
+            yield {**place, **_reason(source, rows, max_length)._asdict(), "row": source.read.get("row")}
+
+
+def _reason(source: Source, rows: Rows, max_length: int) -> Reason:
+    if isinstance(source.values, Reason):
+        return source.values
+    reason = REASONS[rows.state[source.number] - 1]
+    other = rows.other[source.number]
+    match reason:
+        case "label_conflict":
+            here, there = rows.target_text(source.number), rows.target_text(other)
+            return Reason(reason, f"{here!r} here, {there!r} at {rows.place(other)}")
+        case "exact_duplicate":
+            return Reason(reason, f"same as {rows.place(other)}")
+    return Reason(reason, f"{rows.tokens[source.number]} tokens, corpus.max_length is {max_length}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,11 @@ with another MinHash seed. What the template adds is left out, or every two rows
 """
 
 import argparse
+from array import array
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+
+import xxhash
 
 from lib.cli import UserError, fail, parser, progress, run, settings_argument
 from lib.files import read_json, read_jsonl, write_json
@@ -19,52 +22,58 @@ SPLITS = ("train", "validation", "test")
 _SEED = 20011  # any but the one of audit_data
 
 
-class Row(NamedTuple):
-    """A corpus row and where it stands. `text` is its input without the template."""
+class Corpus:
+    """The rows of the three files, numbered one file after the other; in memory are digests, not texts."""
 
-    file: Path
-    line: int
-    id: str
-    text: str
+    def __init__(self, files: list[Path], template: Template) -> None:
+        self.files, self.template = files, template
+        self.counts = array("q")
+
+    def texts(self) -> Iterator[str]:
+        """The input of each row without the template. Raises `UserError` for a row that is in two splits."""
+        ids: dict[bytes, int] = {}
+        same: dict[bytes, int] = {}
+        for file in self.files:
+            self.counts.append(0)
+            for line, row in enumerate(read_jsonl(file), start=1):
+                number = sum(self.counts)
+                self.counts[-1] = line
+                try:
+                    text = input_text(self.template, row["prompt"])
+                except UserError as error:
+                    fail(str(error), at=file, line=line)
+                self.refuse(ids.setdefault(_digest(row["id"]), number), number, "the same row")
+                self.refuse(same.setdefault(_digest(normalise(text).casefold()), number), number, "the same text")
+                yield text
+
+    def refuse(self, one: int, other: int, what: str) -> None:
+        """Raise `UserError` that names both places when they are in different splits."""
+        (file, line), (other_file, other_line) = self._place(one), self._place(other)
+        if file != other_file:
+            hint = "the scores would be of rows that were trained on: make the corpus again from split_data on"
+            fail(f"{what} is at {other_file}:{other_line}", hint, at=file, line=line)
+
+    def _place(self, number: int) -> tuple[Path, int]:
+        for file, count in zip(self.files, self.counts, strict=False):
+            if number < count:
+                return file, number + 1
+            number -= count
+        raise IndexError(number)
 
 
 def main(args: argparse.Namespace) -> None:
-    template = read_json(args.template)
-    files = {split: getattr(args, split) for split in SPLITS}
-    rows = [row for file in files.values() for row in _rows(file, template)]
-    _refuse_same(rows, [row.id for row in rows], "the same row")
-    _refuse_same(rows, [normalise(row.text).casefold() for row in rows], "the same text")
+    corpus = Corpus([getattr(args, split) for split in SPLITS], read_json(args.template))
     threshold = args.settings["near_duplicates"]
-    pairs = similar_pairs([row.text for row in rows], threshold, seed=_SEED)
-    for one, other in pairs:
-        _refuse(rows[one], rows[other], f"nearly the same text (similarity {threshold} or more)")
-    counts = {split: sum(row.file == file for row in rows) for split, file in files.items()}
+    for one, other in similar_pairs(corpus.texts(), threshold, seed=_SEED, folder=args.output.parent):
+        corpus.refuse(one, other, f"nearly the same text (similarity {threshold} or more)")
+    counts = dict(zip(SPLITS, corpus.counts, strict=True))
     found = {"same_rows": 0, "same_texts": 0, "near_duplicates": 0}
     write_json(args.output, {"rows": counts, "threshold": threshold, "across_splits": found})
-    progress(f"check_leakage: none of {len(rows)} rows is in two splits")
+    progress(f"check_leakage: none of {sum(counts.values())} rows is in two splits")
 
 
-def _rows(file: Path, template: Template) -> list[Row]:
-    rows = []
-    for line, row in enumerate(read_jsonl(file), start=1):
-        try:
-            rows.append(Row(file, line, row["id"], input_text(template, row["prompt"])))
-        except UserError as error:
-            fail(str(error), at=file, line=line)
-    return rows
-
-
-def _refuse_same(rows: list[Row], keys: list[str], what: str) -> None:
-    first: dict[str, Row] = {}
-    for row, key in zip(rows, keys, strict=True):
-        _refuse(first.setdefault(key, row), row, what)
-
-
-def _refuse(one: Row, other: Row, what: str) -> None:
-    """Raise `UserError` that names both places when they are in different splits."""
-    if one.file != other.file:
-        hint = "the scores would be of rows that were trained on: make the corpus again from split_data on"
-        fail(f"{what} is at {other.file}:{other.line}", hint, at=one.file, line=one.line)
+def _digest(text: str) -> bytes:
+    return xxhash.xxh3_128_digest(text.encode())
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from lib import near_duplicates
 from lib.cli import UserError
 from lib.files import read_json, read_jsonl, write_jsonl
-from lib.near_duplicates import _bands, _comparable, _joining_pairs, _shingles, cluster_numbers, similar_pairs
+from lib.near_duplicates import _bands, _comparable, cluster_numbers, similar_pairs
 from lib.records import MISSING, as_text, column, normalise, record_id
 
 DATA = {"target": "tone", "labels": None, "special_tokens": "reject", "near_duplicates": 0.8, "min_rows_per_class": 1}
@@ -246,41 +248,132 @@ def test_near_duplicates_do_not_depend_on_the_order_of_rows(tmp_path, tiny_phi3)
 
 
 def jaccard(one: str, other: str) -> float:
-    a, b = _shingles(_comparable(one)), _shingles(_comparable(other))
+    a, b = (
+        {text[start : start + 5] for start in range(max(1, len(text) - 4))} for text in map(_comparable, (one, other))
+    )
     return len(a & b) / len(a | b)
 
 
-@pytest.mark.parametrize("threshold", [0.5, 0.8, 0.95])
-def test_clusters_equal_those_of_all_pairs_compared(threshold):
-    """Against brute force, over texts whose similarities fall on both sides of the threshold."""
-    rng = random.Random(7)
-    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 8))) for _ in range(300)]
-    texts = [" ".join(rng.choices(words, k=rng.randint(5, 80))) for _ in range(60)]
-    for text in texts[:]:
-        place = rng.randrange(len(text))
-        texts.append(text[:place] + rng.choice(["x", " ", "some words", ""]) + text[place + rng.randint(0, 20) :])
-    count = len(texts)
+def clusters(texts: list[str], threshold: float, folder: Path, *, seed: int = 1) -> list[int]:
+    pairs = similar_pairs(iter(texts), threshold, seed=seed, folder=folder)
+    assert all(jaccard(texts[one], texts[other]) >= threshold for one, other in pairs)
+    assert len({frozenset(pair) for pair in pairs}) == len(pairs)
+    return cluster_numbers(len(texts), pairs)
+
+
+def clusters_by_brute_force(texts: list[str], threshold: float) -> list[int]:
     every = [
-        (one, other) for one in range(count) for other in range(one) if jaccard(texts[one], texts[other]) >= threshold
+        (one, other)
+        for one in range(len(texts))
+        for other in range(one)
+        if jaccard(texts[one], texts[other]) >= threshold
     ]
     assert len(every) > 5
-    expected = cluster_numbers(count, every)
+    return cluster_numbers(len(texts), every)
+
+
+def some_words(rng: random.Random) -> list[str]:
+    return ["".join(rng.choices("abcdefghij", k=rng.randint(2, 8))) for _ in range(300)]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 0.95])
+def test_clusters_equal_those_of_all_pairs_compared(tmp_path, threshold):
+    """Against brute force, over texts whose similarities fall on both sides of the threshold.
+
+    Of all lengths, so that bit maps of all widths are compared, also with each other.
+    """
+    rng = random.Random(7)
+    words = some_words(rng)
+    texts = [" ".join(rng.choices(words, k=length)) for length in (*range(1, 60), 90, 91, 180, 350, 700, 1500)]
+    for text in texts[:]:
+        for _ in range(2):
+            place = rng.randrange(len(text))
+            gone = rng.randint(0, max(1, len(text) // 6))
+            texts.append(text[:place] + rng.choice(["x", " ", "some words", ""]) + text[place + gone :])
+    rng.shuffle(texts)
+    expected = clusters_by_brute_force(texts, threshold)
     for seed in (1, 2):
-        pairs = similar_pairs(texts, threshold, seed=seed)
-        assert cluster_numbers(count, pairs) == expected
-        assert all(jaccard(texts[one], texts[other]) >= threshold for one, other in pairs)
+        assert clusters(texts, threshold, tmp_path, seed=seed) == expected
 
 
-def test_chain_within_one_bucket_is_followed():
+def test_crowd_of_texts_around_the_threshold_is_told_apart_exactly(tmp_path):
+    """Letters of one form: every two are proposed, some pairs are similar, chains run through the crowd."""
+    rng = random.Random(3)
+    words = some_words(rng)
+    form = " ".join(rng.choices(words, k=40))
+    texts = [f"{form} {' '.join(rng.choices(words, k=7))}" for _ in range(150)]
+    found = clusters(texts, 0.8, tmp_path)
+    assert found == clusters_by_brute_force(texts, 0.8)
+    assert 10 < len(set(found)) < 150
+
+
+def test_crowd_of_long_texts_just_below_the_threshold_costs_few_comparisons(tmp_path, monkeypatch):
+    """Each text pair agrees in some band; nearly all are excluded without a look at the texts."""
+    rng = random.Random(5)
+    words = ["".join(rng.choices("abcdefghijklmnop", k=8)) for _ in range(5000)]
+    form = " ".join(rng.choices(words, k=160))
+    texts = [f"{form} {' '.join(rng.choices(words, k=30))}" for _ in range(200)]
+    assert 0.68 < jaccard(texts[0], texts[1]) < 0.76
+    compared, proposed = [], []
+    similar, may_be_similar = near_duplicates._Index.similar, near_duplicates._Index.may_be_similar
+
+    def counted(index, one, other):
+        compared.append((one, other))
+        return similar(index, one, other)
+
+    def counted_proposals(index, left, right):
+        proposed.append(len(left))
+        return may_be_similar(index, left, right)
+
+    monkeypatch.setattr(near_duplicates._Index, "similar", counted)
+    monkeypatch.setattr(near_duplicates._Index, "may_be_similar", counted_proposals)
+    assert len(set(clusters(texts, 0.8, tmp_path))) == 200
+    assert 200 * 199 / 2 <= sum(proposed) < 200 * 199 / 2 + 32 * 200  # each pair once, neighbours once a band
+    assert len(compared) < 200
+
+
+def test_bit_maps_never_exclude_a_similar_pair_and_exclude_most_others(tmp_path):
+    rng = random.Random(11)
+    words = some_words(rng)
+    for length in (3, 30, 60, 250, 600):
+        base = rng.choices(words, k=length)
+        texts = [" ".join(base)]
+        for _ in range(80):
+            texts.append(" ".join(word if rng.random() > rng.random() / 3 else rng.choice(words) for word in base))
+        with near_duplicates._Index(0.8, 1, tmp_path) as index:
+            for text in texts:
+                index.add(text)
+            index.finish()
+            left, right = np.array([(0, other) for other in range(1, 81)]).T
+            possible = index.may_be_similar(left, right)
+            exact = np.array([jaccard(texts[0], text) for text in texts[1:]])
+            assert possible[exact >= 0.8].all()
+            assert not possible[exact < 0.7].any()
+            assert [index.similar(0, other) for other in range(1, 81)] == (exact >= 0.8).tolist()
+
+
+def test_chain_is_followed(tmp_path):
     """The first joins the second, the third is like the first only: all three are one cluster."""
-    from scipy.cluster.hierarchy import DisjointSet
-
     middle = SENTENCES[0]
     texts = [middle, f"{middle} and off", f"then so {middle}"]
     assert jaccard(texts[1], texts[2]) < 0.8 <= min(jaccard(middle, texts[1]), jaccard(middle, texts[2]))
-    joined = DisjointSet(range(3))
-    assert len(list(_joining_pairs([0, 1, 2], texts, 0.8, joined))) == 2
-    assert joined.n_subsets == 1
+    assert clusters(texts, 0.8, tmp_path) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("similarity", [0.5, 0.8])
+def test_bands_agree_as_often_as_their_theory_says(tmp_path, similarity):
+    """The chance to miss a pair follows from this. Sets of 300 shingles with a given part in common."""
+    rng = random.Random(2)
+    shared = round(300 * 2 * similarity / (1 + similarity))
+    with near_duplicates._Index(0.8, 1, tmp_path) as index:
+        for _ in range(500):
+            letters = [chr(0x4E00 + rng.randrange(20000)) for _ in range(604 - shared)]
+            index.add("".join(letters[:304]))
+            index.add("".join([*letters[: shared + 4], *letters[304:]]))
+        index.finish()
+    agree = index.keys()[::2] == index.keys()[1::2]
+    assert agree.mean() == pytest.approx(similarity**4, abs=0.01)
+    assert (~agree.any(axis=1)).mean() == pytest.approx((1 - similarity**4) ** 32, abs=0.04)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 0.99, 1.0])
@@ -290,19 +383,34 @@ def test_bands_miss_a_pair_at_the_threshold_once_in_a_million(threshold):
     assert (1 - threshold**rows) ** bands <= 1e-6
 
 
-def test_texts_of_punctuation_only_and_short_ones_are_told_apart():
-    texts = [":)", ":(", "no", "on", "No!", "\u0915\u093f", "\u0915\u0940"]  # the last two differ in a vowel sign
-    assert cluster_numbers(len(texts), similar_pairs(texts, 0.8, seed=1)) == [0, 1, 2, 3, 2, 4, 5]
+def test_texts_of_punctuation_only_and_short_ones_are_told_apart(tmp_path):
+    texts = [":)", ":(", "no", "on", "No!", "\u0915\u093f", "\u0915\u0940", ""]  # two differ in a vowel sign
+    assert clusters(texts, 0.8, tmp_path) == [0, 1, 2, 3, 2, 4, 5, 6]
 
 
-def test_thousands_of_copies_of_one_form_stay_cheap():
-    import time
+@pytest.mark.parametrize("texts", [[], ["alone"], ["", ""]])
+def test_few_texts_are_no_special_case(tmp_path, texts):
+    assert clusters(texts, 0.8, tmp_path) == [0] * len(texts)
 
+
+def test_no_copy_of_the_texts_stays_behind(tmp_path):
+    clusters(SENTENCES, 0.8, tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_thousands_of_copies_of_one_form_are_compared_a_few_times_each(tmp_path, monkeypatch):
+    compared = []
+    similar = near_duplicates._Index.similar
+
+    def counted(index, one, other):
+        compared.append((one, other))
+        return similar(index, one, other)
+
+    monkeypatch.setattr(near_duplicates._Index, "similar", counted)
     form = "Dear customer, we are sorry to tell you that your parcel is late and will be there on day number "
-    start = time.perf_counter()
-    pairs = similar_pairs([form + str(number) for number in range(3000)], 0.8, seed=1)
+    pairs = similar_pairs((form + str(number) for number in range(3000)), 0.8, seed=1, folder=tmp_path)
     assert len(pairs) == 2999
-    assert time.perf_counter() - start < 10
+    assert len(compared) < 5 * 3000
 
 
 def test_script_writes_its_three_files_or_none(tmp_path, tiny_phi3, run_script):

@@ -77,8 +77,9 @@ def _partial(path: Path) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON with a stable order of keys, atomically."""
-    with published(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with published(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)  # piece by piece: split.json names every row
+        file.write("\n")
 
 
 def read_json(path: Path) -> Any:
