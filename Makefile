@@ -5,7 +5,7 @@ PYTHON ?= python3.11
 BIN = .venv/bin
 ARGS ?=
 
-.PHONY: run test check browser generated clean
+.PHONY: run control test check browser generated clean
 
 run: .venv/installed
 	@$(BIN)/python scripts/run.py $(ARGS)

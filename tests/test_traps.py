@@ -199,16 +199,16 @@ def test_another_row_of_the_batch_changes_no_logits(tiny_model, tmp_path):
 
 def test_the_trainers_gradients_do_not_depend_on_accumulation(tiny_llama, tmp_path, monkeypatch):
     """The loss is divided by the tokens of the whole step (10), as the Trainer itself counts them."""
-    import train_adapter
+    from lib import training
 
     corpus, gradients = learnable_corpus(tiny_llama, tmp_path), []
 
-    class Watch(train_adapter.Progress):
+    class Watch(training.Progress):
         def on_pre_optimizer_step(self, *_: Any, **given: Any) -> None:
             parts = [part.grad.flatten() for part in given["model"].parameters() if part.requires_grad]
             gradients.append(torch.cat(parts).clone())
 
-    monkeypatch.setattr(train_adapter, "Progress", Watch)
+    monkeypatch.setattr(training, "Progress", Watch)
     for size, accumulated in ((8, 1), (1, 8)):
         batch = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
         train(tiny_llama, corpus, tmp_path / str(size), **batch, max_steps=1, max_grad_norm=1e9, group_by_length=False)
@@ -219,11 +219,11 @@ def test_the_trainers_gradients_do_not_depend_on_accumulation(tiny_llama, tmp_pa
 
 def test_two_gpus_are_no_data_parallel(monkeypatch, tmp_path):
     """`nn.DataParallel` starts by itself where two GPUs are seen (31): averages wrong, and slower."""
-    import train_adapter
+    from lib.training import training_arguments
 
     for name, value in {"is_available": True, "device_count": 2, "set_device": None}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-    arguments = train_adapter.training_arguments({**FINETUNE, "max_steps": 1}, 0, tmp_path, torch.float32)
+    arguments = training_arguments({**FINETUNE, "max_steps": 1}, 0, tmp_path, torch.float32)
     assert arguments.device.type == "cuda", "the pretence works"
     assert arguments.n_gpu == 1
     assert arguments.train_batch_size == FINETUNE["per_device_train_batch_size"]
@@ -371,6 +371,25 @@ SIGNS = [
     "👩‍👩‍👧",
 ]
 SIGNS += ["日", "本", "ع", "ש", "न", "ि", "\u00a0", "\u200d", "\u2028", "\ufffd", "́", "_", "word", " the", "-"]
+
+SENTENCE = [
+    "the",
+    "old",
+    "dog",
+    "never",
+    "came",
+    "home",
+    "again",
+    "and",
+    "nobody",
+    "had",
+    "told",
+    "him",
+    "about",
+    "bread",
+    "or",
+    "party",
+]
 
 
 def test_training_and_use_read_the_same_ids(tiny_model, tmp_path):
@@ -633,3 +652,42 @@ def test_models_are_loaded_as_transformers_own_classes(learned, tmp_path):
     model = load_model(base)
     assert type(model).__module__ == "transformers.models.phi3.modeling_phi3"
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_the_report_tells_how_good_the_model_is_without_the_word_of_the_label(tmp_path, run_script):
+    """A model that only finds the label's word (12): its accuracy on rows without it stands beside the baselines'."""
+    import re
+
+    from made_run import LABELS as MADE_LABELS
+    from made_run import MadeRun
+
+    run = MadeRun(tmp_path / "run", run_script).finish()
+    texts = {row["id"]: row["prompt"] for row in run.rows["test"]}
+    lines = read_jsonl(run.path("scores/model.test.predictions.jsonl"))
+    hidden = [row for row in lines if not re.search(rf"\b{row['label']}\b", texts[row["id"]])]
+    assert 0 < len(hidden) < len(texts)
+    assert all(label in "".join(texts.values()) for label in MADE_LABELS)
+    accuracy = sum(row["predicted"] == row["label"] for row in hidden) / len(hidden)
+    page = re.sub(r"<[^>]+>|\s+", " ", run.path("report.html").read_text())
+    table = page.partition(f"on the {len(hidden)} test rows whose text does not hold the word of their own label")[2]
+    assert re.search(rf"The model\s+{accuracy:.3f}\b", table), table[:600]
+
+
+def test_a_row_that_is_there_three_times_is_in_one_split_once(tiny_phi3, tmp_path):
+    """Rows multiplied before the split (13): copies in other clothes too would be in training and in test."""
+    from test_audit import audit, row
+    from test_split import split
+
+    phrases = [f"{number} {' '.join(np.random.default_rng(number).permutation(SENTENCE))}" for number in range(60)]
+    rows = [row(text, ("joy", "fear")[number % 2]) for number, text in enumerate(phrases)]
+    copies = [{**one, "phrase": f" {one['phrase'].upper()}! "} for one in rows]
+    _, kept, rejected = audit(tmp_path, tiny_phi3, [*rows, *rows, *copies])
+    places = split(tmp_path, kept)["rows"]
+    assert len(rejected) == len(rows)
+    assert len(places) == len(kept) == 2 * len(rows)
+    of_number: dict[str, set[str]] = {}
+    for one in kept:
+        of_number.setdefault(one["values"]["phrase"].split()[0], set()).add(places[one["id"]])
+    assert len(of_number) == 60
+    assert all(len(splits) == 1 for splits in of_number.values())
+    assert set(places.values()) == {"train", "validation", "test"}
