@@ -10,7 +10,6 @@ import fcntl
 import json
 import math
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import set_seed
 
 from lib import batches
 from lib.checkpoints import load_model
@@ -30,8 +29,7 @@ from lib.machine import matmul_peak, training_dtype, use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import peak_rss_mb
 from lib.tokens import load_tokenizer
-
-_COMPLETE = "complete.json"  # written last into a checkpoint: one without it was cut short
+from lib.training import AdapterTrainer, adapter_trainer, last_checkpoint
 
 
 def main(args: argparse.Namespace) -> None:
@@ -91,22 +89,7 @@ def train(args: argparse.Namespace, work: Path) -> None:
     dtype = training_dtype(settings["dtype"])
     set_seed(seed)
     model = lora_model(load_model(args.base, dtype), settings)
-    lengths = [len(example["input_ids"]) for example in encoded["train"]]
-    trainer = AdapterTrainer(
-        order=batches.EpochOrder(
-            len(lengths),
-            seed=seed if settings["data_seed"] is None else settings["data_seed"],
-            batch=settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"],
-            lengths=lengths if settings["group_by_length"] else None,
-        ),
-        model=model,
-        args=training_arguments(settings, seed, work, dtype),
-        train_dataset=encoded["train"],
-        eval_dataset=encoded["validation"],
-        data_collator=batches.Collator(pad_id=min(tokenizer.end_ids)),
-        compute_loss_func=batches.completion_loss,
-        callbacks=[Progress(work)],
-    )
+    trainer = adapter_trainer(model, encoded, settings, seed=seed, work=work, pad_id=min(tokenizer.end_ids))
     progress(
         f"train_adapter: {len(encoded['train'])} sequences, {count_trainable(model):,} trainable parameters, {dtype}"
     )
@@ -118,7 +101,7 @@ def train(args: argparse.Namespace, work: Path) -> None:
 
     with published_directory(work / "result") as result:
         save_adapter(model, result / "adapter")
-        write_json(result / "training.json", training_facts(trainer, model, encoded, dtype))
+        write_json(result / "training.json", training_facts(trainer, model, dtype))
     for folder in work.glob("checkpoint-*"):
         shutil.rmtree(folder)
 
@@ -144,122 +127,6 @@ def lora_model(model: Any, settings: dict[str, Any]) -> Any:
     return adapted
 
 
-def training_arguments(settings: dict[str, Any], seed: int, work: Path, dtype: torch.dtype) -> TrainingArguments:
-    same_name = (
-        "per_device_train_batch_size",
-        "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
-        "gradient_checkpointing",
-        "learning_rate",
-        "lr_scheduler_type",
-        "weight_decay",
-        "adam_beta1",
-        "adam_beta2",
-        "max_grad_norm",
-        "eval_steps",
-        "logging_steps",
-    )
-    arguments = TrainingArguments(
-        output_dir=str(work),
-        **{name: settings[name] for name in same_name},
-        num_train_epochs=settings["epochs"],
-        max_steps=settings["max_steps"] or -1,
-        # A whole number would be read as a number of steps.
-        warmup_steps=min(settings["warmup_share"], 0.999),
-        eval_strategy="steps",
-        save_steps=settings["eval_steps"],
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        seed=seed,
-        bf16=dtype == torch.bfloat16,
-        use_cpu=not torch.cuda.is_available(),
-        include_num_input_tokens_seen="non_padding",
-        logging_nan_inf_filter=False,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        report_to="none",
-        disable_tqdm=True,
-    )
-    # Of several GPUs the first: torch's DataParallel, which the Trainer would start, averages losses wrongly.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
-
-
-class AdapterTrainer(Trainer):
-    """Trainer with an order of rows that survives a resume and a validation loss per token."""
-
-    def __init__(self, *, order: batches.EpochOrder, **options: Any) -> None:
-        super().__init__(**options)
-        self.order = order
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> batches.EpochOrder:
-        return self.order
-
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Loss per supervised token over all validation rows (the Trainer's own averages batches)."""
-        total, tokens = 0.0, 0
-        assert self.model is not None
-        self.model.eval()
-        with torch.inference_mode():
-            for batch in self.get_eval_dataloader():
-                inputs = self._prepare_inputs(batch)
-                labels = inputs.pop("labels")
-                with self.compute_loss_context_manager():
-                    loss = batches.completion_loss(self.model(**inputs), labels, num_items_in_batch=1)
-                total += loss.item()
-                tokens += int((labels != batches.IGNORED).sum())
-        metrics = {"eval_loss": total / tokens}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-
-class Progress(TrainerCallback):
-    """Time spent in training steps (kept over a resume), lines for the person who waits, whole checkpoints."""
-
-    def __init__(self, work: Path) -> None:
-        self.work, self.seconds, self.started = work, 0.0, 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        checkpoint = self.work / f"checkpoint-{state.global_step}" / _COMPLETE
-        if checkpoint.is_file():
-            self.seconds = read_json(checkpoint)["seconds"]
-            progress(f"train_adapter: resumed at step {state.global_step} of {state.max_steps}")
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.started = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.seconds += time.perf_counter() - self.started
-
-    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        logs = given["logs"]
-        if "loss" in logs or "eval_loss" in logs:
-            name = "loss" if "loss" in logs else "eval_loss"
-            left = self.seconds / max(state.global_step, 1) * (state.max_steps - state.global_step)
-            label = "training loss" if name == "loss" else "validation loss"
-            progress(
-                f"train_adapter: step {state.global_step} of {state.max_steps}, {label} {float(logs[name]):.4f},"
-                f" about {left / 60:.0f} min left"
-            )
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        write_json(self.work / f"checkpoint-{state.global_step}" / _COMPLETE, {"seconds": self.seconds})
-
-
-def last_checkpoint(work: Path) -> str | None:
-    """The newest whole checkpoint; those cut short by a kill are removed."""
-    whole = []
-    for folder in work.glob("checkpoint-*"):
-        if (folder / _COMPLETE).is_file():
-            whole.append(folder)
-        else:
-            shutil.rmtree(folder)
-    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
-
-
 def save_adapter(model: Any, folder: Path) -> None:
     """Save as peft does, with `target_modules` sorted: peft writes a set in the order of its hashes."""
     model.save_pretrained(folder)
@@ -275,26 +142,21 @@ def count_trainable(model: Any) -> int:
     return sum(part.numel() for part in model.parameters() if part.requires_grad)
 
 
-def training_facts(
-    trainer: AdapterTrainer, model: Any, encoded: dict[str, list[batches.Example]], dtype: torch.dtype
-) -> dict[str, Any]:
+def training_facts(trainer: AdapterTrainer, model: Any, dtype: torch.dtype) -> dict[str, Any]:
     """What the report says about the training: curve, tokens, speed, memory.
 
     The share of the machine's matmul peak counts 4N operations a token: 2N forward and 2N for the
     gradients of the activations, none for frozen weights. N is the weights in the linear layers; the
-    vocabulary head counts only where the loss needs it.
+    vocabulary head counts only where the loss needs it, LoRA's own operations not at all.
     """
-    state = trainer.state
-    seconds = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Progress)).seconds
-    supervised_share = supervised(encoded["train"]) / sum(len(example["input_ids"]) for example in encoded["train"])
+    state, spent = trainer.state, trainer.spent
     head = model.get_output_embeddings().weight.numel()
     body = sum(
         part.weight.numel()
         for name, part in model.named_modules()
         if isinstance(part, torch.nn.Linear) and "lora_" not in name and "lm_head" not in name
     )
-    tokens = int(state.num_input_tokens_seen)
-    operations = 4 * tokens * (body + supervised_share * head)
+    operations = 4 * (spent.computed_tokens * body + spent.targets * head)
     peak = matmul_peak(dtype)
     best = min((entry for entry in state.log_history if "eval_loss" in entry), key=lambda entry: entry["eval_loss"])
     return {
@@ -302,16 +164,17 @@ def training_facts(
         "best_step": best["step"],
         "best_validation_loss": best["eval_loss"],
         "epochs": state.epoch,
-        "sequences": len(encoded["train"]),
-        "real_tokens": tokens,
-        "supervised_tokens": round(tokens * supervised_share),
+        "sequences": len(trainer.order),
+        "real_tokens": spent.real_tokens,
+        "computed_tokens": spent.computed_tokens,
+        "supervised_tokens": spent.targets,
         "trainable_parameters": count_trainable(model),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "seconds": round(seconds, 2),
-        "tokens_per_second": round(tokens / seconds, 2),
+        "seconds": round(spent.seconds, 2),
+        "tokens_per_second": round(spent.real_tokens / spent.seconds, 2),
         "matmul_peak_gflops": round(peak / 1e9, 1),
-        "matmul_peak_share": round(operations / seconds / peak, 4),
+        "matmul_peak_share": round(operations / spent.seconds / peak, 4),
         "peak_rss_mb": round(peak_rss_mb(), 1),
         "curve": [
             {"step": entry["step"], name: entry[name]}
@@ -320,10 +183,6 @@ def training_facts(
             if name in entry
         ],
     }
-
-
-def supervised(examples: list[batches.Example]) -> int:
-    return sum(label != batches.IGNORED for example in examples for label in example["labels"])
 
 
 def publish(args: argparse.Namespace, result: Path) -> None:

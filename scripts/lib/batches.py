@@ -57,9 +57,9 @@ def join_rows(examples: Sequence[Example], length: int) -> list[Example]:
 class Collator:
     """Pads a batch on the left.
 
-    Returns input_ids, attention_mask, position_ids and labels, each [rows, longest row], and
+    Returns input_ids, attention_mask, position_ids and labels, each [rows, longest row],
     `logits_to_keep`: number of last positions whose logits are needed (one more than supervised,
-    since position t is predicted at t - 1).
+    since position t is predicted at t - 1), and `real_tokens`, which are not padding.
     """
 
     pad_id: int
@@ -83,14 +83,16 @@ class Collator:
             "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0),
             "labels": labels,
             "logits_to_keep": longest - int(supervised[0]) + 1,
+            "real_tokens": int(mask.sum()),
         }
 
 
 def completion_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
     """Cross entropy summed over supervised tokens, divided by their number in the whole optimizer step.
 
-    outputs.logits: [rows, logits_to_keep, vocabulary]; labels: [rows, tokens]. Dividing by the step's
-    own number makes gradient accumulation equal to one large batch.
+    outputs.logits: [rows, logits_to_keep, vocabulary], each predicting the label behind it, the last
+    nothing; labels: [rows, tokens]. Dividing by the step's own number makes gradient accumulation equal
+    to one large batch.
     """
     kept = outputs.logits.shape[1] - 1
     logits = outputs.logits[:, :-1].float().flatten(0, 1)

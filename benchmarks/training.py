@@ -1,0 +1,228 @@
+"""Training: tokens per second of slmflow, of the Hugging Face Trainer as it comes, and of Olive's path, in turn.
+
+    python benchmarks/training.py --base results/base --corpus results/corpus
+
+All three train the same base model on the same rows, in the same dtype, with the same threads, learning
+rate and supervised tokens (Olive's: all tokens, as it does). A round gives each of them the same new
+rows; a token counts when it is a row's own, never padding. The validation loss after the last round is
+per supervised token, on the same rows. Writes the table to benchmarks/training.md.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench import machine, markdown_table, write_table
+from train_adapter import lora_model
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from lib import batches
+from lib.checkpoints import load_model
+from lib.corpus import read_rows
+from lib.machine import matmul_peak, use_threads
+from lib.tokens import load_tokenizer
+from lib.training import adapter_trainer
+
+BATCH = 16
+LEARNING_RATE = 3e-4
+FINETUNE: dict[str, Any] = {
+    **{"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear", "dtype": "float32", "loss": "completion"},
+    **{"corpus_strategy": "rows", "epochs": 1, "max_steps": None, "data_seed": None, "group_by_length": True},
+    **{"per_device_train_batch_size": BATCH, "per_device_eval_batch_size": 32, "gradient_accumulation_steps": 1},
+    **{"learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "warmup_share": 0.0, "weight_decay": 0.0},
+    **{"adam_beta1": 0.9, "adam_beta2": 0.999, "max_grad_norm": 1.0, "gradient_checkpointing": False},
+    **{"eval_steps": 10**6, "logging_steps": 10**6},
+}
+# The recipe that slmflow replaces: rank 64 on the attention, rows joined to 1024 tokens, batch 1 x 4.
+OLIVE = {"r": 64, "alpha": 64, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+JOINED, ACCUMULATED = 1024, 4
+
+
+class StepClock(TrainerCallback):
+    """Seconds inside optimizer steps; making a Trainer and its first batch does not count."""
+
+    seconds = started = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds += time.perf_counter() - self.started
+
+
+def train_slmflow(model: Any, rows: list[batches.Example], pad_id: int, folder: Path, computed: list[int]) -> float:
+    trainer = adapter_trainer(
+        model, {"train": rows, "validation": rows[:1]}, FINETUNE, seed=0, work=folder, pad_id=pad_id
+    )
+    trainer.args.eval_strategy = trainer.args.save_strategy = "no"
+    trainer.args.load_best_model_at_end = False
+    seconds = train_and_time(trainer)
+    computed.append(trainer.spent.computed_tokens)
+    return seconds
+
+
+def train_default(model: Any, rows: list[batches.Example], pad_id: int, folder: Path, tokenizer: Any) -> float:
+    """The Trainer as it comes: rows in random order, padded to the longest of their batch, all logits."""
+    collator = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=batches.IGNORED)
+    return train_and_time(
+        Trainer(model=model, args=plain_arguments(folder, BATCH, 1), train_dataset=list(rows), data_collator=collator)
+    )
+
+
+def train_joined(model: Any, rows: list[batches.Example], pad_id: int, folder: Path, tokenizer: Any) -> float:
+    """Olive's path: rows joined and cut into blocks, every token supervised."""
+    blocks = [block for block in batches.join_rows(rows, JOINED) if len(block["input_ids"]) == JOINED]
+    collator = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=batches.IGNORED)
+    return train_and_time(
+        Trainer(model=model, args=plain_arguments(folder, 1, ACCUMULATED), train_dataset=blocks, data_collator=collator)
+    )
+
+
+def plain_arguments(folder: Path, batch: int, accumulated: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulated,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        num_train_epochs=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        logging_steps=10**6,
+    )
+
+
+def train_and_time(trainer: Trainer) -> float:
+    clock = StepClock()
+    trainer.add_callback(clock)
+    trainer.train()
+    return clock.seconds
+
+
+def validation_loss(model: Any, rows: list[batches.Example], pad_id: int) -> float:
+    """Per supervised token, over padded batches for every way alike."""
+    model.eval()
+    total, tokens = 0.0, 0
+    with torch.inference_mode():
+        for start in range(0, len(rows), 32):
+            batch = batches.Collator(pad_id)(rows[start : start + 32])
+            labels, _ = batch.pop("labels"), batch.pop("real_tokens")
+            total += batches.completion_loss(model(**batch), labels, num_items_in_batch=1).item()
+            tokens += int((labels != batches.IGNORED).sum())
+    return total / tokens
+
+
+def main(args: argparse.Namespace) -> None:
+    from transformers import AutoTokenizer
+
+    use_threads(args.threads)
+    tokenizer, padding_tokenizer = load_tokenizer(args.base), AutoTokenizer.from_pretrained(args.base)
+    pad_id = min(tokenizer.end_ids)
+    rows, validation = (
+        batches.encode_rows(tokenizer, read_rows(args.corpus / f"{split}.jsonl"), loss="completion", max_length=8192)
+        for split in ("train", "validation")
+    )
+    validation = validation[: args.validation_rows]
+    # Olive's path takes whole blocks only: each round is as many rows as fill one of its steps.
+    rounds = list(rounds_of(rows, JOINED * ACCUMULATED))[: args.rounds + 1]
+    computed: list[int] = []  # tokens that went through the linear layers, round by round
+    ways: dict[str, Any] = {
+        "slmflow": (train_slmflow, FINETUNE, (computed,)),
+        "Trainer": (train_default, FINETUNE, (padding_tokenizer,)),
+        "Olive's path": (train_joined, {**FINETUNE, **OLIVE}, (padding_tokenizer,)),
+    }
+    models = {}
+    for name, (_, settings, _) in ways.items():
+        set_seed(0)
+        models[name] = lora_model(load_model(args.base, torch.float32), settings)
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    peaks = [matmul_peak(torch.float32)]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, part in enumerate(rounds):
+            for name, (train, _, extra) in ways.items():
+                seconds = train(models[name], part, pad_id, Path(folder), *extra)
+                # The blocks cut off the few tokens behind the last whole one.
+                tokens = sum(len(row["input_ids"]) for row in part)
+                tokens = JOINED * ACCUMULATED if name == "Olive's path" else tokens
+                if number:  # the first round warms up
+                    speeds[name].append(tokens / seconds)
+                print(f"round {number}: {name} {tokens / seconds:.1f} tokens/s", flush=True)
+            peaks.append(matmul_peak(torch.float32))
+    sizes = [sum(len(row["input_ids"]) for row in part) for part in rounds]
+    used = sum(computed[1:]) / sum(sizes[1:])
+    losses = {name: validation_loss(models[name], validation, pad_id) for name in ways}
+    print(losses)
+    write_table(Path(__file__).with_suffix(".md"), report(args, speeds, losses, used, max(peaks), validation))
+
+
+def rounds_of(rows: list[batches.Example], tokens: int) -> Any:
+    """Consecutive rows with at least `tokens` tokens."""
+    part: list[batches.Example] = []
+    for row in rows:
+        part.append(row)
+        if sum(len(one["input_ids"]) for one in part) >= tokens:
+            yield part
+            part = []
+
+
+def report(
+    args: argparse.Namespace,
+    speeds: dict[str, list[float]],
+    losses: dict[str, float],
+    used: float,
+    peak: float,
+    validation: list[batches.Example],
+) -> str:
+    ours = speeds["slmflow"]
+    lines = []
+    for name, values in speeds.items():
+        ratios = [own / other for own, other in zip(ours, values, strict=True)]
+        lines.append(
+            [
+                name,
+                f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})",
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                f"{losses[name]:.4f}",
+            ]
+        )
+    model = load_model(args.base, torch.float32)
+    head = model.get_output_embeddings().weight.numel()
+    body = sum(p.weight.numel() for n, p in model.named_modules() if isinstance(p, torch.nn.Linear) and n != "lm_head")
+    share = 4 * body * used * statistics.median(ours) / peak
+    return f"""# Training
+
+    python benchmarks/training.py --base {args.base} --corpus {args.corpus}
+
+{machine("torch", "transformers", "peft", threads=args.threads)}
+
+{len(ours)} rounds in turn after one to warm up; in each round each way gets the same new rows of about
+{JOINED * ACCUMULATED} tokens. Batch {BATCH}, float32, LoRA r 16 on all linear layers; Olive's path: r 64 on q, k, v, o, rows
+joined to {JOINED} tokens, batch 1 x {ACCUMULATED}, every token supervised. Median (lowest to highest).
+
+{markdown_table(["way", "real tokens/s", "slmflow is faster by", f"validation loss, {len(validation)} rows"], lines)}
+
+The losses are per supervised token after the same rows. slmflow and the Trainer take the same number of steps with the
+same number of rows; Olive's path takes an eighth of the steps and learns prompts too.
+
+**Share of the matmul peak: {share:.0%}.** 4 operations a token and weight (2 forward, 2 for the gradients of the
+activations); N = {body:,} weights of the linear layers without the vocabulary head ({head:,}), which runs on
+supervised tokens only and is not counted. Peak {peak / 1e9:.0f} GFLOP/s: the best 1536-square float32 matmul between
+the rounds. What the rows of a batch share at their beginning is computed once: {used:.1%} of the
+tokens went through the linear layers, and only they count for the share.
+"""
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--base", type=Path, default=Path("results/base"), help="folder of the base model")
+    arguments.add_argument("--corpus", type=Path, default=Path("results/corpus"), help="train.jsonl, validation.jsonl")
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--validation-rows", type=int, default=420)
+    arguments.add_argument("--threads", type=int, default=2)
+    main(arguments.parse_args())

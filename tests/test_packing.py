@@ -1,0 +1,113 @@
+"""Packed rows: the losses and gradients of rows alone, for less work."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from lib import batches, packing
+from lib.checkpoints import load_model
+
+SHARED = [11, 12, 13, 14]
+# A row that others begin with, rows of all lengths, two equal ones.
+ROWS = [[*SHARED, 20], [*SHARED, 20, 21, 22], [*SHARED, 30, 31], [*SHARED, 40, 41, 42, 43, 44, 2], [*SHARED, 30, 31]]
+APART = [[*row[::-1]] for row in ROWS]
+
+
+def examples_of(rows, loss):
+    """Each row with its last token supervised, or all but the first."""
+    return [
+        {
+            "input_ids": row,
+            "labels": [batches.IGNORED, *(row[1:] if loss == "all" else [batches.IGNORED] * (len(row) - 2) + row[-1:])],
+        }
+        for row in rows
+    ]
+
+
+def adapted(folder):
+    torch.manual_seed(0)
+    model = get_peft_model(load_model(folder), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # it starts at zero, where A has no gradient
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def backward(model, batch):
+    labels, _ = batch.pop("labels"), batch.pop("real_tokens")
+    loss = batches.completion_loss(model(**batch), labels, num_items_in_batch=1)
+    loss.backward()
+    return loss.detach(), {name: part.grad for name, part in model.named_parameters() if part.requires_grad}
+
+
+@pytest.mark.parametrize("loss", ["completion", "all"])
+@pytest.mark.parametrize("rows", [ROWS, APART, ROWS[:1]], ids=["shared", "apart", "one"])
+def test_loss_and_gradients_are_those_of_padded_rows(tiny_model, rows, loss):
+    examples = examples_of(rows, loss)
+    expected, gradients = backward(adapted(tiny_model), batches.Collator(pad_id=2)(examples))
+    model = adapted(tiny_model)
+    model.base_model.model.set_attn_implementation(packing.ATTENTION)
+    found, packed = backward(model, packing.PackingCollator()(examples))
+    assert found == pytest.approx(float(expected), rel=1e-6)
+    for name, gradient in gradients.items():
+        assert torch.allclose(packed[name], gradient, atol=1e-6, rtol=1e-4), name
+
+
+def test_another_row_changes_nothing(tiny_model):
+    model = load_model(tiny_model)
+    model.set_attn_implementation(packing.ATTENTION)
+
+    def logits(rows):
+        batch = packing.PackingCollator()(examples_of(rows, "completion"))
+        batch.pop("labels"), batch.pop("real_tokens")
+        with torch.inference_mode():
+            return model(**batch).logits[0, :-1]
+
+    before, after = logits(ROWS), logits([*ROWS[:2], [*SHARED, 50, 51], *ROWS[3:]])
+    assert torch.equal(before[[0, 1, 3, 4]], after[[0, 1, 3, 4]])
+    assert not torch.allclose(before[2], after[2])
+
+
+def test_what_rows_share_is_computed_once():
+    batch = packing.PackingCollator()(examples_of(ROWS, "completion"))
+    assert batch["input_ids"].shape == (1, len(SHARED) + sum(len(row) - len(SHARED) for row in ROWS))
+    assert batch["real_tokens"] == sum(map(len, ROWS))
+    assert batch["labels"].tolist() == [[batches.IGNORED, *(row[-1] for row in ROWS)]]
+
+
+def test_a_row_keeps_a_token_of_its_own():
+    assert packing.shared_beginning([[1, 2, 3], [1, 2, 3]]) == 2
+    assert packing.shared_beginning([[1, 2, 3], [1]]) == 0
+    assert packing.shared_beginning([[1, 2, 3]]) == 0
+
+
+def test_a_batch_without_supervision_is_refused():
+    with pytest.raises(ValueError, match="supervised"):
+        packing.PackingCollator()([{"input_ids": [1, 2], "labels": [batches.IGNORED] * 2}])
+
+
+def test_a_model_is_packed_only_where_its_loss_stays_the_same(tiny_phi3):
+    examples = examples_of(ROWS, "completion")
+    model = load_model(tiny_phi3)
+    assert packing.can_pack(model, examples, pad_id=2)
+    assert model.config._attn_implementation == packing.ATTENTION
+
+    model = load_model(tiny_phi3)
+    for layer in model.model.layers:
+        layer.self_attn.sliding_window = 4
+    model.config.sliding_window = 4  # shorter than the rows: packing does not know windows
+    before = model.config._attn_implementation
+    assert not packing.can_pack(model, examples, pad_id=2)
+    assert model.config._attn_implementation == before
+
+
+def test_a_model_with_another_way_of_attention_is_trained_padded(tiny_phi3, monkeypatch):
+    """What the comparison is for: attention that computes something else is found out, not trained with."""
+    model = load_model(tiny_phi3)
+    right = packing.sdpa_attention_forward
+    monkeypatch.setattr(
+        packing,
+        "sdpa_attention_forward",
+        lambda module, query, *rest, **options: right(module, query * 2, *rest, **options),
+    )
+    assert not packing.can_pack(model, examples_of(ROWS, "completion"), pad_id=2)
