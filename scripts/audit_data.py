@@ -7,7 +7,7 @@ time; this script succeeds even when it is not, so that its evidence stays: `spl
 import argparse
 import re
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -344,7 +344,7 @@ class _Words:
     def __init__(self) -> None:
         self._rough = array("I", bytes(array("I").itemsize * _SLOTS))
         self._enough = 0.0
-        self._by_word: dict[str, Counter[str]] = {}
+        self._by_word: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._own = Counter[str]()
 
     def glance(self, text: str) -> None:
@@ -358,7 +358,7 @@ class _Words:
         self._own[target] += bool(word_places(target, text))
         for word in _words(text):
             if self._rough[hash(word) % _SLOTS] >= self._enough:
-                self._by_word.setdefault(word, Counter())[target] += 1
+                self._by_word[word][target] += 1
 
     def label_words(self, classes: dict[str, int]) -> dict[str, Any]:
         """Share of rows whose text holds the word of their own label: there a word is enough."""

@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
         rows = read_jsonl(args.kept)
         count = 0
         while batch := list(islice(rows, _BATCH)):
-            values = [_fitting_values(row, tokenizer, template, corpus) for row in batch]
+            values = _fitting_values(batch, tokenizer, template, corpus)
             if corpus["template"] == "chat" and count == 0:
                 _check_chat(batch, values, tokenizer, template, corpus)
             pairs = [
@@ -56,14 +56,22 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _fitting_values(
-    row: dict[str, Any], tokenizer: Tokenizer, template: Template, corpus: dict[str, Any]
-) -> dict[str, str]:
+    rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, template: Template, corpus: dict[str, Any]
+) -> list[dict[str, str]]:
+    """Input values of each row, those of too long ones shortened."""
+    values = [row["values"] for row in rows]
     if corpus["truncation"] == "reject":
-        return row["values"]
+        return values
     limits = {"max_length": corpus["max_length"], "side": corpus["truncation"]}
-    values = shortened(tokenizer, template, row["values"], row["target"], **limits)
-    if values is None:
-        fail("the row does not fit into corpus.max_length", "audit the data again", at=row["file"], line=row["line"])
+    texts = [render_prompt(template, row["values"]) + render_completion(template, row["target"]) for row in rows]
+    for place, ids in enumerate(tokenizer.encode_batch(texts)):
+        if len(ids) > corpus["max_length"]:
+            row = rows[place]
+            short = shortened(tokenizer, template, row["values"], row["target"], **limits)
+            if short is None:
+                what = "the row does not fit into corpus.max_length"
+                fail(what, "audit the data again", at=row["file"], line=row["line"])
+            values[place] = short
     return values
 
 
