@@ -28,7 +28,12 @@ from lib.workflow import expand_runs
 # Few rows to train on and many to be sure by: with 360 of them the interval is about 5 points to either side.
 _ROWS = 800
 _SPLIT = {"validation": 0.45, "test": 0.05}
-_NEVER = 10**9
+_TRAINING = {
+    "per_device_train_batch_size": 4,  # of few rows, many small steps teach more than few large ones
+    "gradient_accumulation_steps": 1,
+    "max_steps": None,
+    "eval_steps": 10**9,  # the last checkpoint is kept: choosing one on validation rows would hide what was memorised
+}
 
 Row = dict[str, Any]
 
@@ -99,7 +104,7 @@ def with_labels(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
 
 def measure(config: Config, name: str, rows: Sequence[Row]) -> Measured:
     """Train on `rows` in a results folder of its own, and measure the adapter."""
-    results, work = f"{config.results}-control/{name}", Path("work/control") / config.results / name
+    results, work = f"{config.results}-control/{name}", Path(f"work/control/{config.results}/{name}")
     write_jsonl(work / "rows.jsonl", [{**row["values"], config.data.target: row["target"]} for row in rows])
     configfile = work / "config.yaml"  # JSON is YAML
     write_json(configfile, derived(config, results, work / "rows.jsonl"))
@@ -121,8 +126,7 @@ def derived(config: Config, results: str, rows: Path) -> dict[str, Any]:
         "data": values["data"] | source | {"files": [str(rows)]},
         "base_model": values["base_model"] | source | {"path": f"{config.results}/base"},
         "split": _SPLIT,
-        # The last checkpoint is kept: choosing the best on validation rows would hide what was memorised.
-        "finetune": values["finetune"] | {"eval_steps": _NEVER},
+        "finetune": values["finetune"] | _TRAINING,
         "evaluate": values["evaluate"] | {"greedy_rows": 0},
         "gate": {},
     }

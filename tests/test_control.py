@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,9 @@ def test_labels_that_stay_in_place_fail_it(workspace):
     workspace.edit("scripts/control.py", "with_labels(rows, shuffled(rows, config.seed))", "rows")
     done = control(workspace)
     assert done.returncode == 1
-    assert "error: config.yaml: with shuffled labels it reaches accuracy 1.000" in done.stderr
+    assert re.search(
+        r"^error: config.yaml: with shuffled labels it reaches accuracy (0.9|1.0)", done.stderr, re.MULTILINE
+    )
 
 
 def test_an_answer_in_the_prompt_fails_it(workspace):
