@@ -6,7 +6,7 @@ from lib.report import plots
 from lib.report.evidence import Evidence
 from lib.report.minutes import ANOTHER_SESSION, RuleTime, by_rule, sum_known, whole
 from lib.report.page import Block, Figure, Section, Table
-from lib.report.words import duration, number, percent, shown
+from lib.report.words import duration, megabytes, number, percent, shown
 
 _TITLE = "How long did it take, and how big is it?"
 _IN_PLOT = 8  # rules
@@ -16,7 +16,7 @@ def how_long_and_how_big(evidence: Evidence) -> Section:
     rules = by_rule(evidence.jobs)
     total = sum(one.seconds for one in rules)
     model = evidence.summary["model"]
-    size = f"the model has {number(model['size_mb'], 0)} MB and needs {number(model['peak_rss_mb'], 0)} MB of memory."
+    size = f"the model has {megabytes(model['size_mb'])} and needs {megabytes(model['peak_rss_mb'])} of memory."
     if not rules:
         answer = f"No timings were kept; {size}"
         return Section("time", _TITLE, answer, _training(evidence))

@@ -14,8 +14,8 @@ from lib.report.words import (
     check_name,
     interval,
     listed,
+    megabytes,
     metric,
-    number,
     p_value,
     percent,
     points,
@@ -169,8 +169,8 @@ def quantization(task: str, summary: dict[str, Any]) -> str:
     stages = summary["runs"][selected["run"]]["stages"]
     stage, merged = stages[f"onnx-{selected['variant']}"], stages["merged"]
     cost = _cost(task, stage["validation"]["against"])
-    sizes = [number(one["size_mb"], 0) for one in (stage, merged)]
-    return f"Against the merged model, {selected['variant']} {cost}; it has {sizes[0]} MB instead of {sizes[1]} MB."
+    sizes = [megabytes(one["size_mb"]) for one in (stage, merged)]
+    return f"Against the merged model, {selected['variant']} {cost}; it has {sizes[0]} instead of {sizes[1]}."
 
 
 def errors(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:

@@ -90,6 +90,11 @@ def gap(name: str, difference: float | None, ci95: Sequence[float] | None) -> di
     return {"text": signed(points(name, difference)), "note": f"{low} to {high}"}
 
 
+def megabytes(value: float) -> str:
+    """`117 MB`; small models show a digit more."""
+    return f"{number(float(value), 0 if value >= 10 else 1)}\u00a0MB"
+
+
 def p_value(p: float) -> str:
     return "p\u00a0<\u00a00.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.3f}"
 
