@@ -9,12 +9,13 @@ that transformers gives.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import tokenizers
+from typing import TYPE_CHECKING, Any
 
 from lib.cli import fail
 from lib.files import read_json
+
+if TYPE_CHECKING:  # who only names the type, as templates do, starts without the library
+    import tokenizers
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Tokenizer:
     variables: the special tokens' texts by role (`bos_token`, ...), as chat templates name them.
     """
 
-    backend: tokenizers.Tokenizer
+    backend: "tokenizers.Tokenizer"
     bos: str | None
     eos: str
     end_ids: frozenset[int]
@@ -59,6 +60,8 @@ def load_tokenizer(model: Path) -> Tokenizer:
 
     Raises `UserError` when the folder has no `tokenizer.json` or no end-of-sequence token.
     """
+    import tokenizers
+
     source = model / "tokenizer.json"
     if not source.is_file():
         fail("the base model has no tokenizer.json", "choose a model that ships its tokenizer", at=model)
@@ -126,7 +129,7 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _added_bos(backend: tokenizers.Tokenizer, bos: str | None) -> str | None:
+def _added_bos(backend: "tokenizers.Tokenizer", bos: str | None) -> str | None:
     ids = backend.encode("a", add_special_tokens=True).ids
     return bos if bos is not None and ids and ids[0] == backend.token_to_id(bos) else None
 
