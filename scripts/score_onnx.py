@@ -1,8 +1,8 @@
 """Score an ONNX model on the rows of one split, as `score_checkpoint` scores a PyTorch one.
 
 The token ids of the ONNX tokenizer are first compared with those of the training tokenizer. Then,
-prompt by prompt: a free greedy answer on the first rows, and the probability of each label
-(generation: of the reference), end token included.
+row by row: the probability of each label (generation: of the reference), end token included, and a
+free greedy answer on the first rows.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from lib.corpus import load_template, read_rows
 from lib.inputs import target_text
 from lib.manifests import read_manifest
 from lib.onnx_model import OnnxModel, Reader, load_onnx
+from lib.onnx_scorer import Scorer
 from lib.scoring import answer_limit, answer_text, encode_choices, write_score
 from lib.templates import Template
 from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
@@ -73,11 +74,13 @@ def score_labels(
     encoded = encode_choices(tokenizer, template, [row["prompt"] for row in rows])
     limit = answer_limit(template, encoded[0][1], evaluate["max_new_tokens"])
     reader = Reader(model, max(len(prompt) + max(limit, *map(len, choices)) for prompt, choices in encoded))
-    for index, (row, (prompt, choices)) in enumerate(zip(rows, encoded, strict=True)):
-        first = reader.read(prompt)
-        asked = index < evaluate["greedy_rows"]
-        answer, stopped = answer_text(tokenizer, template, reader.answer(limit)) if asked else (None, None)
-        values = reader.log_probs(first, choices)
+    scorer = Scorer(model.folder, model.threads) if model.on_cpu else None
+    scores = scorer.log_probs(encoded) if scorer else (reader.log_probs(reader.read(p), c) for p, c in encoded)
+    for index, (row, (prompt, _), values) in enumerate(zip(rows, encoded, scores, strict=True)):
+        answer, stopped = None, None
+        if index < evaluate["greedy_rows"]:
+            reader.read(prompt)
+            answer, stopped = answer_text(tokenizer, template, reader.answer(limit))
         log_probs = dict(zip(labels, values, strict=True))
         yield {
             "id": row["id"],

@@ -20,11 +20,14 @@ from lib.files import read_json
 
 @dataclass
 class OnnxModel:
-    """A loaded model with its tokenizer; `og.Model` and `og.Tokenizer` carry no types."""
+    """A loaded model with its tokenizer (`og.Model` and `og.Tokenizer` carry no types), and where it is from."""
 
     model: Any
     tokenizer: Any
     context_length: int
+    folder: Path
+    threads: int
+    on_cpu: bool
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` as it stands; og.Tokenizer adds no special tokens."""
@@ -63,7 +66,15 @@ def open_onnx(folder: Path, threads: int) -> OnnxModel:
     options = {"intra_op_num_threads": threads}
     config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
     model = og.Model(config)
-    return OnnxModel(model, og.Tokenizer(model), context_length(read_json(folder / "genai_config.json")))
+    made = read_json(folder / "genai_config.json")
+    return OnnxModel(
+        model,
+        og.Tokenizer(model),
+        context_length(made),
+        folder,
+        threads,
+        on_cpu=not made["model"]["decoder"]["session_options"].get("provider_options"),
+    )
 
 
 def context_length(config: dict[str, Any]) -> int:

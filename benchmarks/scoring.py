@@ -1,0 +1,170 @@
+"""Constrained scoring against whole sequences one at a time, on the same engine, in turn.
+
+    python benchmarks/scoring.py --results results --run lora --variant int4-mixed
+
+Scores rows whose prompts have 30 tokens or more, with the task's own labels and with eight; once as
+slmflow does (prompt once, rows in batches), once with a forward for each whole sequence of prompt and
+label. Writes the table to benchmarks/scoring.md.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench import machine, markdown_table, write_table
+from score_checkpoint import score_labels as score_torch
+from score_onnx import score_labels as score_onnx
+
+from lib.checkpoints import load_model
+from lib.corpus import load_template, read_rows
+from lib.machine import use_threads
+from lib.onnx_model import OnnxModel, Reader, load_onnx, log_softmax
+from lib.scoring import encode_choices
+from lib.templates import Template
+from lib.tokens import Tokenizer, load_tokenizer
+
+EIGHT = ["anger", "boredom", "calm", "disgust", "fear", "joy", "sadness", "surprise"]
+EVALUATE = {"greedy_rows": 0, "max_new_tokens": 8}
+LEAST_TOKENS = 30
+Row = dict[str, Any]
+Way = Callable[[Sequence[Row]], list[list[float]]]
+
+
+def whole_torch(model: Any, tokenizer: Tokenizer, template: Template, rows: Sequence[Row]) -> list[list[float]]:
+    """Log probability of each label from a forward of its own over prompt and label."""
+    result = []
+    for prompt, answers in encode_choices(tokenizer, template, [row["prompt"] for row in rows]):
+        sums = []
+        for answer in answers:
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+            sums.append(logits.float().log_softmax(-1)[range(len(answer)), answer].sum().item())
+        result.append(sums)
+    return result
+
+
+def whole_onnx(model: OnnxModel, tokenizer: Tokenizer, template: Template, rows: Sequence[Row]) -> list[list[float]]:
+    """As `whole_torch`, in ONNX Runtime GenAI; one generator serves all, each sequence from its start."""
+    encoded = encode_choices(tokenizer, template, [row["prompt"] for row in rows])
+    room = max(len(prompt) + max(map(len, answers)) for prompt, answers in encoded)
+    generator = Reader(model, room)._generator
+    result = []
+    for prompt, answers in encoded:
+        sums = []
+        for answer in answers:
+            generator.rewind_to(0)
+            generator.append_tokens(np.array([*prompt, *answer], dtype=np.int32))
+            logits = log_softmax(generator.get_output("logits")[0, len(prompt) - 1 : -1])
+            sums.append(float(logits[np.arange(len(answer)), answer].sum()))
+        result.append(sums)
+    return result
+
+
+def compare(ours: Way, whole: Way, rows: Sequence[Row], rounds: int) -> tuple[list[float], list[float], float]:
+    """Rows per second of both and the largest difference of a probability; one round first to warm up."""
+    size = len(rows) // (rounds + 1)
+    speeds: tuple[list[float], list[float]] = ([], [])
+    difference = 0.0
+    for number in range(rounds + 1):
+        part = rows[number * size : (number + 1) * size]
+        scores = []
+        for way, speed in zip((ours, whole), speeds, strict=True):
+            start = time.perf_counter()
+            scores.append(way(part))
+            if number:
+                speed.append(size / (time.perf_counter() - start))
+        difference = max(
+            difference,
+            *(
+                abs(math.exp(one) - math.exp(other))
+                for pair in zip(*scores, strict=True)
+                for one, other in zip(*pair, strict=True)
+            ),
+        )
+    return *speeds, difference
+
+
+def main(args: argparse.Namespace) -> None:
+    use_threads(args.threads)
+    tokenizer, template = load_tokenizer(args.results / "base"), load_template(args.results / "corpus/template.json")
+    rows = [
+        row
+        for row in read_rows(args.results / "corpus/validation.jsonl")
+        if len(tokenizer.encode(row["prompt"])) >= LEAST_TOKENS
+    ][: args.rows]
+    run = args.results / "runs" / args.run
+    checkpoint, onnx = load_model(run / "merged", torch.float32), load_onnx(run / "onnx" / args.variant, args.threads)
+    lines = []
+    for labels in (template["labels"] or [], EIGHT):
+        asked: Template = {**template, "labels": labels}
+
+        def values(predictions: Any) -> list[list[float]]:
+            return [list(prediction["log_probs"].values()) for prediction in predictions]
+
+        engines: dict[str, tuple[Way, Way]] = {
+            "PyTorch, float32": (
+                lambda part, asked=asked: values(score_torch(checkpoint, tokenizer, asked, part, args.batch)),
+                lambda part, asked=asked: whole_torch(checkpoint, tokenizer, asked, part),
+            ),
+            f"ONNX Runtime, {args.variant}": (
+                lambda part, asked=asked: values(score_onnx(onnx, tokenizer, asked, part, EVALUATE)),
+                lambda part, asked=asked: whole_onnx(onnx, tokenizer, asked, part),
+            ),
+        }
+        for engine, (ours, whole) in engines.items():
+            fast, slow, difference = compare(ours, whole, rows, args.rounds)
+            ratios = [own / other for own, other in zip(fast, slow, strict=True)]
+            lines.append(
+                [
+                    engine,
+                    str(len(labels)),
+                    f"{statistics.median(fast):.1f}",
+                    f"{statistics.median(slow):.1f}",
+                    f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                    f"{statistics.median(ratios) / len(labels):.2f}",
+                    f"{difference:.1e}",
+                ]
+            )
+            print(lines[-1], flush=True)
+    head = [
+        "engine",
+        "labels",
+        "rows/s",
+        "whole sequences: rows/s",
+        "faster by",
+        "for each label",
+        "largest difference",
+    ]
+    write_table(
+        Path(__file__).with_suffix(".md"),
+        f"""# Constrained scoring
+
+    python benchmarks/scoring.py --results {args.results} --run {args.run} --variant {args.variant}
+
+{machine("torch", "transformers", "onnxruntime-genai", threads=args.threads)}
+
+{args.rounds} rounds in turn after one to warm up, {len(rows) // (args.rounds + 1)} rows in each, prompts of
+{LEAST_TOKENS} tokens or more, in PyTorch batches of {args.batch} rows. Rival: a forward for each whole sequence of prompt and label, one at a time, on the same
+loaded model. Medians; the largest difference is that of a label's probability between the two ways.
+
+{markdown_table(head, lines)}
+""",
+    )
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--results", type=Path, default=Path("results"), help="results of a finished run")
+    arguments.add_argument("--run", default="lora")
+    arguments.add_argument("--variant", default="int4-mixed")
+    arguments.add_argument("--rows", type=int, default=96)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--batch", type=int, default=16)
+    arguments.add_argument("--threads", type=int, default=2)
+    main(arguments.parse_args())

@@ -1,0 +1,141 @@
+"""Probabilities of many answers behind many prompts, in ONNX Runtime: prompts once, answers in batches.
+
+onnxruntime-genai reads on behind a prompt for one sequence only, so each answer would cost a pass over
+all weights. Here the same model file runs in a session of ONNX Runtime itself, which takes the keys and
+values of a prompt as inputs: answers of many rows go side by side, a token each at a time, with the
+keys and values of their own prompt. GroupQueryAttention reads each row's length from the attention
+mask, so prompts of different length stand together, padded behind.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from lib.files import read_json
+from lib.onnx_model import log_softmax
+
+_KEPT_BYTES = 256 << 20  # keys and values of the answers that are computed side by side
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer that waits for its turn: where its sum goes, the ids, its prompt's length, keys and values."""
+
+    place: tuple[int, int]
+    ids: Sequence[int]
+    behind: int
+    cache: dict[str, np.ndarray]
+
+
+class Scorer:
+    """Scores answers with one session; computes what neighbouring prompts begin with once."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        """Raises `ValueError` when the model has inputs beyond ids, mask, positions, keys and values."""
+        decoder = read_json(folder / "genai_config.json")["model"]["decoder"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(folder / decoder["filename"]), options, providers=["CPUExecutionProvider"]
+        )
+        inputs = {given.name: given.type for given in self._session.get_inputs()}
+        layers = range(decoder["num_hidden_layers"])
+        self._past = [
+            decoder["inputs"][kind] % layer for layer in layers for kind in ("past_key_names", "past_value_names")
+        ]
+        self._outputs = ["logits"] + [
+            decoder["outputs"][kind] % layer
+            for layer in layers
+            for kind in ("present_key_names", "present_value_names")
+        ]
+        self._takes_positions = "position_ids" in inputs
+        if set(inputs) - {"position_ids"} != {"input_ids", "attention_mask", *self._past}:
+            raise ValueError(f"unknown inputs {sorted(inputs)}")
+        self._empty = np.zeros(
+            (1, decoder["num_key_value_heads"], 0, decoder["head_size"]), dtype=_TYPES[inputs[self._past[0]]]
+        )
+        self._token_bytes = len(self._past) * self._empty.itemsize * self._empty.shape[1] * self._empty.shape[3]
+        self._prompt: Sequence[int] = []
+        self._cache = dict.fromkeys(self._past, self._empty)
+
+    def log_probs(self, rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> Iterator[list[float]]:
+        """Summed log probability of each answer's ids behind its prompt, row by row.
+
+        rows: prompt ids with the ids of each answer.
+        """
+        sums: dict[int, list[float]] = {}
+        waiting: list[Answer] = []
+        for number, (prompt, answers) in enumerate(rows):
+            first = log_softmax(self._read(prompt))
+            sums[number] = [float(first[ids[0]]) for ids in answers]
+            waiting += [
+                Answer((number, place), ids, len(prompt), self._cache)
+                for place, ids in enumerate(answers)
+                if len(ids) > 1
+            ]
+            longest = max((one.behind + len(one.ids) for one in waiting), default=0)
+            if number == len(rows) - 1 or longest * len(waiting) * self._token_bytes > _KEPT_BYTES:
+                self._add_following(waiting, sums)
+                yield from sums.values()
+                sums, waiting = {}, []
+
+    def _read(self, prompt: Sequence[int]) -> np.ndarray:
+        """Logits behind a prompt, [vocabulary]; its keys and values are kept."""
+        most = max(0, min(len(prompt), len(self._prompt)) - 1)
+        shared = next((place for place in range(most) if prompt[place] != self._prompt[place]), most)
+        known = {name: np.ascontiguousarray(states[:, :, :shared]) for name, states in self._cache.items()}
+        logits, self._cache = self._run(np.array([prompt[shared:]]), np.array([len(prompt)]), known)
+        self._prompt = prompt
+        return logits[0, -1]
+
+    def _add_following(self, answers: Sequence[Answer], sums: dict[int, list[float]]) -> None:
+        """Add the log probabilities of the ids behind the first, token by token, side by side."""
+        # Long answers first, so that those that have ended can be left off at the end.
+        answers = sorted(answers, key=lambda one: -len(one.ids))
+        at_once = max(
+            1, _KEPT_BYTES // max(1, self._token_bytes * max((a.behind + len(a.ids) for a in answers), default=1))
+        )
+        for start in range(0, len(answers), at_once):
+            part = answers[start : start + at_once]
+            cache = {name: _side_by_side([one.cache[name] for one in part]) for name in self._past}
+            for step in range(len(part[0].ids) - 1):
+                part = [one for one in part if len(one.ids) > step + 1]
+                cache = {name: states[: len(part)] for name, states in cache.items()}
+                given = np.array([[one.ids[step]] for one in part])
+                logits, cache = self._run(given, np.array([one.behind + step + 1 for one in part]), cache)
+                found = log_softmax(logits[:, -1])
+                for index, one in enumerate(part):
+                    sums[one.place[0]][one.place[1]] += float(found[index, one.ids[step + 1]])
+
+    def _run(
+        self, ids: np.ndarray, lengths: np.ndarray, past: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits [rows, ids, vocabulary] and the grown keys and values.
+
+        ids: [rows, new]; lengths: [rows], real tokens of each with the new ones; past: [rows, heads, old, size].
+        """
+        whole = past[self._past[0]].shape[2] + ids.shape[1]
+        inputs: dict[str, Any] = {
+            "input_ids": ids.astype(np.int64),
+            "attention_mask": (np.arange(whole) < lengths[:, None]).astype(np.int64),
+            **past,
+        }
+        if self._takes_positions:
+            inputs["position_ids"] = lengths[:, None] - ids.shape[1] + np.arange(ids.shape[1])
+        logits, *present = self._session.run(self._outputs, inputs)
+        return logits, dict(zip(self._past, present, strict=True))
+
+
+def _side_by_side(states: Sequence[np.ndarray]) -> np.ndarray:
+    """Keys or values of several prompts, each [1, heads, tokens, size], as [prompts, heads, longest, size]."""
+    longest = max(one.shape[2] for one in states)
+    result = np.zeros((len(states), states[0].shape[1], longest, states[0].shape[3]), dtype=states[0].dtype)
+    for index, one in enumerate(states):
+        result[index, :, : one.shape[2]] = one[0]
+    return result
