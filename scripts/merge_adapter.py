@@ -22,7 +22,7 @@ from lib.corpus import read_rows
 from lib.files import published_directory, read_json, sha256_file
 from lib.machine import use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
-from lib.memory import return_freed_memory
+from lib.memory import LIBRARIES_MB, require_memory, return_freed_memory
 from lib.tokens import load_tokenizer
 
 _CHECKED_ROWS = 8
@@ -40,6 +40,8 @@ def main(args: argparse.Namespace) -> None:
     if read_manifest(args.adapter)["inputs"]["base"] != sha256_file(manifest_path(args.base)):
         fail("it was trained on another base model", "merge it into that one, or train it anew", at=args.adapter)
     loaded()
+    matrix = 4 * max(weight.elements for weight in stored_weights(args.base).values())
+    require_memory(LIBRARIES_MB + matrix / 1e6, "merge_adapter")
     with published_directory(args.merged) as folder:
         changed, dtype = merge(args.base, args.adapter, folder)
         difference = logit_difference(args.base, args.adapter, folder, args.rows)

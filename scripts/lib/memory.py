@@ -9,6 +9,9 @@ from pathlib import Path
 
 from lib.cli import fail
 
+LIBRARIES_MB = 350.0
+"""What interpreter, torch and transformers take at least, pages of files not counted (benchmarks/memory.md)."""
+
 _M_MMAP_THRESHOLD = -3  # mallopt(3)
 
 

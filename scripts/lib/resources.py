@@ -3,7 +3,7 @@
 Units are Snakemake's: `mem_mb` in MB, `runtime` in minutes. They are what a scheduler reserves. On one
 machine they only keep heavy rules from running at the same time. Peaks of the demo (134.5 million
 parameters, fp32, 2 cores; column max_rss of results/timings/): fetch_model 574, train_adapter 3652,
-merge_adapter 1005, build_onnx 2592, scoring 1188 MB. Larger models were not measured.
+build_onnx 2592, scoring 1188 MB. Merge and build are measured on more sizes: benchmarks/memory.md.
 """
 
 import math
@@ -47,13 +47,20 @@ def train_mb(parameters: int, finetune: Mapping[str, Any], max_length: int) -> i
 
 
 def merge_mb(parameters: int) -> int:
-    """The parity check holds one model with its adapter; the merge itself one shard."""
-    return math.ceil(1500 + 1.3 * weights_mb(parameters))
+    """The libraries and a few copies of the largest matrix, seldom more than a fifth of the weights.
+
+    Measured (benchmarks/memory.md): 651 MB for 134.5 million parameters.
+    """
+    return math.ceil(1000 + 0.5 * weights_mb(parameters))
 
 
 def build_mb(parameters: int) -> int:
-    """The builder holds the weights in fp32 and once more while it packs them."""
-    return math.ceil(1500 + 3 * weights_mb(parameters))
+    """The builder holds the weights in fp32 and once more while it packs them; k_quant takes most.
+
+    Measured (benchmarks/memory.md), int4 / k_quant / fp32 in MB: 585 / 645 / 587 for 3.2 million parameters,
+    1244 / 1650 / 1206 for 47.2, 1859 / 2829 / 2337 for 134.5: at most 1011 + 3.4 times the weights.
+    """
+    return math.ceil(1200 + 3.5 * weights_mb(parameters))
 
 
 def score_mb(parameters: int) -> int:
