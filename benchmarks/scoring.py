@@ -150,7 +150,8 @@ def main(args: argparse.Namespace) -> None:
 {machine("torch", "transformers", "onnxruntime-genai", threads=args.threads)}
 
 {args.rounds} rounds in turn after one to warm up, {len(rows) // (args.rounds + 1)} rows in each, prompts of
-{LEAST_TOKENS} tokens or more, in PyTorch batches of {args.batch} rows. Rival: a forward for each whole sequence of prompt and label, one at a time, on the same
+{LEAST_TOKENS} tokens or more, in PyTorch batches of {args.batch} rows.
+Rival: a forward for each whole sequence of prompt and label, one at a time, on the same
 loaded model. Medians; the largest difference is that of a label's probability between the two ways.
 
 {markdown_table(head, lines)}

@@ -202,7 +202,8 @@ def report(
 {machine("torch", "transformers", "peft", threads=args.threads)}
 
 {len(ours)} rounds in turn after one to warm up; in each round each way gets the same new rows of about
-{JOINED * ACCUMULATED} tokens. Batch {BATCH}, float32, LoRA r 16 on all linear layers; Olive's path: r 64 on q, k, v, o, rows
+{JOINED * ACCUMULATED} tokens.
+Batch {BATCH}, float32, LoRA r 16 on all linear layers; Olive's path: r 64 on q, k, v, o; rows
 joined to {JOINED} tokens, batch 1 x {ACCUMULATED}, every token supervised. Median (lowest to highest).
 
 {markdown_table(["way", "real tokens/s", "slmflow is faster by", f"validation loss, {len(validation)} rows"], lines)}
