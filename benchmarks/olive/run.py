@@ -162,7 +162,7 @@ def write_score_rows(recipe: Row, results: Path, work: Path) -> None:
 
 def score(model: Path, results: Path, work: Path, split: str) -> dict[str, Any]:
     """Quality of an ONNX model on the rows of a split, by slmflow's scorer; every row answers freely too."""
-    evaluate = {"greedy_rows": 1000, "max_new_tokens": 16, "batch_size": 16}
+    evaluate = {"greedy_rows": 1000, "max_new_tokens": 16, "batch_size": 16, "bootstrap_samples": 2000}
     settings = json.dumps({"task": "classification", "seed": 0, "evaluate": evaluate, "versions": {}})
     output = work / f"{split}.json"
     subprocess.run(
