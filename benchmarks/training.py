@@ -108,6 +108,7 @@ def train_and_time(trainer: Trainer) -> float:
 def validation_loss(model: Any, rows: list[batches.Example], pad_id: int) -> float:
     """Per supervised token, over padded batches for every way alike."""
     model.eval()
+    model.base_model.model.set_attn_implementation("sdpa")
     total, tokens = 0.0, 0
     with torch.inference_mode():
         for start in range(0, len(rows), 32):

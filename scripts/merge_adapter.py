@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from lib.checkpoints import read_weight, stored_weights, streamed_model
 from lib.cli import fail, loaded, parser, progress, run, settings_argument
 from lib.corpus import read_rows
 from lib.files import published_directory, read_json, sha256_file
 from lib.machine import use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import LIBRARIES_MB, require_memory, return_freed_memory
+from lib.streaming import read_weight, stored_weights, streamed_model
 from lib.tokens import load_tokenizer
 
 _CHECKED_ROWS = 8

@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 
 from lib import batches, packing
 from lib.checkpoints import load_model
+from lib.lora import fuse_lora
 
 SHARED = [11, 12, 13, 14]
 # A row that others begin with, rows of all lengths, two equal ones.
@@ -79,6 +80,23 @@ def test_a_row_keeps_a_token_of_its_own():
     assert packing.shared_beginning([[1, 2, 3], [1, 2, 3]]) == 2
     assert packing.shared_beginning([[1, 2, 3], [1]]) == 0
     assert packing.shared_beginning([[1, 2, 3]]) == 0
+
+
+def test_fused_lora_computes_what_peft_does(tiny_model):
+    examples = examples_of(ROWS, "all")
+    expected, gradients = backward(adapted(tiny_model), batches.Collator(pad_id=2)(examples))
+    model = adapted(tiny_model)
+    assert fuse_lora(model) == sum("lora_A" in name for name, _ in model.named_parameters())
+    found, fused = backward(model, batches.Collator(pad_id=2)(examples))
+    assert found == pytest.approx(float(expected), rel=1e-6)
+    for name, gradient in gradients.items():
+        assert torch.allclose(fused[name], gradient, atol=1e-6, rtol=1e-4), name
+
+
+@pytest.mark.parametrize("option", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
+def test_what_the_fused_arithmetic_does_not_know_is_left_to_peft(tiny_llama, option):
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", **option)
+    assert fuse_lora(get_peft_model(load_model(tiny_llama), config)) == 0
 
 
 def test_a_batch_without_supervision_is_refused():

@@ -51,6 +51,7 @@ def _is_plain(layer: Linear) -> bool:
         and base.weight.dtype == torch.float32
         and not layer.fan_in_fan_out
         and not layer.lora_variant
+        and not any(layer.lora_bias.values())
         and len(layer.active_adapters) == 1
         and isinstance(layer.lora_dropout[layer.active_adapters[0]], torch.nn.Identity)
     )

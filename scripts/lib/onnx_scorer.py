@@ -109,9 +109,9 @@ class Scorer:
                 cache = {name: states[: len(part)] for name, states in cache.items()}
                 given = np.array([[one.ids[step]] for one in part])
                 logits, cache = self._run(given, np.array([one.behind + step + 1 for one in part]), cache)
-                found = log_softmax(logits[:, -1])
-                for index, one in enumerate(part):
-                    sums[one.place[0]][one.place[1]] += float(found[index, one.ids[step + 1]])
+                found = chosen_log_probs(logits[:, -1], [one.ids[step + 1] for one in part])
+                for one, value in zip(part, found.tolist(), strict=True):
+                    sums[one.place[0]][one.place[1]] += value
 
     def _run(
         self, ids: np.ndarray, lengths: np.ndarray, past: dict[str, np.ndarray]
@@ -130,6 +130,13 @@ class Scorer:
             inputs["position_ids"] = lengths[:, None] - ids.shape[1] + np.arange(ids.shape[1])
         logits, *present = self._session.run(self._outputs, inputs)
         return logits, dict(zip(self._past, present, strict=True))
+
+
+def chosen_log_probs(logits: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+    """Log probability of one id in each row of logits [rows, vocabulary]; [rows], summed in float64."""
+    highest = logits.max(axis=-1)
+    total = np.exp(logits - highest[:, None]).sum(axis=-1, dtype=np.float64)
+    return logits[np.arange(len(ids)), ids].astype(np.float64) - highest - np.log(total)
 
 
 def _side_by_side(states: Sequence[np.ndarray]) -> np.ndarray:
