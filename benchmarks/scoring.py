@@ -145,7 +145,7 @@ def main(args: argparse.Namespace) -> None:
         Path(__file__).with_suffix(".md"),
         f"""# Constrained scoring
 
-    python benchmarks/scoring.py --results {args.results} --run {args.run} --variant {args.variant}
+    python benchmarks/scoring.py --results {args.results} --run {args.run} --variant {args.variant} --rows {args.rows}
 
 {machine("torch", "transformers", "onnxruntime-genai", threads=args.threads)}
 

@@ -22,7 +22,7 @@ from lib.machine import use_threads
 from lib.manifests import read_manifest
 from lib.scoring import answer_limit, answer_text, encode_choices, write_score
 from lib.templates import Template
-from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
+from lib.tokens import Tokenizer, encode_pairs, load_tokenizer, shared_beginning
 
 
 def main(args: argparse.Namespace) -> None:
@@ -85,12 +85,10 @@ class Beginning:
 @torch.inference_mode()
 def read_beginning(model: Any, prompts: Sequence[list[int]]) -> Beginning:
     """Run the ids that all prompts share once; each prompt keeps at least one id of its own."""
-    most = min(map(len, prompts)) - 1
-    first = prompts[0]
-    shared = next((place for place in range(most) if any(ids[place] != first[place] for ids in prompts)), most)
+    shared = shared_beginning(prompts)
     if shared == 0:
         return Beginning(0, None)
-    ids = torch.tensor([first[:shared]], device=model.device)
+    ids = torch.tensor([prompts[0][:shared]], device=model.device)
     return Beginning(shared, model(input_ids=ids, use_cache=True, logits_to_keep=1).cache)
 
 

@@ -16,7 +16,7 @@ from lib.corpus import load_template, read_rows
 from lib.inputs import target_text
 from lib.manifests import read_manifest
 from lib.onnx_model import OnnxModel, Reader, load_onnx
-from lib.onnx_scorer import Scorer
+from lib.onnx_scorer import open_scorer
 from lib.scoring import answer_limit, answer_text, encode_choices, write_score
 from lib.templates import Template
 from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
@@ -74,7 +74,7 @@ def score_labels(
     encoded = encode_choices(tokenizer, template, [row["prompt"] for row in rows])
     limit = answer_limit(template, encoded[0][1], evaluate["max_new_tokens"])
     reader = Reader(model, max(len(prompt) + max(limit, *map(len, choices)) for prompt, choices in encoded))
-    scorer = Scorer(model.folder, model.threads) if model.on_cpu else None
+    scorer = open_scorer(model)
     scores = scorer.log_probs(encoded) if scorer else (reader.log_probs(reader.read(p), c) for p, c in encoded)
     for index, (row, (prompt, _), values) in enumerate(zip(rows, encoded, scores, strict=True)):
         answer, stopped = None, None

@@ -1,5 +1,6 @@
 """Answers scored side by side in ONNX Runtime are what one sequence at a time gives."""
 
+import dataclasses
 import random
 import shutil
 
@@ -9,7 +10,7 @@ from onnx_samples import build, write_corpus
 
 from lib import onnx_scorer
 from lib.onnx_model import Reader, load_onnx
-from lib.onnx_scorer import Scorer
+from lib.onnx_scorer import Scorer, open_scorer
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +74,4 @@ def test_a_model_with_other_inputs_is_not_scored_wrongly(folder, tmp_path):
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="token_type_ids"):
         Scorer(tmp_path, 1)
+    assert open_scorer(dataclasses.replace(load_onnx(folder, 1), folder=tmp_path)) is None, "genai scores it then"

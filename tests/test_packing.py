@@ -7,6 +7,7 @@ from peft import LoraConfig, get_peft_model
 from lib import batches, packing
 from lib.checkpoints import load_model
 from lib.lora import fuse_lora
+from lib.tokens import shared_beginning
 
 SHARED = [11, 12, 13, 14]
 # A row that others begin with, rows of all lengths, two equal ones.
@@ -77,9 +78,9 @@ def test_what_rows_share_is_computed_once():
 
 
 def test_a_row_keeps_a_token_of_its_own():
-    assert packing.shared_beginning([[1, 2, 3], [1, 2, 3]]) == 2
-    assert packing.shared_beginning([[1, 2, 3], [1]]) == 0
-    assert packing.shared_beginning([[1, 2, 3]]) == 0
+    assert shared_beginning([[1, 2, 3], [1, 2, 3]]) == 2
+    assert shared_beginning([[1, 2, 3], [1]]) == 0
+    assert shared_beginning([[1, 2, 3], []]) == 0
 
 
 def test_fused_lora_computes_what_peft_does(tiny_model):

@@ -16,6 +16,7 @@ import onnxruntime_genai as og
 
 from lib.cli import fail, first_line
 from lib.files import read_json
+from lib.tokens import shared_beginning
 
 
 @dataclass
@@ -111,8 +112,7 @@ class Reader:
     def read(self, prompt: list[int]) -> np.ndarray:
         """Read a prompt; logits behind it, [vocabulary]."""
         # The generator notices that it is no longer at an end only when it goes back by a token or more.
-        most = max(0, min(len(prompt), len(self._prompt)) - 1)
-        shared = next((place for place in range(most) if prompt[place] != self._prompt[place]), most)
+        shared = shared_beginning([prompt, self._prompt])
         if self._prompt:
             self._generator.rewind_to(shared)
         self._generator.append_tokens(np.array(prompt[shared:], dtype=np.int32))

@@ -16,7 +16,8 @@ import numpy as np
 import onnxruntime
 
 from lib.files import read_json
-from lib.onnx_model import log_softmax
+from lib.onnx_model import OnnxModel, log_softmax
+from lib.tokens import shared_beginning
 
 _KEPT_BYTES = 256 << 20  # keys and values of the answers that are computed side by side
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -36,7 +37,7 @@ class Scorer:
     """Scores answers with one session; computes what neighbouring prompts begin with once."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        """Raises `ValueError` when the model has inputs beyond ids, mask, positions, keys and values."""
+        """Raises `ValueError` when the model takes more than ids, mask, positions, keys and values, or other types."""
         decoder = read_json(folder / "genai_config.json")["model"]["decoder"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -57,6 +58,8 @@ class Scorer:
         self._takes_positions = "position_ids" in inputs
         if set(inputs) - {"position_ids"} != {"input_ids", "attention_mask", *self._past}:
             raise ValueError(f"unknown inputs {sorted(inputs)}")
+        if inputs[self._past[0]] not in _TYPES:
+            raise ValueError(f"unknown type {inputs[self._past[0]]}")
         self._empty = np.zeros(
             (1, decoder["num_key_value_heads"], 0, decoder["head_size"]), dtype=_TYPES[inputs[self._past[0]]]
         )
@@ -87,8 +90,7 @@ class Scorer:
 
     def _read(self, prompt: Sequence[int]) -> np.ndarray:
         """Logits behind a prompt, [vocabulary]; its keys and values are kept."""
-        most = max(0, min(len(prompt), len(self._prompt)) - 1)
-        shared = next((place for place in range(most) if prompt[place] != self._prompt[place]), most)
+        shared = shared_beginning([prompt, self._prompt])
         known = {name: np.ascontiguousarray(states[:, :, :shared]) for name, states in self._cache.items()}
         logits, self._cache = self._run(np.array([prompt[shared:]]), np.array([len(prompt)]), known)
         self._prompt = prompt
@@ -130,6 +132,16 @@ class Scorer:
             inputs["position_ids"] = lengths[:, None] - ids.shape[1] + np.arange(ids.shape[1])
         logits, *present = self._session.run(self._outputs, inputs)
         return logits, dict(zip(self._past, present, strict=True))
+
+
+def open_scorer(model: OnnxModel) -> Scorer | None:
+    """A scorer for a loaded model, or None where only onnxruntime-genai knows how to run it."""
+    if not model.on_cpu:
+        return None
+    try:
+        return Scorer(model.folder, model.threads)
+    except ValueError:
+        return None
 
 
 def chosen_log_probs(logits: np.ndarray, ids: Sequence[int]) -> np.ndarray:

@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lib.batches import IGNORED, Collator, Example, completion_loss
+from lib.tokens import shared_beginning
 
 ATTENTION = "packed_rows"
 
@@ -34,7 +35,7 @@ class PackingCollator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         rows = [example["input_ids"] for example in examples]
-        shared = shared_beginning(rows)
+        shared = shared_beginning(rows) if len(rows) > 1 else 0
         input_ids, position_ids = rows[0][:shared], list(range(shared))
         longest = max(map(len, rows)) - shared
         slots, places, labels, predictors = [], [], [IGNORED], []
@@ -59,13 +60,6 @@ class PackingCollator:
             "layout": {"shared": shared, "slots": torch.tensor(slots), "places": torch.tensor(places)},
             "real_tokens": sum(map(len, rows)),
         }
-
-
-def shared_beginning(rows: Sequence[Sequence[int]]) -> int:
-    """Number of ids that all rows begin with; each row keeps an id of its own, a single row all of them."""
-    most = min(map(len, rows)) - 1 if len(rows) > 1 else 0
-    first = rows[0]
-    return next((place for place in range(most) if any(ids[place] != first[place] for ids in rows)), most)
 
 
 def packed_attention(

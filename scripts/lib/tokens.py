@@ -122,6 +122,13 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
     return result
 
 
+def shared_beginning(rows: Sequence[Sequence[int]]) -> int:
+    """Number of ids that all rows begin with; each row keeps at least one id of its own."""
+    most = max(0, min(map(len, rows)) - 1)
+    first = rows[0]
+    return next((place for place in range(most) if any(ids[place] != first[place] for ids in rows)), most)
+
+
 def _text(value: Any) -> str | None:
     """A special token in tokenizer_config.json is a string or an object with `content`."""
     if isinstance(value, dict):
