@@ -1,11 +1,12 @@
 """Training: tokens per second of slmflow, of the Hugging Face Trainer as it comes, and of Olive's path, in turn.
 
-    python benchmarks/training.py --base results/base --corpus results/corpus
+    python benchmarks/training.py --corpus results/corpus results-chat/corpus --dtypes float32 bfloat16
 
 All three train the same base model on the same rows, in the same dtype, with the same threads, learning
 rate and supervised tokens (Olive's: all tokens, as it does). A round gives each of them the same new
-rows; a token counts when it is a row's own, never padding. The validation loss after the last round is
-per supervised token, on the same rows. Writes the table to benchmarks/training.md.
+rows, slmflow and the Trainer in the same order; a token counts when it is a row's own, never padding.
+The validation loss after the last round is per supervised token, on the same rows. Writes the table to
+benchmarks/training.md.
 """
 
 import argparse
@@ -13,12 +14,12 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from bench import machine, markdown_table, write_table
 from train_adapter import lora_model
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from lib import batches
 from lib.checkpoints import load_model
@@ -31,7 +32,7 @@ BATCH = 16
 LEARNING_RATE = 3e-4
 FINETUNE: dict[str, Any] = {
     **{"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear", "dtype": "float32", "loss": "completion"},
-    **{"corpus_strategy": "rows", "epochs": 1, "max_steps": None, "data_seed": None, "group_by_length": True},
+    **{"corpus_strategy": "rows", "epochs": 1, "max_steps": None, "data_seed": None, "group_by_length": False},
     **{"per_device_train_batch_size": BATCH, "per_device_eval_batch_size": 32, "gradient_accumulation_steps": 1},
     **{"learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "warmup_share": 0.0, "weight_decay": 0.0},
     **{"adam_beta1": 0.9, "adam_beta2": 0.999, "max_grad_norm": 1.0, "gradient_checkpointing": False},
@@ -54,6 +55,18 @@ class StepClock(TrainerCallback):
         self.seconds += time.perf_counter() - self.started
 
 
+class Case(NamedTuple):
+    """What one set of rows in one dtype gave, by way: speeds of the rounds, loss; share of the tokens computed."""
+
+    corpus: Path
+    dtype: torch.dtype
+    speeds: dict[str, list[float]]
+    losses: dict[str, float]
+    computed: float
+    peak: float
+    tokens_in_row: float
+
+
 def train_slmflow(model: Any, rows: list[batches.Example], pad_id: int, folder: Path, computed: list[int]) -> float:
     trainer = adapter_trainer(
         model, {"train": rows, "validation": rows[:1]}, FINETUNE, seed=0, work=folder, pad_id=pad_id
@@ -66,23 +79,27 @@ def train_slmflow(model: Any, rows: list[batches.Example], pad_id: int, folder: 
 
 
 def train_default(model: Any, rows: list[batches.Example], pad_id: int, folder: Path, tokenizer: Any) -> float:
-    """The Trainer as it comes: rows in random order, padded to the longest of their batch, all logits."""
-    collator = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=batches.IGNORED)
-    return train_and_time(
-        Trainer(model=model, args=plain_arguments(folder, BATCH, 1), train_dataset=list(rows), data_collator=collator)
+    """The Trainer as it comes: rows padded to the longest of their batch, all logits."""
+    trainer = Trainer(
+        model=model,
+        args=plain_arguments(folder, model, BATCH, 1),
+        train_dataset=list(rows),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=batches.IGNORED),
     )
+    # The same batches as slmflow's, so that the losses can be compared.
+    trainer._get_train_sampler = lambda *_: batches.EpochOrder(len(rows), seed=0, batch=BATCH)  # type: ignore[method-assign]
+    return train_and_time(trainer)
 
 
 def train_joined(model: Any, rows: list[batches.Example], pad_id: int, folder: Path, tokenizer: Any) -> float:
     """Olive's path: rows joined and cut into blocks, every token supervised."""
     blocks = [block for block in batches.join_rows(rows, JOINED) if len(block["input_ids"]) == JOINED]
     collator = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=batches.IGNORED)
-    return train_and_time(
-        Trainer(model=model, args=plain_arguments(folder, 1, ACCUMULATED), train_dataset=blocks, data_collator=collator)
-    )
+    arguments = plain_arguments(folder, model, 1, ACCUMULATED)
+    return train_and_time(Trainer(model=model, args=arguments, train_dataset=blocks, data_collator=collator))
 
 
-def plain_arguments(folder: Path, batch: int, accumulated: int) -> TrainingArguments:
+def plain_arguments(folder: Path, model: Any, batch: int, accumulated: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch,
@@ -93,6 +110,7 @@ def plain_arguments(folder: Path, batch: int, accumulated: int) -> TrainingArgum
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
+        bf16=model.dtype == torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
         logging_steps=10**6,
     )
@@ -120,16 +138,19 @@ def validation_loss(model: Any, rows: list[batches.Example], pad_id: int) -> flo
 
 
 def main(args: argparse.Namespace) -> None:
-    from transformers import AutoTokenizer
-
     use_threads(args.threads)
+    cases = [measure(args, corpus, getattr(torch, dtype)) for corpus in args.corpus for dtype in args.dtypes]
+    write_table(Path(__file__).with_suffix(".md"), report(args, cases))
+
+
+def measure(args: argparse.Namespace, corpus: Path, dtype: torch.dtype) -> Case:
+    """All ways in turn on the rows of one corpus."""
     tokenizer, padding_tokenizer = load_tokenizer(args.base), AutoTokenizer.from_pretrained(args.base)
     pad_id = min(tokenizer.end_ids)
     rows, validation = (
-        batches.encode_rows(tokenizer, read_rows(args.corpus / f"{split}.jsonl"), loss="completion", max_length=8192)
+        batches.encode_rows(tokenizer, read_rows(corpus / f"{split}.jsonl"), loss="completion", max_length=8192)
         for split in ("train", "validation")
     )
-    validation = validation[: args.validation_rows]
     # Olive's path takes whole blocks only: each round is as many rows as fill one of its steps.
     rounds = list(rounds_of(rows, JOINED * ACCUMULATED))[: args.rounds + 1]
     computed: list[int] = []  # tokens that went through the linear layers, round by round
@@ -141,9 +162,9 @@ def main(args: argparse.Namespace) -> None:
     models = {}
     for name, (_, settings, _) in ways.items():
         set_seed(0)
-        models[name] = lora_model(load_model(args.base, torch.float32), settings)
+        models[name] = lora_model(load_model(args.base, dtype), settings)
     speeds: dict[str, list[float]] = {name: [] for name in ways}
-    peaks = [matmul_peak(torch.float32)]
+    peaks = [matmul_peak(dtype)]
     with tempfile.TemporaryDirectory() as folder:
         for number, part in enumerate(rounds):
             for name, (train, _, extra) in ways.items():
@@ -153,13 +174,15 @@ def main(args: argparse.Namespace) -> None:
                 tokens = JOINED * ACCUMULATED if name == "Olive's path" else tokens
                 if number:  # the first round warms up
                     speeds[name].append(tokens / seconds)
-                print(f"round {number}: {name} {tokens / seconds:.1f} tokens/s", flush=True)
-            peaks.append(matmul_peak(torch.float32))
+                print(f"{corpus}, {dtype}, round {number}: {name} {tokens / seconds:.1f} tokens/s", flush=True)
+            peaks.append(matmul_peak(dtype))
     sizes = [sum(len(row["input_ids"]) for row in part) for part in rounds]
-    used = sum(computed[1:]) / sum(sizes[1:])
-    losses = {name: validation_loss(models[name], validation, pad_id) for name in ways}
-    print(losses)
-    write_table(Path(__file__).with_suffix(".md"), report(args, speeds, losses, used, max(peaks), validation))
+    losses = {name: validation_loss(models[name], validation[: args.validation_rows], pad_id) for name in ways}
+    print(losses, flush=True)
+    return Case(
+        *(corpus, dtype, speeds, losses, sum(computed[1:]) / sum(sizes[1:]), max(peaks)),
+        statistics.mean(len(row["input_ids"]) for row in rows),
+    )
 
 
 def rounds_of(rows: list[batches.Example], tokens: int) -> Any:
@@ -172,58 +195,61 @@ def rounds_of(rows: list[batches.Example], tokens: int) -> Any:
             part = []
 
 
-def report(
-    args: argparse.Namespace,
-    speeds: dict[str, list[float]],
-    losses: dict[str, float],
-    used: float,
-    peak: float,
-    validation: list[batches.Example],
-) -> str:
-    ours = speeds["slmflow"]
-    lines = []
-    for name, values in speeds.items():
-        ratios = [own / other for own, other in zip(ours, values, strict=True)]
-        lines.append(
-            [
-                name,
-                f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})",
-                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-                f"{losses[name]:.4f}",
-            ]
-        )
+def report(args: argparse.Namespace, cases: list[Case]) -> str:
     model = load_model(args.base, torch.float32)
     head = model.get_output_embeddings().weight.numel()
     body = sum(p.weight.numel() for n, p in model.named_modules() if isinstance(p, torch.nn.Linear) and n != "lm_head")
-    share = 4 * body * used * statistics.median(ours) / peak
+    lines, shares = [], []
+    for case in cases:
+        rows = f"{case.corpus}, {case.tokens_in_row:.0f} tokens a row, {str(case.dtype).removeprefix('torch.')}"
+        ours = case.speeds["slmflow"]
+        for name, values in case.speeds.items():
+            ratios = [own / other for own, other in zip(ours, values, strict=True)]
+            lines.append(
+                [
+                    *(rows, name, f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"),
+                    f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                    f"{case.losses[name]:.4f}",
+                ]
+            )
+        share = 4 * body * case.computed * statistics.median(ours) / case.peak
+        shares.append([rows, f"{case.computed:.1%}", f"{case.peak / 1e9:.0f}", f"{share:.0%}"])
     return f"""# Training
 
-    python benchmarks/training.py --base {args.base} --corpus {args.corpus}
+    python benchmarks/training.py {command_line(args)}
 
 {machine("torch", "transformers", "peft", threads=args.threads)}
 
-{len(ours)} rounds in turn after one to warm up; in each round each way gets the same new rows of about
+{args.rounds} rounds in turn after one to warm up; in each round each way gets the same new rows of about
 {JOINED * ACCUMULATED} tokens.
-Batch {BATCH}, float32, LoRA r 16 on all linear layers; Olive's path: r 64 on q, k, v, o; rows
+Batch {BATCH}, LoRA r 16 on all linear layers; Olive's path: r 64 on q, k, v, o; rows
 joined to {JOINED} tokens, batch 1 x {ACCUMULATED}, every token supervised. Median (lowest to highest).
 
-{markdown_table(["way", "real tokens/s", "slmflow is faster by", f"validation loss, {len(validation)} rows"], lines)}
+{markdown_table(["rows", "way", "real tokens/s", "slmflow is faster by", "validation loss"], lines)}
 
-The losses are per supervised token after the same rows. slmflow and the Trainer take the same number of steps with the
-same number of rows; Olive's path takes an eighth of the steps and learns prompts too.
+The losses are per supervised token, on {args.validation_rows} rows, after the same rows in training. slmflow and the
+Trainer take the same steps with the same rows; Olive's path takes an eighth of the steps and learns prompts too.
 
-**Share of the matmul peak: {share:.0%}.** 4 operations a token and weight (2 forward, 2 for the gradients of the
-activations); N = {body:,} weights of the linear layers without the vocabulary head ({head:,}), which runs on
-supervised tokens only and is not counted. Peak {peak / 1e9:.0f} GFLOP/s: the best 1536-square float32 matmul between
-the rounds. What the rows of a batch share at their beginning is computed once: {used:.1%} of the
-tokens went through the linear layers, and only they count for the share.
+## Share of the machine's matmul peak
+
+{markdown_table(["rows", "tokens computed", "peak, GFLOP/s", "share of the peak"], shares)}
+
+4 operations a token and weight (2 forward, 2 for the gradients of the activations); N = {body:,} weights of the
+linear layers without the vocabulary head ({head:,}), which runs on supervised tokens only and is not counted.
+Peak: the best 1536-square matmul in that dtype between the rounds. What the rows of a batch share at their
+beginning is computed once, and only tokens that went through the linear layers count for the share.
 """
+
+
+def command_line(args: argparse.Namespace) -> str:
+    return f"--base {args.base} --corpus {' '.join(map(str, args.corpus))} --dtypes {' '.join(args.dtypes)}"
 
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--base", type=Path, default=Path("results/base"), help="folder of the base model")
-    arguments.add_argument("--corpus", type=Path, default=Path("results/corpus"), help="train.jsonl, validation.jsonl")
+    arguments.add_argument("--corpus", type=Path, nargs="+", default=[Path("results/corpus")], help="corpus folders")
+    arguments.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--validation-rows", type=int, default=420)
     arguments.add_argument("--threads", type=int, default=2)

@@ -195,7 +195,8 @@ class Finetune(Section):
     eval_steps: Count = 50
     """Steps between validations; a checkpoint is written at each, the best one is kept."""
     logging_steps: Count = 10
-    group_by_length: bool = True
+    group_by_length: bool = False
+    """Rows of like length in a batch: saves padding for the few models whose rows cannot be packed."""
     gradient_checkpointing: bool = False
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the machine has units for it, else float32."""

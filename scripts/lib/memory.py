@@ -12,7 +12,7 @@ from lib.cli import fail
 LIBRARIES_MB = 350.0
 """What interpreter, torch and transformers take at least, pages of files not counted (benchmarks/memory.md)."""
 
-_M_MMAP_THRESHOLD = -3  # mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
 def peak_rss_mb() -> float:
@@ -89,3 +89,15 @@ def return_freed_memory() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed blocks for the next ones (glibc).
+
+    It otherwise gives large ones back, and a training step asks the system for its activations page by page:
+    4 % of the time on two cores (benchmarks/training.md).
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

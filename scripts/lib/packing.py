@@ -19,6 +19,7 @@ from lib.batches import IGNORED, Collator, Example, completion_loss
 from lib.tokens import shared_beginning
 
 ATTENTION = "packed_rows"
+SHORT = 128  # keys of a row up to which plain products are faster on a CPU than its attention kernel
 
 
 @dataclass(frozen=True)
@@ -27,24 +28,19 @@ class PackingCollator:
 
     Returns input_ids and position_ids [1, tokens]; labels [1, 1 + targets], the supervised ids of all
     rows behind one that is ignored; `logits_to_keep` [targets + 1], the place of the token that predicts
-    each, and of one that predicts nothing; and `layout` for `packed_attention`: `shared` (tokens at the
-    beginning), `slots` [rows, longest rest] (place of each token, padded behind), `places`
-    [tokens - shared] (where in the flattened slots each token stands). `real_tokens` counts the tokens
-    of all rows as if none were shared.
+    each, and of one that predicts nothing; `layout`: the table that `packed_attention` sees, and the
+    tokens whose logits are `needed`. `real_tokens` counts the tokens of all rows as if none were shared.
     """
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         rows = [example["input_ids"] for example in examples]
         shared = shared_beginning(rows) if len(rows) > 1 else 0
         input_ids, position_ids = rows[0][:shared], list(range(shared))
-        longest = max(map(len, rows)) - shared
-        slots, places, labels, predictors = [], [], [IGNORED], []
-        for number, (ids, example) in enumerate(zip(rows, examples, strict=True)):
+        starts, labels, predictors = [], [IGNORED], []
+        for ids, example in zip(rows, examples, strict=True):
             start = len(input_ids)
-            rest = ids[shared:]
-            slots.append([min(start + step, start + len(rest) - 1) for step in range(longest)])
-            places += [number * longest + step for step in range(len(rest))]
-            input_ids = input_ids + rest
+            starts.append(start)
+            input_ids = input_ids + ids[shared:]
             position_ids += range(shared, len(ids))
             for place, label in enumerate(example["labels"]):
                 if label != IGNORED:
@@ -57,9 +53,44 @@ class PackingCollator:
             "position_ids": torch.tensor([position_ids]),
             "labels": torch.tensor([labels]),
             "logits_to_keep": torch.tensor([*predictors, len(input_ids) - 1]),
-            "layout": {"shared": shared, "slots": torch.tensor(slots), "places": torch.tensor(places)},
+            "layout": {
+                **attention_table(shared, starts, len(input_ids)),
+                "needed": torch.tensor(sorted({*predictors, len(input_ids) - 1})),
+            },
             "real_tokens": sum(map(len, rows)),
         }
+
+
+def attention_table(shared: int, starts: Sequence[int], tokens: int) -> dict[str, Any]:
+    """Where each packed token stands among the queries and keys of a padded table.
+
+    starts: place of each row's first own token, behind the `shared` ones. `queries` [lines, longest]
+    and `keys` [lines, shared + longest] hold places of tokens: a line for each row, and before them
+    as many as the shared beginning fills. `mask` [lines, longest, shared + longest] is true where a
+    query sees a key; `places` [tokens] is each token's place in the flattened queries. Padding stands
+    behind a line's tokens, where causality hides it, and repeats a token.
+    """
+    ends = [*starts[1:], tokens]
+    longest = max(end - start for start, end in zip(starts, ends, strict=True))
+    queries, places, seen = [], [], []
+    for start in range(0, shared, longest):
+        places += range(len(queries) * longest, len(queries) * longest + min(longest, shared - start))
+        queries.append([min(start + step, shared - 1) for step in range(longest)])
+        seen.append(start)
+    beginnings = len(queries)
+    for start, end in zip(starts, ends, strict=True):
+        places += range(len(queries) * longest, len(queries) * longest + end - start)
+        queries.append([min(start + step, end - 1) for step in range(longest)])
+        seen.append(shared)
+    keys = [[*range(shared), *(line if number >= beginnings else [0] * longest)] for number, line in enumerate(queries)]
+    last_seen = torch.tensor(seen)[:, None] + torch.arange(longest)
+    return {
+        "queries": torch.tensor(queries),
+        "keys": torch.tensor(keys),
+        "places": torch.tensor(places),
+        "mask": last_seen[:, :, None] >= torch.arange(shared + longest),
+        "shared": shared,
+    }
 
 
 def packed_attention(
@@ -80,29 +111,60 @@ def packed_attention(
     query, key, value: [1, heads, tokens, head size]; returns [1, tokens, heads, head size].
     Raises `ValueError` when a row is longer than the model's sliding window.
     """
-    shared, slots, places = layout["shared"], layout["slots"], layout["places"]
-    if sliding_window is not None and shared + slots.shape[1] > sliding_window:
+    queries, keys, mask = layout["queries"], layout["keys"], layout["mask"]
+    if sliding_window is not None and keys.shape[1] > sliding_window:
         raise ValueError("a row is longer than the sliding window")
+    if query.device.type == "cpu" and keys.shape[1] <= SHORT and not dropout:
+        with torch.autocast("cpu", enabled=False):
+            found = _short_attention(query.float(), key.float(), value.float(), scaling, layout)
+        return found.to(query.dtype), None
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return sdpa_attention_forward(module, q, k, v, mask, dropout=dropout, scaling=scaling, **options)[0]
+    def table(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """[1, heads, tokens, size] -> [lines, heads, longest, size]"""
+        return states[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
 
-    def table(states: torch.Tensor) -> torch.Tensor:
-        """[1, heads, tokens, size] -> [rows, heads, longest rest, size]"""
-        return states[0].index_select(1, slots.flatten()).unflatten(1, slots.shape).transpose(0, 1)
+    lines = sdpa_attention_forward(
+        module,
+        table(query, queries),
+        table(key, keys),
+        table(value, keys),
+        mask[:, None] if layout["shared"] else None,  # kernels know plain causality
+        dropout=dropout,
+        scaling=scaling,
+        **options,
+    )[0]
+    return lines.flatten(0, 1).index_select(0, layout["places"])[None], None
 
-    def behind_shared(states: torch.Tensor) -> torch.Tensor:
-        return torch.cat([states[:, :, :shared].expand(len(slots), -1, -1, -1), table(states)], dim=2)
 
-    if not shared:
-        rows = attend(table(query), table(key), table(value))
-        return rows.flatten(0, 1).index_select(0, places)[None], None
-    # Padding stands behind each row, where causality already hides it: one mask serves all rows.
-    longest = slots.shape[1]
-    mask = torch.ones(longest, shared + longest, dtype=torch.bool, device=slots.device).tril(shared)[None, None]
-    rows = attend(table(query), behind_shared(key), behind_shared(value), mask)
-    beginning = attend(query[:, :, :shared], key[:, :, :shared], value[:, :, :shared])
-    return torch.cat([beginning[0], rows.flatten(0, 1).index_select(0, places)])[None], None
+def _short_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, layout: dict[str, Any]
+) -> torch.Tensor:
+    """The same by plain batched products in float32; the queries of all heads that share a key stand together."""
+    heads, tokens, size = query.shape[1:]
+    kv_heads = key.shape[1]
+    group = heads // kv_heads
+    queries, keys, places = layout["queries"], layout["keys"], layout["places"]
+    lines, longest = queries.shape
+    head_start = torch.arange(heads).view(kv_heads, 1, group, 1) * tokens
+    kv_start = torch.arange(kv_heads).view(kv_heads, 1, 1) * tokens
+
+    def rows(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """[1, heads, tokens, size] -> [kv heads x lines, places in a line, size]"""
+        return states.flatten(0, 2).index_select(0, index.flatten()).view(kv_heads * lines, -1, size)
+
+    bias = torch.zeros(layout["mask"].shape).masked_fill_(~layout["mask"], float("-inf"))
+    scores = torch.baddbmm(
+        bias[None, :, None].expand(kv_heads, -1, group, -1, -1).reshape(kv_heads * lines, group * longest, -1),
+        rows(query, head_start + queries[:, None]),
+        rows(key, kv_start + keys).transpose(1, 2),
+        alpha=size**-0.5 if scaling is None else scaling,
+    )
+    found = torch.bmm(scores.softmax(-1), rows(value, kv_start + keys)).flatten(0, 1)
+    # A token's place in `found`: kv head, line, head of the group, place in the line.
+    line, step = places // longest, places % longest
+    head = torch.arange(heads)
+    place = ((head // group * lines + line[:, None]) * group + head % group) * longest + step[:, None]
+    return found.index_select(0, place.flatten()).view(1, tokens, heads, size)
 
 
 AttentionInterface.register(ATTENTION, packed_attention)
@@ -116,6 +178,7 @@ def can_pack(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
     before = model.config._attn_implementation
     if before == ATTENTION:
         return True
+    _shorten_last_mlp(model)
     by_length = sorted(examples, key=lambda example: len(example["input_ids"]))
     tried = by_length[:2] + by_length[-2:]
     training = model.training
@@ -134,6 +197,27 @@ def can_pack(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
         return True
     model.set_attn_implementation(before)
     return False
+
+
+def _shorten_last_mlp(model: Any) -> None:
+    """Let the last layer's MLP, which no attention follows, see only packed tokens whose logits are needed."""
+    layers = getattr(model.base_model, "layers", None)
+    mlp = getattr(layers[-1], "mlp", None) if layers else None
+    if mlp is None:
+        return
+    whole, needed = mlp.forward, None
+
+    def remember(_module: Any, _inputs: Any, options: dict[str, Any]) -> None:
+        nonlocal needed
+        needed = options["layout"]["needed"] if "layout" in options else None
+
+    def forward(states: torch.Tensor) -> Any:
+        if needed is None:
+            return whole(states)
+        return torch.zeros_like(states).index_copy(1, needed, whole(states.index_select(1, needed)))
+
+    layers[-1].register_forward_pre_hook(remember, with_kwargs=True)
+    mlp.forward = forward
 
 
 def _loss(model: Any, batch: dict[str, Any]) -> float:

@@ -13,6 +13,7 @@ from lib import batches
 from lib.cli import progress
 from lib.files import read_json, write_json
 from lib.lora import fuse_lora
+from lib.memory import keep_freed_memory
 from lib.packing import PackingCollator, can_pack
 
 _COMPLETE = "complete.json"  # written last into a checkpoint: one without it was cut short
@@ -31,6 +32,7 @@ def adapter_trainer(
     lengths = [len(example["input_ids"]) for example in encoded["train"]]
     packed = can_pack(model.base_model.model, encoded["train"], pad_id)
     fuse_lora(model)
+    keep_freed_memory()
     spent = Spent()
     return AdapterTrainer(
         order=batches.EpochOrder(
