@@ -1,18 +1,22 @@
 """Training: tokens per second of slmflow, of the Hugging Face Trainer as it comes, and of Olive's path, in turn.
 
-    python benchmarks/training.py --corpus results/corpus results-chat/corpus --dtypes float32 bfloat16
+    .venv/bin/snakemake --cores 2 --configfile benchmarks/chat.yaml -- results-chat/corpus/train.jsonl
+    .venv/bin/python benchmarks/training.py --corpus results/corpus results-chat/corpus --dtypes float32 bfloat16
 
 All three train the same base model on the same rows, in the same dtype, with the same threads, learning
 rate and supervised tokens (Olive's: all tokens, as it does). A round gives each of them the same new
 rows, slmflow and the Trainer in the same order; a token counts when it is a row's own, never padding.
+Each way lives in a process of its own, which waits while the others train.
 The validation loss after the last round is per supervised token, on the same rows. Writes the table to
 benchmarks/training.md.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +30,9 @@ from lib.checkpoints import load_model
 from lib.corpus import read_rows
 from lib.machine import matmul_peak, use_threads
 from lib.tokens import load_tokenizer
-from lib.training import adapter_trainer
+from lib.training import AdapterTrainer, adapter_trainer
+
+spawned = multiprocessing.get_context("spawn")
 
 BATCH = 16
 LEARNING_RATE = 3e-4
@@ -59,7 +65,7 @@ class Case(NamedTuple):
     """What one set of rows in one dtype gave, by way: speeds of the rounds, loss; share of the tokens computed."""
 
     corpus: Path
-    dtype: torch.dtype
+    dtype: str
     speeds: dict[str, list[float]]
     losses: dict[str, float]
     computed: float
@@ -67,18 +73,17 @@ class Case(NamedTuple):
     tokens_in_row: float
 
 
-def train_slmflow(model: Any, rows: list[batches.Example], pad_id: int, folder: Path, computed: list[int]) -> float:
+def slmflow(model: Any, rows: list[batches.Example], tokenizer: Any, folder: Path) -> AdapterTrainer:
+    pad_id = tokenizer.pad_token_id
     trainer = adapter_trainer(
         model, {"train": rows, "validation": rows[:1]}, FINETUNE, seed=0, work=folder, pad_id=pad_id
     )
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
     trainer.args.load_best_model_at_end = False
-    seconds = train_and_time(trainer)
-    computed.append(trainer.spent.computed_tokens)
-    return seconds
+    return trainer
 
 
-def train_default(model: Any, rows: list[batches.Example], pad_id: int, folder: Path, tokenizer: Any) -> float:
+def default_trainer(model: Any, rows: list[batches.Example], tokenizer: Any, folder: Path) -> Trainer:
     """The Trainer as it comes: rows padded to the longest of their batch, all logits."""
     trainer = Trainer(
         model=model,
@@ -87,16 +92,24 @@ def train_default(model: Any, rows: list[batches.Example], pad_id: int, folder: 
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=batches.IGNORED),
     )
     # The same batches as slmflow's, so that the losses can be compared.
-    trainer._get_train_sampler = lambda *_: batches.EpochOrder(len(rows), seed=0, batch=BATCH)  # type: ignore[method-assign]
-    return train_and_time(trainer)
+    order = batches.EpochOrder(len(rows), seed=0, batch=BATCH)
+    trainer._get_train_sampler = lambda *_: order  # type: ignore[method-assign]
+    return trainer
 
 
-def train_joined(model: Any, rows: list[batches.Example], pad_id: int, folder: Path, tokenizer: Any) -> float:
-    """Olive's path: rows joined and cut into blocks, every token supervised."""
+def olive_path(model: Any, rows: list[batches.Example], tokenizer: Any, folder: Path) -> Trainer:
+    """Rows joined and cut into blocks, every token supervised; the few tokens behind the last whole block are left."""
     blocks = [block for block in batches.join_rows(rows, JOINED) if len(block["input_ids"]) == JOINED]
     collator = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=batches.IGNORED)
     arguments = plain_arguments(folder, model, 1, ACCUMULATED)
-    return train_and_time(Trainer(model=model, args=arguments, train_dataset=blocks, data_collator=collator))
+    return Trainer(model=model, args=arguments, train_dataset=blocks, data_collator=collator)
+
+
+WAYS: dict[str, Any] = {
+    "slmflow": (slmflow, FINETUNE),
+    "Trainer": (default_trainer, FINETUNE),
+    "Olive's path": (olive_path, {**FINETUNE, **OLIVE}),
+}
 
 
 def plain_arguments(folder: Path, model: Any, batch: int, accumulated: int) -> TrainingArguments:
@@ -116,11 +129,24 @@ def plain_arguments(folder: Path, model: Any, batch: int, accumulated: int) -> T
     )
 
 
-def train_and_time(trainer: Trainer) -> float:
-    clock = StepClock()
-    trainer.add_callback(clock)
-    trainer.train()
-    return clock.seconds
+def live(name: str, base: Path, dtype: str, threads: int, calls: Connection) -> None:
+    """Process of one way: trains on the rows it is sent and answers (seconds, computed tokens); else a loss."""
+    use_threads(threads)
+    make, settings = WAYS[name]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    set_seed(0)
+    model = lora_model(load_model(base, getattr(torch, dtype)), settings)
+    while True:
+        task, rows = calls.recv()
+        if task == "loss":
+            calls.send(validation_loss(model, rows, tokenizer.pad_token_id))
+            return
+        clock = StepClock()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = make(model, rows, tokenizer, Path(folder))
+            trainer.add_callback(clock)
+            trainer.train()
+        calls.send((clock.seconds, trainer.spent.computed_tokens if name == "slmflow" else 0))
 
 
 def validation_loss(model: Any, rows: list[batches.Example], pad_id: int) -> float:
@@ -139,50 +165,46 @@ def validation_loss(model: Any, rows: list[batches.Example], pad_id: int) -> flo
 
 def main(args: argparse.Namespace) -> None:
     use_threads(args.threads)
-    cases = [measure(args, corpus, getattr(torch, dtype)) for corpus in args.corpus for dtype in args.dtypes]
+    cases = [measure(args, corpus, dtype) for corpus in args.corpus for dtype in args.dtypes]
     write_table(Path(__file__).with_suffix(".md"), report(args, cases))
 
 
-def measure(args: argparse.Namespace, corpus: Path, dtype: torch.dtype) -> Case:
+def measure(args: argparse.Namespace, corpus: Path, dtype: str) -> Case:
     """All ways in turn on the rows of one corpus."""
-    tokenizer, padding_tokenizer = load_tokenizer(args.base), AutoTokenizer.from_pretrained(args.base)
-    pad_id = min(tokenizer.end_ids)
+    tokenizer = load_tokenizer(args.base)
     rows, validation = (
         batches.encode_rows(tokenizer, read_rows(corpus / f"{split}.jsonl"), loss="completion", max_length=8192)
         for split in ("train", "validation")
     )
     # Olive's path takes whole blocks only: each round is as many rows as fill one of its steps.
     rounds = list(rounds_of(rows, JOINED * ACCUMULATED))[: args.rounds + 1]
-    computed: list[int] = []  # tokens that went through the linear layers, round by round
-    ways: dict[str, Any] = {
-        "slmflow": (train_slmflow, FINETUNE, (computed,)),
-        "Trainer": (train_default, FINETUNE, (padding_tokenizer,)),
-        "Olive's path": (train_joined, {**FINETUNE, **OLIVE}, (padding_tokenizer,)),
-    }
-    models = {}
-    for name, (_, settings, _) in ways.items():
-        set_seed(0)
-        models[name] = lora_model(load_model(args.base, dtype), settings)
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    peaks = [matmul_peak(dtype)]
-    with tempfile.TemporaryDirectory() as folder:
-        for number, part in enumerate(rounds):
-            for name, (train, _, extra) in ways.items():
-                seconds = train(models[name], part, pad_id, Path(folder), *extra)
-                # The blocks cut off the few tokens behind the last whole one.
-                tokens = sum(len(row["input_ids"]) for row in part)
-                tokens = JOINED * ACCUMULATED if name == "Olive's path" else tokens
-                if number:  # the first round warms up
-                    speeds[name].append(tokens / seconds)
-                print(f"{corpus}, {dtype}, round {number}: {name} {tokens / seconds:.1f} tokens/s", flush=True)
-            peaks.append(matmul_peak(dtype))
-    sizes = [sum(len(row["input_ids"]) for row in part) for part in rounds]
-    losses = {name: validation_loss(models[name], validation[: args.validation_rows], pad_id) for name in ways}
+    ways = {}
+    for name in WAYS:
+        calls, theirs = spawned.Pipe()
+        spawned.Process(target=live, args=(name, args.base, dtype, args.threads, theirs), daemon=True).start()
+        ways[name] = calls
+    speeds: dict[str, list[float]] = {name: [] for name in WAYS}
+    computed = 0  # tokens that went through slmflow's linear layers
+    peaks = [matmul_peak(getattr(torch, dtype))]
+    for number, part in enumerate(rounds):
+        size = sum(len(row["input_ids"]) for row in part)
+        for name, calls in ways.items():
+            calls.send(("train", part))
+            seconds, through = calls.recv()
+            speed = (JOINED * ACCUMULATED if name == "Olive's path" else size) / seconds
+            print(f"{corpus}, {dtype}, round {number}: {name} {speed:.1f} tokens/s", flush=True)
+            if number:  # the first round warms up
+                speeds[name].append(speed)
+                computed += through
+        peaks.append(matmul_peak(getattr(torch, dtype)))
+    losses = {}
+    for name, calls in ways.items():
+        calls.send(("loss", validation[: args.validation_rows]))
+        losses[name] = calls.recv()
     print(losses, flush=True)
-    return Case(
-        *(corpus, dtype, speeds, losses, sum(computed[1:]) / sum(sizes[1:]), max(peaks)),
-        statistics.mean(len(row["input_ids"]) for row in rows),
-    )
+    share = computed / sum(len(row["input_ids"]) for part in rounds[1:] for row in part)
+    length = statistics.mean(len(row["input_ids"]) for row in rows)
+    return Case(corpus, dtype, speeds, losses, share, max(peaks), length)
 
 
 def rounds_of(rows: list[batches.Example], tokens: int) -> Any:
@@ -201,7 +223,7 @@ def report(args: argparse.Namespace, cases: list[Case]) -> str:
     body = sum(p.weight.numel() for n, p in model.named_modules() if isinstance(p, torch.nn.Linear) and n != "lm_head")
     lines, shares = [], []
     for case in cases:
-        rows = f"{case.corpus}, {case.tokens_in_row:.0f} tokens a row, {str(case.dtype).removeprefix('torch.')}"
+        rows = f"{case.corpus}, {case.tokens_in_row:.0f} tokens a row, {case.dtype}"
         ours = case.speeds["slmflow"]
         for name, values in case.speeds.items():
             ratios = [own / other for own, other in zip(ours, values, strict=True)]
@@ -216,12 +238,14 @@ def report(args: argparse.Namespace, cases: list[Case]) -> str:
         shares.append([rows, f"{case.computed:.1%}", f"{case.peak / 1e9:.0f}", f"{share:.0%}"])
     return f"""# Training
 
-    python benchmarks/training.py {command_line(args)}
+    .venv/bin/snakemake --cores 2 --configfile benchmarks/chat.yaml -- results-chat/corpus/train.jsonl
+    .venv/bin/python benchmarks/training.py {command_line(args)}
 
 {machine("torch", "transformers", "peft", threads=args.threads)}
 
-{args.rounds} rounds in turn after one to warm up; in each round each way gets the same new rows of about
-{JOINED * ACCUMULATED} tokens.
+{args.rounds} rounds in turn after one to warm up; in each round each way, a process of its own, gets the same new
+rows of about {JOINED * ACCUMULATED} tokens. `results` is the demo with its short text template, `results-chat` the same
+rows in the model's chat template, where every prompt begins with the same instruction.
 Batch {BATCH}, LoRA r 16 on all linear layers; Olive's path: r 64 on q, k, v, o; rows
 joined to {JOINED} tokens, batch 1 x {ACCUMULATED}, every token supervised. Median (lowest to highest).
 

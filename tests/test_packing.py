@@ -98,6 +98,29 @@ def test_fused_lora_computes_what_peft_does(tiny_model):
         assert torch.allclose(fused[name], gradient, atol=1e-6, rtol=1e-4), name
 
 
+def test_fused_lora_in_bfloat16_is_as_close_to_float32_as_peft(tiny_llama):
+    examples = examples_of(ROWS, "all")
+
+    def gradients(dtype, fuse):
+        torch.manual_seed(0)
+        config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+        model = get_peft_model(load_model(tiny_llama, dtype), config)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        assert not fuse or fuse_lora(model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            found = backward(model, batches.Collator(pad_id=2)(examples))[1]
+        assert {gradient.dtype for gradient in found.values()} == {torch.float32}
+        return torch.cat([gradient.double().flatten() for gradient in found.values()])
+
+    exact, theirs, ours = (
+        gradients(*way) for way in ((torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True))
+    )
+    off = [float((found - exact).norm() / exact.norm()) for found in (theirs, ours)]
+    assert off[1] < min(0.05, 1.5 * off[0])
+
+
 @pytest.mark.parametrize("option", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
 def test_what_the_fused_arithmetic_does_not_know_is_left_to_peft(tiny_llama, option):
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", **option)

@@ -13,12 +13,17 @@ from peft.tuners.lora import Linear
 
 
 class _LoraLinear(torch.autograd.Function):
-    """y = x Wᵀ + s (x Aᵀ) Bᵀ; x [tokens, in], W [out, in] frozen, A [r, in], B [out, r] (Hu et al. 2021)."""
+    """y = x Wᵀ + s (x Aᵀ) Bᵀ; x [tokens, in], W [out, in] frozen, A [r, in], B [out, r] (Hu et al. 2021).
+
+    Computed in the dtype of W; A and B may be wider, as peft keeps them for a bfloat16 base.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float
     ) -> Any:
+        x, ctx.dtypes = x.to(weight.dtype), (x.dtype, a.dtype, b.dtype)
+        a, b = a.to(weight.dtype), b.to(weight.dtype)
         inner = x @ a.t()
         ctx.save_for_backward(x, weight, a, b, inner)
         ctx.scaling = scaling
@@ -27,15 +32,16 @@ class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         x, weight, a, b, inner = ctx.saved_tensors
+        of_x, of_a, of_b = ctx.dtypes
         d_inner = (dy @ b).mul_(ctx.scaling)
-        dx = (dy @ weight).addmm_(d_inner, a) if ctx.needs_input_grad[0] else None
-        return dx, None, d_inner.t() @ x, (dy.t() @ inner).mul_(ctx.scaling), None
+        dx = (dy @ weight).addmm_(d_inner, a).to(of_x) if ctx.needs_input_grad[0] else None
+        return dx, None, (d_inner.t() @ x).to(of_a), (dy.t() @ inner).mul_(ctx.scaling).to(of_b), None
 
 
 def fuse_lora(model: Any) -> int:
     """Give the plain LoRA layers of a peft model the fused forward; number of layers changed.
 
-    Left to peft: layers with a variant (DoRA), dropout, bias, quantized or lower-precision base weights.
+    Left to peft: layers with a variant (DoRA), dropout, bias or quantized base weights.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, Linear) and _is_plain(layer)]
     for layer in layers:
@@ -48,7 +54,7 @@ def _is_plain(layer: Linear) -> bool:
     return (
         type(base) is torch.nn.Linear
         and base.bias is None
-        and base.weight.dtype == torch.float32
+        and base.weight.dtype in (torch.float32, torch.bfloat16)
         and not layer.fan_in_fan_out
         and not layer.lora_variant
         and not any(layer.lora_bias.values())

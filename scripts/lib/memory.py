@@ -94,8 +94,7 @@ def return_freed_memory() -> None:
 def keep_freed_memory() -> None:
     """Let the C library keep freed blocks for the next ones (glibc).
 
-    It otherwise gives large ones back, and a training step asks the system for its activations page by page:
-    4 % of the time on two cores (benchmarks/training.md).
+    It otherwise gives large ones back, and each training step gets its activations anew, page by page.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
