@@ -13,6 +13,7 @@ SHARED = [11, 12, 13, 14]
 # A row that others begin with, rows of all lengths, two equal ones.
 ROWS = [[*SHARED, 20], [*SHARED, 20, 21, 22], [*SHARED, 30, 31], [*SHARED, 40, 41, 42, 43, 44, 2], [*SHARED, 30, 31]]
 LONG = [[*range(50, 63), *row] for row in ROWS]  # the beginning fills more than one line of the table
+SHORTEST = [[11, 12], [11, 13, 14]]
 APART = [[*row[::-1]] for row in ROWS]
 
 
@@ -45,7 +46,9 @@ def backward(model, batch):
 
 @pytest.mark.parametrize("short", [0, packing.SHORT], ids=["kernel", "products"])
 @pytest.mark.parametrize("loss", ["completion", "all"])
-@pytest.mark.parametrize("rows", [ROWS, LONG, APART, ROWS[:1]], ids=["shared", "much", "apart", "one"])
+@pytest.mark.parametrize(
+    "rows", [ROWS, LONG, APART, ROWS[:1], SHORTEST], ids=["shared", "much", "apart", "one", "shortest"]
+)
 def test_loss_and_gradients_are_those_of_padded_rows(tiny_model, rows, loss, short, monkeypatch):
     monkeypatch.setattr(packing, "SHORT", short)
     examples = examples_of(rows, loss)
@@ -76,7 +79,8 @@ def test_another_row_changes_nothing(tiny_model):
 
 def test_what_rows_share_is_computed_once():
     batch = packing.PackingCollator()(examples_of(ROWS, "completion"))
-    assert batch["input_ids"].shape == (1, len(SHARED) + sum(len(row) - len(SHARED) for row in ROWS))
+    shared = len(SHARED) - 1  # the shortest row keeps a token of its own before its last, which is left off
+    assert batch["input_ids"].shape == (1, shared + sum(len(row) - 1 - shared for row in ROWS))
     assert batch["real_tokens"] == sum(map(len, ROWS))
     assert batch["labels"].tolist() == [[batches.IGNORED, *(row[-1] for row in ROWS)]]
 

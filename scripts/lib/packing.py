@@ -1,10 +1,10 @@
 """Rows of a batch one behind the other, without padding; what all of them begin with stands there once.
 
-The linear layers, nine tenths of the work, run on real tokens only, and on the instructions that a
-template puts before every row once for each batch instead of once for each row. Only attention sees a
-padded table: queries, keys and values are gathered into it and its result is gathered back, inside an
-attention function of ours that transformers calls (its `AttentionInterface`). So every architecture
-that uses this interface is trained unchanged; `can_pack` finds out by comparing the loss.
+The linear layers, nine tenths of the work, run on real tokens only, on none that stands last in a row, and
+on the instructions that a template puts before every row once for each batch instead of once for each row.
+Only attention sees a padded table: queries, keys and values are gathered into it and its result is gathered
+back, inside an attention function of ours that transformers calls (its `AttentionInterface`). So every
+architecture that uses this interface is trained unchanged; `can_pack` finds out by comparing the loss.
 """
 
 from collections.abc import Sequence
@@ -24,16 +24,17 @@ SHORT = 128  # keys of a row up to which plain products are faster on a CPU than
 
 @dataclass(frozen=True)
 class PackingCollator:
-    """A batch as one sequence: the shared beginning, then the rest of each row.
+    """A batch as one sequence: the shared beginning, then the rest of each row without its last token.
 
     Returns input_ids and position_ids [1, tokens]; labels [1, 1 + targets], the supervised ids of all
     rows behind one that is ignored; `logits_to_keep` [targets + 1], the place of the token that predicts
     each, and of one that predicts nothing; `layout`: the table that `packed_attention` sees, and the
-    tokens whose logits are `needed`. `real_tokens` counts the tokens of all rows as if none were shared.
+    tokens whose logits are `needed`. `real_tokens` counts the tokens of all rows as if none were shared or left off.
     """
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        rows = [example["input_ids"] for example in examples]
+        # What stands last in a row predicts nothing and nothing sees it.
+        rows = [example["input_ids"][:-1] for example in examples]
         shared = shared_beginning(rows) if len(rows) > 1 else 0
         input_ids, position_ids = rows[0][:shared], list(range(shared))
         starts, labels, predictors = [], [IGNORED], []
@@ -57,7 +58,7 @@ class PackingCollator:
                 **attention_table(shared, starts, len(input_ids)),
                 "needed": torch.tensor(sorted({*predictors, len(input_ids) - 1})),
             },
-            "real_tokens": sum(map(len, rows)),
+            "real_tokens": sum(len(example["input_ids"]) for example in examples),
         }
 
 
@@ -72,7 +73,9 @@ def attention_table(shared: int, starts: Sequence[int], tokens: int) -> dict[str
     """
     ends = [*starts[1:], tokens]
     longest = max(end - start for start, end in zip(starts, ends, strict=True))
-    queries, places, seen = [], [], []
+    queries: list[list[int]] = []
+    places: list[int] = []
+    seen: list[int] = []
     for start in range(0, shared, longest):
         places += range(len(queries) * longest, len(queries) * longest + min(longest, shared - start))
         queries.append([min(start + step, shared - 1) for step in range(longest)])
@@ -202,9 +205,9 @@ def can_pack(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
 def _shorten_last_mlp(model: Any) -> None:
     """Let the last layer's MLP, which no attention follows, see only packed tokens whose logits are needed."""
     layers = getattr(model.base_model, "layers", None)
-    mlp = getattr(layers[-1], "mlp", None) if layers else None
-    if mlp is None:
+    if not layers or not hasattr(layers[-1], "mlp"):
         return
+    mlp = layers[-1].mlp
     whole, needed = mlp.forward, None
 
     def remember(_module: Any, _inputs: Any, options: dict[str, Any]) -> None:
