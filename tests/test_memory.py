@@ -108,3 +108,27 @@ def test_a_merge_takes_no_more_than_a_shard_and_a_matrix_whatever_the_model(tmp_
     matrix = 512 * 2048 * 4 / 1e6
     assert whole - small <= 1.3 * max(files) + matrix
     assert whole - small < sum(files) / 2
+
+
+STEPS = """
+import resource, sys, torch
+from lib.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for step in range(8):
+    if step == 5:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    activations = [torch.ones(1 << 24) for _ in range(4)]  # 64 MB each
+    del activations
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_a_training_step_takes_the_memory_that_the_step_before_left():
+    scripts = Path(__file__).parents[1] / "scripts"
+    faults = {
+        way: int(subprocess.run([sys.executable, "-c", STEPS, way], cwd=scripts, check=True, stdout=-1).stdout)
+        for way in ("keep", "as it comes")
+    }
+    assert faults["keep"] < faults["as it comes"] / 10
