@@ -9,7 +9,7 @@ import pytest
 from onnx_samples import build, write_corpus
 
 from lib import onnx_scorer
-from lib.onnx_model import Reader, load_onnx
+from lib.onnx_model import Reader, load_onnx, log_softmax
 from lib.onnx_scorer import Scorer, open_scorer
 
 
@@ -55,13 +55,24 @@ def test_the_limit_of_memory_changes_nothing(folder, monkeypatch, tokens):
 def test_the_prompt_is_read_once_and_answers_go_side_by_side(folder, monkeypatch):
     rows, scorer, calls = rows_of(), Scorer(folder, 1), []
     run = scorer._run
-    monkeypatch.setattr(scorer, "_run", lambda ids, *rest: calls.append(ids.shape) or run(ids, *rest))
+    monkeypatch.setattr(scorer, "_run", lambda ids, *rest, **last: calls.append(ids.shape) or run(ids, *rest, **last))
     list(scorer.log_probs(rows))
     prompts, answers = calls[: len(rows)], calls[len(rows) :]
     assert [shape[0] for shape in prompts] == [1] * len(rows)
     assert prompts[2][1] == 28, "what neighbours begin with is not read again"
     # Seven rows with answers of 2, 3 and 5 ids: four steps for all, whatever their number.
     assert answers == [(21, 1), (14, 1), (7, 1), (7, 1)]
+
+
+@pytest.mark.parametrize("precision", ["int4", "fp32"])
+def test_the_head_runs_on_the_last_id_of_a_prompt(tiny_model, tmp_path, precision):
+    corpus = write_corpus(tmp_path / "corpus", tiny_model)
+    folder = build(tiny_model, corpus / "rows.jsonl", tmp_path / "onnx", precision=precision)
+    scorer, prompt = Scorer(folder, 1), rows_of()[4][0]
+    logits, _ = scorer._run(np.array([prompt]), np.array([len(prompt)]), scorer._cache)
+    assert logits.shape[:2] == (1, 1)
+    whole = Reader(load_onnx(folder, 1), 64).read(prompt)
+    assert np.abs(log_softmax(logits[0, 0]) - log_softmax(whole)).max() < (1e-4 if precision == "fp32" else 5e-2)
 
 
 def test_a_model_with_other_inputs_is_not_scored_wrongly(folder, tmp_path):

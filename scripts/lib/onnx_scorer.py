@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from lib.files import read_json
+from lib.memory import keep_freed_memory
 from lib.onnx_model import OnnxModel, log_softmax
 from lib.tokens import shared_beginning
 
@@ -42,8 +44,9 @@ class Scorer:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         self._session = onnxruntime.InferenceSession(
-            str(folder / decoder["filename"]), options, providers=["CPUExecutionProvider"]
+            _with_last_logits(folder / decoder["filename"]), options, providers=["CPUExecutionProvider"]
         )
         inputs = {given.name: given.type for given in self._session.get_inputs()}
         layers = range(decoder["num_hidden_layers"])
@@ -110,15 +113,16 @@ class Scorer:
                 part = [one for one in part if len(one.ids) > step + 1]
                 cache = {name: states[: len(part)] for name, states in cache.items()}
                 given = np.array([[one.ids[step]] for one in part])
-                logits, cache = self._run(given, np.array([one.behind + step + 1 for one in part]), cache)
+                lengths = np.array([one.behind + step + 1 for one in part])
+                logits, cache = self._run(given, lengths, cache, last=len(part[0].ids) == step + 2)
                 found = chosen_log_probs(logits[:, -1], [one.ids[step + 1] for one in part])
                 for one, value in zip(part, found.tolist(), strict=True):
                     sums[one.place[0]][one.place[1]] += value
 
     def _run(
-        self, ids: np.ndarray, lengths: np.ndarray, past: dict[str, np.ndarray]
+        self, ids: np.ndarray, lengths: np.ndarray, past: dict[str, np.ndarray], last: bool = False
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits [rows, ids, vocabulary] and the grown keys and values.
+        """Logits [rows, ids, vocabulary] and the grown keys and values, if this is not the last call for these rows.
 
         ids: [rows, new]; lengths: [rows], real tokens of each with the new ones; past: [rows, heads, old, size].
         """
@@ -130,18 +134,39 @@ class Scorer:
         }
         if self._takes_positions:
             inputs["position_ids"] = lengths[:, None] - ids.shape[1] + np.arange(ids.shape[1])
-        logits, *present = self._session.run(self._outputs, inputs)
-        return logits, dict(zip(self._past, present, strict=True))
+        logits, *present = self._session.run(self._outputs[:1] if last else self._outputs, inputs)
+        return logits, dict(zip(self._past, present, strict=False))
 
 
 def open_scorer(model: OnnxModel) -> Scorer | None:
     """A scorer for a loaded model, or None where only onnxruntime-genai knows how to run it."""
     if not model.on_cpu:
         return None
+    keep_freed_memory()  # of the keys and values, the same sizes again and again
     try:
         return Scorer(model.folder, model.threads)
     except ValueError:
         return None
+
+
+def _with_last_logits(file: Path) -> bytes:
+    """The graph of an ONNX model, its weights left in their file, that computes the logits of the last id only.
+
+    Unchanged where what leads to the logits is not a product with weights.
+    """
+    model = onnx.load(file, load_external_data=False)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    node = producers.get("logits")
+    while node is not None and node.op_type == "Cast":
+        node = producers.get(node.input[0])
+    if node is not None and (node.op_type == "MatMulNBits" or (node.op_type == "MatMul" and node.input[1] in weights)):
+        last = onnx.numpy_helper.from_array(np.array([-1]), "last_id")
+        model.graph.initializer.append(last)
+        gather = onnx.helper.make_node("Gather", [node.input[0], last.name], ["last_hidden"], axis=1)
+        model.graph.node.insert(list(model.graph.node).index(node), gather)
+        node.input[0] = "last_hidden"
+    return model.SerializeToString()
 
 
 def chosen_log_probs(logits: np.ndarray, ids: Sequence[int]) -> np.ndarray:
