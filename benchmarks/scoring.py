@@ -146,9 +146,10 @@ def report(args: argparse.Namespace, rows: int, lines: list[list[str]]) -> str:
         *("engine", "labels", "tokens of a label, with its end", "rows/s", "whole sequences: rows/s"),
         *("faster by", "for each label", "largest difference"),
     ]
+    options = f"--results {args.results} --run {args.run} --variant {args.variant} --rows {args.rows}"
     return f"""# Constrained scoring
 
-    .venv/bin/python benchmarks/scoring.py --results {args.results} --run {args.run} --variant {args.variant} --rows {args.rows}
+    .venv/bin/python benchmarks/scoring.py {options}
 
 {machine("torch", "transformers", "onnxruntime-genai", threads=args.threads)}
 
