@@ -19,7 +19,7 @@ PACKAGE_SETTINGS = {
 SELECTION = {
     "run": "lora",
     "variant": "int4",
-    "reason": "macro_f1 0.900 on 5 validation rows, the best",
+    "reason": "macro-F1 0.900 on 5 validation rows, the best",
     "rejected": [{"run": "lora", "variant": "big", "reason": "300.0 MB is above selection.max_size_mb 200"}],
     "metric": "macro_f1",
 }
