@@ -67,10 +67,10 @@ def main() -> None:
     )
     print("| --- " * 9 + "|")
     for name in args.sizes:
-        folder = args.work / name
+        folder = args.work.resolve() / name
         subprocess.run(
-            [sys.executable, "-c", "import sys, memory; memory.make(*sys.argv[1:])", str(folder), str(args.tokenizer),
-             name, args.dtype],
+            [sys.executable, "-c", "import sys, memory; memory.make(*sys.argv[1:])", str(folder),
+             str(args.tokenizer.resolve()), name, args.dtype],
             check=True, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         facts = json.loads((folder / "facts.json").read_text())
