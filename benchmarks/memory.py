@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32"},
 }
 FINETUNE = Finetune(r=16, alpha=32, per_device_train_batch_size=16, eval_steps=1, max_steps=2)
-EVALUATE = {"batch_size": 16, "greedy_rows": 4, "max_new_tokens": 8}
+EVALUATE = {"batch_size": 16, "greedy_rows": 4, "max_new_tokens": 8, "bootstrap_samples": 2000}
 LABELS = ["sadness", "joy", "fear", "surprise"]
 
 
