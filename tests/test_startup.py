@@ -34,7 +34,7 @@ NEEDED = {
     "run": "",
     "score_baselines": "numpy",
     "score_checkpoint": "numpy torch",
-    "score_onnx": "numpy onnxruntime onnxruntime_genai",
+    "score_onnx": "numpy onnx onnxruntime onnxruntime_genai",
     "select_model": "numpy",
     "split_data": "",
     "summarise": "numpy",
