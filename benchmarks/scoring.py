@@ -98,11 +98,14 @@ def main(args: argparse.Namespace) -> None:
         for row in read_rows(args.results / "corpus/validation.jsonl")
         if len(tokenizer.encode(row["prompt"])) >= LEAST_TOKENS
     ][: args.rows]
+    run = args.results / "runs" / args.run
+    checkpoint, onnx = load_model(run / "merged", torch.float32), load_onnx(run / "onnx" / args.variant, args.threads)
+    scorer = Scorer(onnx.folder, args.threads)
     lines = []
     for labels in (template["labels"] or [], EIGHT, EIGHT_LONGER):
         asked: Template = {**template, "labels": labels}
         tokens = [len(ids) for ids in encode_choices(tokenizer, asked, [rows[0]["prompt"]])[0][1]]
-        for engine, (ours, whole) in engines(args, tokenizer, asked).items():
+        for engine, (ours, whole) in engines(checkpoint, onnx, scorer, tokenizer, asked, args.batch).items():
             fast, slow, difference = compare(ours, whole, rows, args.rounds)
             ratios = [own / other for own, other in zip(fast, slow, strict=True)]
             lines.append(
@@ -117,11 +120,10 @@ def main(args: argparse.Namespace) -> None:
     write_table(Path(__file__).with_suffix(".md"), report(args, len(rows), lines))
 
 
-def engines(args: argparse.Namespace, tokenizer: Tokenizer, asked: Template) -> dict[str, tuple[Way, Way]]:
-    """slmflow's way and whole sequences on each engine, with the models loaded once."""
-    run = args.results / "runs" / args.run
-    checkpoint, onnx = load_model(run / "merged", torch.float32), load_onnx(run / "onnx" / args.variant, args.threads)
-    scorer = Scorer(onnx.folder, args.threads)
+def engines(
+    checkpoint: Any, onnx: OnnxModel, scorer: Scorer, tokenizer: Tokenizer, asked: Template, batch: int
+) -> dict[str, tuple[Way, Way]]:
+    """slmflow's way and whole sequences on each engine, with models that are loaded already."""
 
     def encoded(rows: Sequence[Row]) -> Any:
         return encode_choices(tokenizer, asked, [row["prompt"] for row in rows])
@@ -131,10 +133,10 @@ def engines(args: argparse.Namespace, tokenizer: Tokenizer, asked: Template) -> 
 
     return {
         "PyTorch, float32": (
-            lambda part: values(score_torch(checkpoint, tokenizer, asked, part, args.batch)),
+            lambda part: values(score_torch(checkpoint, tokenizer, asked, part, batch)),
             lambda part: whole_torch(checkpoint, tokenizer, asked, part),
         ),
-        f"ONNX Runtime, {args.variant}": (
+        f"ONNX Runtime, {onnx.folder.name}": (
             lambda part: list(scorer.log_probs(encoded(part))),
             lambda part: whole_onnx(onnx, tokenizer, asked, part),
         ),

@@ -276,6 +276,6 @@ if __name__ == "__main__":
     arguments.add_argument("--corpus", type=Path, nargs="+", default=[Path("results/corpus")], help="corpus folders")
     arguments.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
     arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--validation-rows", type=int, default=420)
+    arguments.add_argument("--validation-rows", type=int, default=210)
     arguments.add_argument("--threads", type=int, default=2)
     main(arguments.parse_args())

@@ -16,6 +16,7 @@ from lib.cli import fail, parser, progress, run, settings_argument
 from lib.comparison import align, rows_to_tell
 from lib.files import read_json, read_jsonl, sha256_file, write_json
 from lib.metrics import Prediction, interval, statistics
+from lib.report.words import said
 
 _DEFAULT_METRIC = {"classification": "macro_f1", "generation": "chrf"}
 _CONSTRAINTS = (  # setting, key in the speed file, unit, whether the setting is an upper limit
@@ -95,7 +96,7 @@ def _read_candidate(words: Sequence[str], settings: dict[str, Any]) -> Candidate
 
 def _broken_constraints(candidate: Candidate, selection: dict[str, Any]) -> str:
     """Why the variant cannot be chosen, or nothing."""
-    metric = _said(selection["metric"])
+    metric = said(selection["metric"])
     if candidate.value is None:
         return f"it has no {metric}: no row has a free answer (evaluate.greedy_rows is 0)"
     broken = []
@@ -110,7 +111,7 @@ def _broken_constraints(candidate: Candidate, selection: dict[str, Any]) -> str:
 
 def _choose(feasible: list[Candidate], settings: dict[str, Any]) -> tuple[Candidate, str, dict[str, str]]:
     """The chosen candidate, why, and by name why each other one was not."""
-    metric = _said(settings["selection"]["metric"])
+    metric = said(settings["selection"]["metric"])
     order = _by_quality(feasible)
     lost, equal = {}, []
     for place, one in enumerate(order):
@@ -187,10 +188,6 @@ def _difference(best: Candidate, other: Candidate, settings: dict[str, Any]) -> 
     found = interval(high, seed=settings["seed"], samples=settings["evaluate"]["bootstrap_samples"], minus=low)
     assert found is not None
     return found[0], found[1]
-
-
-def _said(metric: str) -> str:
-    return metric.replace("_f1", "-F1").replace("_", " ").replace("chrf", "chrF")
 
 
 def _thrift(candidate: Candidate) -> tuple[float, float, str]:

@@ -91,6 +91,18 @@ def test_a_row_keeps_a_token_of_its_own():
     assert shared_beginning([[1, 2, 3], []]) == 0
 
 
+def test_the_last_mlp_sees_only_tokens_whose_logits_are_needed(tiny_model):
+    examples, model, seen = examples_of(ROWS, "completion"), load_model(tiny_model), []
+    assert packing.can_pack(model, examples, pad_id=2)
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape[1]))
+    batch = packing.PackingCollator()(examples)
+    batch.pop("labels"), batch.pop("real_tokens")
+    model(**batch)
+    # Two equal rows still have a place each; the last of these predicts nothing besides.
+    assert seen == [batch["input_ids"].shape[1]] * (len(seen) - 1) + [len(ROWS)]
+
+
 def test_fused_lora_computes_what_peft_does(tiny_model):
     examples = examples_of(ROWS, "all")
     expected, gradients = backward(adapted(tiny_model), batches.Collator(pad_id=2)(examples))

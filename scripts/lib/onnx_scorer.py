@@ -122,7 +122,7 @@ class Scorer:
     def _run(
         self, ids: np.ndarray, lengths: np.ndarray, past: dict[str, np.ndarray], last: bool = False
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits [rows, ids, vocabulary] and the grown keys and values, if this is not the last call for these rows.
+        """Logits [rows, ids or only the last, vocabulary] and the grown keys and values, which a `last` call leaves out.
 
         ids: [rows, new]; lengths: [rows], real tokens of each with the new ones; past: [rows, heads, old, size].
         """
@@ -134,8 +134,10 @@ class Scorer:
         }
         if self._takes_positions:
             inputs["position_ids"] = lengths[:, None] - ids.shape[1] + np.arange(ids.shape[1])
-        logits, *present = self._session.run(self._outputs[:1] if last else self._outputs, inputs)
-        return logits, dict(zip(self._past, present, strict=False))
+        if last:
+            return self._session.run(self._outputs[:1], inputs)[0], {}
+        logits, *present = self._session.run(self._outputs, inputs)
+        return logits, dict(zip(self._past, present, strict=True))
 
 
 def open_scorer(model: OnnxModel) -> Scorer | None:
