@@ -122,7 +122,7 @@ class Scorer:
     def _run(
         self, ids: np.ndarray, lengths: np.ndarray, past: dict[str, np.ndarray], last: bool = False
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits [rows, ids or only the last, vocabulary] and the grown keys and values, which a `last` call leaves out.
+        """Logits [rows, ids or only the last, vocabulary] and the grown keys and values, none after a `last` call.
 
         ids: [rows, new]; lengths: [rows], real tokens of each with the new ones; past: [rows, heads, old, size].
         """
