@@ -1,5 +1,8 @@
 """Add a LoRA adapter to the base weights: W + scale * B A, in float32, rounded once.
 
+DoRA's rows are then scaled to their learnt length. An adapter that was trained on a 4-bit base (QLoRA) is added
+either to the original weights or to what the 4 bits stand for, which is what it was trained on: `settings.into`.
+
 The base's files are copied and the adapted weights written over theirs, one at a time: memory holds a
 matrix, not the model, and shards, tied weights, generation config and tokenizer stay as they are.
 Before the merged model is published its logits are compared with those of base and adapter on real
@@ -9,27 +12,27 @@ prompts, in a forward pass that reads each layer's weights when it comes to it.
 import argparse
 import math
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from lib.adapters import adapted_weights
+from lib.checkpoints import Quantization, linear_weights, rounded_to_4_bits
 from lib.cli import fail, loaded, parser, progress, run, settings_argument
 from lib.corpus import read_rows
 from lib.files import published_directory, read_json, sha256_file
 from lib.machine import use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import LIBRARIES_MB, require_memory, return_freed_memory
-from lib.streaming import read_weight, stored_weights, streamed_model
+from lib.streaming import empty_model, read_weight, stored_weights, streamed_model
 from lib.tokens import load_tokenizer
 
 _CHECKED_ROWS = 8
 # Largest difference of logits, relative to the largest logit: float32 sums in another order, and the
 # one rounding to the base's storage dtype (8 significant bits in bfloat16, 11 in float16).
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
-_PREFIX = "base_model.model."
 
 
 def main(args: argparse.Namespace) -> None:
@@ -42,9 +45,10 @@ def main(args: argparse.Namespace) -> None:
     loaded()
     matrix = 4 * max(weight.elements for weight in stored_weights(args.base).values())
     require_memory(LIBRARIES_MB + matrix / 1e6, "merge_adapter")
+    quantization = read_manifest(args.adapter)["quantization"] if args.settings["into"] == "dequantised" else None
     with published_directory(args.merged) as folder:
-        changed, dtype = merge(args.base, args.adapter, folder)
-        difference = logit_difference(args.base, args.adapter, folder, args.rows)
+        changed, dtype = merge(args.base, args.adapter, folder, quantization)
+        difference = logit_difference(args.base, args.adapter, folder, args.rows, quantization)
         progress(f"merge_adapter: {changed} weights changed, logits differ by {difference:.1e} of the largest")
         if not difference <= _TOLERANCE[dtype]:
             fail(
@@ -61,29 +65,38 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-def merge(base: Path, adapter: Path, output: Path) -> tuple[int, torch.dtype]:
+def merge(base: Path, adapter: Path, output: Path, quantization: Quantization | None = None) -> tuple[int, torch.dtype]:
     """Write the merged checkpoint to `output`.
 
+    quantization: the linear weights, also those without an adapter, are first rounded as a 4-bit base has them.
     Returns the number of weights changed and the dtype they are stored in. Raises `UserError` when a
     part of the adapter fits no weight of the base.
     """
     scale = adapter_scale(read_json(adapter / "adapter_config.json"))
-    stored, low_rank = stored_weights(base), stored_weights(adapter)
-    pairs = low_rank_pairs(low_rank)
-    if left := pairs.keys() - stored.keys():
+    stored, parts = stored_weights(base), stored_weights(adapter)
+    try:
+        adapted = adapted_weights(set(parts))
+    except ValueError as unknown:
+        fail(f"it holds {unknown}, which is no low-rank matrix", "only LoRA, rsLoRA and DoRA can be merged", at=adapter)
+    if left := adapted.keys() - stored.keys():
         fail(f"{min(left)} of the adapter is not in the base model", "train on this base model", at=adapter)
+    rounded = linear_weights(empty_model(base)) & stored.keys() if quantization else set()
     for file in sorted(base.iterdir()):
         if file.is_file() and not file.name.startswith("."):
             shutil.copyfile(file, output / file.name)
     dtype = torch.float32
-    for name, (a, b) in pairs.items():
-        weight = read_weight(stored[name], name)
-        dtype = weight.dtype
-        merged = add_low_rank(weight, read_weight(low_rank[a], a), read_weight(low_rank[b], b), scale)
+    for name in sorted(adapted.keys() | rounded):
+        original = read_weight(stored[name], name)
+        weight, dtype = original.float(), original.dtype
+        if quantization and name in rounded:
+            weight = rounded_to_4_bits(weight, quantization)
+        if name in adapted:
+            a, b, *magnitude = (read_weight(parts[part], part) for part in adapted[name] if part)
+            weight = add_low_rank(weight, a, b, scale, *magnitude)
         with open(output / stored[name].file.name, "r+b") as content:
             content.seek(stored[name].start)
-            merged.view(torch.uint8).numpy().tofile(content)
-    return len(pairs), dtype
+            weight.to(dtype).contiguous().view(torch.uint8).numpy().tofile(content)
+    return len(adapted.keys() | rounded), dtype
 
 
 def adapter_scale(config: dict[str, Any]) -> float:
@@ -92,26 +105,24 @@ def adapter_scale(config: dict[str, Any]) -> float:
     return config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def low_rank_pairs(adapter: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Names of (A, B) of each adapted weight, by the weight's name in the base; A is [r, in], B is [out, r]."""
-    suffix, names = ".lora_A.weight", set(adapter)
-    modules = [name.removesuffix(suffix) for name in sorted(names) if name.endswith(suffix)]
-    pairs = {module: (module + suffix, f"{module}.lora_B.weight") for module in modules}
-    if names != {part for pair in pairs.values() for part in pair}:
-        fail("the adapter holds more than pairs of low-rank matrices", "only plain LoRA adapters can be merged")
-    return {f"{module.removeprefix(_PREFIX)}.weight": pair for module, pair in pairs.items()}
+def add_low_rank(
+    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, magnitude: torch.Tensor | None = None
+) -> torch.Tensor:
+    """W + scale * B A in float32; with a magnitude m, rows are brought to length m (DoRA, Liu et al. 2024, eq. 5)."""
+    merged = torch.addmm(weight.float(), b.float(), a.float(), alpha=scale)
+    if magnitude is None:
+        return merged
+    return merged * (magnitude.float() / merged.norm(dim=1))[:, None]
 
 
-def add_low_rank(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
-    """W + scale * B A in float32, rounded once to the dtype of W."""
-    return torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight.dtype)
-
-
-def logit_difference(base: Path, adapter: Path, merged: Path, rows: Path) -> float:
+def logit_difference(
+    base: Path, adapter: Path, merged: Path, rows: Path, quantization: Quantization | None = None
+) -> float:
     """Largest difference of logits on the last position of some prompts, relative to the largest logit."""
     tokenizer = load_tokenizer(merged)
     prompts = tokenizer.encode_batch([row["prompt"] for row in read_rows(rows)[:_CHECKED_ROWS]])
-    expected = last_logits(streamed_model(base, adapter), prompts)  # peft's own forward, not the formula above
+    # peft's own forward, not the formula above
+    expected = last_logits(streamed_model(base, adapter, quantization), prompts)
     found = last_logits(streamed_model(merged), prompts)
     return float((expected - found).abs().max() / expected.abs().max())
 
@@ -131,7 +142,7 @@ def last_logits(model: Any, prompts: list[list[int]]) -> torch.Tensor:
 
 if __name__ == "__main__":
     arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="versions")
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="into, versions")
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     arguments.add_argument("--adapter", type=Path, required=True, help="folder of the adapter")
     arguments.add_argument("--rows", type=Path, required=True, help="corpus rows whose prompts are compared")

@@ -90,7 +90,7 @@ def peak_of_a_merge(folder: Path, layers: int) -> float:
     scripts, tests = Path(__file__).parents[1] / "scripts", Path(__file__).parent
     subprocess.run([sys.executable, "-c", MAKE, folder, str(layers), tests], cwd=scripts, check=True)
     process = subprocess.Popen(
-        [sys.executable, scripts / "merge_adapter.py", "--settings", '{"versions": {}}', "--base", folder / "base",
+        [sys.executable, scripts / "merge_adapter.py", "--settings", '{"into": "original", "versions": {}}', "--base", folder / "base",
          "--adapter", folder / "adapter", "--rows", folder / "rows.jsonl", "--merged", folder / "merged",
          "--threads", "1"]
     )  # fmt: skip

@@ -75,7 +75,8 @@ def train(base: Path, corpus: Path, out: Path, **changes: object) -> dict[str, A
 
     train_adapter.main(
         argparse.Namespace(
-            settings={"seed": 0, "finetune": {**FINETUNE, "dropout": 0.0, **changes}, "versions": {}},
+            settings={**SETTINGS, "finetune": {**FINETUNE, "dropout": 0.0, **changes}},
+            template=corpus / "template.json",
             train=corpus / "train.jsonl",
             validation=corpus / "validation.jsonl",
             base=base,
@@ -92,7 +93,9 @@ def merge(base: Path, adapter: Path, corpus: Path, out: Path) -> Path:
     import merge_adapter
 
     rows = {"rows": corpus / "validation.jsonl", "merged": out}
-    merge_adapter.main(argparse.Namespace(base=base, adapter=adapter, settings={"versions": {}}, threads=1, **rows))
+    merge_adapter.main(
+        argparse.Namespace(base=base, adapter=adapter, settings={"into": "original", "versions": {}}, threads=1, **rows)
+    )
     return out
 
 
@@ -116,11 +119,11 @@ class Learned:
 
     def scored(self, model: Any) -> list[dict[str, Any]]:
         """Predictions and free answers of a loaded PyTorch model on the validation rows."""
-        import score_checkpoint
+        from lib import torch_scorer
 
         tokenizer, template = load_tokenizer(self.base), read_json(self.corpus / "template.json")
-        predictions = score_checkpoint.score_labels(model, tokenizer, template, self.rows(), 4)
-        score_checkpoint.add_answers(model, tokenizer, template, self.rows(), predictions, EVALUATE)
+        predictions = torch_scorer.score_labels(model, tokenizer, template, self.rows(), 4)
+        torch_scorer.add_answers(model, tokenizer, template, self.rows(), predictions, EVALUATE)
         return predictions
 
     def scored_onnx(self, folder: Path) -> list[dict[str, Any]]:
@@ -268,7 +271,7 @@ def peft_adapter(base: Path, folder: Path, **options: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("options", [{}, {"use_rslora": True}])
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}])
 def test_a_merge_follows_pefts_own_scale(tiny_model, tmp_path, options):
     """alpha / r, or alpha / sqrt(r) for rsLoRA (15)."""
     corpus = learnable_corpus(tiny_model, tmp_path)
@@ -284,13 +287,12 @@ def test_a_merge_follows_pefts_own_scale(tiny_model, tmp_path, options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"use_dora": True}, "only plain LoRA adapters can be merged"),
-        ({"modules_to_save": ["lm_head"]}, "only plain LoRA adapters can be merged"),
+        ({"modules_to_save": ["lm_head"]}, "which is no low-rank matrix"),
         ({"alpha_pattern": {"o_proj": 48}}, "differs from base and adapter"),
     ],
 )
 def test_an_adapter_with_more_than_plain_pairs_is_not_merged_wrongly(tiny_phi3, tmp_path, options, message):
-    """Magnitudes, whole layers, scales of single layers (15): refused, or caught by comparing logits."""
+    """Whole layers, scales of single layers (15): refused, or caught by comparing logits."""
     corpus = learnable_corpus(tiny_phi3, tmp_path)
     adapter = peft_adapter(tiny_phi3, tmp_path / "adapter", **options)
     with pytest.raises(UserError, match=message):
@@ -441,8 +443,7 @@ def test_int4_keeps_what_was_taught(learned):
 
 def test_answers_do_not_vary_though_the_base_model_samples(learned, tmp_path):
     """Sampling that generation_config.json asks for (21), in PyTorch and in ONNX Runtime."""
-    import score_checkpoint
-
+    from lib import torch_scorer
     from lib.onnx_model import Reader, load_onnx
 
     base = Path(shutil.copytree(learned.base, tmp_path / "base"))
@@ -451,7 +452,7 @@ def test_answers_do_not_vary_though_the_base_model_samples(learned, tmp_path):
     write_manifest(base, inputs={}, settings={})
     tokenizer, model = load_tokenizer(base), load_model(base)
     prompts = tokenizer.encode_batch([row["prompt"] for row in learned.rows()[:3]])
-    answers = [score_checkpoint.greedy(model, tokenizer, [ids], 6)[0] for _ in range(3) for ids in prompts]
+    answers = [torch_scorer.greedy(model, tokenizer, [ids], 6)[0] for _ in range(3) for ids in prompts]
     onnx = load_onnx(build(base, learned.corpus / "validation.jsonl", tmp_path / "fp32", precision="fp32"), threads=1)
     reader = Reader(onnx, max(map(len, prompts)) + 6)
     said = [(reader.read(ids), reader.answer(6))[1] for _ in range(3) for ids in prompts]
@@ -589,7 +590,7 @@ def test_a_head_that_is_spared_is_spared(learned, tmp_path, options, step):
 
 def test_no_adapter_is_quantized(learned, tmp_path):
     """LoRA matrices in 4 bits (28): they are in the merged weights, and the builder's own way is closed."""
-    from lib.config import load_config
+    from lib.config_file import load_config
 
     graph = Graph(learned.int4 / "model.onnx")
     assert len(graph.quantized) == 11

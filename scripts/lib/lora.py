@@ -9,7 +9,6 @@ backward pass beside `x`.
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -43,13 +42,15 @@ def fuse_lora(model: Any) -> int:
 
     Left to peft: layers with a variant (DoRA), dropout, bias or quantized base weights.
     """
+    from peft.tuners.lora import Linear  # brings bitsandbytes, whose warnings belong into the log
+
     layers = [layer for layer in model.modules() if isinstance(layer, Linear) and _is_plain(layer)]
     for layer in layers:
         layer.forward = _fused_forward(layer)  # type: ignore[method-assign]
     return len(layers)
 
 
-def _is_plain(layer: Linear) -> bool:
+def _is_plain(layer: Any) -> bool:
     base = layer.get_base_layer()
     return (
         type(base) is torch.nn.Linear
@@ -63,7 +64,7 @@ def _is_plain(layer: Linear) -> bool:
     )
 
 
-def _fused_forward(layer: Linear) -> Any:
+def _fused_forward(layer: Any) -> Any:
     name = layer.active_adapters[0]
     weight, scaling = layer.get_base_layer().weight, layer.scaling[name]
     a, b = layer.lora_A[name], layer.lora_B[name]

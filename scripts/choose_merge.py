@@ -1,0 +1,81 @@
+"""Keep the better of the two merges of an adapter that was trained on a 4-bit base (QLoRA).
+
+`dequantised` is what the adapter was trained on, `original` has weights that were never rounded; which one answers
+better is not known before. Validation rows decide, and the choice says what it was worth.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail, parser, progress, run, settings_argument
+from lib.files import link_or_copy, published_directory, read_json, read_jsonl, sha256_file, write_json
+from lib.manifests import manifest_path, read_manifest, write_manifest
+from lib.metrics import SELECTED_BY, interval, point, statistics
+from lib.report.words import said
+
+KINDS = ("dequantised", "original")  # of equals the first is kept: the adapter was trained on it
+
+
+def main(args: argparse.Namespace) -> None:
+    folders = {"original": args.original, "dequantised": args.dequantised}
+    manifests = {kind: read_manifest(folder) for kind, folder in folders.items()}
+    choice = choose(args.scores, folders, args.settings)
+    chosen = choice["chosen"]
+    with published_directory(args.merged) as folder:
+        for name in manifests[chosen]["files"]:
+            link_or_copy(folders[chosen] / name, folder / name)
+    write_json(args.choice, choice)
+    write_manifest(
+        args.merged,
+        inputs={kind: manifest_path(folder) for kind, folder in folders.items()},
+        settings=args.settings,
+        extra={"into": chosen, "dtype": manifests[chosen]["dtype"]},
+    )
+    values = ", ".join(f"{kind} {value:.3f}" for kind, value in choice["values"].items())
+    progress(f"choose_merge: merged into the {chosen} weights; {said(choice['metric'])}: {values}")
+
+
+def choose(scores: Path, folders: dict[str, Path], settings: dict[str, Any]) -> dict[str, Any]:
+    """Which merge has the higher metric on the same rows, with the 95 % bootstrap interval of the difference.
+
+    Raises `UserError` when a score is of other bytes than the merge's, or the metric is undefined.
+    """
+    metric = settings["metric"] or SELECTED_BY[settings["task"]]
+    found = {}
+    for kind in KINDS:
+        file = scores / f"merged-{kind}.validation.json"
+        score = read_json(file)
+        if score["inputs"]["model"] != sha256_file(manifest_path(folders[kind])):
+            fail("it is the score of another model", "delete it and run again", at=file)
+        predictions = list(read_jsonl(file.with_name(f"merged-{kind}.validation.predictions.jsonl")))
+        found[kind] = statistics(settings["task"], predictions, score.get("labels"))[metric]
+    values = {kind: point(statistic) for kind, statistic in found.items()}
+    if None in values.values():
+        fail(f"no {said(metric)}: no row has a free answer", "raise evaluate.greedy_rows", at=scores)
+    chosen = max(KINDS, key=lambda kind: values[kind] or 0.0)
+    other = next(kind for kind in KINDS if kind != chosen)
+    samples = settings["evaluate"]["bootstrap_samples"]
+    ends = interval(found[chosen], seed=settings["seed"], samples=samples, minus=found[other])
+    assert ends is not None
+    return {
+        "chosen": chosen,
+        "metric": metric,
+        "values": values,
+        "difference": (values[chosen] or 0.0) - (values[other] or 0.0),
+        "difference_ci95": ends,
+        "told_apart": not ends[0] <= 0 <= ends[1],
+    }
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, seed, metric, evaluate")
+    arguments.add_argument("--original", type=Path, required=True, help="folder merged into the original weights")
+    arguments.add_argument("--dequantised", type=Path, required=True, help="folder merged into the 4-bit weights")
+    arguments.add_argument("--scores", type=Path, required=True, help="folder of their scores on validation rows")
+    arguments.add_argument(
+        "--merged", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
+    )
+    arguments.add_argument("--choice", type=Path, required=True, help="merge.json, to write")
+    run(arguments, main)
