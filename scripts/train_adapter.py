@@ -1,4 +1,4 @@
-"""Train a LoRA adapter on the training rows; the checkpoint with the lowest validation loss is kept.
+"""Train a LoRA adapter on the training rows; the checkpoint that is best on the validation rows is kept.
 
 Progress lives in `WORK/KEY/`, where KEY follows from everything that determines the result
 (settings, rows, base model, this code): a killed run resumes at its last checkpoint, a changed one
@@ -7,29 +7,31 @@ starts afresh, and an adapter that was already trained is published again in sec
 
 import argparse
 import fcntl
-import json
-import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
 from lib import batches
-from lib.checkpoints import load_model
+from lib.adapters import write_adapter_config
+from lib.checkpoints import Quantization, load_model
 from lib.cli import fail, loaded, parser, progress, run, settings_argument
 from lib.closure import code_closure
-from lib.corpus import read_rows
+from lib.corpus import load_template, read_rows
 from lib.files import canonical_json, published_directory, read_json, sha256_file, sha256_text, write_json
 from lib.machine import matmul_peak, training_dtype, use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import peak_rss_mb
+from lib.templates import Template
 from lib.tokens import load_tokenizer
-from lib.training import AdapterTrainer, adapter_trainer, last_checkpoint
+from lib.torch_scorer import TASK_METRIC, task_quality
+from lib.training import AdapterTrainer, adapter_trainer, last_checkpoint, stopped_early, validations
 
 
 def main(args: argparse.Namespace) -> None:
@@ -52,6 +54,7 @@ def progress_key(args: argparse.Namespace) -> str:
         "settings": args.settings,
         "train": sha256_file(args.train),
         "validation": sha256_file(args.validation),
+        "template": sha256_file(args.template),
         "base": sha256_file(manifest_path(args.base)),
         "code": [sha256_file(path) for path in (script, *code_closure(script))],
     }
@@ -74,6 +77,9 @@ def only_one(work: Path) -> Iterator[None]:
 def train(args: argparse.Namespace, work: Path) -> None:
     """Train from the last whole checkpoint in `work`, or from the start, and leave `work/result`."""
     settings, seed = args.settings["finetune"], args.settings["seed"]
+    evaluate = args.settings["evaluate"] | {"batch_size": settings["per_device_eval_batch_size"]}
+    template = load_template(args.template)
+    check_settings(settings, evaluate, template)
     tokenizer = load_tokenizer(args.base)
     config = read_json(args.base / "config.json")
     # The built model cannot read on behind a sliding window: better said now than after the training.
@@ -88,32 +94,68 @@ def train(args: argparse.Namespace, work: Path) -> None:
 
     dtype = training_dtype(settings["dtype"])
     set_seed(seed)
-    model = lora_model(load_model(args.base, dtype), settings)
-    trainer = adapter_trainer(model, encoded, settings, seed=seed, work=work, pad_id=min(tokenizer.end_ids))
+    model = lora_model(load_model(args.base, dtype, quantization(settings)), settings)
+    classes = [row["label"] for row in rows["train"]] if settings["class_balance"] != "none" else None
+    by_task = partial(task_quality, tokenizer=tokenizer, template=template, rows=rows["validation"], evaluate=evaluate)
+    trainer = adapter_trainer(
+        model,
+        encoded,
+        settings,
+        seed=seed,
+        work=work,
+        pad_id=min(tokenizer.end_ids),
+        measure=by_task if settings["metric_for_best_model"] == "task" else None,
+        classes=classes,
+    )
     progress(
         f"train_adapter: {len(encoded['train'])} sequences, {count_trainable(model):,} trainable parameters, {dtype}"
     )
     loaded()
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    if not losses or not all(math.isfinite(loss) for loss in losses):
-        fail("the loss is not a finite number", "lower finetune.learning_rate")
 
     with published_directory(work / "result") as result:
         save_adapter(model, result / "adapter")
-        write_json(result / "training.json", training_facts(trainer, model, dtype))
+        write_json(result / "training.json", training_facts(trainer, model, dtype, settings, classes))
     for folder in work.glob("checkpoint-*"):
         shutil.rmtree(folder)
 
 
+def quantization(settings: dict[str, Any]) -> Quantization | None:
+    """How the base is kept in 4 bits; None for every method but qlora."""
+    if settings["method"] != "qlora":
+        return None
+    return {"quant_type": settings["quant_type"], "double_quant": settings["double_quant"]}
+
+
+def check_settings(settings: dict[str, Any], evaluate: dict[str, Any], template: Template) -> None:
+    """Raises `UserError` for what this task cannot be trained with. settings: the section `finetune`."""
+    balance, generation = settings["class_balance"], template["task"] == "generation"
+    if generation and settings["metric_for_best_model"] == "task" and evaluate["greedy_rows"] == 0:
+        fail(
+            "finetune.metric_for_best_model: task reads free answers, and evaluate.greedy_rows is 0",
+            "raise evaluate.greedy_rows or choose loss",
+        )
+    if generation and balance != "none":
+        fail(f"finetune.class_balance: {balance} needs classes, which generation has not", "choose none")
+    if settings["corpus_strategy"] == "join" and balance != "none":
+        fail(f"finetune.class_balance: {balance} needs whole rows, and corpus_strategy: join cuts them", "choose none")
+
+
 def lora_model(model: Any, settings: dict[str, Any]) -> Any:
-    """The base model with fresh, seeded LoRA layers. Raises `UserError` when a target names no layer."""
+    """The base model with fresh, seeded LoRA layers. Raises `UserError` when a target names no layer.
+
+    DoRA: Liu et al. 2024. rsLoRA: Kalajdzievski 2023. The layers of all methods are peft's.
+    """
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings["r"],
         lora_alpha=settings["alpha"],
         lora_dropout=settings["dropout"],
         target_modules=settings["target_modules"],
+        use_rslora=settings["method"] == "rslora",
+        use_dora=settings["method"] == "dora",
     )
     if isinstance(settings["target_modules"], list):
         linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
@@ -128,22 +170,21 @@ def lora_model(model: Any, settings: dict[str, Any]) -> Any:
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Save as peft does, with `target_modules` sorted: peft writes a set in the order of its hashes."""
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    path = folder / "adapter_config.json"
-    config = read_json(path)
-    config["target_modules"] = sorted(config["target_modules"])
-    config["base_model_name_or_path"] = None  # a path of this machine
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_adapter_config(folder)
 
 
 def count_trainable(model: Any) -> int:
     return sum(part.numel() for part in model.parameters() if part.requires_grad)
 
 
-def training_facts(trainer: AdapterTrainer, model: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """What the report says about the training: curve, tokens, speed, memory.
+def training_facts(
+    trainer: AdapterTrainer, model: Any, dtype: torch.dtype, settings: dict[str, Any], classes: list[str] | None
+) -> dict[str, Any]:
+    """What the report says about the training: curve, choice of the checkpoint, tokens, speed, memory.
+
+    classes: of each training row, or None where they are not balanced.
 
     The share of the machine's matmul peak counts 4N operations a token: 2N forward and 2N for the
     gradients of the activations, none for frozen weights. N is the weights in the linear layers; the
@@ -152,19 +193,25 @@ def training_facts(trainer: AdapterTrainer, model: Any, dtype: torch.dtype) -> d
     state, spent = trainer.state, trainer.spent
     head = model.get_output_embeddings().weight.numel()
     body = sum(
-        part.weight.numel()
+        part.in_features * part.out_features  # weights in 4 bits are stored two a byte
         for name, part in model.named_modules()
         if isinstance(part, torch.nn.Linear) and "lora_" not in name and "lm_head" not in name
     )
     operations = 4 * (spent.computed_tokens * body + spent.targets * head)
     peak = matmul_peak(dtype)
-    best = min((entry for entry in state.log_history if "eval_loss" in entry), key=lambda entry: entry["eval_loss"])
+    best = next(entry for entry in validations(state) if entry["step"] == state.best_global_step)
+    metrics = [*TASK_METRIC.values(), "loss"]
+    best_by = next(name for name in metrics if f"eval_{name}" in best)
     return {
         "steps": state.global_step,
         "best_step": best["step"],
         "best_validation_loss": best["eval_loss"],
+        "best_by": best_by,
+        "best_value": best[f"eval_{best_by}"],
+        "stopped_early": stopped_early(state, settings["early_stopping_patience"]),
         "epochs": state.epoch,
-        "sequences": len(trainer.order),
+        "sequences": trainer.order.rows,
+        "class_balance": balance_facts(settings["class_balance"], classes) if classes else None,
         "real_tokens": spent.real_tokens,
         "computed_tokens": spent.computed_tokens,
         "supervised_tokens": spent.targets,
@@ -179,10 +226,18 @@ def training_facts(trainer: AdapterTrainer, model: Any, dtype: torch.dtype) -> d
         "curve": [
             {"step": entry["step"], name: entry[name]}
             for entry in state.log_history
-            for name in ("loss", "eval_loss")
+            for name in ("loss", *(f"eval_{name}" for name in reversed(metrics)))
             if name in entry
         ],
     }
+
+
+def balance_facts(balance: str, classes: list[str]) -> dict[str, Any]:
+    """Training rows of each class, and what makes up for their numbers. balance: weight or oversample."""
+    rows = dict(sorted(Counter(classes).items()))
+    if balance == "weight":
+        return {"method": balance, "rows": rows, "weights": batches.class_weights(classes)}
+    return {"method": balance, "rows": rows, "draws_per_epoch": dict.fromkeys(rows, max(rows.values()))}
 
 
 def publish(args: argparse.Namespace, result: Path) -> None:
@@ -191,17 +246,23 @@ def publish(args: argparse.Namespace, result: Path) -> None:
     shutil.copyfile(result / "training.json", args.training)
     write_manifest(
         args.adapter,
-        inputs={"train": args.train, "validation": args.validation, "base": manifest_path(args.base)},
+        inputs={
+            "train": args.train,
+            "validation": args.validation,
+            "template": args.template,
+            "base": manifest_path(args.base),
+        },
         settings=args.settings,
-        extra={"dtype": read_json(args.training)["dtype"]},
+        extra={"dtype": read_json(args.training)["dtype"], "quantization": quantization(args.settings["finetune"])},
     )
 
 
 if __name__ == "__main__":
     arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="seed, finetune, versions")
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="seed, finetune, evaluate, ...")
     arguments.add_argument("--train", type=Path, required=True, help="corpus/train.jsonl")
     arguments.add_argument("--validation", type=Path, required=True, help="corpus/validation.jsonl")
+    arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     arguments.add_argument("--work", type=Path, default=Path("work/train"), help="where progress is kept")
     arguments.add_argument(

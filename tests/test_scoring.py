@@ -1,10 +1,10 @@
 """Scoring in PyTorch: equal to whole sequences one at a time, each row once, labels compared fairly."""
 
 import pytest
-import score_checkpoint
 import torch
 from test_training import LABELS, make_corpus
 
+from lib import torch_scorer
 from lib.checkpoints import load_model
 from lib.files import read_json, read_jsonl
 from lib.scoring import answer_text, encode_choices
@@ -17,7 +17,7 @@ def scored(tiny_model, tmp_path_factory):
     corpus = make_corpus(tiny_model, tmp_path_factory.mktemp("corpus"), rows=20)
     model, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
     template, rows = read_json(corpus / "template.json"), list(read_jsonl(corpus / "train.jsonl"))
-    return model, tokenizer, template, rows, score_checkpoint.score_labels(model, tokenizer, template, rows, 8)
+    return model, tokenizer, template, rows, torch_scorer.score_labels(model, tokenizer, template, rows, 8)
 
 
 @torch.inference_mode()
@@ -52,7 +52,7 @@ def test_a_label_that_begins_another_is_told_apart_by_the_end_token(scored):
 def test_prompts_without_a_common_beginning_are_scored_alike(scored):
     model, tokenizer, template, rows, _ = scored
     changed = [{**row, "prompt": f"{number} {row['prompt']}"} for number, row in enumerate(rows[:6])]
-    predictions = score_checkpoint.score_labels(model, tokenizer, template, changed, 4)
+    predictions = torch_scorer.score_labels(model, tokenizer, template, changed, 4)
     choices = encode_choices(tokenizer, template, [row["prompt"] for row in changed])
     for prediction, (prompt, answers) in zip(predictions, choices, strict=True):
         expected = whole_sequence_log_prob(model, prompt, answers[0])
@@ -61,7 +61,7 @@ def test_prompts_without_a_common_beginning_are_scored_alike(scored):
 
 def test_references_have_the_probability_of_the_whole_sequence(scored):
     model, tokenizer, template, rows, _ = scored
-    predictions = score_checkpoint.score_references(model, tokenizer, {**template, "task": "generation"}, rows, 4)
+    predictions = torch_scorer.score_references(model, tokenizer, {**template, "task": "generation"}, rows, 4)
     pairs = encode_pairs(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
     for row, prediction, (prompt, answer) in zip(rows, predictions, pairs, strict=True):
         assert prediction["reference"] == row["label"]
@@ -72,7 +72,7 @@ def test_references_have_the_probability_of_the_whole_sequence(scored):
 def test_free_answers_equal_greedy_decoding_row_by_row(scored):
     model, tokenizer, _, rows, _ = scored
     prompts = tokenizer.encode_batch([row["prompt"] for row in rows[:5]])
-    together = score_checkpoint.greedy(model, tokenizer, prompts, 5)
+    together = torch_scorer.greedy(model, tokenizer, prompts, 5)
     for prompt, answer in zip(prompts, together, strict=True):
         ids = list(prompt)
         while len(ids) < len(prompt) + 5 and (len(ids) == len(prompt) or ids[-1] not in tokenizer.end_ids):

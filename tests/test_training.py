@@ -54,7 +54,12 @@ FINETUNE = {
     "loss": "completion",
     "corpus_strategy": "rows",
     "source_max_len": 64,
+    "metric_for_best_model": "task",
+    "early_stopping_patience": None,
+    "class_balance": "none",
+    "loraplus_lr_ratio": 16.0,
 }
+EVALUATE = {"greedy_rows": 6, "batch_size": 8, "max_new_tokens": 8}
 
 
 def make_corpus(base: Path, folder: Path, rows: int = 40) -> Path:
@@ -85,12 +90,16 @@ def corpus(tiny_model, tmp_path_factory) -> Path:
 
 
 def train_command(base: Path, corpus: Path, out: Path, work: Path, **changes: object) -> list[str]:
-    settings = {"seed": 0, "finetune": {**FINETUNE, **changes}, "versions": {}}
+    settings = {
+        **{"seed": 0, "task": read_json(corpus / "template.json")["task"], "versions": {}},
+        **{"finetune": {**FINETUNE, **changes}, "evaluate": EVALUATE},
+    }
     return [
         sys.executable,
         str(SCRIPTS / "train_adapter.py"),
         *("--settings", json.dumps(settings), "--train", str(corpus / "train.jsonl")),
-        *("--validation", str(corpus / "validation.jsonl"), "--base", str(base), "--work", str(work)),
+        *("--validation", str(corpus / "validation.jsonl"), "--template", str(corpus / "template.json")),
+        *("--base", str(base), "--work", str(work)),
         *("--adapter", str(out / "adapter"), "--training", str(out / "training.json"), "--threads", "2"),
     ]
 
@@ -213,10 +222,16 @@ def adapter_hash(out: Path) -> str:
 
 def test_training_lowers_the_validation_loss_and_keeps_the_best(trained):
     facts = read_json(trained / "training.json")
-    losses = {point["step"]: point["eval_loss"] for point in facts["curve"] if "eval_loss" in point}
+    losses, scores = (
+        {point["step"]: point[name] for point in facts["curve"] if name in point}
+        for name in ("eval_loss", "eval_macro_f1")
+    )
     assert facts["steps"] == 20
-    assert facts["best_step"] == min(losses, key=lambda step: losses[step])
-    assert facts["best_validation_loss"] < losses[min(losses)]
+    assert list(losses) == list(scores) == [4, 8, 12, 16, 20]
+    assert facts["best_step"] == max(losses, key=lambda step: (scores[step], -losses[step]))
+    assert facts["best_validation_loss"] == losses[facts["best_step"]] < losses[4]
+    assert (facts["best_by"], facts["best_value"]) == ("macro_f1", max(scores.values()))
+    assert facts["stopped_early"] is False
     assert facts["real_tokens"] > facts["supervised_tokens"] > 0
 
 
@@ -296,7 +311,15 @@ def test_an_unknown_target_module_is_named_with_what_the_model_has(tiny_phi3, tm
 
 def merge(run_script, base: Path, trained: Path, corpus: Path, out: Path, check: bool = True):
     return run_script(
-        *("merge_adapter", "--settings", {"versions": {}}, "--base", base, "--adapter", trained / "adapter"),
+        *(
+            "merge_adapter",
+            "--settings",
+            {"into": "original", "versions": {}},
+            "--base",
+            base,
+            "--adapter",
+            trained / "adapter",
+        ),
         *("--rows", corpus / "validation.jsonl", "--merged", out),
         check=check,
     )
@@ -349,7 +372,7 @@ def merge_adapter_arguments(base: Path, trained: Path, corpus: Path, merged: Pat
         adapter=trained / "adapter",
         rows=corpus / "validation.jsonl",
         merged=merged,
-        settings={"versions": {}},
+        settings={"into": "original", "versions": {}},
         threads=2,
     )
 
@@ -362,7 +385,7 @@ def test_small_updates_survive_and_are_rounded_once():
     assert torch.equal(add_low_rank(weight, a, b, 1.0), weight + 2.0**-10)
     half = weight.bfloat16()
     exact = (half.double() + 3 * 2.0**-10).bfloat16()
-    assert torch.equal(add_low_rank(half, a, b, 3.0), exact)
+    assert torch.equal(add_low_rank(half, a, b, 3.0).bfloat16(), exact)
 
 
 def test_an_adapter_of_another_model_is_refused(run_script, tiny_phi3, tiny_llama, tmp_path):

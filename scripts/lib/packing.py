@@ -7,7 +7,8 @@ back, inside an attention function of ours that transformers calls (its `Attenti
 architecture that uses this interface is trained unchanged; `can_pack` finds out by comparing the loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from lib.batches import IGNORED, Collator, Example, completion_loss
 from lib.tokens import shared_beginning
 
 ATTENTION = "packed_rows"
+_ORDINARY = "sdpa"  # what models are loaded with, and what the packed attention calls for long rows
 SHORT = 128  # keys of a row up to which plain products are faster on a CPU than its attention kernel
 
 
@@ -30,6 +32,7 @@ class PackingCollator:
     rows behind one that is ignored; `logits_to_keep` [targets + 1], the place of the token that predicts
     each, and of one that predicts nothing; `layout`: the table that `packed_attention` sees, and the
     tokens whose logits are `needed`. `real_tokens` counts the tokens of all rows as if none were shared or left off.
+    Of examples with a weight also `weights` [1, 1 + targets]: that of each label, 0 for the ignored one.
     """
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
@@ -38,6 +41,7 @@ class PackingCollator:
         shared = shared_beginning(rows) if len(rows) > 1 else 0
         input_ids, position_ids = rows[0][:shared], list(range(shared))
         starts, labels, predictors = [], [IGNORED], []
+        weights = [0.0]
         for ids, example in zip(rows, examples, strict=True):
             start = len(input_ids)
             starts.append(start)
@@ -47,9 +51,10 @@ class PackingCollator:
                 if label != IGNORED:
                     labels.append(label)
                     predictors.append(place - 1 if place <= shared else start + place - shared - 1)
+            weights += [example.get("weight", 1.0)] * (len(labels) - len(weights))
         if not predictors:
             raise ValueError("a batch without a supervised token")
-        return {
+        batch = {
             "input_ids": torch.tensor([input_ids]),
             "position_ids": torch.tensor([position_ids]),
             "labels": torch.tensor([labels]),
@@ -60,6 +65,9 @@ class PackingCollator:
             },
             "real_tokens": sum(len(example["input_ids"]) for example in examples),
         }
+        if "weight" in examples[0]:
+            batch["weights"] = torch.tensor([weights])
+        return batch
 
 
 def attention_table(shared: int, starts: Sequence[int], tokens: int) -> dict[str, Any]:
@@ -173,6 +181,19 @@ def _short_attention(
 AttentionInterface.register(ATTENTION, packed_attention)
 
 
+@contextmanager
+def unpacked(model: Any) -> Iterator[None]:
+    """Let a model that `can_pack` changed take ordinary batches, with masks and a key-value cache, for a while."""
+    before = model.config._attn_implementation
+    if before == ATTENTION:
+        model.set_attn_implementation(_ORDINARY)
+    try:
+        yield
+    finally:
+        if before == ATTENTION:
+            model.set_attn_implementation(before)
+
+
 def can_pack(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
     """Let `model` take packed rows when their loss is that of padded rows; tried on the longest and shortest ones.
 
@@ -227,6 +248,7 @@ def _loss(model: Any, batch: dict[str, Any]) -> float:
     inputs = _on_device(batch, model.device)
     labels = inputs.pop("labels")
     inputs.pop("real_tokens")
+    inputs.pop("weights", None)
     with torch.inference_mode():
         return completion_loss(model(**inputs), labels).item()
 

@@ -1,8 +1,12 @@
-"""The training loop: transformers' Trainer with our batches, order of rows, validation loss and checkpoints."""
+"""The training loop: transformers' Trainer with our batches, order of rows, validation, choice and checkpoints."""
 
+import math
 import shutil
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +14,15 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from lib import batches
-from lib.cli import progress
+from lib.cli import fail, progress
 from lib.files import read_json, write_json
 from lib.lora import fuse_lora
 from lib.memory import keep_freed_memory
-from lib.packing import PackingCollator, can_pack
+from lib.packing import PackingCollator, can_pack, unpacked
 
 _COMPLETE = "complete.json"  # written last into a checkpoint: one without it was cut short
+Measure = Callable[[Any], dict[str, float]]
+"""The task's own metric of a model, by its name; higher is better."""
 
 
 def adapter_trainer(
@@ -27,28 +33,41 @@ def adapter_trainer(
     seed: int,
     work: Path,
     pad_id: int,
+    measure: Measure | None = None,
+    classes: Sequence[str] | None = None,
 ) -> "AdapterTrainer":
-    """Trainer of a peft model. encoded: `train` and `validation`; settings: the section `finetune`."""
-    lengths = [len(example["input_ids"]) for example in encoded["train"]]
-    packed = can_pack(model.base_model.model, encoded["train"], pad_id)
+    """Trainer of a peft model. encoded: `train` and `validation`; settings: the section `finetune`.
+
+    measure: what chooses the checkpoint; None: the validation loss. classes: of each training row, for
+    `class_balance`.
+    """
+    rows = encoded["train"]
+    if settings["class_balance"] == "weight":
+        assert classes is not None
+        rows = batches.weighted(rows, classes)
+    lengths = [len(example["input_ids"]) for example in rows]
+    packed = can_pack(model.base_model.model, rows, pad_id)
     fuse_lora(model)
     keep_freed_memory()
     spent = Spent()
     return AdapterTrainer(
         order=batches.EpochOrder(
-            len(lengths),
+            len(rows),
             seed=seed if settings["data_seed"] is None else settings["data_seed"],
             batch=settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"],
             lengths=lengths if settings["group_by_length"] else None,
+            classes=classes if settings["class_balance"] == "oversample" else None,
         ),
         spent=spent,
+        measure=measure,
+        lr_ratio=settings["loraplus_lr_ratio"] if settings["method"] == "loraplus" else None,
         model=model,
         args=training_arguments(settings, seed, work, next(model.parameters()).dtype),
-        train_dataset=encoded["train"],
+        train_dataset=rows,
         eval_dataset=encoded["validation"],
         data_collator=PackingCollator() if packed else batches.Collator(pad_id),
         compute_loss_func=batches.completion_loss,
-        callbacks=[Progress(work, spent)],
+        callbacks=[Progress(work, spent), Stop(settings["early_stopping_patience"])],
     )
 
 
@@ -77,9 +96,7 @@ def training_arguments(settings: dict[str, Any], seed: int, work: Path, dtype: t
         eval_strategy="steps",
         save_steps=settings["eval_steps"],
         save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
+        load_best_model_at_end=True,  # which one that is says AdapterTrainer
         seed=seed,
         bf16=dtype == torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
@@ -95,14 +112,50 @@ def training_arguments(settings: dict[str, Any], seed: int, work: Path, dtype: t
 
 
 class AdapterTrainer(Trainer):
-    """Trainer with an order of rows that survives a resume and a validation loss per token."""
+    """Trainer with an order of rows that survives a resume, and its own validation and choice of the checkpoint.
 
-    def __init__(self, *, order: batches.EpochOrder, spent: "Spent", **options: Any) -> None:
+    measure: the task's metric, by which the best checkpoint is chosen; None: by the validation loss.
+    lr_ratio: learning rate of the B matrices by that of the A matrices (LoRA+); None: one for all.
+    """
+
+    def __init__(
+        self,
+        *,
+        order: batches.EpochOrder,
+        spent: "Spent",
+        measure: Measure | None = None,
+        lr_ratio: float | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
-        self.order, self.spent = order, spent
+        self.order, self.spent, self.measure, self.lr_ratio = order, spent, measure, lr_ratio
 
     def _get_train_sampler(self, train_dataset: Any = None) -> batches.EpochOrder:
         return self.order
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """AdamW as configured; with `lr_ratio` in two groups, A and B matrices (LoRA+, Hayou et al. 2024)."""
+        if self.lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        from peft.optimizers import create_loraplus_optimizer
+
+        adapted: Any = self.model
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, adapted)
+        self.optimizer = create_loraplus_optimizer(
+            adapted,
+            optimizer_class,
+            loraplus_lr_ratio=self.lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **options,
+        )
+        # peft also makes groups for embeddings and biases, which adapters of ours do not have.
+        self.optimizer.param_groups = [group for group in self.optimizer.param_groups if group["params"]]
+        return self.optimizer
+
+    def _run_epoch(self, *given: Any, **options: Any) -> None:
+        # The Trainer asks only after a step, so that a run resumed at its end would take one more.
+        if not self.control.should_training_stop:
+            super()._run_epoch(*given, **options)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
         self.spent.real_tokens += inputs.pop("real_tokens")
@@ -110,11 +163,39 @@ class AdapterTrainer(Trainer):
         self.spent.targets += int((inputs["labels"] != batches.IGNORED).sum())
         return super().training_step(model, inputs, *rest)
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
+        self.compute_loss_func = partial(batches.completion_loss, weights=inputs.pop("weights", None))
+        return super().compute_loss(model, inputs, *rest, **options)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        """What the loss of an optimizer step is divided by: the weights of its supervised tokens, or their number."""
+        if not batch_samples or "weights" not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        return torch.stack([batch["weights"].sum() for batch in batch_samples]).sum().to(device)
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Validation loss and, where it decides, the task's metric; the training goes on as if nothing had been.
+
+        Raises `UserError` when the loss is not a finite number.
+        """
+        model: Any = self.model
+        with untouched(model):
+            metrics = {"eval_loss": self._validation_loss()}
+            if not math.isfinite(metrics["eval_loss"]):
+                fail("the loss is not a finite number", "lower finetune.learning_rate")
+            if self.measure is not None:
+                # `generate` goes past the forward that accelerate has wrapped in its autocast.
+                with unpacked(model.base_model.model), self.accelerator.autocast():
+                    measured = self.measure(model)
+                metrics |= {f"eval_{name}": value for name, value in measured.items()}
+        self.log(dict(metrics))  # which adds the epoch to what it is given
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _validation_loss(self) -> float:
         """Loss per supervised token over all validation rows (the Trainer's own averages batches)."""
         total, tokens = 0.0, 0
         assert self.model is not None
-        self.model.eval()
         with torch.inference_mode():
             for batch in self.get_eval_dataloader():
                 inputs = self._prepare_inputs(batch)
@@ -124,10 +205,45 @@ class AdapterTrainer(Trainer):
                     loss = batches.completion_loss(self.model(**inputs), labels, num_items_in_batch=1)
                 total += loss.item()
                 tokens += int((labels != batches.IGNORED).sum())
-        metrics = {"eval_loss": total / tokens}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return total / tokens
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether this checkpoint is the best: the higher metric, then the lower loss, then the earlier step.
+
+        `state.best_metric` holds these in this order, [metric, -loss] or [-loss]; it is saved with the state as JSON.
+        """
+        rank = [value for name, value in metrics.items() if name != "eval_loss"] + [-metrics["eval_loss"]]
+        state: Any = self.state  # for transformers best_metric is one number, which it only keeps
+        if state.best_metric is not None and rank <= state.best_metric:
+            return False
+        state.best_metric, state.best_global_step = rank, state.global_step
+        return True
+
+
+@contextmanager
+def untouched(model: Any) -> Iterator[None]:
+    """Evaluation mode for a while; afterwards mode and torch's random numbers are as before.
+
+    So neither how often nor by what is validated changes what is learnt.
+    """
+    training = model.training
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(training)
+
+
+def validations(state: Any) -> list[dict[str, Any]]:
+    """What the log says about each validation: step, eval_loss and maybe a metric, in order."""
+    return [entry for entry in state.log_history if "eval_loss" in entry]
+
+
+def stopped_early(state: Any, patience: int | None) -> bool:
+    """Whether as many validations as `patience` brought nothing better, before the last step."""
+    since_best = sum(entry["step"] > (state.best_global_step or 0) for entry in validations(state))
+    return patience is not None and since_best >= patience and state.global_step < state.max_steps
 
 
 @dataclass
@@ -142,6 +258,14 @@ class Spent:
     real_tokens: int = 0
     computed_tokens: int = 0
     targets: int = 0
+
+
+_SPOKEN = {
+    "loss": "training loss",
+    "eval_loss": "validation loss",
+    "eval_macro_f1": "macro-F1",
+    "eval_chrf": "chrF",
+}
 
 
 class Progress(TrainerCallback):
@@ -163,18 +287,34 @@ class Progress(TrainerCallback):
         self.spent.seconds += time.perf_counter() - self.started
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        logs = given["logs"]
-        if "loss" in logs or "eval_loss" in logs:
-            name = "loss" if "loss" in logs else "eval_loss"
+        said = [f"{_SPOKEN[name]} {value:.4f}" for name, value in given["logs"].items() if name in _SPOKEN]
+        if said:
             left = self.spent.seconds / max(state.global_step, 1) * (state.max_steps - state.global_step)
-            label = "training loss" if name == "loss" else "validation loss"
             progress(
-                f"train_adapter: step {state.global_step} of {state.max_steps}, {label} {float(logs[name]):.4f},"
+                f"train_adapter: step {state.global_step} of {state.max_steps}, {', '.join(said)},"
                 f" about {left / 60:.0f} min left"
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         write_json(self.work / f"checkpoint-{state.global_step}" / _COMPLETE, asdict(self.spent))
+
+
+class Stop(TrainerCallback):
+    """Ends the training when `patience` validations brought nothing better (None: never).
+
+    It remembers nothing and asks the state, which checkpoints hold: a resumed run stops at the same step.
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience = patience
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step >= state.max_steps or stopped_early(state, self.patience)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Each validation is followed by a checkpoint; before that it is not known which is the best.
+        if stopped_early(state, self.patience):
+            control.should_training_stop = True
 
 
 def last_checkpoint(work: Path) -> str | None:
