@@ -22,11 +22,11 @@ from safetensors import safe_open
 
 from lib.cli import fail, first_line, loaded, parser, progress, run, settings_argument
 from lib.corpus import read_rows
-from lib.files import published_directory, read_json, write_json
+from lib.files import published_directory, read_json, sha256_file, write_json
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import LIBRARIES_MB, require_memory
 from lib.onnx_model import Reader, context_length, open_onnx
-from lib.onnx_weights import Graph, grid_of, largest_error
+from lib.onnx_weights import Graph, dequantised, gptq_values, grid_of, largest_error
 from lib.tokens import end_token_ids
 
 # Deterministic answers: what the model says most likely, whatever the base model's own defaults are.
@@ -40,6 +40,7 @@ SEARCH = {
     "no_repeat_ngram_size": 0,
 }
 _BUILDER_PROVIDERS = {"trt-rtx": "NvTensorRtRtx"}  # where the builder's command line has another name
+_NOT_OPTIONS = ("precision", "execution_provider", "score", "calibration")
 _CHECKED_ROWS = 4
 _CHECKED_WEIGHTS = 12
 _ANSWER_TOKENS = 4
@@ -51,31 +52,40 @@ T = TypeVar("T")
 
 def main(args: argparse.Namespace) -> None:
     variant = args.settings["variant"]
-    read_manifest(args.merged)
+    for given in filter(None, (args.merged, args.calibrated)):
+        read_manifest(given)
+    if args.calibrated and read_manifest(args.calibrated)["inputs"]["merged"] != sha256_file(
+        manifest_path(args.merged)
+    ):
+        fail("it was calibrated from another merged model", "delete it and run again", at=args.calibrated)
     # Measured: 1.0 to 1.2 times the weights beside the libraries, 2.4 times with k_quant (benchmarks/memory.md).
     weights = sum(file.stat().st_size for file in args.merged.glob("*.safetensors"))
     require_memory(LIBRARIES_MB + weights / 1e6, "build_onnx")
     prompts = [row["prompt"] for row in read_rows(args.rows)[:_CHECKED_ROWS]]
     with published_directory(args.output) as folder:
-        build(args.merged, folder, variant)
+        options = builder_options(variant, read_json(args.merged / "config.json").get("tie_word_embeddings", False))
+        build(args.calibrated or args.merged, folder, variant, options)
         set_search(folder, end_token_ids(args.merged))
         graph = Graph(folder / "model.onnx")
         check_graph(graph, args.merged, variant)
-        grid = check_weights(graph, args.merged, variant)
+        if args.calibrated:
+            check_calibrated(graph, args.calibrated)
+        grid = "calibrated" if args.calibrated else check_weights(graph, args.merged, variant)
         verified = variant["execution_provider"] == "cpu"
         if verified:
             check_answers(folder, args.merged, variant, prompts, args.threads)
         size = sum(file.stat().st_size for file in folder.iterdir())
         progress(f"build_onnx: {size / 1e6:.1f} MB, grid {grid}, {'verified' if verified else 'not run here'}")
+    sources = {"merged": args.merged, "calibrated": args.calibrated}
     write_manifest(
         args.output,
-        inputs={"merged": manifest_path(args.merged)},
+        inputs={name: manifest_path(path) for name, path in sources.items() if path},
         settings=args.settings,
-        extra={"verified": verified, "grid": grid, "size_bytes": size, "nodes": graph.operators()},
+        extra={"verified": verified, "grid": grid, "builder_options": options, "nodes": graph.operators()},
     )
 
 
-def build(merged: Path, folder: Path, variant: dict[str, Any]) -> None:
+def build(merged: Path, folder: Path, variant: dict[str, Any], options: list[str]) -> None:
     """Run the builder in this process. Raises `UserError` when it refuses the variant."""
     said = io.StringIO()
     provider = variant["execution_provider"]
@@ -86,25 +96,46 @@ def build(merged: Path, folder: Path, variant: dict[str, Any]) -> None:
         where = ("", str(merged), str(folder), variant["precision"], provider, cache)
         loaded()
         try:
-            create_model(*where, **parse_extra_options(*where, builder_options(variant)))
+            create_model(*where, **parse_extra_options(*where, options))
         except Exception as error:  # the builder raises anything from KeyError to AssertionError
+            if "cannot reshape array" in str(error) and variant["algo_config"] in ("rtn", "k_quant"):
+                block = variant["block_size"]
+                fail(
+                    f"block_size {block} divides no row of some weight, and {variant['algo_config']} fills none up",
+                    "take a smaller one, or algo_config default",
+                )
             _refuse(f"the builder refuses it: {type(error).__name__}: {first_line(error)}", merged, variant, error)
         finally:
             sys.stdout.write(said.getvalue())
 
 
-def builder_options(variant: dict[str, Any]) -> list[str]:
-    """The variant's options as the builder's KEY=VALUE texts; null leaves the builder's default."""
-    options = ["hf_token=false"]
-    for name, value in variant.items():
-        if value is None or name in ("precision", "execution_provider", "score"):
-            continue
-        if isinstance(value, bool):
-            value = str(value).lower()
-        elif isinstance(value, list):
-            value = ("/" if name == "op_types_to_quantize" else ",").join(value)
-        options.append(f"{name}={value}")
-    return options
+def builder_options(variant: dict[str, Any], tied: bool) -> list[str]:
+    """The variant's options as the builder's KEY=VALUE texts; null leaves the builder's default.
+
+    tied: the base model's embeddings are its vocabulary head. The builder then keeps one weight for both, in a form
+    that cannot be loaded when the head is asymmetric or in 8 bits, and refuses it in QDQ form; apart, both load
+    (tests/test_variants.py tries every combination).
+    """
+    calibrated = variant["algo_config"] == "auto_round"
+    values = {name: value for name, value in variant.items() if name not in _NOT_OPTIONS and value is not None}
+    if calibrated:  # the weights come rounded; the options are for the head
+        values = {name: value for name, value in values.items() if name not in ("algo_config", "is_symmetric")}
+    apart = (
+        values.get("is_symmetric") is False
+        or "last_matmul:int8" in values.get("matmul_mixed_precision", "")
+        or values.get("use_qdq")
+    )
+    if tied and apart and values.get("algo_config", "default") == "default":
+        values.setdefault("shared_embeddings", False)
+    return ["hf_token=false", *(f"{name}={_option(name, value)}" for name, value in values.items())]
+
+
+def _option(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ("/" if name == "op_types_to_quantize" else ",").join(value)
+    return str(value)
 
 
 @contextlib.contextmanager
@@ -171,6 +202,19 @@ def check_weights(graph: Graph, merged: Path, variant: dict[str, Any]) -> str | 
             f"algo_config {asked} gave weights on the grid {'+'.join(sorted(grids))}", "this is a fault of the builder"
         )
     return "+".join(sorted(grids)) or None
+
+
+def check_calibrated(graph: Graph, calibrated: Path) -> None:
+    """Raises `UserError` when a calibrated weight is not in the built model bit for bit."""
+    with _Checkpoint(calibrated) as checkpoint:
+        modules = {name.removesuffix(".qweight") for name in checkpoint.names if name.endswith(".qweight")}
+        pairs = [(node, merged_name(node, [f"{module}.weight" for module in modules])) for node in graph.quantized]
+        found = [(node, name) for node, name in pairs if name]
+        for node, name in _spread(found, _CHECKED_WEIGHTS):
+            module = name.removesuffix(".weight")
+            parts = (checkpoint.raw(f"{module}.{part}") for part in ("qweight", "scales", "qzeros"))
+            if not np.array_equal(dequantised(graph.read_quantized(node)), gptq_values(*parts)):
+                fail(f"{node} is not what calibration made of {name}", "this is a fault of the builder")
 
 
 def merged_name(node: str, names: Sequence[str]) -> str | None:
@@ -246,6 +290,10 @@ class _Checkpoint:
     def read(self, name: str) -> np.ndarray:
         return self._file_of[name].get_tensor(name).float().numpy()
 
+    def raw(self, name: str) -> np.ndarray:
+        """In the dtype it is stored in."""
+        return self._file_of[name].get_tensor(name).numpy()
+
 
 def _refuse(what: str, merged: Path, variant: dict[str, Any], error: Exception | None = None) -> NoReturn:
     """Raise `UserError`, with the way out where the shared weight of tied embeddings is the cause."""
@@ -273,6 +321,7 @@ if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument("--settings", type=settings_argument, required=True, help="variant, versions")
     arguments.add_argument("--merged", type=Path, required=True, help="folder of the merged model")
+    arguments.add_argument("--calibrated", type=Path, help="folder of its calibrated weights, which are built instead")
     arguments.add_argument("--rows", type=Path, required=True, help="corpus rows whose prompts are answered")
     arguments.add_argument(
         "--output", type=Path, required=True, help="folder to write; its manifest is written last, beside it"

@@ -19,8 +19,29 @@ ROOT = Path(__file__).resolve().parent.parent
 # What the scripts of a group import; everything else follows from what these packages require.
 GROUPS = {
     "data": ["datasets", "huggingface-hub", "jinja2", "numpy", "tokenizers", "xxhash"],
-    "train": ["accelerate", "gguf", "huggingface-hub", "jinja2", "peft", "sacrebleu", "scipy", "torch", "transformers"],
-    "onnx": ["jinja2", "onnx", "onnx-ir", "onnxruntime-genai", "sacrebleu", "scipy", "torch", "transformers"],
+    "train": [
+        "accelerate",
+        "bitsandbytes",
+        "gguf",
+        "huggingface-hub",
+        "jinja2",
+        "peft",
+        "sacrebleu",
+        "scipy",
+        "torch",
+        "transformers",
+    ],
+    "onnx": [
+        "auto-round",
+        "jinja2",
+        "onnx",
+        "onnx-ir",
+        "onnxruntime-genai",
+        "sacrebleu",
+        "scipy",
+        "torch",
+        "transformers",
+    ],
     "report": ["jinja2", "sacrebleu", "scikit-learn", "scipy", "tokenizers"],
 }
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's public page of CPU builds

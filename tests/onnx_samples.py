@@ -45,14 +45,18 @@ def write_corpus(folder: Path, base: Path, task: str = "classification", truncat
     return folder
 
 
-def build(merged: Path, rows: Path, output: Path, **options) -> Path:
+def build(merged: Path, rows: Path, output: Path, calibrated: Path | None = None, **options) -> Path:
     """Run `build_onnx` in this process: importing the builder takes seconds, a build of these none."""
     import build_onnx
 
+    from lib.config import Variant
+
+    variant = Variant.model_validate(VARIANT | options).model_dump(mode="json")
     build_onnx.main(
         argparse.Namespace(
-            settings={"variant": VARIANT | options, "versions": {}},
+            settings={"variant": variant, "versions": {}},
             merged=merged,
+            calibrated=calibrated,
             rows=rows,
             output=output,
             threads=1,

@@ -166,17 +166,6 @@ def test_a_lost_end_token_is_an_error(phi3_fp32, tmp_path):
         build_onnx.set_search(folder, frozenset({2, 3, 7}))
 
 
-@pytest.mark.parametrize(
-    "options", [{"is_symmetric": False}, {"matmul_mixed_precision": "last_matmul:int8"}, {"use_qdq": True}]
-)
-def test_variants_that_tied_embeddings_break_are_refused_with_the_way_out(tiny_llama, llama_corpus, tmp_path, options):
-    with pytest.raises(UserError, match="shared_embeddings: false") as error:
-        build(tiny_llama, llama_corpus / "rows.jsonl", tmp_path / "int4", **options)
-    assert "\n" not in str(error.value)
-    assert list(tmp_path.iterdir()) == []
-    build(tiny_llama, llama_corpus / "rows.jsonl", tmp_path / "int4", shared_embeddings=False, **options)
-
-
 def test_unknown_node_names_are_refused(tiny_phi3, phi3_corpus, tmp_path):
     rows = phi3_corpus / "rows.jsonl"
     with pytest.raises(UserError, match=r"no node /lm_head/MatMull; its nodes are /model/layers\.0"):

@@ -90,6 +90,20 @@ def dequantised(weight: Quantized) -> np.ndarray:
     return values.reshape(len(values), -1)[:, : weight.columns]
 
 
+def gptq_values(qweight: np.ndarray, scales: np.ndarray, qzeros: np.ndarray) -> np.ndarray:
+    """The values that a 4-bit checkpoint in the layout of GPTQ stands for: [N, K], float32.
+
+    qweight: [K / 8, N] int32, eight codes along K in each, the lowest bits first. scales: [groups, N].
+    qzeros: [groups, N / 8] int32, zero points packed along N, stored less one (AutoGPTQ's format 1).
+    """
+    shifts = np.arange(0, 32, 4, dtype=np.uint32)
+    codes = (qweight.view(np.uint32)[:, None, :] >> shifts[None, :, None] & 15).reshape(-1, qweight.shape[1])
+    zeros = (qzeros.view(np.uint32)[:, :, None] >> shifts & 15).reshape(len(qzeros), -1) + 1
+    size = -(-len(codes) // len(scales))
+    steps, middles = (np.repeat(part.astype(np.float32), size, axis=0)[: len(codes)] for part in (scales, zeros))
+    return ((codes.astype(np.float32) - middles) * steps).T
+
+
 def largest_error(weight: Quantized, original: np.ndarray) -> float:
     """Largest |original - dequantised|, in steps of the block; rounding to the nearest gives 0.5.
 
