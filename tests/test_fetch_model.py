@@ -492,8 +492,7 @@ def assert_dequantised(out: Path, original: Path, count: int) -> None:
 
 
 def test_a_gguf_file_becomes_float32_safetensors(tiny_gguf, tiny_llama, counts, tmp_path):
-    from fetch_model import HARD_TEXTS
-
+    from lib.model_files import HARD_TEXTS
     from lib.tokens import load_tokenizer
 
     fetch_path(tiny_gguf, tmp_path / "base", counts["llama"])

@@ -1,0 +1,116 @@
+"""Bring a fine-tuned model that exists already: copied as one that was merged here, once it fits the base model.
+
+Prompts are written with the base model's tokenizer and its untouched weights are what the model must be worth more
+than, so architecture and tokenizer have to be the base model's.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.cli import fail, parser, progress, run, settings_argument
+from lib.files import published_directory, read_json
+from lib.manifests import manifest_path, read_manifest, write_manifest
+from lib.model_files import HARD_TEXTS, Source, import_safetensors, weight_files
+from lib.streaming import read_weight, stored_weights
+from lib.tokens import load_tokenizer
+
+_SAME = (
+    "model_type",
+    "architectures",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "tie_word_embeddings",
+)
+
+
+def main(args: argparse.Namespace) -> None:
+    read_manifest(args.base)
+    if not args.path.is_dir():
+        fail("no such folder", "check finetune.merged", at=args.path)
+    weights, gguf = weight_files([file.name for file in args.path.iterdir()], str(args.path))
+    if gguf:
+        fail("it is a GGUF file", "give it as base_model.path with finetune.method: none", at=args.path)
+    source = Source(args.path, str(args.path), weights, None, {})
+    with published_directory(args.merged) as folder:
+        parameters = sum(weight.elements for weight in stored_weights(args.base).values())
+        facts = import_safetensors(source, folder, parameters)
+        check_config(folder, args.base, args.path)
+        check_tokenizer(folder, args.base, args.path)
+        changed = check_weights(folder, args.base, args.path)
+    write_manifest(
+        args.merged,
+        inputs={"base": manifest_path(args.base)},
+        settings=args.settings,
+        extra={"dtype": facts["dtype"], "weights_changed": changed},
+    )
+    progress(f"fetch_merged: {changed} weights differ from the base model's")
+
+
+def check_config(folder: Path, base: Path, label: Path) -> None:
+    """Raises `UserError` when it is a model of another shape than the base."""
+    ours, theirs = (read_json(path / "config.json") for path in (base, folder))
+    for name in _SAME:
+        if ours.get(name) != theirs.get(name):
+            fail(
+                f"its {name} is {theirs.get(name)}, the base model's {ours.get(name)}",
+                "name the base model that it was made from",
+                at=label,
+            )
+
+
+def check_tokenizer(folder: Path, base: Path, label: Path) -> None:
+    """Raises `UserError` when it reads texts otherwise than the base model, or stops at other tokens."""
+    ours, theirs = load_tokenizer(base), load_tokenizer(folder)
+    texts = [*HARD_TEXTS, *ours.control]
+    for text, one, other in zip(texts, ours.encode_batch(texts), theirs.encode_batch(texts), strict=True):
+        if one != other:
+            fail(
+                f"its tokenizer reads {text!r} as {other[:8]}, the base model's as {one[:8]}",
+                "name the base model that it was made from",
+                at=label,
+            )
+    if ours.end_ids != theirs.end_ids:
+        fail(
+            f"it stops at the tokens {sorted(theirs.end_ids)}, the base model at {sorted(ours.end_ids)}",
+            "take over the base model's generation_config.json",
+            at=label,
+        )
+
+
+def check_weights(folder: Path, base: Path, label: Path) -> int:
+    """Number of weights that differ from the base's, one read at a time.
+
+    Raises `UserError` when names or shapes are others, or a weight is not finite.
+    """
+    ours, theirs = stored_weights(base), stored_weights(folder)
+    if different := sorted(ours.keys() ^ theirs.keys()):
+        fail(f"{different[0]} is in one of the two models only", "name the base model that it was made from", at=label)
+    changed = 0
+    for name, stored in theirs.items():
+        if stored.shape != ours[name].shape:
+            fail(
+                f"{name} is {list(stored.shape)}, in the base model {list(ours[name].shape)}", "name its base", at=label
+            )
+        weight: Any = read_weight(stored, name)
+        if not torch.isfinite(weight).all():
+            fail(f"{name} holds numbers that are not finite", "its training went wrong: train it anew", at=label)
+        changed += not torch.equal(weight.float(), read_weight(ours[name], name).float())
+    return changed
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--settings", type=settings_argument, required=True, help="merged, versions")
+    arguments.add_argument("--path", type=Path, required=True, help="folder of the fine-tuned model")
+    arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    arguments.add_argument(
+        "--merged", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
+    )
+    run(arguments, main)
