@@ -2,8 +2,13 @@
 
 A variant is out when it breaks a constraint, or when another one is shown to be better: the 95 %
 bootstrap interval of their paired difference lies above 0. The rows cannot tell the rest apart; of these the
-smallest wins, then the fastest. That is a rule, not a finding, so the selection says which variants
+smallest wins. Sizes within 5 % count as one, as those of one variant in all runs are: there the better metric wins,
+then the faster. That is a rule, not a finding, so the selection says which variants
 it could not tell apart and how many rows could. Every rejection has its reason.
+
+Beside the choice stand two views of all variants of all runs: `candidates` with the Pareto front over quality, size,
+tokens per second, time to the first token and memory, and `ranking` by the mean over seeds. The front compares point
+values, noise and all: it shows what is on offer and decides nothing.
 """
 
 import argparse
@@ -12,96 +17,149 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lib.cli import fail, parser, progress, run, settings_argument
-from lib.comparison import align, rows_to_tell
+from lib.comparison import Member, align, dominators, ranking, rows_to_tell
 from lib.files import read_json, read_jsonl, sha256_file, write_json
-from lib.metrics import Prediction, interval, statistics
+from lib.metrics import SELECTED_BY, Prediction, Statistic, middle_95, replicates, statistics
 from lib.report.words import said
 
-_DEFAULT_METRIC = {"classification": "macro_f1", "generation": "chrf"}
 _CONSTRAINTS = (  # setting, key in the speed file, unit, whether the setting is an upper limit
     ("max_size_mb", "size_mb", "MB", True),
     ("max_first_token_ms", "first_token_ms", "ms to the first token", True),
     ("min_tokens_per_second", "tokens_per_second", "tokens per second", False),
     ("max_peak_rss_mb", "peak_rss_mb", "MB of memory", True),
 )
+_SPEED = {"size_mb": -1, "first_token_ms": -1, "tokens_per_second": 1, "peak_rss_mb": -1}  # 1: more is better
+_ONE_SIZE = 1.05  # sizes up to this ratio count as the same
+_NAMED = 5  # variants that a sentence names
+_AT_ONCE = 64  # variants that one is compared with at a time
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A variant of a run. value: the metric on validation rows, None where it is undefined."""
+    """A variant of a run. value: the metric on validation rows, None where it is undefined.
+
+    drawn: (samples,) the metric on resampled rows, the same rows for all candidates. rows: all validation
+    rows; measured: those that the metric rests on.
+    """
 
     run: str
     variant: str
-    labels: list[str] | None
     value: float | None
-    predictions: list[Prediction]
+    drawn: np.ndarray
+    rows: int
+    measured: int
     speed: dict[str, Any]
 
     @property
     def name(self) -> str:
         return f"{self.run}/{self.variant}"
 
+    @property
+    def ci95(self) -> list[float] | None:
+        return middle_95(self.drawn)
+
 
 def main(args: argparse.Namespace) -> None:
     settings = args.settings
-    settings["selection"]["metric"] = settings["selection"]["metric"] or _DEFAULT_METRIC[settings["task"]]
-    candidates = [_read_candidate(words, settings) for words in args.candidate]
+    settings["selection"]["metric"] = settings["selection"]["metric"] or SELECTED_BY[settings["task"]]
+    metric = settings["selection"]["metric"]
+    candidates = _read_candidates(args.candidate, settings)
     reasons = {candidate.name: _broken_constraints(candidate, settings["selection"]) for candidate in candidates}
-    feasible = [candidate for candidate in candidates if not reasons[candidate.name]]
+    feasible = _by_quality([candidate for candidate in candidates if not reasons[candidate.name]])
     chosen, why, compared = None, "no variant keeps every constraint", []
     if feasible:
-        chosen, why, lost = _choose(feasible, settings)
-        reasons |= lost
-        compared = [_compared(chosen, other, settings) for other in _by_quality(feasible) if other is not chosen]
-    rejected = [
-        {"run": candidate.run, "variant": candidate.variant, "reason": reasons[candidate.name]}
-        for candidate in candidates
-        if candidate is not chosen
-    ]
+        chosen, why, lost = _choose(feasible, metric)
+        reasons |= lost | {chosen.name: why}
+        compared = [_compared(chosen, other) for other in feasible if other is not chosen]
+    above = dict(zip([one.name for one in feasible], _dominating(feasible), strict=True))
+    entries = [_entry(one, reasons[one.name], one is chosen, above) for one in candidates]
+    entries += [_unscored(*words) for words in args.unscored]
     write_json(
         args.output,
         {
             "run": chosen and chosen.run,
             "variant": chosen and chosen.variant,
             "reason": why,
-            "rejected": rejected,
-            "metric": settings["selection"]["metric"],
+            "rejected": [
+                {key: one[key] for key in ("run", "variant", "reason")} for one in entries if not one["chosen"]
+            ],
+            "metric": metric,
             "compared": compared,
+            "candidates": entries,
+            "ranking": _ranking(candidates, settings),
         },
     )
     progress(f"select_model: {chosen.name if chosen else 'none'}: {why}")
 
 
-def _read_candidate(words: Sequence[str], settings: dict[str, Any]) -> Candidate:
-    """Raises `UserError` when the score is of other bytes than the manifest's, or has not the metric."""
-    run_name, variant, *paths = words
-    score_file, predictions_file, speed_file, manifest_file = map(Path, paths)
-    score = read_json(score_file)
+def _read_candidates(words: Sequence[Sequence[str]], settings: dict[str, Any]) -> list[Candidate]:
+    """Every candidate on the same rows; resamples in which the metric of one is undefined are left out for all.
+
+    Raises `UserError` when a score is of other bytes than the manifest's or has not the metric, or when candidates
+    were scored on different rows.
+    """
+    metric = settings["selection"]["metric"]
+    first: list[Prediction] = []
+    measured: list[Statistic] = []
+    facts: list[dict[str, Any]] = []
+    for run_name, variant, *paths in words:
+        score_file, predictions_file, speed_file, manifest_file = map(Path, paths)
+        score = _read_score(score_file, manifest_file, metric)
+        rows = list(read_jsonl(predictions_file))
+        first = first or rows
+        rows = align(rows, first, f"{run_name}/{variant}")
+        measured.append(statistics(settings["task"], rows, score.get("labels"))[metric])
+        facts.append(
+            {
+                "run": run_name,
+                "variant": variant,
+                "value": score["quality"][metric],
+                "rows": len(rows),
+                "measured": _measured_rows(rows, metric),
+                "speed": read_json(speed_file),
+            }
+        )
+    if not facts:
+        return []
+    drawn = replicates(measured, seed=settings["seed"], samples=settings["evaluate"]["bootstrap_samples"])
+    valued = [fact["value"] is not None for fact in facts]
+    drawn = drawn[:, ~np.isnan(drawn[valued]).any(axis=0)]
+    return [Candidate(**fact, drawn=values) for fact, values in zip(facts, drawn, strict=True)]
+
+
+def _read_score(score_file: Path, manifest_file: Path, metric: str) -> dict[str, Any]:
+    score: dict[str, Any] = read_json(score_file)
     if score["inputs"]["model"] != sha256_file(manifest_file):
         fail(f"scored was another model than {manifest_file}", "delete the score and run again", at=score_file)
-    metric = settings["selection"]["metric"]
     if metric not in score["quality"]:
         known = ", ".join(key for key, value in score["quality"].items() if isinstance(value, float))
         fail(f"no metric {metric!r} in it", f"set selection.metric to one of {known}", at=score_file)
-    return Candidate(
-        run=run_name,
-        variant=variant,
-        labels=score.get("labels"),
-        value=score["quality"][metric],
-        predictions=list(read_jsonl(predictions_file)),
-        speed=read_json(speed_file),
-    )
+    return score
+
+
+def _measured_rows(rows: Sequence[Prediction], metric: str) -> int:
+    """Rows that the metric rests on: what is said of free answers rests on the rows that have one."""
+    if metric in ("accuracy", "macro_f1", "perplexity"):
+        return len(rows)
+    return sum(row["answer"] is not None for row in rows)
 
 
 def _broken_constraints(candidate: Candidate, selection: dict[str, Any]) -> str:
     """Why the variant cannot be chosen, or nothing."""
-    metric = said(selection["metric"])
+    metric, least = said(selection["metric"]), selection["min_quality"]
     if candidate.value is None:
         return f"it has no {metric}: no row has a free answer (evaluate.greedy_rows is 0)"
     broken = []
-    if selection["min_quality"] is not None and candidate.value < selection["min_quality"]:
-        broken.append(f"{metric} {candidate.value:.3f} is below selection.min_quality {selection['min_quality']:g}")
+    if least is not None and candidate.value < least:
+        low, high = candidate.ci95 or (candidate.value, candidate.value)
+        open_ = ", so these rows leave open whether it is" if high >= least else ""
+        broken.append(
+            f"{metric} {candidate.value:.3f} (95 % interval {low:.3f} to {high:.3f}) is below selection.min_quality"
+            f" {least:g}{open_}"
+        )
     for setting, key, unit, upper in _CONSTRAINTS:
         limit, value = selection[setting], candidate.speed[key]
         if limit is not None and (value > limit if upper else value < limit):
@@ -109,59 +167,70 @@ def _broken_constraints(candidate: Candidate, selection: dict[str, Any]) -> str:
     return "; ".join(broken)
 
 
-def _choose(feasible: list[Candidate], settings: dict[str, Any]) -> tuple[Candidate, str, dict[str, str]]:
-    """The chosen candidate, why, and by name why each other one was not."""
-    metric = said(settings["selection"]["metric"])
-    order = _by_quality(feasible)
+def _choose(order: list[Candidate], metric: str) -> tuple[Candidate, str, dict[str, str]]:
+    """The chosen candidate, why, and by name why each other one was not. order: best first."""
+    metric = said(metric)
     lost, equal = {}, []
     for place, one in enumerate(order):
-        better, found = _shown_better(order[:place], one, settings)
+        better = _shown_better(order[:place], one)
         if better:
-            lost[one.name] = f"{metric} {one.value:.3f} is below {better.name}'s {better.value:.3f}{_range(found)}"
+            found = _range(_difference(better, one))
+            lost[one.name] = f"{metric} {one.value:.3f} is below {better.name}'s {better.value:.3f}{found}"
         else:
             equal.append(one)
-    chosen = min(equal, key=_thrift)
+    chosen = _smallest(equal)[0]
     for one in equal:
         if one is not chosen:
-            found = _difference(chosen, one, settings)
             lost[one.name] = (
-                f"{metric} {one.value:.3f} cannot be told from {chosen.name}'s {chosen.value:.3f}{_range(found)},"
-                f" and {_thriftier(chosen, one)}"
+                f"{metric} {one.value:.3f} cannot be told from {chosen.name}'s"
+                f" {chosen.value:.3f}{_range(_difference(chosen, one))}, and {_thriftier(chosen, one)}"
             )
     return chosen, _why(chosen, order, equal, metric), lost
+
+
+def _smallest(equal: list[Candidate]) -> list[Candidate]:
+    """Those whose size is that of the smallest, in their order."""
+    limit = _ONE_SIZE * min(one.speed["size_mb"] for one in equal)
+    return [one for one in equal if one.speed["size_mb"] <= limit]
 
 
 def _by_quality(candidates: list[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda one: (-(one.value or 0.0), *_thrift(one)))
 
 
-def _shown_better(
-    others: Sequence[Candidate], one: Candidate, settings: dict[str, Any]
-) -> tuple[Candidate | None, tuple[float, float] | None]:
-    """The first of `others` that is shown to be better than `one`, with the interval of their difference."""
-    for other in others:
-        found = _difference(other, one, settings)
-        if found[0] > 0:
-            return other, found
-    return None, None
+def _shown_better(others: Sequence[Candidate], one: Candidate) -> Candidate | None:
+    """The first of `others` that is shown to be better than `one`."""
+    for start in range(0, len(others), _AT_ONCE):
+        some = others[start : start + _AT_ONCE]
+        low = np.percentile(np.stack([other.drawn for other in some]) - one.drawn, 2.5, axis=1)
+        if (low > 0).any():
+            return some[int(np.argmax(low > 0))]
+    return None
 
 
 def _why(chosen: Candidate, order: list[Candidate], equal: list[Candidate], metric: str) -> str:
-    text = f"{metric} {chosen.value:.3f} on {len(chosen.predictions)} validation rows"
+    text = f"{metric} {chosen.value:.3f} on {chosen.rows} validation rows"
     if len(order) == 1:
         return f"{text}; it is the only variant that keeps every constraint"
     if chosen is order[0]:
         text += ", the best"
-    if len(equal) > 1:
-        others = ", ".join(f"{one.name} ({one.value:.3f})" for one in equal if one is not chosen)
+    others = [f"{one.name} ({one.value:.3f})" for one in equal if one is not chosen]
+    if others:
         size = f"{chosen.speed['size_mb']:.1f} MB"
-        text += f"; these rows cannot tell it from {others}, and it is the smallest of these, {size}"
+        alone = len(_smallest(equal)) == 1
+        of_these = "it is the smallest of these" if alone else f"of the smallest of these it has the best {metric}"
+        text += f"; these rows cannot tell it from {_some(others)}, and {of_these}, {size}"
     return text
 
 
-def _compared(chosen: Candidate, other: Candidate, settings: dict[str, Any]) -> dict[str, Any]:
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names) if more <= 1 else f"{', '.join(names[:_NAMED])} and {more} more"
+
+
+def _compared(chosen: Candidate, other: Candidate) -> dict[str, Any]:
     """Chosen minus other by the metric, whether the rows tell them apart, and about how many rows would."""
-    low, high = _difference(chosen, other, settings)
+    low, high = _difference(chosen, other)
     difference = (chosen.value or 0.0) - (other.value or 0.0)
     return {
         "run": other.run,
@@ -169,25 +238,62 @@ def _compared(chosen: Candidate, other: Candidate, settings: dict[str, Any]) -> 
         "difference": difference,
         "difference_ci95": [low, high],
         "told_apart": not low <= 0 <= high,
-        "rows_needed": rows_to_tell(difference, (low, high), _measured_rows(chosen, settings)),
+        "rows_needed": rows_to_tell(difference, (low, high), chosen.measured),
     }
 
 
-def _measured_rows(candidate: Candidate, settings: dict[str, Any]) -> int:
-    """Rows that the metric rests on: what is said of free answers rests on the rows that have one."""
-    if settings["selection"]["metric"] in ("accuracy", "macro_f1", "perplexity"):
-        return len(candidate.predictions)
-    return sum(row["answer"] is not None for row in candidate.predictions)
-
-
-def _difference(best: Candidate, other: Candidate, settings: dict[str, Any]) -> tuple[float, float]:
+def _difference(best: Candidate, other: Candidate) -> list[float]:
     """95 % interval of best minus other, on the same resampled rows."""
-    task, metric = settings["task"], settings["selection"]["metric"]
-    aligned = align(other.predictions, best.predictions, other.name)
-    high, low = (statistics(task, rows, best.labels)[metric] for rows in (best.predictions, aligned))
-    found = interval(high, seed=settings["seed"], samples=settings["evaluate"]["bootstrap_samples"], minus=low)
+    found = middle_95(best.drawn - other.drawn)
     assert found is not None
-    return found[0], found[1]
+    return found
+
+
+def _dominating(feasible: Sequence[Candidate]) -> list[str | None]:
+    """For each the best by the metric of those on the Pareto front that dominate it. feasible: best first."""
+    values = [[one.value or 0.0, *(sign * one.speed[key] for key, sign in _SPEED.items())] for one in feasible]
+    return [None if place is None else feasible[place].name for place in dominators(np.array(values))]
+
+
+def _entry(one: Candidate, reason: str, chosen: bool, above: dict[str, str | None]) -> dict[str, Any]:
+    """What `candidates` says of one. above: what dominates each that keeps the constraints."""
+    return {
+        "run": one.run,
+        "variant": one.variant,
+        "value": one.value,
+        "value_ci95": one.ci95 if one.value is not None else None,
+        **{key: one.speed[key] for key in _SPEED},
+        "feasible": one.name in above,
+        "pareto": one.name in above and above[one.name] is None,
+        "dominated_by": above.get(one.name),
+        "chosen": chosen,
+        "reason": reason,
+    }
+
+
+def _unscored(run_name: str, variant: str, reason: str) -> dict[str, Any]:
+    return {
+        "run": run_name,
+        "variant": variant,
+        **dict.fromkeys(("value", "value_ci95", *_SPEED)),
+        "feasible": False,
+        "pareto": False,
+        "dominated_by": None,
+        "chosen": False,
+        "reason": reason,
+    }
+
+
+def _ranking(candidates: Sequence[Candidate], settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """A run that `runs` of the settings does not name is a group of its own."""
+    runs = settings.get("runs", {})
+    alike = {one.run: runs.get(one.run, {"group": one.run, "seed": None}) for one in candidates}
+    members = [
+        Member(alike[one.run]["group"], one.variant, alike[one.run]["seed"], one.value, one.drawn)
+        for one in candidates
+        if one.value is not None
+    ]
+    return ranking(members, seed=settings["seed"])
 
 
 def _thrift(candidate: Candidate) -> tuple[float, float, str]:
@@ -196,19 +302,24 @@ def _thrift(candidate: Candidate) -> tuple[float, float, str]:
 
 def _thriftier(chosen: Candidate, other: Candidate) -> str:
     mine, its = chosen.speed["size_mb"], other.speed["size_mb"]
-    if mine < its:
-        return f"{chosen.name} is smaller ({mine:.1f} against {its:.1f} MB)"
+    sizes = f"({mine:.1f} against {its:.1f} MB)"
+    if its > _ONE_SIZE * mine:
+        return f"{chosen.name} is smaller {sizes}"
+    if chosen.value != other.value:
+        return f"{chosen.name}, as small {sizes}, has the better value"
     rates = chosen.speed["tokens_per_second"], other.speed["tokens_per_second"]
     return f"{chosen.name} is as small and not slower ({rates[0]:.1f} against {rates[1]:.1f} tokens per second)"
 
 
-def _range(found: tuple[float, float] | None) -> str:
-    return f" (95 % interval of the difference {found[0]:+.3f} to {found[1]:+.3f})" if found else ""
+def _range(found: Sequence[float]) -> str:
+    return f" (95 % interval of the difference {found[0]:+.3f} to {found[1]:+.3f})"
 
 
 if __name__ == "__main__":
     arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, seed, selection, evaluate")
+    arguments.add_argument(
+        "--settings", type=settings_argument, required=True, help="task, seed, selection, evaluate, runs"
+    )
     arguments.add_argument(
         "--candidate",
         nargs=6,
@@ -216,6 +327,14 @@ if __name__ == "__main__":
         default=[],
         metavar=("RUN", "VARIANT", "SCORE", "PREDICTIONS", "SPEED", "MANIFEST"),
         help="a variant that may be chosen",
+    )
+    arguments.add_argument(
+        "--unscored",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("RUN", "VARIANT", "REASON"),
+        help="a variant that was built and not scored here, so it is never chosen",
     )
     arguments.add_argument("--output", type=Path, required=True, help="selection.json")
     run(arguments, main)

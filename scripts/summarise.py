@@ -1,21 +1,22 @@
 """Collect every number that other tools read into one file, with paired comparisons.
 
 Each stage is compared with the one that it was made from, the packaged model with every baseline and with
-the untouched base model: always on the same rows.
+the untouched base model: always on the same rows. A run that was not trained here has no training; one that is
+only quantized has no stage before its ONNX builds either, which are then compared with the base.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, parser, run, settings_argument
 from lib.comparison import compare, difference
 from lib.files import read_json, read_jsonl, sha256_file, write_json
-from lib.manifests import read_manifest
+from lib.manifests import manifest_path
 from lib.metrics import BASELINE, Prediction
 
-_BEFORE = {"adapter": "base", "merged": "adapter"}
+_CHECKPOINTS = ("adapter", "merged-original", "merged-dequantised", "merged")  # as the data goes; a run has some
 _TRAINING = (
     "real_tokens",
     "supervised_tokens",
@@ -26,6 +27,7 @@ _TRAINING = (
     "best_step",
 )
 _SPEED = ("size_mb", "load_s", "first_token_ms", "tokens_per_second", "peak_rss_mb")
+_SELECTED = ("run", "variant", "reason", "rejected", "compared", "candidates")
 _MODEL_SPEED = ("size_mb", "first_token_ms", "tokens_per_second", "peak_rss_mb")
 
 
@@ -39,7 +41,8 @@ def main(args: argparse.Namespace) -> None:
         "baselines": {name: splits for name, splits in read_json(args.baselines).items() if name != "extra"},
         "base": base | {"size_mb": _size_mb(args.base)},
         "runs": _runs(args, speeds, builds),
-        "selected": {key: selection[key] for key in ("run", "variant", "reason", "rejected", "compared")},
+        "selected": {key: selection[key] for key in _SELECTED},
+        "ranking": selection["ranking"],
         "model": _model(args, speeds[selection["run"], selection["variant"]]),
         "gate": read_json(args.gate),
     }
@@ -61,36 +64,49 @@ def _data(audit: dict[str, Any], split: dict[str, Any]) -> dict[str, int]:
 def _runs(
     args: argparse.Namespace, speeds: dict[tuple[str, str], Any], builds: dict[tuple[str, str], Any]
 ) -> dict[str, Any]:
-    """Training facts and stages of every run; ONNX builds that were not scored here have no quality."""
+    """Training facts, choice of merge and stages of every run; ONNX builds that were not scored have no quality."""
     runs: dict[str, Any] = {}
     folders = {(name, stage): Path(folder) for name, stage, folder in args.folder}
-    for name, training in args.run:
-        facts = read_json(Path(training))
+    trainings = {name: read_json(Path(file)) for name, file in args.training}
+    merges = {name: read_json(Path(file)) for name, file in args.merge}
+    for name in args.runs:
         compared = _compared(name, args)
         stages = {
-            stage: _stage(compared[stage], {"size_mb": _size_mb(folders[name, stage])})
-            for stage in ("adapter", "merged")
+            stage: _stage(compared.get(stage), {"size_mb": _size_mb(folders[name, stage])})
+            for stage in _CHECKPOINTS
+            if (name, stage) in folders
         }
         for variant in (variant for built, variant in builds if built == name):
             manifest, quality = builds[name, variant], compared.get(f"onnx-{variant}")
             speed = speeds.get((name, variant), {"size_mb": round(manifest["size_bytes"] / 1e6, 1)})
             verified = manifest["verified"] or quality is not None
             stages[f"onnx-{variant}"] = _stage(quality, speed, verified=verified)
-        runs[name] = {"training": {key: facts.get(key) for key in _TRAINING}, "stages": stages}
+        facts = trainings.get(name)
+        runs[name] = {
+            "training": facts and {key: facts.get(key) for key in _TRAINING},
+            "merge": merges.get(name),
+            "stages": stages,
+        }
     return runs
 
 
 def _compared(run_name: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Quality of each scored stage of a run, compared with the stage that it was made from."""
-    predictions = {"base": _predictions(args.base_validation_predictions)}
+    files = {stage: (Path(score), Path(rows)) for name, stage, score, rows in args.stage if name == run_name}
+    predictions = {stage: _predictions(rows) for stage, (_, rows) in files.items()}
+    predictions["base"] = _predictions(args.base_validation_predictions)
     result = {}
-    for name, stage, score, file in sorted(args.stage, key=lambda words: words[1]):  # adapter, merged, onnx-*
-        if name == run_name:
-            before = _BEFORE.get(stage, "merged")
-            predictions[stage] = _predictions(Path(file))
-            comparison = _comparison(args.settings, predictions[before], predictions[stage], before)
-            result[stage] = _quality(Path(score)) | comparison
+    for stage, (score, _) in files.items():
+        before = _before(stage, predictions)
+        comparison = _comparison(args.settings, predictions[before], predictions[stage], before)
+        result[stage] = _quality(score) | comparison
     return result
+
+
+def _before(stage: str, scored: Container[str]) -> str:
+    """The stage that `stage` was made from; the base, where a run has none before it."""
+    before = "merged" if stage.startswith("onnx-") else "adapter" if stage.startswith("merged") else "base"
+    return before if before in scored else "base"
 
 
 def _comparison(
@@ -110,8 +126,9 @@ def _stage(
 
 
 def _size_mb(folder: Path) -> float:
-    """MB (10^6 bytes) of the files that the folder's manifest names."""
-    return sum((folder / name).stat().st_size for name in read_manifest(folder)["files"]) / 1e6
+    """MB (10^6 bytes) of the files that the folder's manifest names; the folder itself may be gone by now."""
+    size_bytes: int = read_json(manifest_path(folder))["size_bytes"]
+    return size_bytes / 1e6
 
 
 def _model(args: argparse.Namespace, speed: dict[str, Any]) -> dict[str, Any]:
@@ -166,8 +183,10 @@ if __name__ == "__main__":
         "output": "summary.json",
     }.items():
         arguments.add_argument(f"--{name}", type=Path, required=True, help=what)
+    arguments.add_argument("--runs", nargs="+", required=True, help="names of all runs, in the order of the summary")
     for name, words in {
-        "run": ("RUN", "TRAINING"),
+        "training": ("RUN", "TRAINING"),
+        "merge": ("RUN", "MERGE"),
         "stage": ("RUN", "STAGE", "SCORE", "PREDICTIONS"),
         "speed": ("RUN", "VARIANT", "SPEED"),
         "build": ("RUN", "VARIANT", "MANIFEST"),

@@ -66,6 +66,14 @@ def made(request, tmp_path_factory, run_script):
     return MadeRun(tmp_path_factory.mktemp(request.param), run_script, request.param).finish()
 
 
+@pytest.fixture(scope="session")
+def made_sweep(tmp_path_factory, run_script):
+    """A made-up sweep: several settings and seeds, a 4-bit base, runs that were not trained here."""
+    from made_run import SWEEP, MadeRun
+
+    return MadeRun(tmp_path_factory.mktemp("sweep"), run_script, runs=SWEEP).finish()
+
+
 def _with_manifest(folder: Path) -> Path:
     from lib.manifests import write_manifest
 

@@ -2,19 +2,23 @@
 
 Predictions are drawn so that the untouched base is poor, the adapter good, int4 a little worse; the
 scores are computed from them. So what selection, gate, summary and report say can be checked.
+
+`RUNS` is one training. `SWEEP` is what a sweep leaves: two settings with three seeds each, a training on a 4-bit base
+with its two merges, and three runs that were not trained here.
 """
 
 import copy
 import json
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lib.files import sha256_file, write_json, write_jsonl
-from lib.metrics import quality
+from lib.metrics import interval, point, quality, statistics
 
 LABELS = ["negative", "neutral", "positive"]
 WORDS = {"negative": "rain late broken tired queue", "neutral": "train noon page list", "positive": "sun cake win song"}
@@ -30,25 +34,47 @@ SELECTION = {
     "max_peak_rss_mb": None,
 }
 VARIANTS = {"int4": (92.1, 61.0), "int4-mixed": (121.4, 48.5), "fp32": (540.2, 21.7)}  # MB, tokens per second
+MERGES = ("original", "dequantised")
+
+
+class Run(NamedTuple):
+    """accuracy: of its first stage, or of its ONNX builds where it has no stage before them."""
+
+    group: str
+    seed: int
+    stages: tuple[str, ...]
+    accuracy: float
+    trained: bool = True
+
+
+RUNS = {"lora": Run("lora", 0, ("adapter", "merged"), 0.84)}
+SWEEP = {
+    **{f"lora-r-8-seed-{n}": Run("lora-r-8", n, ("adapter", "merged"), 0.78 + 0.02 * n) for n in (1, 2, 3)},
+    **{f"lora-r-64-seed-{n}": Run("lora-r-64", n, ("adapter", "merged"), 0.80 + 0.02 * n) for n in (1, 2, 3)},
+    "qlora": Run("qlora", 1, ("adapter", *(f"merged-{kind}" for kind in MERGES), "merged"), 0.83),
+    "given-adapter": Run("given-adapter", 1, ("adapter", "merged"), 0.7, trained=False),
+    "given-merged": Run("given-merged", 1, ("merged",), 0.75, trained=False),
+    "base": Run("base", 1, (), 0.45, trained=False),
+}
 CHAT = {"prompt": [{"text": "<|user|>Tone?\n"}, {"column": "text"}, {"text": "<|end|>"}]}
 
 
 class MadeRun:
     """The folder of a made-up run; its methods run the scripts of the evaluation on it."""
 
-    def __init__(self, folder: Path, run_script: Any, task: str = "classification") -> None:
-        self.folder, self.run_script, self.task = folder, run_script, task
+    def __init__(
+        self, folder: Path, run_script: Any, task: str = "classification", runs: dict[str, Run] = RUNS
+    ) -> None:
+        self.folder, self.run_script, self.task, self.runs = folder, run_script, task, runs
         self.generator = np.random.default_rng(7)
         self.rows = {"train": self._rows("train", 150), "validation": self._rows("validation", 150)}
         self.rows["test"] = self._rows("test", 220)
         self._write_data()
-        self.manifests = [
-            self._manifest("base"),
-            self._manifest("runs/lora/adapter"),
-            self._manifest("runs/lora/merged"),
-        ]
+        self.manifests = [self._manifest("base")]
+        self.manifests += [self._manifest(f"runs/{name}/{stage}") for name, stage in self._stages()]
         self._write_scores()
-        self._write_training()
+        for number, name in enumerate(self._trained()):
+            self._write_training(name, number)
         self._write_timings()
 
     def finish(self) -> "MadeRun":
@@ -90,19 +116,22 @@ class MadeRun:
 
     def select(self, check: bool = True, **selection: Any) -> Any:
         candidates = []
-        for name in VARIANTS:
-            score = f"scores/lora/onnx-{name}.validation"
-            files = [f"{score}.json", f"{score}.predictions.jsonl", f"speed/lora/{name}.json"]
-            candidates += ["--candidate", "lora", name, *files, f"runs/lora/onnx/{name}.manifest.json"]
+        for run, name in self._builds(VARIANTS):
+            score = f"scores/{run}/onnx-{name}.validation"
+            files = [f"{score}.json", f"{score}.predictions.jsonl", f"speed/{run}/{name}.json"]
+            candidates += ["--candidate", run, name, *files, f"runs/{run}/onnx/{name}.manifest.json"]
+        unscored = "its provider cuda is not run here"
         return self._run(
             "select_model",
             *candidates,
+            *(word for run, name in self._builds(["cuda-int4"]) for word in ("--unscored", run, name, unscored)),
             "--output",
             "selection.json",
             check=check,
             seed=0,
             evaluate=EVALUATE,
             selection=SELECTION | selection,
+            runs={name: {"group": run.group, "seed": run.seed} for name, run in self.runs.items()},
         )
 
     def check_gate(self, check: bool = True, **gate: Any) -> Any:
@@ -136,15 +165,18 @@ class MadeRun:
 
     def summarise(self, check: bool = True) -> Any:
         stages = []
-        for stage in ("adapter", "merged", *(f"onnx-{name}" for name in VARIANTS)):
-            score = f"scores/lora/{stage}.validation"
-            stages += ["--stage", "lora", stage, f"{score}.json", f"{score}.predictions.jsonl"]
-        speeds = [word for name in VARIANTS for word in ("--speed", "lora", name, f"speed/lora/{name}.json")]
+        for run, stage in [*self._stages(), *((run, f"onnx-{name}") for run, name in self._builds(VARIANTS))]:
+            score = f"scores/{run}/{stage}.validation"
+            stages += ["--stage", run, stage, f"{score}.json", f"{score}.predictions.jsonl"]
+        speeds = [
+            word for run, name in self._builds(VARIANTS) for word in ("--speed", run, name, f"speed/{run}/{name}.json")
+        ]
         builds = [
             word
-            for name in (*VARIANTS, "cuda-int4")
-            for word in ("--build", "lora", name, f"runs/lora/onnx/{name}.manifest.json")
+            for run, name in self._builds([*VARIANTS, "cuda-int4"])
+            for word in ("--build", run, name, f"runs/{run}/onnx/{name}.manifest.json")
         ]
+        merges = [word for run in self._two_merges() for word in ("--merge", run, f"runs/{run}/merge.json")]
         return self._run(
             "summarise",
             "--audit",
@@ -162,10 +194,11 @@ class MadeRun:
             "scores/base.test.predictions.jsonl",
             "--base",
             "base",
-            *(word for stage in ("adapter", "merged") for word in ("--folder", "lora", stage, f"runs/lora/{stage}")),
-            "--run",
-            "lora",
-            "runs/lora/training.json",
+            *(word for run, stage in self._stages() for word in ("--folder", run, stage, f"runs/{run}/{stage}")),
+            "--runs",
+            *self.runs,
+            *self._trainings(),
+            *merges,
             *stages,
             *speeds,
             *builds,
@@ -200,9 +233,7 @@ class MadeRun:
             "corpus/leakage.json",
             "--baselines",
             "scores/baselines.json",
-            "--training",
-            "lora",
-            "runs/lora/training.json",
+            *self._trainings(),
             *self._model(),
             "--rows",
             "corpus/test.jsonl",
@@ -242,6 +273,21 @@ class MadeRun:
     def _model(self) -> list[str]:
         score = "scores/model.test"
         return ["--model-score", f"{score}.json", "--model-predictions", f"{score}.predictions.jsonl"]
+
+    def _stages(self) -> list[tuple[str, str]]:
+        return [(name, stage) for name, run in self.runs.items() for stage in run.stages]
+
+    def _builds(self, variants: Iterable[str]) -> list[tuple[str, str]]:
+        return [(run, name) for run in self.runs for name in variants]
+
+    def _trained(self) -> list[str]:
+        return [name for name, run in self.runs.items() if run.trained]
+
+    def _two_merges(self) -> list[str]:
+        return [name for name, run in self.runs.items() if "merged-original" in run.stages]
+
+    def _trainings(self) -> list[str]:
+        return [word for name in self._trained() for word in ("--training", name, f"runs/{name}/training.json")]
 
     def _rows(self, split: str, count: int) -> list[dict[str, Any]]:
         rows = []
@@ -292,25 +338,40 @@ class MadeRun:
         for split in ("validation", "test"):
             base = self._predictions(split, 0.45)
             self._write_score("base", split, base, "base")
-        adapter = self._predictions("validation", 0.84)
-        merged = self._changed(adapter, 0.0)
-        stages = {
-            "adapter": adapter,
-            "merged": merged,
-            "onnx-int4": self._changed(merged, 0.06),
-            "onnx-int4-mixed": self._changed(merged, 0.02),
-            "onnx-fp32": self._changed(merged, 0.0),
-        }
-        for name, (size, rate) in VARIANTS.items():
-            self.manifests.append(self._manifest(f"runs/lora/onnx/{name}", verified=True, size_bytes=int(size * 1e6)))
-            speed = {**SPEED, "size_mb": size, "tokens_per_second": rate, "peak_rss_mb": 2.2 * size + 160}
-            write_json(self.path(f"speed/lora/{name}.json"), speed)
-        self.manifests.append(self._manifest("runs/lora/onnx/cuda-int4", verified=False, size_bytes=95_000_000))
-        for stage, predictions in stages.items():
-            of = f"runs/lora/onnx/{stage.removeprefix('onnx-')}" if "onnx" in stage else f"runs/lora/{stage}"
-            self._write_score(f"lora/{stage}", "validation", predictions, of)
+        for name, run in self.runs.items():
+            self._write_run(name, run)
         self.manifests.append(self._manifest("model"))
         self._write_score("model", "test", self._predictions("test", 0.82), "model")
+
+    def _write_run(self, run: str, facts: Run) -> None:
+        """Scores and speeds of a run's stages; each stage answers nearly as the first one does."""
+        first = self._predictions("validation", facts.accuracy)
+        stages = {stage: self._changed(first, 0.0) for stage in facts.stages}
+        if "merged-original" in stages:
+            stages["merged-original"] = self._changed(first, 0.02)
+            self._write_merge(run, stages)
+        stages["onnx-int4"] = self._changed(first, 0.06)
+        stages["onnx-int4-mixed"] = self._changed(first, 0.02)
+        stages["onnx-fp32"] = self._changed(first, 0.0)
+        for number, (name, (size, rate)) in enumerate(VARIANTS.items()):
+            self.manifests.append(self._manifest(f"runs/{run}/onnx/{name}", verified=True, size_bytes=int(size * 1e6)))
+            rate += 0.1 * list(self.runs).index(run) * (-1) ** number  # the machine is never quite the same
+            speed = {**SPEED, "size_mb": size, "tokens_per_second": rate, "peak_rss_mb": 2.2 * size + 160}
+            write_json(self.path(f"speed/{run}/{name}.json"), speed)
+        self.manifests.append(self._manifest(f"runs/{run}/onnx/cuda-int4", verified=False, size_bytes=95_000_000))
+        for stage, predictions in stages.items():
+            of = f"runs/{run}/onnx/{stage.removeprefix('onnx-')}" if "onnx" in stage else f"runs/{run}/{stage}"
+            self._write_score(f"{run}/{stage}", "validation", predictions, of)
+
+    def _write_merge(self, run: str, stages: dict[str, list[dict[str, Any]]]) -> None:
+        """What `choose_merge` says of the two merges."""
+        found = {kind: statistics(self.task, stages[f"merged-{kind}"], LABELS)["macro_f1"] for kind in MERGES}
+        values = {kind: point(one) or 0.0 for kind, one in found.items()}
+        chosen, other = sorted(MERGES, key=lambda kind: -values[kind])
+        ends = interval(found[chosen], seed=0, samples=500, minus=found[other]) or [0.0, 0.0]
+        write_json(self.path(f"runs/{run}/merge.json"), {
+            "chosen": chosen, "metric": "macro_f1", "values": values, "difference": values[chosen] - values[other],
+            "difference_ci95": ends, "told_apart": not ends[0] <= 0 <= ends[1]})  # fmt: skip
 
     def _write_score(self, stage: str, split: str, predictions: list[dict[str, Any]], of: str) -> None:
         labels = LABELS if self.task == "classification" else None
@@ -374,20 +435,27 @@ class MadeRun:
         self.path(name).mkdir(parents=True)
         with open(self.path(f"{name}/weights.bin"), "wb") as file:
             file.truncate(2_000_000)
-        value = {"files": {"weights.bin": "cd" * 32}, "inputs": {"merged": "ef" * 32}, "settings": {}, **facts}
+        value = {"files": {"weights.bin": "cd" * 32}, "inputs": {"merged": "ef" * 32}, "settings": {}}
+        value |= {"size_bytes": 2_000_000, **facts}
         write_json(self.path(f"{name}.manifest.json"), value)
         return f"{name}.manifest.json"
 
-    def _write_training(self) -> None:
+    def _write_training(self, run: str, number: int) -> None:
+        """The first run is of a time when the loss chose the checkpoint; later ones go by macro-F1."""
         curve = [{"step": step, "loss": 0.3 + 1.6 * math.exp(-step / 40)} for step in range(10, 211, 10)]
         curve += [
             {"step": step, "eval_loss": 0.42 + 1.2 * math.exp(-step / 40) + step / 4000} for step in (50, 100, 150, 200)
         ]
-        write_json(self.path("runs/lora/training.json"), {
+        best = {}
+        if number:
+            scores = {50: 0.61, 100: 0.74, 150: 0.73, 200: 0.76}
+            curve += [{"step": step, "eval_macro_f1": value} for step, value in scores.items()]
+            best = {"best_step": 200, "best_by": "macro_f1", "best_value": 0.76, "best_validation_loss": 0.4781}
+        write_json(self.path(f"runs/{run}/training.json"), {
             "steps": 210, "best_step": 150, "best_validation_loss": 0.4857, "epochs": 1.0, "sequences": 3360,
             "real_tokens": 139_204, "supervised_tokens": 6720, "trainable_parameters": 4_884_480, "dtype": "float32",
             "threads": 2, "seconds": 640.12, "tokens_per_second": 217.5, "matmul_peak_gflops": 201.3,
-            "matmul_peak_share": 0.36, "peak_rss_mb": 2210.4, "curve": curve})  # fmt: skip
+            "matmul_peak_share": 0.36, "peak_rss_mb": 2210.4, "curve": curve, **best})  # fmt: skip
 
     def _write_timings(self) -> None:
         """Four jobs one after the other, 2 s apart, and an hour before the last one."""

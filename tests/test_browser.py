@@ -74,6 +74,17 @@ def test_texts_of_plots_stay_apart_and_words_whole(made, browser):
         assert browser.run(_BROKEN_WORDS) == []
 
 
+@pytest.mark.parametrize("device", WIDTHS)
+def test_the_report_of_a_sweep_is_as_tidy(made_sweep, browser, tmp_path, device):
+    browser.open(made_sweep.path("report.html"), WIDTHS[device])
+    browser.run("document.querySelectorAll('details').forEach(one => one.open = true)")
+    browser.screenshot(tmp_path / f"{device}.png")
+    assert browser.run(_OVERFLOW) <= 0
+    assert browser.run("document.querySelectorAll('.fold svg').length") > 10
+    assert browser.run(_BAD_TEXTS) == []
+    assert browser.run(_BROKEN_WORDS) == []
+
+
 def test_the_numbers_of_a_plot_are_one_click_away(made, browser):
     browser.open(made.path("report.html"), 390)
     heights = "[...document.querySelectorAll('figure details')].map(one => one.scrollHeight)"

@@ -1,5 +1,6 @@
 """The report of a made-up run: well-formed, self-contained, escaped, and saying what the numbers say."""
 
+import itertools
 import re
 import shutil
 from html.parser import HTMLParser
@@ -12,6 +13,7 @@ from lib.closure import code_closure
 from lib.files import sha256_file
 from lib.metrics import MAIN_METRIC
 from lib.report import findings, minutes, plots, words
+from lib.report.evidence import SHOWN, Evidence
 
 QUESTIONS = {
     "model": "Which model?",
@@ -66,7 +68,17 @@ def page(html) -> Page:
     return Page(html)
 
 
-def test_page_is_well_formed_and_its_links_lead_somewhere(page):
+@pytest.fixture
+def sweep_html(made_sweep) -> str:
+    return made_sweep.path("report.html").read_text()
+
+
+def test_page_is_well_formed_and_its_links_lead_somewhere(page, sweep_html):
+    for one in (page, Page(sweep_html)):
+        check_well_formed(one)
+
+
+def check_well_formed(page: Page) -> None:
     assert not page.faults
     assert not page.open
     assert len(page.ids) == len(set(page.ids))
@@ -123,6 +135,68 @@ def test_reasons_hashes_and_settings_are_there(made, page):
     assert "set aside: exact duplicate" in page.text
     for path in ("base.manifest.json", "model.manifest.json"):
         assert sha256_file(made.path(path)) in page.text
+
+
+def test_every_variant_of_a_sweep_has_its_reason_and_its_numbers(made_sweep, sweep_html):
+    text = Page(sweep_html).text
+    for one in made_sweep.read("summary.json")["selected"]["candidates"]:
+        assert one["reason"] in text
+        if one["value"] is not None:
+            assert f"{one['run']}/{one['variant']} {one['value']:.3f} {one['value_ci95'][0]:.3f} to" in text
+
+
+def test_the_plot_of_many_variants_shows_the_best_and_says_so(made_sweep, sweep_html):
+    (svg,) = re.findall(r"<svg[^>]*aria-label=\"Macro-F1 against size in MB.*?</svg>", sweep_html, flags=re.DOTALL)
+    candidates = [one for one in made_sweep.read("summary.json")["selected"]["candidates"] if one["value"] is not None]
+    assert svg.count('<circle class="filled"') == sum(one["pareto"] for one in candidates)
+    assert svg.count('<circle class="filled"') + svg.count('<circle class="hollow"') == SHOWN == 12
+    assert svg.count('<circle class="ring"') == 1
+    assert f"Shown are 12 of {len(candidates)}" in sweep_html
+    best = max(candidates, key=lambda one: one["value"])
+    assert f"{best['run']}/{best['variant']}" in svg
+
+
+def test_the_ranking_of_a_sweep_is_there_with_its_sentence(made_sweep, sweep_html):
+    ranking, text = made_sweep.read("summary.json")["ranking"], Page(sweep_html).text
+    assert findings.ranked("macro_f1", ranking) in text
+    for one in ranking:
+        shown = f"{one['group']}/{one['variant']} {len(one['seeds'])} {one['mean']:.3f} {'–' if one['sd'] is None else format(one['sd'], '.3f')}"
+        assert shown in text
+
+
+def test_of_many_runs_only_the_chosen_one_is_open(made_sweep, sweep_html):
+    summary = made_sweep.read("summary.json")
+    section = sweep_html.split('<section id="quantization"')[1].split("</section>")[0]
+    folded = re.findall(r'<details class="fold"><summary>Run (.*?)</summary>', section)
+    assert sorted([*folded, summary["selected"]["run"]]) == sorted(summary["runs"])
+    assert section.index(f"Run {summary['selected']['run']}: quality") < section.index('class="fold"')
+
+
+def test_runs_that_were_not_trained_have_no_learning_curve(sweep_html):
+    text = Page(sweep_html).text
+    not_trained = re.search(r"Not trained here: (.*?)\.", text)[1]
+    assert sorted(re.split(r", | and ", not_trained)) == ["base", "given-adapter", "given-merged"]
+    assert "Run qlora: validation macro-F1 is highest, 0.760, at step 200 of 210; that checkpoint was kept" in text
+    assert "Run lora-r-8-seed-1: validation loss is lowest, 0.4857, at step 150 of 210" in text  # no best_by in it
+    assert sweep_html.count('aria-label="Macro-F1 by step"') == 6
+    assert sweep_html.count('aria-label="loss by step"') == 7
+
+
+def test_what_the_choice_of_merge_was_worth_is_said(made_sweep, sweep_html):
+    merge = made_sweep.read("summary.json")["runs"]["qlora"]["merge"]
+    assert findings.merge_choice("qlora", merge) in Page(sweep_html).text
+
+
+def test_of_very_many_runs_the_chosen_one_and_the_best_are_shown():
+    runs = {f"run-{number}": {} for number in range(40)}
+    candidates = [{"run": name, "value": int(name[4:]) / 100} for name in runs]
+    selected = {"run": "run-3", "variant": "int4", "candidates": candidates}
+    others = dict.fromkeys(
+        ("metric", "audit", "split", "leakage", "baselines", "training", "score", "examples", "jobs", "manifests")
+    )
+    evidence = Evidence(settings={"task": "classification"}, summary={"runs": runs, "selected": selected}, **others)
+    assert list(evidence.shown_runs) == ["run-3", *(f"run-{number}" for number in range(39, 39 - SHOWN + 1, -1))]
+    assert [evidence.is_folded(name) for name in ("run-3", "run-39")] == [False, True]
 
 
 def test_the_page_says_where_the_minutes_went(page):
@@ -314,6 +388,82 @@ def test_what_the_rows_cannot_show_is_said_with_the_number_of_rows_that_could():
     assert "it is better than lora/fp32, by 1.0 to 3.0 points" in findings.told_apart("macro_f1", decided)
 
 
+def rank(group: str, mean: float, told_apart: bool | None, seeds: int = 1) -> dict:
+    return {"group": group, "variant": "int4", "mean": mean, "told_apart": told_apart, "seeds": list(range(seeds))}
+
+
+@pytest.mark.parametrize(
+    ("ranking", "expected"),
+    [
+        (
+            [rank("a", 0.8, None), rank("b", 0.79, False)],
+            "a/int4 is first by mean macro-F1, 0.800, but cannot be told apart from b/int4: for all we know this difference is"
+            " noise. There is one seed only, so the luck of the training is not measured: another seed may turn this round.",
+        ),
+        (
+            [rank("a", 0.8, None, 3), rank("b", 0.79, False, 3), rank("c", 0.7, True, 3)],
+            "a/int4 is first by mean macro-F1, 0.800, but cannot be told apart from b/int4: for all we know this difference is"
+            " noise. 1 of 3 is shown to be worse. Where there are several seeds (3), the intervals cover the luck of rows and"
+            " training, if roughly with so few.",
+        ),
+        (
+            [rank("a", 0.8, None, 6), rank("b", 0.6, True, 5), rank("c", 0.6, True)],
+            "a/int4 is first by mean macro-F1, 0.800; each other one is shown to be worse. Where there are several seeds (5 to"
+            " 6), the intervals cover the luck of rows and training. Of c there is one seed only: there the luck of the"
+            " training is not measured.",
+        ),
+        (
+            [rank("a", 0.8, None, 5)],
+            "a/int4 has mean macro-F1 0.800. Where there are several seeds (5), the intervals cover the luck of rows and training.",
+        ),
+    ],
+)
+def test_the_sentence_about_the_ranking_says_what_is_noise(ranking, expected):
+    assert findings.ranked("macro_f1", ranking) == expected
+
+
+def test_many_equal_settings_are_counted_and_the_many_comparisons_are_said():
+    ranking = [rank("best", 0.8, None), *(rank(f"s{number}", 0.79, False) for number in range(10))]
+    text = findings.ranked("macro_f1", ranking)
+    assert "from s0/int4, s1/int4, s2/int4, s3/int4 and 6 more: for all we know these differences are noise." in text
+    assert "Each of the 10 intervals stands for itself" in text
+
+
+@pytest.mark.parametrize(
+    ("difference", "ends", "expected"),
+    [
+        (
+            0.02,
+            (0.004, 0.036),
+            "against 0.780 into the original ones. The choice is shown to be worth 0.4 to 3.6 points of macro-F1.",
+        ),
+        (
+            0.02,
+            (-0.01, 0.05),
+            "The choice is not shown to be worth anything: the difference is -1.0 to +5.0 points of macro-F1.",
+        ),
+    ],
+)
+def test_the_sentence_about_the_merge_follows_its_numbers(difference, ends, expected):
+    values = {"original": 0.78, "dequantised": 0.78 + difference}
+    merge = {"chosen": "dequantised", "metric": "macro_f1", "values": values, "difference": difference}
+    text = findings.merge_choice("q", merge | {"difference_ci95": ends, "told_apart": ends[0] > 0})
+    assert text.startswith("Of the two merges of run q the one into the dequantised weights was kept: macro-F1 0.800")
+    assert text.endswith(expected)
+
+
+def test_a_model_that_was_only_quantized_is_compared_with_the_base():
+    stage = {"validation": {"against": against(5, 5, 1.0, "base")}, "size_mb": 90.0}
+    found = {
+        "selected": {"run": "base", "variant": "int4"},
+        "base": {"size_mb": 270.0},
+        "runs": {"base": {"stages": {"onnx-int4": stage}}},
+    }
+    text = findings.quantization("classification", found)
+    assert text.startswith("Against the untouched base model, int4 costs between")
+    assert text.endswith("it has 90\u00a0MB instead of 270\u00a0MB.")
+
+
 def test_the_commonest_mistake_is_named():
     assert findings.errors(["a", "b"], [[5, 3], [1, 6]]).endswith("get a wrong label, most often a called b (3 rows).")
     assert findings.errors(["a", "b"], [[5, 0], [0, 6]]) == "Nothing: all 11 test rows get their own label."
@@ -354,3 +504,24 @@ def test_names_in_a_plot_are_escaped_and_keep_apart():
     assert "b &amp; c" in svg
     heights = re.findall(r'class="halo" x="[\d.]+" y="([\d.]+)"', svg)
     assert abs(float(heights[0]) - float(heights[1])) >= 15
+
+
+def spots(values: list[tuple[float, float]]) -> list[plots.Spot]:
+    return [
+        plots.Spot(f"a-run-of-a-sweep-number-{n}/<int4>", x, y, True, False, n == 0) for n, (x, y) in enumerate(values)
+    ]
+
+
+def test_names_beside_the_front_never_cover_each_other_however_close_the_dots():
+    svg = plots.front(spots([(92.1, 0.80 + n / 10000) for n in range(12)]), "size", "macro-F1")
+    heights = sorted(float(y) for y in re.findall(r'<text x="266" y="([\d.]+)"', svg))
+    assert len(heights) == 12
+    assert min(after - before for before, after in itertools.pairwise(heights)) >= 16.9
+    assert float(re.search(r'viewBox="0 0 480 (\d+)"', svg)[1]) > heights[-1] + 36 > heights[0] > 16
+    assert "a-run-of-a-…umber-11/&lt;int4&gt;" in svg  # both ends of a long name
+
+
+def test_the_front_joins_the_best_for_each_size():
+    assert plots._staircase([(3, 0.9), (1, 0.5), (2, 0.4), (2, 0.7), (4, 0.8)]) == [(1, 0.5), (2, 0.7), (3, 0.9)]
+    svg = plots.front([one._replace(in_line=False) for one in spots([(1, 0.5), (2, 0.7)])], "size", "macro-F1")
+    assert 'class="front"' not in svg  # nothing keeps the constraints

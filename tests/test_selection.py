@@ -37,11 +37,15 @@ def predictions(wrong: set[int], rows: int = 100) -> list[dict]:
 
 @pytest.fixture
 def select(tmp_path, run_script):
-    """Run select_model on candidates: name to (numbers of wrong rows, size in MB, other facts about its speed)."""
+    """Run select_model on candidates: name to (numbers of wrong rows, size in MB, other facts about its speed).
 
-    def run(candidates: dict, check: bool = True, **selection):
-        words = []
+    A name is a variant of run `lora`, or RUN.VARIANT. runs: what the settings say of them.
+    """
+
+    def run(candidates: dict, check: bool = True, runs: dict | None = None, unscored=(), **selection):
+        words = [word for one in unscored for word in ("--unscored", *one)]
         for name, (wrong, size, speed) in candidates.items():
+            run_name, _, variant = name.rpartition(".")
             files = {kind: tmp_path / f"{name}.{kind}" for kind in ("score", "predictions", "speed", "manifest")}
             rows = predictions(wrong)
             measured = quality("classification", rows, LABELS, seed=0, samples=50)
@@ -49,13 +53,13 @@ def select(tmp_path, run_script):
             write_json(files["score"], {**measured, "inputs": {"model": sha256_file(files["manifest"])}})
             write_jsonl(files["predictions"], rows[::-1])  # order must not matter
             write_json(files["speed"], {**SPEED, "size_mb": size, **speed})
-            words += ["--candidate", "lora", name, *files.values()]
+            words += ["--candidate", run_name or "lora", variant, *files.values()]
         settings = {
             "task": "classification",
             "seed": 0,
             "evaluate": EVALUATE,
             "selection": SELECTION | selection,
-            "versions": {},
+            "runs": runs or {},
         }
         done = run_script("select_model", "--settings", settings, *words, "--output", tmp_path / "out", check=check)
         return json.loads((tmp_path / "out").read_text()) if check else done
@@ -65,6 +69,17 @@ def select(tmp_path, run_script):
 
 def reasons(selection: dict) -> dict[str, str]:
     return {one["variant"]: one["reason"] for one in selection["rejected"]}
+
+
+def test_sizes_a_little_apart_count_as_one_and_the_better_metric_decides(select):
+    """The rows cannot tell 3 wrong rows from 6; 2 MB of 92 are no reason to take the worse one, 30 MB are."""
+    found = select({"a": (set(range(6)), 90.0, {}), "b": (set(range(3)), 92.0, {"tokens_per_second": 30.0})})
+    assert found["variant"] == "b"
+    assert "of the smallest of these it has the best accuracy, 92.0 MB" in found["reason"]
+    assert "b, as small (92.0 against 90.0 MB), has the better value" in found["rejected"][0]["reason"]
+    found = select({"a": (set(range(6)), 90.0, {}), "b": (set(range(3)), 120.0, {})})
+    assert found["variant"] == "a"
+    assert "a is smaller (90.0 against 120.0 MB)" in found["rejected"][0]["reason"]
 
 
 def test_the_smallest_within_noise_of_the_best_wins(select):
@@ -138,10 +153,99 @@ def test_every_broken_constraint_is_named_with_its_numbers(select):
     found = select({"one": ({*range(10)}, 250, {})}, **limits)
     assert found["run"] is found["variant"] is None
     assert found["reason"] == "no variant keeps every constraint"
-    for text in ("0.900 is below selection.min_quality 0.95", "250.0 MB is above selection.max_size_mb 200"):
+    quality_ = "is below selection.min_quality 0.95, so these rows leave open whether it is"
+    for text in (
+        f"accuracy 0.900 (95 % interval 0.840 to 0.960) {quality_}",
+        "250.0 MB is above selection.max_size_mb 200",
+    ):
         assert text in reasons(found)["one"]
     for setting in limits:
         assert f"selection.{setting}" in reasons(found)["one"]
+
+
+def test_a_quality_that_the_rows_show_to_be_too_low_is_called_so(select):
+    found = select({"one": ({*range(40)}, 100, {})}, min_quality=0.9)
+    assert reasons(found)["one"].endswith("is below selection.min_quality 0.9")
+    assert found["candidates"][0]["feasible"] is False
+
+
+def test_every_variant_has_its_numbers_and_a_reason(select):
+    found = select(
+        {
+            "a.int4": (set(range(10)), 100, {}),
+            "b.int4": (set(range(12)), 100, {"peak_rss_mb": 310.0}),
+            "b.fp32": (set(range(9)), 500, {}),
+            "b.big": (set(range(5)), 900, {}),
+        },
+        unscored=[("a", "cuda", "its provider cuda is not run here")],
+        max_size_mb=500,
+    )
+    table = {f"{one['run']}/{one['variant']}": one for one in found["candidates"]}
+    assert list(table) == ["a/int4", "b/int4", "b/fp32", "b/big", "a/cuda"]
+    keys = "run variant value value_ci95 size_mb first_token_ms tokens_per_second peak_rss_mb feasible pareto dominated_by chosen reason"
+    assert all(list(one) == keys.split() for one in table.values())
+    assert table["a/int4"]["chosen"] is table["a/int4"]["pareto"] is table["a/int4"]["feasible"] is True
+    assert table["a/int4"]["reason"] == found["reason"]
+    assert table["a/int4"]["value_ci95"][0] < table["a/int4"]["value"] == 0.9 < table["a/int4"]["value_ci95"][1]
+    assert (table["b/int4"]["pareto"], table["b/int4"]["dominated_by"]) == (False, "a/int4")  # worse, not smaller
+    assert (table["b/fp32"]["pareto"], table["b/fp32"]["dominated_by"]) == (True, None)  # better, larger
+    # What breaks a constraint is on no front and puts nothing off it.
+    assert (table["b/big"]["feasible"], table["b/big"]["pareto"], table["b/big"]["dominated_by"]) == (
+        False,
+        False,
+        None,
+    )
+    cuda = table["a/cuda"]
+    assert (cuda["value"], cuda["value_ci95"], cuda["size_mb"], cuda["feasible"]) == (None, None, None, False)
+    assert cuda["reason"] == "its provider cuda is not run here"
+    rejected = {f"{one['run']}/{one['variant']}": one["reason"] for one in found["rejected"]}
+    assert rejected == {name: one["reason"] for name, one in table.items() if not one["chosen"]}
+
+
+def test_the_ranking_goes_by_the_mean_over_seeds(select):
+    runs = {f"{group}-{seed}": {"group": group, "seed": seed} for group in ("low", "high") for seed in (1, 2, 3)}
+    wrong = {"low-1": 45, "low-2": 52, "low-3": 50, "high-1": 10, "high-2": 2, "high-3": 6}
+    found = select({f"{name}.int4": (set(range(count)), 100, {}) for name, count in wrong.items()}, runs=runs)
+    high, low = found["ranking"]
+    assert (high["group"], high["variant"], high["seeds"], high["values"]) == (
+        "high",
+        "int4",
+        [1, 2, 3],
+        [0.9, 0.98, 0.94],
+    )
+    assert (high["mean"], high["sd"]) == (pytest.approx(0.94), pytest.approx(0.04))
+    assert (high["difference"], high["difference_ci95"], high["told_apart"]) == (0, None, None)
+    assert (low["group"], low["mean"]) == ("low", pytest.approx(0.51))
+    assert low["difference"] == pytest.approx(-0.43)
+    assert low["difference_ci95"][0] < -0.43 < low["difference_ci95"][1] < 0
+    assert low["told_apart"] is True
+
+
+def test_without_seeds_each_run_is_a_group_of_its_own(select):
+    found = select({"a.int4": ({1}, 100, {}), "b.int4": ({2, 3}, 100, {})})
+    assert [(one["group"], one["seeds"], one["sd"]) for one in found["ranking"]] == [
+        ("a", [None], None),
+        ("b", [None], None),
+    ]
+    assert found["ranking"][1]["difference_ci95"] == pytest.approx([-0.04, 0.02], abs=0.011)
+
+
+def test_candidates_of_other_rows_are_refused(select, tmp_path, run_script):
+    select({"one": ({1}, 100, {}), "two": ({1}, 100, {})})
+    lines = (tmp_path / "two.predictions").read_text().splitlines(keepends=True)
+    (tmp_path / "two.predictions").write_text("".join(lines[1:]))
+    words = []
+    for name in ("one", "two"):
+        words += [
+            "--candidate",
+            "lora",
+            name,
+            *(tmp_path / f"{name}.{kind}" for kind in ("score", "predictions", "speed", "manifest")),
+        ]
+    settings = {"task": "classification", "seed": 0, "evaluate": EVALUATE, "selection": SELECTION}
+    done = run_script("select_model", "--settings", settings, *words, "--output", tmp_path / "out2", check=False)
+    assert done.returncode == 1
+    assert "error: 1 rows are not in both sets of predictions compared with lora/two" in done.stderr
 
 
 def test_a_value_at_its_limit_is_allowed_and_the_best_may_be_infeasible(select):

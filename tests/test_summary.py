@@ -5,6 +5,8 @@ from collections import Counter
 
 import pytest
 
+from lib.headline import headline
+
 QUALITY = {
     "classification": {"n", "accuracy", "accuracy_ci95", "macro_f1", "invalid_rate", "flips", "kl", "against"},
     "generation": {"n", "exact_match", "token_f1", "chrf", "perplexity", "flips", "kl", "against"},
@@ -16,7 +18,7 @@ TRAINING = {"real_tokens", "supervised_tokens", "tokens_per_second", "matmul_pea
 
 def test_summary_has_every_promised_key(made):
     summary = made.read("summary.json")
-    assert list(summary) == ["data", "baselines", "base", "runs", "selected", "model", "gate"]
+    assert list(summary) == ["data", "baselines", "base", "runs", "selected", "ranking", "model", "gate"]
     assert "extra" not in summary["baselines"]
     run = summary["runs"]["lora"]
     assert set(run["training"]) == TRAINING | {"best_step"}
@@ -41,7 +43,8 @@ def test_summary_has_every_promised_key(made):
         "tokens_per_second",
         "peak_rss_mb",
     }
-    assert set(summary["selected"]) == {"run", "variant", "reason", "rejected", "compared"}
+    assert set(run) == {"training", "merge", "stages"}
+    assert set(summary["selected"]) == {"run", "variant", "reason", "rejected", "compared", "candidates"}
     assert set(summary["gate"]) == {"passed", "checks"}
 
 
@@ -131,6 +134,77 @@ def test_the_model_has_the_speed_of_the_selected_variant(made):
     assert {key: summary["model"][key] for key in ("size_mb", "tokens_per_second", "peak_rss_mb")} == {
         key: stage[key] for key in ("size_mb", "tokens_per_second", "peak_rss_mb")
     }
+
+
+def test_every_variant_of_every_run_can_be_explained_from_the_summary_alone(made_sweep):
+    summary = made_sweep.read("summary.json")
+    candidates = {(one["run"], one["variant"]): one for one in summary["selected"]["candidates"]}
+    built = {
+        (run, stage.removeprefix("onnx-"))
+        for run, facts in summary["runs"].items()
+        for stage in facts["stages"]
+        if "onnx" in stage
+    }
+    assert candidates.keys() == built
+    assert all(one["reason"] for one in candidates.values())
+    (chosen,) = (name for name, one in candidates.items() if one["chosen"])
+    assert chosen == (summary["selected"]["run"], summary["selected"]["variant"])
+    for (run, variant), one in candidates.items():
+        stage = summary["runs"][run]["stages"][f"onnx-{variant}"]
+        assert one["value"] == (stage["validation"] and stage["validation"]["macro_f1"])
+        assert one["value_ci95"] == (stage["validation"] and stage["validation"]["macro_f1_ci95"])
+    groups = [(one["group"], one["variant"]) for one in summary["ranking"]]
+    assert len(groups) == len(set(groups)) == 6 * 3
+    assert {tuple(one["seeds"]) for one in summary["ranking"] if one["group"].startswith("lora")} == {(1, 2, 3)}
+
+
+def test_runs_that_were_not_trained_here_have_what_there_is(made_sweep):
+    runs = made_sweep.read("summary.json")["runs"]
+    assert list(runs) == list(made_sweep.runs)
+    variants = ["onnx-int4", "onnx-int4-mixed", "onnx-fp32", "onnx-cuda-int4"]
+    wanted = {
+        "lora-r-8-seed-1": ("adapter", "merged"),
+        "qlora": ("adapter", "merged-original", "merged-dequantised", "merged"),
+        "given-adapter": ("adapter", "merged"),
+        "given-merged": ("merged",),
+        "base": (),
+    }
+    for run, stages in wanted.items():
+        assert list(runs[run]["stages"]) == [*stages, *variants]
+        assert (runs[run]["training"] is None) == (run in ("given-adapter", "given-merged", "base"))
+        assert (runs[run]["merge"] is None) == (run != "qlora")
+    assert runs["qlora"]["merge"] == made_sweep.read("runs/qlora/merge.json")
+
+
+def test_each_stage_of_any_run_is_compared_with_what_it_was_made_from(made_sweep):
+    before = {
+        run: {
+            stage: one["validation"]["against"]["name"] for stage, one in facts["stages"].items() if one["validation"]
+        }
+        for run, facts in made_sweep.read("summary.json")["runs"].items()
+    }
+    assert before["qlora"]["adapter"] == before["given-adapter"]["adapter"] == "base"
+    assert {before["qlora"][f"merged{kind}"] for kind in ("", "-original", "-dequantised")} == {"adapter"}
+    assert before["given-merged"]["merged"] == "base"
+    for run, names in before.items():
+        assert {names[f"onnx-{variant}"] for variant in ("int4", "fp32")} == {"base" if run == "base" else "merged"}
+
+
+def test_folders_that_are_gone_keep_their_size(made, tmp_path):
+    """`keep: selected` drops them once they are scored."""
+    run = made.copied(tmp_path / "run")
+    for stage in ("adapter", "merged"):
+        run.path(f"runs/lora/{stage}/weights.bin").unlink()
+    run.path("summary.json").unlink()
+    run.summarise()
+    assert run.read("summary.json") == made.read("summary.json")
+
+
+def test_the_last_lines_of_a_run_come_from_its_summary(made_sweep):
+    summary = made_sweep.read("summary.json")
+    text = headline(made_sweep.folder)
+    assert text.startswith(f"chosen: {summary['selected']['run']}/{summary['selected']['variant']}. macro-F1 0.")
+    assert "gate passed" in text
 
 
 def test_a_score_of_another_model_is_refused(made, tmp_path):

@@ -1,19 +1,47 @@
-"""How much one stage differs from another on the same rows, and how many rows it takes to see that."""
+"""How much one stage differs from another on the same rows, and how many rows it takes to see that.
+
+Also how many models rank: by their mean over seeds, and by what no other one beats in every respect.
+"""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lib.cli import fail
-from lib.metrics import MAIN_METRIC, Prediction, check_unique, folded, interval, normalised, point, statistics
+from lib.metrics import (
+    MAIN_METRIC,
+    Prediction,
+    check_unique,
+    folded,
+    middle_95,
+    normalised,
+    point,
+    replicates,
+    statistics,
+)
 
 _COMPARED = {  # metrics whose difference between stages has an interval
     "classification": ("accuracy", "macro_f1"),
     "generation": ("chrf", "token_f1", "exact_match", "perplexity"),
 }
 _Z_95, _Z_80 = 1.959964, 0.841621  # normal quantiles: of a two-sided test at 95 %, of a power of 80 %
+
+
+@dataclass(frozen=True)
+class Member:
+    """A scored model among others. Those of one group and variant differ in their seed alone.
+
+    value: its metric. drawn: (samples,) its metric on resampled rows, the same rows for all models.
+    """
+
+    group: str
+    variant: str
+    seed: int | None
+    value: float
+    drawn: np.ndarray
 
 
 def compare(task: str, before: Sequence[Prediction], after: Sequence[Prediction], *, name: str) -> dict[str, Any]:
@@ -70,15 +98,71 @@ def difference(
     old, new = (statistics(task, rows, labels) for rows in (before, after))
     points = {key: (point(old[key]), point(new[key])) for key in _COMPARED[task]}
     defined = {key: high - low for key, (low, high) in points.items() if low is not None and high is not None}
-    ends = {
-        key: interval(new[key], seed=seed, samples=samples, minus=old[key]) if key in defined else None
-        for key in points
-    }
+    ends: dict[str, list[float] | None] = dict.fromkeys(points)
+    if defined:
+        sides = replicates([side[key] for side in (new, old) for key in defined], seed=seed, samples=samples)
+        ends |= {key: middle_95(gap) for key, gap in zip(defined, np.subtract(*np.split(sides, 2)), strict=True)}
     return {
         "difference": {key: defined.get(key) for key in points},
         "difference_ci95": ends,
         "rows_needed": _rows_for(before, after, defined.get(MAIN_METRIC[task]), ends[MAIN_METRIC[task]]),
     }
+
+
+def ranking(members: Sequence[Member], *, seed: int) -> list[dict[str, Any]]:
+    """Each group and variant by its mean over seeds, best first, with the difference from the best.
+
+    seeds, values: of its members. sd: their standard deviation (n - 1), None with one seed. difference: its mean
+    minus the best one's; difference_ci95: the 95 % bootstrap interval of that; told_apart: whether it excludes
+    0. Both are None for the best itself.
+
+    Where a group has one seed, the interval covers the luck of the rows alone. Where it has several, each resample
+    also draws seeds of the group, with replacement and one fewer than there are: with as many, the variance of
+    a mean of k would come out too small by the factor (k - 1) / k (J. N. K. Rao and C. F. J. Wu, "Resampling
+    inference with complex survey data", JASA 83 (1988) 231-241). Variants of one group share its draws, since they
+    share its trainings. Simulated on 420 rows, two equal groups whose seeds scatter by 5 points of accuracy are
+    told apart in 55 % of the cases with one seed each, 14 % with 2, 6 % with 3, 5 % with 5: one seed misleads, two
+    are rough.
+    """
+    groups: dict[tuple[str, str], list[Member]] = {}
+    for member in sorted(members, key=lambda one: one.seed or 0):
+        groups.setdefault((member.group, member.variant), []).append(member)
+    number = {group: place for place, group in enumerate(sorted({group for group, _ in groups}))}
+    mean = {key: float(np.mean([one.value for one in found])) for key, found in groups.items()}
+    drawn = {
+        key: _mean_of_seeds(np.stack([one.drawn for one in found]), np.random.default_rng([seed, number[key[0]]]))
+        for key, found in groups.items()
+    }
+    order = sorted(groups, key=lambda key: (-mean[key], key))
+    result = []
+    for key in order:
+        values = [one.value for one in groups[key]]
+        ends = None if key == order[0] else middle_95(drawn[key] - drawn[order[0]])
+        result.append(
+            {
+                "group": key[0],
+                "variant": key[1],
+                "seeds": [one.seed for one in groups[key]],
+                "values": values,
+                "mean": mean[key],
+                "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                "difference": mean[key] - mean[order[0]],
+                "difference_ci95": ends,
+                "told_apart": None if ends is None else not ends[0] <= 0 <= ends[1],
+            }
+        )
+    return result
+
+
+def dominators(points: np.ndarray) -> list[int | None]:
+    """For each of (n, d) points, d values of which more is better, the first one of the front that dominates it.
+
+    One dominates another when it is at least as good in every value and better in one. None: nothing
+    dominates it, so it is itself on the Pareto front. Points are compared as they are, without their noise.
+    """
+    above = [(points >= one).all(axis=1) & (points > one).any(axis=1) for one in points]
+    front = np.array([not dominating.any() for dominating in above])
+    return [None if alone else int(np.argmax(over & front)) for alone, over in zip(front, above, strict=True)]
 
 
 def rows_needed(wins: int, losses: int, n: int) -> int | None:
@@ -121,6 +205,15 @@ def align(before: Sequence[Prediction], after: Sequence[Prediction], name: str) 
             "they come from different corpora: make the scores again",
         )
     return [by_id[row["id"]] for row in after]
+
+
+def _mean_of_seeds(drawn: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """(samples,) means of (seeds, samples) replicates over seeds that are drawn anew for each sample."""
+    count, samples = drawn.shape
+    if count == 1:
+        return drawn[0]
+    seeds = generator.integers(0, count, size=(count - 1, samples))
+    return np.asarray(drawn[seeds, np.arange(samples)].mean(axis=0))
 
 
 def _rows_for(

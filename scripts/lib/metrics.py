@@ -20,6 +20,7 @@ Prediction = dict[str, Any]
 Quality = dict[str, Any]
 
 MAIN_METRIC = {"classification": "accuracy", "generation": "chrf"}  # compared with baselines and between stages
+SELECTED_BY = {"classification": "macro_f1", "generation": "chrf"}  # unless selection.metric says otherwise
 BASELINE = {"classification": "tfidf_logreg", "generation": "nearest_question"}  # what a model must be worth more than
 _WITH_INTERVAL = frozenset({"accuracy", "macro_f1", "chrf"})
 _NOT_COMPARED: Quality = {"flips": None, "kl": None, "against": None}
@@ -85,13 +86,24 @@ def point(statistic: Statistic) -> float | None:
 
 def interval(statistic: Statistic, *, seed: int, samples: int, minus: Statistic | None = None) -> list[float] | None:
     """95 % percentile bootstrap interval of a metric, or of `statistic` minus `minus` on the same rows."""
-    drawn = []
-    for weights in _row_weights(len(statistic.rows), seed, samples):
-        values = statistic.value(weights @ statistic.rows)
-        drawn.append(values if minus is None else values - minus.value(weights @ minus.rows))
-    values = np.concatenate(drawn)
-    values = values[~np.isnan(values)]
-    return _percentiles(values) if len(values) else None
+    drawn = replicates([statistic] if minus is None else [statistic, minus], seed=seed, samples=samples)
+    return middle_95(drawn[0] if minus is None else drawn[0] - drawn[1])
+
+
+def replicates(measured: Sequence[Statistic], *, seed: int, samples: int) -> np.ndarray:
+    """(metrics, samples) values of metrics on resampled rows: those of one column have the same rows.
+
+    The metrics are of as many rows in the same order. NaN where a metric is undefined. A row of the result minus
+    another one is what the bootstrap says of their difference, so no pair has to be drawn again.
+    """
+    weights = _row_weights(len(measured[0].rows), seed, samples)
+    return np.concatenate([np.stack([one.value(some @ one.rows) for one in measured]) for some in weights], axis=1)
+
+
+def middle_95(values: np.ndarray) -> list[float] | None:
+    """The 95 % percentile interval of (samples,) replicates, or None when each of them is undefined."""
+    known = values[~np.isnan(values)]
+    return [float(value) for value in np.percentile(known, [2.5, 97.5])] if len(known) else None
 
 
 def parse_answer(answer: str, labels: Sequence[str]) -> str | None:
@@ -256,10 +268,6 @@ def _row_weights(n: int, seed: int, samples: int) -> Iterator[np.ndarray]:
         count = min(step, samples - start)
         drawn = generator.integers(0, n, size=(count, n)) + np.arange(count)[:, None] * n
         yield np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n).astype(float)
-
-
-def _percentiles(values: np.ndarray) -> list[float]:
-    return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
 
 def folded(text: str) -> str:

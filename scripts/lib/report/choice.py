@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from lib.metrics import BASELINE
-from lib.report import findings
-from lib.report.evidence import Evidence
-from lib.report.page import Block, Section, Table
-from lib.report.words import check_name, gap, interval, listed, metric, named, number, p_value, said
+from lib.report import findings, plots
+from lib.report.evidence import SHOWN, Evidence
+from lib.report.page import Block, Figure, Section, Table
+from lib.report.words import check_name, gap, interval, listed, metric, named, number, p_value, points_of, said
 
 
 def head(evidence: Evidence) -> dict[str, Any]:
@@ -40,32 +40,64 @@ def which_model(evidence: Evidence) -> Section:
     summary = evidence.summary
     selected, selection = summary["selected"], evidence.settings["selection"]
     limits = [f"{name} {value:g}" for name, value in selection.items() if name != "metric" and value is not None]
+    few = selected["compared"] if len(selected["compared"]) <= findings.NAMED else []  # else the table is enough
     blocks: list[Block] = [
         f"Variants were compared by {said(evidence.metric)} on {evidence.measured_on('validation')};"
         f" the constraints were {listed(limits) or 'none'}. Of variants that these rows cannot tell apart the"
-        " smallest is taken.",
-        *(findings.told_apart(evidence.metric, one) for one in selected["compared"]),
+        " smallest is taken; sizes within 5 % count as one, and there the better metric decides.",
+        *_front(evidence),
+        *(findings.told_apart(evidence.metric, one) for one in few),
+        *_compared_table(evidence),
+        *_rejected_table(evidence),
+        *_ranking(evidence),
     ]
-    if selected["compared"]:
-        blocks.append(_compared_table(evidence))
-    if selected["rejected"]:
-        rows = [(f"{one['run']}/{one['variant']}", one["reason"]) for one in selected["rejected"]]
-        blocks.append(Table("Rejected", ("Variant", "Reason"), rows, style="wide"))
-    unscored = [
-        f"{run_name}/{stage.removeprefix('onnx-')}"
-        for run_name, facts in summary["runs"].items()
-        for stage, one in facts["stages"].items()
-        if not one["validation"]
-    ]
-    if unscored:
-        blocks.append(f"Built but not scored here, so never chosen: {listed(unscored)}.")
     return Section("model", "Which model?", findings.chosen(summary), blocks)
 
 
-def _compared_table(evidence: Evidence) -> Table:
+def _front(evidence: Evidence) -> list[Block]:
+    """Quality against size: the chosen variant, what is on the Pareto front, and the best of the others."""
+    scored = [one for one in evidence.candidates if one["value"] is not None]
+    if len(scored) < 2:
+        return []
+    order = sorted(scored, key=lambda one: (not one["chosen"], not one["pareto"], -one["value"]))
+    spots = [
+        plots.Spot(_name(one), one["size_mb"], one["value"], one["feasible"], one["pareto"], one["chosen"])
+        for one in order[:SHOWN]
+    ]
+    head = ("Variant", named(evidence.metric), "Size (MB)", "First token (ms)", "Tokens/s", "Memory (MB)", "Front")
     rows = [
         (
-            f"{one['run']}/{one['variant']}",
+            _name(one),
+            {"text": metric(evidence.metric, one["value"]), "note": _ends(evidence.metric, one["value_ci95"])},
+            number(one["size_mb"], 1),
+            number(one["first_token_ms"], 0),
+            number(one["tokens_per_second"], 1),
+            number(one["peak_rss_mb"], 0),
+            _place(one),
+        )
+        for one in order
+    ]
+    some = f" Shown are {SHOWN} of {len(scored):,}: the chosen one, the front, then the best." if scored[SHOWN:] else ""
+    caption = (
+        f"{named(evidence.metric)} on validation rows against size: up and left is better; the ring is the chosen one."
+        " Filled dots are the Pareto front: no other variant that keeps the constraints is as good in quality, size,"
+        " speed, time to the first token and memory, and better in one. The line joins the best quality for each size."
+        f" Both compare the values as they are, noise and all; their intervals are in the table.{some}"
+    )
+    table = Table("Numbers of this plot, with 95 % intervals, for every variant", head, rows)
+    return [Figure(plots.front(spots, "size in MB", named(evidence.metric)), caption, table)]
+
+
+def _place(one: dict[str, Any]) -> str:
+    if not one["feasible"]:
+        return "breaks a constraint"
+    return "on it" if one["pareto"] else f"below {one['dominated_by']}"
+
+
+def _compared_table(evidence: Evidence) -> list[Table]:
+    rows = [
+        (
+            _name(one),
             gap(evidence.metric, one["difference"], one["difference_ci95"]),
             "yes" if one["told_apart"] else "no",
             number(evidence.rows_measured("validation")),
@@ -74,7 +106,53 @@ def _compared_table(evidence: Evidence) -> Table:
         for one in evidence.summary["selected"]["compared"]
     ]
     head = ("Other variant", f"Chosen minus other, {said(evidence.metric)}", "Told apart", "Rows", "Rows needed")
-    return Table("The chosen variant against the others, in points with 95 % intervals", head, rows)
+    caption = "The chosen variant against the others, in points with 95 % intervals"
+    return _best_first(caption, head, rows)
+
+
+def _rejected_table(evidence: Evidence) -> list[Table]:
+    """Why not X? For every X."""
+    rows = [(_name(one), one["reason"]) for one in evidence.summary["selected"]["rejected"]]
+    folded = len(rows) > SHOWN
+    caption = f"Rejected: why each of the {len(rows):,} other variants was not chosen" if folded else "Rejected"
+    return [Table(caption, ("Variant", "Reason"), rows, style="wide", folded=folded)] if rows else []
+
+
+def _ranking(evidence: Evidence) -> list[Block]:
+    """Settings by their mean over seeds."""
+    ranking, name = evidence.summary["ranking"], evidence.metric
+    if not ranking:
+        return []
+    rows = [
+        (
+            f"{one['group']}/{one['variant']}",
+            number(len(one["seeds"])),
+            metric(name, one["mean"]),
+            metric(name, one["sd"]),
+            gap(name, one["difference"], one["difference_ci95"]),
+            {None: "–", True: "yes", False: "no"}[one["told_apart"]],
+        )
+        for one in ranking
+    ]
+    head = ("Setting and variant", "Seeds", f"Mean {said(name)}", "Standard deviation", "Minus the best", "Told apart")
+    caption = f"Ranking by the mean over seeds; differences in {points_of(name)} with 95 % intervals"
+    return [findings.ranked(name, ranking), *_best_first(caption, head, rows)]
+
+
+def _best_first(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Table]:
+    """A table; of a long one the first rows, and all of them folded."""
+    if len(rows) <= SHOWN:
+        return [Table(caption, head, rows)] if rows else []
+    best = Table(f"{caption}: the first {SHOWN}", head, rows[:SHOWN])
+    return [best, Table(f"{caption}: all {len(rows):,}", head, rows, folded=True)]
+
+
+def _ends(name: str, ci95: Sequence[float]) -> str:
+    return f"{metric(name, ci95[0])} to {metric(name, ci95[1])}"
+
+
+def _name(one: dict[str, Any]) -> str:
+    return f"{one['run']}/{one['variant']}"
 
 
 def _gate_table(checks: Sequence[dict[str, Any]]) -> Table:

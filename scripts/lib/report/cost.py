@@ -1,12 +1,13 @@
 """How long did it take, and how big is it?"""
 
 from collections.abc import Sequence
+from typing import Any
 
 from lib.report import plots
 from lib.report.evidence import Evidence
 from lib.report.minutes import ANOTHER_SESSION, RuleTime, by_rule, sum_known, whole
-from lib.report.page import Block, Figure, Section, Table
-from lib.report.words import duration, megabytes, number, percent, shown
+from lib.report.page import Block, Figure, Fold, Section, Table
+from lib.report.words import duration, listed, megabytes, metric, named, number, percent, said, shown
 
 _TITLE = "How long did it take, and how big is it?"
 _IN_PLOT = 8  # rules
@@ -90,21 +91,48 @@ def _table(rules: Sequence[RuleTime], total: float) -> Table:
 
 def _training(evidence: Evidence) -> list[Block]:
     blocks: list[Block] = []
-    for run_name, facts in evidence.training.items():
-        train, validation = (
-            [(point["step"], point[key]) for point in facts["curve"] if key in point] for key in ("loss", "eval_loss")
-        )
-        blocks.append(
-            f"Run {run_name}: validation loss is lowest, {facts['best_validation_loss']:.4f}, at step"
-            f" {facts['best_step']:,} of {facts['steps']:,}; that checkpoint was kept."
-        )
-        steps = sorted({point["step"] for point in facts["curve"]})
-        losses = [(number(step), *(number(dict(part).get(step), 4) for part in (train, validation))) for step in steps]
-        table = Table(
-            f"Numbers of this plot: losses of run {run_name} by step", ("Step", "Training", "Validation"), losses
-        )
-        figure = plots.learning_curve(train, validation, facts["best_step"])
-        blocks.append(Figure(figure, "Training loss (solid) and validation loss (dashed, squares).", table))
-        rows = [(key.replace("_", " "), shown(value)) for key, value in facts.items() if key != "curve"]
-        blocks.append(Table(f"Run {run_name}: facts about the training", ("", "Value"), rows, folded=True))
+    for run_name in evidence.shown_runs:
+        if run_name in evidence.training:
+            found = _learning(run_name, evidence.training[run_name])
+            blocks += [Fold(f"Run {run_name}: learning curves", found)] if evidence.is_folded(run_name) else found
+    if brought := [name for name in evidence.shown_runs if name not in evidence.training]:
+        blocks.append(f"Not trained here: {listed(brought)}.")
     return blocks
+
+
+def _learning(run_name: str, facts: dict[str, Any]) -> list[Block]:
+    """What chose the checkpoint, the curves with its step marked, and the facts."""
+    best_by = facts.get("best_by", "loss")
+    rows = [(key.replace("_", " "), shown(value)) for key, value in facts.items() if key != "curve"]
+    kept = f"at step {facts['best_step']:,} of {facts['steps']:,}; that checkpoint was kept"
+    if best_by == "loss":
+        text = f"validation loss is lowest, {facts['best_validation_loss']:.4f}, {kept}."
+    else:
+        value = metric(best_by, facts["best_value"])
+        text = f"validation {said(best_by)} is highest, {value}, {kept}, whatever its loss."
+    blocks: list[Block] = [f"Run {run_name}: {text}", _losses(run_name, facts)]
+    blocks += [_scores(run_name, name, facts) for name in ("macro_f1", "chrf") if _points(facts, f"eval_{name}")]
+    return [*blocks, Table(f"Run {run_name}: facts about the training", ("", "Value"), rows, folded=True)]
+
+
+def _losses(run_name: str, facts: dict[str, Any]) -> Figure:
+    train, validation = _points(facts, "loss"), _points(facts, "eval_loss")
+    steps = sorted({step for step, _ in (*train, *validation)})
+    losses = [(number(step), *(number(dict(part).get(step), 4) for part in (train, validation))) for step in steps]
+    caption = f"Numbers of this plot: losses of run {run_name} by step"
+    table = Table(caption, ("Step", "Training", "Validation"), losses)
+    figure = plots.learning_curve(train, validation, facts["best_step"], "loss")
+    return Figure(figure, "Training loss (solid) and validation loss (dashed, squares).", table)
+
+
+def _scores(run_name: str, name: str, facts: dict[str, Any]) -> Figure:
+    """A metric on validation rows while training."""
+    found = _points(facts, f"eval_{name}")
+    caption = f"Numbers of this plot: {said(name)} of run {run_name} by step"
+    table = Table(caption, ("Step", named(name)), [(number(step), metric(name, value)) for step, value in found])
+    figure = plots.learning_curve([], found, facts["best_step"], named(name))
+    return Figure(figure, f"{named(name)} on validation rows (dashed, squares).", table)
+
+
+def _points(facts: dict[str, Any], key: str) -> list[tuple[float, float]]:
+    return [(point["step"], point[key]) for point in facts["curve"] if key in point]

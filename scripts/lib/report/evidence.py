@@ -12,6 +12,8 @@ from lib.metrics import MAIN_METRIC
 from lib.report import words
 from lib.report.minutes import Job, read_jobs
 
+MANY = 6  # runs: with more of them all but the chosen one are folded
+SHOWN = 12  # runs, dots and rows that are shown of many
 COLUMNS = {
     "classification": ("accuracy", "macro_f1", "greedy_accuracy", "invalid_rate", "stop_rate"),
     "generation": ("chrf", "token_f1", "exact_match", "perplexity", "stop_rate"),
@@ -53,6 +55,34 @@ class Evidence:
     def chosen(self) -> str:
         """The stage of the chosen variant."""
         return f"onnx-{self.summary['selected']['variant']}"
+
+    @property
+    def many(self) -> bool:
+        """Whether there are too many runs to show each of them openly."""
+        return len(self.summary["runs"]) > MANY
+
+    @property
+    def shown_runs(self) -> dict[str, dict[str, Any]]:
+        """All runs; of many the chosen one and then the best, by their best variant, up to `SHOWN`."""
+        runs: dict[str, dict[str, Any]] = self.summary["runs"]
+        if not self.many:
+            return runs
+        best = {
+            name: max((one["value"] or 0.0 for one in self.candidates if one["run"] == name), default=0.0)
+            for name in runs
+        }
+        order = sorted(runs, key=lambda name: (name != self.summary["selected"]["run"], -best[name]))
+        return {name: runs[name] for name in order[:SHOWN]}
+
+    def is_folded(self, run_name: str) -> bool:
+        """Of many runs only the chosen one is open."""
+        return self.many and run_name != self.summary["selected"]["run"]
+
+    @property
+    def candidates(self) -> list[dict[str, Any]]:
+        """Every variant of every run, those without a score too."""
+        found: list[dict[str, Any]] = self.summary["selected"]["candidates"]
+        return found
 
     def rows_measured(self, split: str) -> int:
         """Rows that the main metric rests on: generation is measured where answers were free."""

@@ -25,6 +25,7 @@ from lib.report.words import (
 )
 
 ALPHA = 0.05
+NAMED = 4  # of many in one sentence
 Against = dict[str, Any]
 Quality = dict[str, Any]
 
@@ -164,13 +165,86 @@ def stage_cost(task: str, stage: str, quality: Quality) -> str:
 
 
 def quantization(task: str, summary: dict[str, Any]) -> str:
-    """What the chosen variant costs against the merged model, and what it saves."""
+    """What the chosen variant costs against the model that it was built from, and what it saves."""
     selected = summary["selected"]
     stages = summary["runs"][selected["run"]]["stages"]
-    stage, merged = stages[f"onnx-{selected['variant']}"], stages["merged"]
-    cost = _cost(task, stage["validation"]["against"])
-    sizes = [megabytes(one["size_mb"]) for one in (stage, merged)]
-    return f"Against the merged model, {selected['variant']} {cost}; it has {sizes[0]} instead of {sizes[1]}."
+    stage = stages[f"onnx-{selected['variant']}"]
+    against = stage["validation"]["against"]
+    merged = against["name"] == "merged"
+    before, name = (stages["merged"], "merged model") if merged else (summary["base"], "untouched base model")
+    sizes = [megabytes(one["size_mb"]) for one in (stage, before)]
+    return f"Against the {name}, {selected['variant']} {_cost(task, against)}; it has {sizes[0]} instead of {sizes[1]}."
+
+
+def merge_choice(run_name: str, merge: dict[str, Any]) -> str:
+    """What it was worth to try both merges of an adapter that was trained on a 4-bit base."""
+    kept, name = merge["chosen"], merge["metric"]
+    other = next(kind for kind in merge["values"] if kind != kept)
+    values = [metric(name, merge["values"][kind]) for kind in (kept, other)]
+    text = (
+        f"Of the two merges of run {run_name} the one into the {kept} weights was kept: {said(name)} {values[0]}"
+        f" against {values[1]} into the {other} ones. "
+    )
+    if merge["told_apart"]:
+        gain = _range(name, merge["difference_ci95"], merge["difference"])
+        return f"{text}The choice is shown to be worth {gain}."
+    ends = " to ".join(signed(points(name, end)) for end in merge["difference_ci95"])
+    return f"{text}The choice is not shown to be worth anything: the difference is {ends} {points_of(name)}."
+
+
+def ranked(name: str, ranking: Sequence[dict[str, Any]]) -> str:
+    """Which setting is first by its mean, whether that is more than noise, and which noise was measured.
+
+    ranking: best first, at least one.
+    """
+    best, *others = ranking
+    first = f"{_member(best)} is first by mean {said(name)}, {metric(name, best['mean'])}"
+    same, worse = ([_member(one) for one in others if one["told_apart"] is told] for told in (False, True))
+    sentences = []
+    if same:
+        few = [*same[:NAMED], f"{len(same) - NAMED:,} more"] if len(same) > NAMED + 1 else same
+        noise = "this difference is" if len(same) == 1 else "these differences are"
+        sentences.append(f"{first}, but cannot be told apart from {listed(few)}: for all we know {noise} noise.")
+        if worse:
+            sentences.append(
+                f"{len(worse):,} of {len(ranking):,} {'is' if len(worse) == 1 else 'are'} shown to be worse."
+            )
+    elif worse:
+        sentences.append(f"{first}; {'each' if len(worse) > 1 else 'the'} other one is shown to be worse.")
+    else:
+        sentences.append(f"{_member(best)} has mean {said(name)} {metric(name, best['mean'])}.")
+    return " ".join([*sentences, *_luck(ranking), *_comparisons(len(others))])
+
+
+def _luck(ranking: Sequence[dict[str, Any]]) -> list[str]:
+    """Which luck the intervals of a ranking cover."""
+    counts = sorted({len(one["seeds"]) for one in ranking if len(one["seeds"]) > 1})
+    once = [one for one in ranking if len(one["seeds"]) == 1]
+    if not counts:
+        return [
+            "There is one seed only, so the luck of the training is not measured: another seed may turn this round."
+        ]
+    spread = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    text = f"Where there are several seeds ({spread}), the intervals cover the luck of rows and training"
+    text += ", if roughly with so few." if counts[0] < 5 else "."
+    if not once:
+        return [text]
+    groups = list(dict.fromkeys(one["group"] for one in once))
+    named_ = listed(groups) if len(groups) <= NAMED else f"{len(groups):,} settings"
+    return [text, f"Of {named_} there is one seed only: there the luck of the training is not measured."]
+
+
+def _comparisons(count: int) -> list[str]:
+    if count <= NAMED:
+        return []
+    return [
+        f"Each of the {count:,} intervals stands for itself: of those of equal ones 1 in 20 leaves out 0 by luck, and"
+        " the first is first partly by luck."
+    ]
+
+
+def _member(one: dict[str, Any]) -> str:
+    return f"{one['group']}/{one['variant']}"
 
 
 def errors(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:

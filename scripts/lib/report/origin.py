@@ -24,7 +24,13 @@ def which_bytes(evidence: Evidence) -> Section:
     ]
     blocks: list[Block] = [
         text,
-        Table("Manifests", ("Manifest", "sha256", "Covers", "Made from"), rows, style="wide code"),
+        Table(
+            "Manifests",
+            ("Manifest", "sha256", "Covers", "Made from"),
+            rows,
+            style="wide code",
+            folded=evidence.many,
+        ),
         Table("The whole configuration, defaults included", ("Key", "Value"), settings, style="wide code", folded=True),
     ]
     return Section("bytes", "From which bytes?", answer, blocks)

@@ -34,7 +34,15 @@ class Figure:
     table: Table
 
 
-Block = str | Table | Figure
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that are closed until the reader opens them."""
+
+    title: str
+    blocks: Sequence["Block"]
+
+
+Block = str | Table | Figure | Fold
 
 
 @dataclass(frozen=True)

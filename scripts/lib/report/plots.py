@@ -11,6 +11,7 @@ from typing import NamedTuple
 from markupsafe import Markup, escape
 
 _WIDTH = 480
+_LINE = 17  # units from one name to the next
 _HATCH = (
     '<defs><pattern id="hatch" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
     '<rect width="5" height="5" fill="#fff"/><rect width="2" height="5" class="ink"/></pattern></defs>'
@@ -35,6 +36,17 @@ class Point(NamedTuple):
     y: float
     interval: Sequence[float]
     filled: bool
+
+
+class Spot(NamedTuple):
+    """A variant without interval. in_line: it may be part of the front; filled: it is on it in all respects."""
+
+    name: str
+    x: float
+    y: float
+    in_line: bool
+    filled: bool
+    chosen: bool
 
 
 class Bar(NamedTuple):
@@ -92,31 +104,62 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
     return _svg(264, f"{y_label} against {x_label} for {len(points)} variants", parts)
 
 
+def front(spots: Sequence[Spot], x_label: str, y_label: str) -> Markup:
+    """Less of x and more of y is better: a line joins the best for each x. Names stand in a column of their own."""
+    bottom = 44 + max(176, _LINE * len(spots))
+    x_ticks, y_ticks = (
+        nice_ticks(min(values), max(values)) for values in ([one.x for one in spots], [one.y for one in spots])
+    )
+    across, up = Scale(x_ticks[0], x_ticks[-1], 52, 232), Scale(y_ticks[0], y_ticks[-1], bottom, 32)
+    parts = [_grid(across(tick), 32, bottom, _tick(tick, x_ticks)) for tick in x_ticks]
+    parts += [_row_grid(up(tick), 52, 232, _tick(tick, y_ticks)) for tick in y_ticks]
+    order = sorted(spots, key=lambda one: (-one.y, one.x))
+    heights = _apart([up(one.y) for one in order], 36, bottom)
+    for one, height in zip(order, heights, strict=True):
+        parts.append(f'<path class="leader" d="M{across(one.x)} {up(one.y)}L262 {height}"/>')
+    if line := _staircase([(one.x, one.y) for one in spots if one.in_line]):
+        steps = "".join(f"H{across(x)}V{up(y)}" for x, y in line)
+        parts.append(f'<path class="front" d="M{across(line[0][0])} {bottom}{steps}H232"/>')
+    for one, height in zip(order, heights, strict=True):
+        x, y = across(one.x), up(one.y)
+        parts.append(_mark(x, y, one.filled))
+        if one.chosen:
+            parts.append(f'<circle class="ring" cx="{x}" cy="{y}" r="9"/>')
+        weight = ' font-weight="bold"' if one.chosen else ""
+        parts.append(f'<text x="266" y="{height + 4}"{weight}>{escape(_both_ends(one.name))}</text>')
+    parts.append(f'<text x="142" y="{bottom + 38}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(f'<text x="4" y="12">{escape(y_label)}</text>')
+    return _svg(bottom + 44, f"{y_label} against {x_label} for {len(spots)} variants", parts)
+
+
 def learning_curve(
-    train: Sequence[tuple[float, float]], validation: Sequence[tuple[float, float]], best_step: float
+    train: Sequence[tuple[float, float]], validation: Sequence[tuple[float, float]], best_step: float, label: str
 ) -> Markup:
-    """Training loss (thin line) and validation loss (dashed line, squares) by step; the best step is marked."""
+    """A value by step, in training (thin line) and validation (dashed line, squares); the best step is marked.
+
+    A loss starts at 0; what was measured in validation alone, such as a score, where its values start.
+    """
     both = [*train, *validation]
-    x_ticks = nice_ticks(0, max(step for step, _ in both))
-    y_ticks = nice_ticks(min(0.0, *(loss for _, loss in both)), max(loss for _, loss in both))
+    values = [value for _, value in both] + [0.0] * bool(train)
+    x_ticks, y_ticks = nice_ticks(0, max(step for step, _ in both)), nice_ticks(min(values), max(values))
     across, up = Scale(x_ticks[0], x_ticks[-1], 52, 400), Scale(y_ticks[0], y_ticks[-1], 220, 32)
     parts = [_grid(across(tick), 32, 220, _tick(tick, x_ticks)) for tick in x_ticks]
     parts += [_row_grid(up(tick), 52, 400, _tick(tick, y_ticks)) for tick in y_ticks]
     parts.append(f'<path class="best" d="M{across(best_step)} 32V220"/>')
     parts.append(f'<text x="{across(best_step)}" y="26" text-anchor="middle">best: {best_step:g}</text>')
     names: list[tuple[str, float, float]] = []
-    for name, values in (("validation", validation), ("train", train)):
-        if not values:
+    for name, line in (("validation", validation), ("train", train)):
+        if not line:
             continue
-        spots = [(across(step), up(loss)) for step, loss in values]
+        spots = [(across(step), up(value)) for step, value in line]
         parts.append(f'<path class="{name}" d="M{"L".join(f"{x} {y}" for x, y in spots)}"/>')
         if name == "validation":
             parts += [f'<rect x="{x - 3}" y="{y - 3}" width="6" height="6"/>' for x, y in spots]
         names.append((name, spots[-1][0], spots[-1][1]))
     parts += _end_names(names, lowest=220)
     parts.append('<text x="226" y="258" text-anchor="middle">step</text>')
-    parts.append('<text x="4" y="12">loss</text>')
-    return _svg(264, "training and validation loss by step", parts)
+    parts.append(f'<text x="4" y="12">{escape(label)}</text>')
+    return _svg(264, f"{label} by step", parts)
 
 
 def reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
@@ -167,6 +210,24 @@ def nice_ticks(low: float, high: float) -> list[float]:
     return [round(index * step, 10) for index in range(first, last + 1)]
 
 
+def _staircase(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of the points (x, y) that have more y than every point with as little x, by x."""
+    found: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not found or y > found[-1][1]:
+            found.append((x, y))
+    return found
+
+
+def _apart(heights: Sequence[float], top: float, bottom: float) -> list[float]:
+    """Ascending heights moved so that they are a line apart, between `top` and `bottom` if they fit."""
+    moved, lowest = [], bottom
+    for height in reversed(heights):
+        moved.append(min(height, lowest))
+        lowest = moved[-1] - _LINE
+    return [max(height, top + _LINE * place) for place, height in enumerate(reversed(moved))]
+
+
 def _names(names: Sequence[str], spots: Sequence[tuple[float, float]]) -> list[str]:
     """Names beside their spots, moved up or down where they would cover a spot or another name."""
     taken: list[tuple[float, float, float]] = []  # left, right, height of the base line
@@ -212,6 +273,11 @@ def _row_grid(y: float, left: float, right: float, text: str) -> str:
 
 def _mark(x: float, y: float, filled: bool) -> str:
     return f'<circle class="{"filled" if filled else "hollow"}" cx="{x}" cy="{y}" r="5"/>'
+
+
+def _both_ends(name: str) -> str:
+    """Runs of a sweep begin alike and their variants end alike: a long name keeps both ends."""
+    return name if len(name) <= 27 else f"{name[:11]}…{name[-15:]}"
 
 
 def _short(name: str) -> str:

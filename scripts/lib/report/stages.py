@@ -4,28 +4,41 @@ from typing import Any
 
 from lib.report import findings, plots
 from lib.report.evidence import Evidence, measured
-from lib.report.page import Block, Figure, Section, Table
+from lib.report.page import Block, Figure, Fold, Section, Table
 from lib.report.words import gap, interval, named, number, p_value
 from lib.report.worth import quality_plot
+
+_NOT_A_SIZE = ("adapter", "merged-original", "merged-dequantised")  # `merged` is one of the two, and as large
 
 
 def what_quantization_cost(evidence: Evidence) -> Section:
     blocks: list[Block] = []
-    base, columns = evidence.summary["base"], evidence.columns
-    for run_name, facts in evidence.summary["runs"].items():
-        stages = {name: stage for name, stage in facts["stages"].items() if stage["validation"]}
-        qualities = {"base": base["validation"], **{name: stage["validation"] for name, stage in stages.items()}}
-        chosen = evidence.chosen if evidence.summary["selected"]["run"] == run_name else ""
-        blocks += [findings.stage_cost(evidence.task, name, qualities[name]) for name in stages]
-        blocks += quality_plot(qualities, evidence.main, chosen)
-        strong = [*qualities].index(chosen) if chosen else None
-        caption = f"Run {run_name}: quality on {evidence.measured_on('validation')}, with 95 % intervals"
-        rows = [(name, *(measured(key, quality) for key in columns)) for name, quality in qualities.items()]
-        blocks.append(Table(caption, ("Stage", *map(named, columns)), rows, strong=strong))
-        blocks.append(_comparison_table(run_name, qualities))
-        blocks += _speed(evidence, run_name, facts["stages"], chosen)
+    for run_name, facts in evidence.shown_runs.items():
+        found = _run(evidence, run_name, facts)
+        blocks += [Fold(f"Run {run_name}", found)] if evidence.is_folded(run_name) else found
+    if hidden := len(evidence.summary["runs"]) - len(evidence.shown_runs):
+        blocks.append(f"The numbers of {hidden:,} further runs, whose best variants score lower, are in summary.json.")
     answer = findings.quantization(evidence.task, evidence.summary)
     return Section("quantization", "What did quantization cost?", answer, blocks)
+
+
+def _run(evidence: Evidence, run_name: str, facts: dict[str, Any]) -> list[Block]:
+    """Every scored stage of a run; one that was only quantized has none before its ONNX builds."""
+    stages = {name: stage for name, stage in facts["stages"].items() if stage["validation"]}
+    qualities = {"base": evidence.summary["base"]["validation"]}
+    qualities |= {name: stage["validation"] for name, stage in stages.items()}
+    chosen = evidence.chosen if evidence.summary["selected"]["run"] == run_name else ""
+    strong = [*qualities].index(chosen) if chosen else None
+    caption = f"Run {run_name}: quality on {evidence.measured_on('validation')}, with 95 % intervals"
+    rows = [(name, *(measured(key, quality) for key in evidence.columns)) for name, quality in qualities.items()]
+    return [
+        *(findings.stage_cost(evidence.task, name, qualities[name]) for name in stages),
+        *([findings.merge_choice(run_name, facts["merge"])] if facts["merge"] else []),
+        *quality_plot(qualities, evidence.main, chosen),
+        Table(caption, ("Stage", *map(named, evidence.columns)), rows, strong=strong),
+        _comparison_table(run_name, qualities),
+        *_speed(evidence, run_name, facts["stages"], chosen),
+    ]
 
 
 def _comparison_table(run_name: str, qualities: dict[str, dict[str, Any]]) -> Table:
@@ -77,7 +90,7 @@ def _size_plot(evidence: Evidence, stages: dict[str, dict[str, Any]], chosen: st
     points = [
         plots.Point(stage, one["size_mb"], quality[name], quality[f"{name}_ci95"], stage == chosen)
         for stage, one in stages.items()
-        if stage != "adapter" and (quality := one["validation"]) and quality[name] is not None
+        if stage not in _NOT_A_SIZE and (quality := one["validation"]) and quality[name] is not None
     ]
     if not points:
         return []

@@ -115,6 +115,8 @@ def shown(value: Any) -> str:
     """Any value of a settings or facts table."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {shown(inner)}" for key, inner in value.items())
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
     return number(value) if isinstance(value, int) else str(value)

@@ -90,7 +90,7 @@ def _rows_table(evidence: Evidence) -> Table:
         _settled(f"The model against {said(rival)}", against, evidence, "test")
         for rival, against in summary["model"]["compared"].items()
     ]
-    for run_name, facts in summary["runs"].items():
+    for run_name, facts in evidence.shown_runs.items():
         for stage, one in facts["stages"].items():
             if one["validation"]:
                 against = one["validation"]["against"]
@@ -99,7 +99,7 @@ def _rows_table(evidence: Evidence) -> Table:
         f"How many rows show a difference in {said(evidence.main)} like the one seen here, 4 times in 5"
         " (estimated from the rows on which the two differ, Connor 1987)"
     )
-    return Table(caption, ("Comparison", "Split", "Rows", "Shown", "Rows needed"), rows)
+    return Table(caption, ("Comparison", "Split", "Rows", "Shown", "Rows needed"), rows, folded=evidence.many)
 
 
 def _settled(name: str, against: dict[str, Any], evidence: Evidence, split: str) -> Sequence[str]:
