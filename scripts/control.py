@@ -21,9 +21,9 @@ import yaml
 from run import main as run_workflow
 
 from lib.cli import fail, or_exit
-from lib.config import Config, check_yaml, load_config
+from lib.config import Config
+from lib.config_file import check_yaml, load_config
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
-from lib.workflow import expand_runs
 
 # Few rows to train on and many to be sure by: with 360 of them the interval is about 5 points to either side.
 _ROWS = 800
@@ -33,6 +33,8 @@ _TRAINING = {
     "gradient_accumulation_steps": 1,
     "max_steps": None,
     "eval_steps": 10**9,  # the last checkpoint is kept: choosing one on validation rows would hide what was memorised
+    "early_stopping_patience": None,
+    "metric_for_best_model": "loss",
 }
 
 Row = dict[str, Any]
@@ -65,6 +67,8 @@ def main(configfile: Path) -> str:
     config = load_config(yaml.safe_load(configfile.read_text(encoding="utf-8")), [configfile])
     if config.task != "classification":
         fail("a control shuffles labels, and task generation has none", "use it with classification", at=configfile)
+    if not any(run.trained for run in config.runs.values()):
+        fail("a control trains on shuffled labels, and this configuration trains nothing", "", at=configfile)
     follow(f"{config.results}/data/kept.jsonl", configfile=configfile)
     rows = sample(list(read_jsonl(Path(config.results) / "data/kept.jsonl")), config)
 
@@ -108,7 +112,7 @@ def measure(config: Config, name: str, rows: Sequence[Row]) -> Measured:
     write_jsonl(work / "rows.jsonl", [{**row["values"], config.data.target: row["target"]} for row in rows])
     configfile = work / "config.yaml"  # JSON is YAML
     write_json(configfile, derived(config, results, work / "rows.jsonl"))
-    run_name = next(iter(expand_runs(config)))
+    run_name = config.finetune.method
     files = f"{results}/scores/{run_name}/adapter.validation.json", f"{results}/scores/baselines.json"
     follow(*files, configfile=configfile)
     found, baselines = (read_json(Path(file)) for file in files)
@@ -127,6 +131,7 @@ def derived(config: Config, results: str, rows: Path) -> dict[str, Any]:
         "base_model": values["base_model"] | source | {"path": f"{config.results}/base"},
         "split": _SPLIT,
         "finetune": values["finetune"] | _TRAINING,
+        "sweep": {},
         "evaluate": values["evaluate"] | {"greedy_rows": 0},
         "gate": {},
     }

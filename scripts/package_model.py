@@ -1,14 +1,14 @@
 """Put the selected variant together as users ship it: ONNX files, tokenizer, template, model card."""
 
 import argparse
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, parser, progress, run, settings_argument
-from lib.files import published_directory, read_json, sha256_file
+from lib.files import link_or_copy, published_directory, read_json, sha256_file
 from lib.manifests import manifest_path, read_manifest, write_manifest
+from lib.selection import selected
 
 
 def main(args: argparse.Namespace) -> None:
@@ -35,23 +35,6 @@ def main(args: argparse.Namespace) -> None:
     facts = {key: selection[key] for key in ("run", "variant")}
     write_manifest(args.output, inputs=inputs, settings=args.settings, extra=facts)
     progress(f"package_model: {selection['run']}/{selection['variant']}, {manifest['size_bytes'] / 1e6:.1f} MB")
-
-
-def selected(file: Path) -> dict[str, Any]:
-    """The selection. Raises `UserError` with every rejection when nothing was selected."""
-    selection = read_json(file)
-    if selection["run"] is None:
-        reasons = " / ".join(f"{one['run']}/{one['variant']}: {one['reason']}" for one in selection["rejected"])
-        fail(f"no variant meets the constraints ({reasons})", "relax selection: or add a variant", at=file)
-    return selection
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link where the file system can: weights are large and nothing edits them in place."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def model_card(

@@ -7,7 +7,8 @@ import yaml
 from conftest import ROOT
 
 from lib.cli import UserError
-from lib.config import METRICS, check_yaml, load_config
+from lib.config import METRICS
+from lib.config_file import check_yaml, load_config
 
 
 def load(text: str, tmp_path: Path):
@@ -67,7 +68,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
         ("  int4: {}", "  Int4: {}", "  Int4", "variants: the name 'Int4' cannot be used; use a-z, 0-9 and -"),
         ("  int4: {}", "  int4: {precision: fp16}", "  int4:", "variants.int4: cpu cannot run fp16"),
         ("  int4: {}", "  int4: {blocksize: 32}", "  int4:", "variants.int4.blocksize is not a known key; did you mean block_size"),
-        ("algo_config: k_quant", "algo_config: gptq", "    algo_config", "variants.int4-mixed.algo_config: input should be"),
+        ("algo_config: k_quant", "algo_config: gptq", "    algo_config", "variants.int4-k-quant.algo_config: input should be"),
         ("  target: sentiment", "  targets: sentiment", "  targets", "data.targets is not a known key; did you mean target?"),
         ("test: 0.15", "test: 0.95", "split", "split: validation and test together must leave rows"),
         ("{text}", "", "corpus", "corpus: the template names no column"),

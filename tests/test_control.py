@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from test_traps import LABELS, WORDS, with_louder_logits
-from test_workflow import Workspace, copy_project, parameters_of, tiny_config, write_rows
 from tiny_models import TEXTS
+from workspaces import Workspace, copy_project, parameters_of, tiny_config, write_rows
 
 from lib.files import read_json, read_jsonl
 

@@ -7,14 +7,12 @@ What determines results stands here; how and where they are made stands in profi
 
 import difflib
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from lib.cli import UserError, fail
+from lib.cli import UserError
+from lib.sweep import Run, expand_runs, expand_variants
 from lib.templates import parse_segments, template_columns
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$")]
@@ -24,6 +22,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+S = TypeVar("S", bound="Section")
 
 METRICS = {
     "classification": ("macro_f1", "accuracy"),
@@ -171,13 +170,26 @@ class Corpus(Section):
 
 
 class Finetune(Section):
-    """LoRA settings under the names of peft and transformers."""
+    """How the adapter is trained, under the names of peft, transformers and Olive; or what you bring instead."""
 
-    method: Literal["lora"] = "lora"
+    method: Literal["lora", "qlora", "dora", "rslora", "loraplus", "none"] = "lora"
+    """qlora: LoRA on a base in 4 bits. dora: direction and magnitude apart. rslora: scale alpha / sqrt(r).
+    loraplus: a higher learning rate for B. none: the base model is quantized as it is."""
+    adapter: str | None = None
+    """Folder of a peft adapter that you have, instead of training one; method tells how it was trained."""
+    merged: str | None = None
+    """Folder of a fine-tuned model that you have (safetensors), instead of training and merging."""
     r: Count = 16
     alpha: Positive = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """all-linear: every linear layer but the vocabulary head; or names, such as [qkv_proj, o_proj]."""
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    """4-bit code of the frozen base (qlora)."""
+    double_quant: bool = True
+    """The scales of the 4-bit blocks are quantized too (qlora)."""
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 16
+    """Learning rate of B divided by that of A (loraplus)."""
     epochs: Positive = 1
     max_steps: Count | None = None
     """Optimizer steps; where it is given, it decides and not `epochs`."""
@@ -194,6 +206,14 @@ class Finetune(Section):
     max_grad_norm: Positive = 1.0
     eval_steps: Count = 50
     """Steps between validations; a checkpoint is written at each, the best one is kept."""
+    metric_for_best_model: Literal["task", "loss"] = "task"
+    """What the best checkpoint is chosen by: the task's metric (macro-F1 of the labels' probabilities, chrF of free
+    answers), ties by the loss; or the loss alone, which is quicker."""
+    early_stopping_patience: Count | None = None
+    """Validations in a row without a better one after which training stops; left out: it never does."""
+    class_balance: Literal["none", "weight", "oversample"] = "none"
+    """weight: a row's loss counts inversely to the size of its class. oversample: rows of small classes come more
+    often. Both on training rows alone."""
     logging_steps: Count = 10
     group_by_length: bool = False
     """Rows of like length in a batch: saves padding for the few models whose rows cannot be packed."""
@@ -213,7 +233,28 @@ class Finetune(Section):
     def _join_needs_all(self) -> "Finetune":
         if self.corpus_strategy == "join" and self.loss == "completion":
             raise ValueError("corpus_strategy: join trains on all tokens, since blocks cut rows: set loss: all")
+        if self.corpus_strategy == "join" and self.class_balance != "none":
+            raise ValueError("class_balance needs rows of one class each: use corpus_strategy: rows")
         return self
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "Finetune":
+        if self.adapter and self.merged:
+            raise ValueError("give adapter: or merged:, not both")
+        if self.method == "none" and (self.adapter or self.merged):
+            raise ValueError("method: none quantizes the base model as it is: leave out adapter: and merged:")
+        return self
+
+
+class Calibration(Section):
+    """How `algo_config: auto_round` learns the rounding: on training rows alone, prompt and answer."""
+
+    rows: Count = 128
+    """Training rows, drawn by seed."""
+    length: Annotated[int, Field(ge=8)] = 128
+    """Tokens of a calibration sequence; rows are put one behind the other and cut into these."""
+    iterations: Annotated[int, Field(ge=1)] = 50
+    """Steps of signed gradient descent for each layer of the model."""
 
 
 class Variant(Section):
@@ -226,7 +267,11 @@ class Variant(Section):
     is_symmetric: bool | None = None
     op_types_to_quantize: list[Literal["MatMul", "Gather"]] | None = None
     nodes_to_exclude: list[str] | None = None
-    algo_config: Literal["default", "rtn", "k_quant"] | None = None
+    algo_config: Literal["default", "rtn", "k_quant", "auto_round"] | None = None
+    """default, rtn: rounded to the nearest, on two grids. k_quant: each block's scale and zero point fitted.
+    auto_round: the rounding is learnt on training rows (Cheng et al. 2024)."""
+    calibration: Calibration | None = None
+    """For `algo_config: auto_round`; left out: its defaults."""
     matmul_mixed_precision: str | None = None
     """`selector:type` pairs of last_matmul, mixed_layers, linear_attn, such as `last_matmul:int8,mixed_layers:int8`."""
     use_qdq: bool | None = None
@@ -247,9 +292,49 @@ class Variant(Section):
             raise ValueError("matmul_mixed_precision is not of the form last_matmul:int8,mixed_layers:int8")
         return self
 
+    @model_validator(mode="after")
+    def _loadable(self) -> "Variant":
+        """Refuse what the builder of onnxruntime-genai 0.18.0 refuses, or builds so that nothing can load it."""
+        for broken, reason in _broken_combinations(self):
+            if broken:
+                raise ValueError(reason)
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calibrated(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("algo_config") == "auto_round" and not values.get("calibration"):
+            return values | {"calibration": Calibration()}
+        return values
+
     @property
     def scored(self) -> bool:
         return self.execution_provider == "cpu" if self.score is None else self.score
+
+
+def _broken_combinations(variant: Variant) -> list[tuple[bool, str]]:
+    """What does not go together, with the reason and the way out."""
+    mixed = variant.matmul_mixed_precision or ""
+    int8 = variant.precision == "int8" or "int8" in mixed
+    head_differs = variant.is_symmetric is False or "last_matmul:int8" in mixed
+    calibrated = variant.algo_config == "auto_round"
+    return [
+        (bool(variant.use_qdq) and int8, "use_qdq: the builder writes QDQ for int4 only: leave it out, or int8"),
+        (
+            bool(variant.shared_embeddings) and head_differs and variant.algo_config in (None, "default"),
+            "shared_embeddings: true with is_symmetric: false or an int8 head builds a model that cannot be loaded:"
+            " leave shared_embeddings out, or use algo_config k_quant",
+        ),
+        (
+            variant.calibration is not None and not calibrated,
+            "calibration belongs to algo_config: auto_round; the other methods see no rows",
+        ),
+        (calibrated and variant.precision != "int4", "algo_config: auto_round makes int4 only"),
+        (
+            calibrated and bool(variant.use_qdq or variant.op_types_to_quantize),
+            "use_qdq and op_types_to_quantize do not go with algo_config: auto_round, whose weights come quantized",
+        ),
+    ]
 
 
 class Evaluate(Section):
@@ -292,6 +377,17 @@ class Gate(Section):
     """Better than the best baseline (TF-IDF; for generation the nearest question)."""
 
 
+class Sweep(Section):
+    """A grid: every combination of the listed values is a run, or a variant. What they share is made once."""
+
+    seed: list[int] = []
+    """Seeds of the training (start of the adapter, order of rows); rows and split stay those of `seed`."""
+    finetune: dict[str, list[Any]] = {}
+    """Values by key of `finetune`."""
+    variants: dict[str, dict[str, list[Any]]] = {}
+    """Values by variant and key."""
+
+
 class Config(Section):
     """A whole run."""
 
@@ -304,6 +400,9 @@ class Config(Section):
     split: Split = Split()
     corpus: Corpus
     finetune: Finetune = Finetune()
+    sweep: Sweep = Sweep()
+    keep: Literal["all", "selected"] = "all"
+    """Which weights stay on disk: of all runs, or of the selected one (kept in `selected/`)."""
     variants: Annotated[dict[Name, Variant], Field(min_length=1)] = {"int4": Variant()}
     evaluate: Evaluate = Evaluate()
     benchmark: Benchmark = Benchmark()
@@ -320,8 +419,10 @@ class Config(Section):
             raise ValueError("data.labels: belongs to task classification")
         if self.data.labels and len(set(self.data.labels)) < len(self.data.labels):
             raise ValueError("data.labels: holds a label twice")
-        if not any(variant.scored for variant in self.variants.values()):
+        if not any(variant.scored for variant in self.every_variant.values()):
             raise ValueError("variants: none is scored, so none could be selected; add one for the cpu provider")
+        if self.task == "generation" and any(run.finetune["class_balance"] != "none" for run in self.runs.values()):
+            raise ValueError("finetune.class_balance: belongs to task classification")
         metrics = METRICS[self.task]
         named = {
             "selection.metric": self.selection.metric,
@@ -332,69 +433,70 @@ class Config(Section):
                 raise ValueError(f"{key}: task {self.task} has no metric {name}, use one of {', '.join(metrics)}")
         return self
 
+    @model_validator(mode="after")
+    def _sweepable(self) -> "Config":
+        for key, values in self.sweep.finetune.items():
+            _check_values(f"sweep.finetune.{key}", Finetune, self.finetune, key, values)
+        for name, grid in self.sweep.variants.items():
+            if name not in self.variants:
+                raise ValueError(f"sweep.variants.{name}: no such variant, there are {', '.join(self.variants)}")
+            for key, values in grid.items():
+                _check_values(f"sweep.variants.{name}.{key}", Variant, self.variants[name], key, values)
+        if len(set(self.sweep.seed)) < len(self.sweep.seed):
+            raise ValueError("sweep.seed: holds a seed twice")
+        _ = self.every_variant  # names that collide, values that do not go together
+        trained = [run.finetune for run in self.runs.values() if run.trained]
+        if self.sweep.seed and not trained:
+            raise ValueError("sweep.seed: nothing is trained here, so no seed changes anything: leave it out")
+        by_answers = self.task == "generation" and any(one["metric_for_best_model"] == "task" for one in trained)
+        if by_answers and self.evaluate.greedy_rows == 0:
+            raise ValueError(
+                "evaluate.greedy_rows: 0 leaves no answers to choose the best checkpoint by:"
+                " raise it, or set finetune.metric_for_best_model: loss"
+            )
+        return self
 
-# What people who come from Olive's recipe, peft or transformers type, and how it is called here.
-_OTHER_NAMES = {
-    "lora_r": "finetune.r",
-    "lora_alpha": "finetune.alpha",
-    "lora_dropout": "finetune.dropout",
-    "num_train_epochs": "finetune.epochs",
-    "warmup_ratio": "finetune.warmup_share",
-    "strategy": "finetune.corpus_strategy",
-    "max_seq_len": "finetune.source_max_len",
-    "eval_dataset_size": "split.validation",
-    "evaluation_strategy": "finetune.eval_steps",
-    "data_files": "data.files",
-    "text_cols": "corpus.text_template",
-    "int4_block_size": "block_size",
-    "int4_accuracy_level": "accuracy_level",
-    "int4_is_symmetric": "is_symmetric",
-    "int4_algo_config": "algo_config",
-    "int4_nodes_to_exclude": "nodes_to_exclude",
-    "int4_op_types_to_quantize": "op_types_to_quantize",
-}
+    @property
+    def runs(self) -> dict[str, Run]:
+        """Every training of the sweep, or the one of `finetune`."""
+        found = expand_runs(self.finetune.model_dump(), self.sweep.finetune, self.sweep.seed or [self.seed])
+        return {
+            name: Run(run.group, run.seed, _validated(f"sweep.finetune ({name})", Finetune, run.finetune).model_dump())
+            for name, run in found.items()
+        }
 
-
-def load_config(values: dict[str, Any], sources: list[Path]) -> Config:
-    """Validate a configuration that Snakemake has read.
-
-    values: the merged dictionary. sources: the files it came from; errors name file and line there.
-    Raises `UserError` with the first error: an unknown key with the nearest known name, a wrong type
-    or value, keys that contradict each other.
-    """
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-        path = [part for part in first["loc"] if not _is_type_choice(part, values, first["loc"])]
-        what, hint = _explain(first, path)
-        # A contradiction between sections is reported at the root; its message starts with the key.
-        file, line = _locate(path or what.partition(":")[0].partition(" ")[0].split("."), sources)
-        fail(what, hint, at=file, line=line)
-
-
-def check_yaml(path: Path) -> None:
-    """Refuse what YAML lets pass: duplicate keys, of which the last would win, and broken syntax.
-
-    Raises `UserError` with file and line.
-    """
-    try:
-        tree = yaml.compose(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        fail("no such configuration file", "copy one from examples/ or name one with --configfile", at=path)
-    except UnicodeDecodeError:
-        fail("not UTF-8 text", "save it as UTF-8", at=path)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        fail(f"not YAML: {error.problem}", "check quotes and indentation", at=path, line=mark.line + 1 if mark else 1)
-    if not isinstance(tree, yaml.MappingNode):
-        fail("not a mapping of keys to values", "start from one of the files in examples/", at=path, line=1)
-    _refuse_duplicates(tree, path)
+    @property
+    def every_variant(self) -> dict[str, Variant]:
+        """Every variant of the sweep, or those of `variants`."""
+        found = expand_variants({name: one.model_dump() for name, one in self.variants.items()}, self.sweep.variants)
+        return {name: _validated(f"sweep.variants ({name})", Variant, values) for name, values in found.items()}
 
 
 def config_schema() -> dict[str, Any]:
     """JSON Schema of the configuration, for editors."""
     return Config.model_json_schema()
+
+
+def _check_values(where: str, kind: type[Section], section: Section, key: str, values: list[Any]) -> None:
+    """Each of the values that a sweep lists for a key must be one that the key can have."""
+    if key not in kind.model_fields:
+        close = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
+        raise ValueError(f"{where}: no such key" + (f", did you mean {close[0]}?" if close else ""))
+    if not values:
+        raise ValueError(f"{where}: lists no value")
+    for value in values:
+        _validated(where, kind, {**section.model_dump(), key: value})
+
+
+def _validated(where: str, kind: type[S], values: dict[str, Any]) -> S:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = (
+            str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{first['msg']} ({first['input']!r})"
+        )
+        raise ValueError(f"{where}: {reason}") from None
 
 
 def _exactly_one(section: Section, *names: str) -> None:
@@ -411,106 +513,3 @@ def _checked(function: Any, text: str) -> None:
         function(text)
     except UserError as error:
         raise ValueError(str(error)) from None
-
-
-def _is_type_choice(part: int | str, values: Any, location: tuple[int | str, ...]) -> bool:
-    """Pydantic adds the tried type of a union (`list[str]`, `literal['all-linear']`) to an error's path."""
-    node = values
-    for step in location:
-        known = (isinstance(node, dict) and step in node) or (isinstance(node, list) and isinstance(step, int))
-        if step == part:
-            return not known and node is not None and not isinstance(node, dict)
-        node = node[step] if known and not (isinstance(node, list) and step >= len(node)) else None  # type: ignore[operator]
-    return False
-
-
-def _explain(error: Any, path: list[int | str]) -> tuple[str, str]:
-    name = ".".join(str(part) for part in path) or "the configuration"
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        return f"{name} is not a known key", _suggest(path)
-    if kind == "missing":
-        return f"{name} is missing", "add it"
-    if kind == "value_error":
-        prefix = f"{name}: " if path else ""
-        return prefix + str(error["ctx"]["error"]), ""
-    if "[key]" in path:
-        return f"{'.'.join(map(str, path[:-2]))}: the name {path[-2]!r} cannot be used", "use a-z, 0-9 and -"
-    given = error["input"]
-    shown = "" if isinstance(given, (dict, list)) else f" (found {given!r})"
-    if "revision" in path and kind == "string_pattern_mismatch":
-        return f"{name} is not a commit{shown}", "give the commit's 40 hex digits, a branch or tag can move"
-    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}", ""
-
-
-def _suggest(path: list[int | str]) -> str:
-    key = str(path[-1])
-    if key in _OTHER_NAMES:
-        return f"it is called {_OTHER_NAMES[key]} here"
-    section: Any = Config
-    for part in path[:-1]:
-        section = _section_below(section, part)
-        if section is None:
-            return ""
-    close = difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]}?"
-    elsewhere = [
-        f"{name}.{key}"
-        for name in Config.model_fields
-        if key in getattr(_section_below(Config, name), "model_fields", ())
-    ]
-    if elsewhere:
-        return f"it belongs to {elsewhere[0]}"
-    return f"known keys here: {', '.join(section.model_fields)}"
-
-
-def _section_below(section: Any, part: int | str) -> Any:
-    """The `Section` class that key `part` of `section` holds; for `variants` and its names, `Variant`."""
-    if section is Variant:
-        return Variant
-    field = section.model_fields.get(part)
-    if field is None:
-        return None
-    if part == "variants":
-        return Variant
-    kinds = getattr(field.annotation, "__args__", (field.annotation,))
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
-
-
-def _locate(path: Sequence[int | str], sources: list[Path]) -> tuple[str, int | None]:
-    """File and line of a key, or of the deepest part of its path that a file holds; later files win."""
-    best: tuple[int, str, int | None] = (-1, str(sources[-1]) if sources else "--config", None)
-    for source in sources:
-        node = yaml.compose(source.read_text(encoding="utf-8"))
-        depth, line = 0, 1
-        for part in path:
-            child = _child(node, part)
-            if child is None:
-                break
-            depth, line, node = depth + 1, child[0], child[1]
-        if depth >= best[0]:
-            best = (depth, str(source), line)
-    return best[1], best[2]
-
-
-def _child(node: Any, part: int | str) -> tuple[int, Any] | None:
-    if isinstance(node, yaml.MappingNode):
-        return next(((key.start_mark.line + 1, value) for key, value in node.value if key.value == str(part)), None)
-    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-        return node.value[part].start_mark.line + 1, node.value[part]
-    return None
-
-
-def _refuse_duplicates(node: Any, path: Path) -> None:
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_duplicates(item, path)
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                fail(f"{key.value} stands twice (first in line {seen[key.value]})", "remove one", at=path, line=line)
-            seen[key.value] = line
-            _refuse_duplicates(value, path)

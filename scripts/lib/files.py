@@ -75,6 +75,14 @@ def _partial(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial.{os.getpid()}")
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system can: weights are large and nothing edits them in place."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON with a stable order of keys, atomically."""
     with published(path) as partial, open(partial, "w", encoding="utf-8") as file:

@@ -43,8 +43,10 @@ def write_manifest(
     settings: what the rule was given (parameters, seed, versions of the packages that matter).
     extra: facts about the artefact that its readers need.
     """
+    files = file_hashes(directory)
     value = {
-        "files": file_hashes(directory),
+        "files": files,
+        "size_bytes": sum((directory / name).stat().st_size for name in files),
         "inputs": {name: sha256_file(path) for name, path in inputs.items()},
         "settings": settings,
         **(extra or {}),

@@ -1,15 +1,13 @@
-"""What the Snakefile needs besides the rules: paths, locked versions, runs."""
+"""What the Snakefile needs besides the rules: paths, locked versions, command lines."""
 
 import os
 import re
 import sys
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from lib.cli import fail
-from lib.config import Config
 
 
 def use_own_interpreter() -> None:
@@ -27,11 +25,6 @@ def locked_versions(lock: Path) -> dict[str, str]:
     return {match[1].lower().replace("_", "-"): match[2].partition("+")[0] for match in matches if match}
 
 
-def expand_runs(config: Config) -> dict[str, dict[str, Any]]:
-    """Fine-tuning settings by the name of the run."""
-    return {config.finetune.method: config.finetune.model_dump()}
-
-
 def find_path(name: str, home: Path, key: str, made: Set[str] = frozenset()) -> str:
     """A path from the configuration: as it stands, else relative to the folder of the Snakefile.
 
@@ -42,6 +35,11 @@ def find_path(name: str, home: Path, key: str, made: Set[str] = frozenset()) -> 
     if not path.exists() and str(path) not in made:
         fail(f"{key}: {name} does not exist", "check the path, or put the file there")
     return str(path)
+
+
+def one_of(names: Iterable[str]) -> str:
+    """A wildcard constraint: exactly one of the names; without any, nothing matches."""
+    return "|".join(re.escape(name) for name in names) or r"(?!)"
 
 
 def repeated(flag: str, rows: list[tuple[str, ...]]) -> str:

@@ -1,0 +1,122 @@
+"""What the rules share: scripts, settings, and which files a stage is made of."""
+
+
+def script(name):
+    return str(HOME / "scripts" / f"{name}.py")
+
+
+def modules(name):
+    """The shared modules that the script imports: an edit to one reruns exactly its users."""
+    return [str(path) for path in code_closure(Path(script(name)))]
+
+
+def settings(packages="", /, **sections):
+    """The one param of a rule: its own settings and the locked versions that its result depends on.
+
+    Packages and sections may be functions of the wildcards. A function itself, since Snakemake would take
+    braces in a text for wildcards.
+    """
+
+    def resolve(wildcards):
+        def value(of):
+            return of(wildcards) if callable(of) else of
+
+        own = {name: value(section) for name, section in sections.items()}
+        versions = {name: LOCKED[name] for name in value(packages).split()}
+        return canonical_json({**own, "versions": versions})
+
+    return resolve
+
+
+def part(section, *names):
+    return {name: CONFIGURATION[section][name] for name in names}
+
+
+def source_of(section, *kinds):
+    return {
+        kind: CONFIGURATION[section][kind]
+        for kind in kinds
+        if CONFIGURATION[section][kind] is not None
+    }
+
+
+def kept(folder):
+    """Weights of a run: gone with `keep: selected` once nothing needs them any more."""
+    return temp(directory(folder)) if CONFIG.keep == "selected" else directory(folder)
+
+
+def merged_folder(run):
+    """The model that a run's ONNX builds are made of."""
+    return f"{R}/base" if "merged" not in RUNS[run].stages else f"{R}/runs/{run}/merged"
+
+
+def quantization(run):
+    """How the base of a qlora run is kept in 4 bits; None for all others."""
+    names = ("quant_type", "double_quant")
+    finetune = RUNS[run].finetune
+    return (
+        {name: finetune[name] for name in names}
+        if finetune["method"] == "qlora"
+        else None
+    )
+
+
+def with_bitsandbytes(run):
+    return " bitsandbytes" if quantization(run) else ""
+
+
+def checkpoint(wildcards):
+    """Folders and manifests of a PyTorch stage: base, <run>/adapter or one of its merged models."""
+    base = {"model": ancient(f"{R}/base"), "model_manifest": f"{R}/base.manifest.json"}
+    run, _, stage = wildcards.stage.rpartition("/")
+    folder = f"{R}/runs/{run}/{stage}"
+    if not run:
+        return base
+    if stage == "adapter":
+        return {
+            **base,
+            "adapter": ancient(folder),
+            "adapter_manifest": f"{folder}.manifest.json",
+        }
+    return {"model": ancient(folder), "model_manifest": f"{folder}.manifest.json"}
+
+
+def scoring_packages(wildcards):
+    """An adapter of a 4-bit base is scored on that base."""
+    run, _, stage = wildcards.stage.rpartition("/")
+    return "torch transformers peft tokenizers sacrebleu" + (
+        with_bitsandbytes(run) if stage == "adapter" else ""
+    )
+
+
+def calibration(variant):
+    """All that the calibrated weights of a variant depend on."""
+    names = ("block_size", "is_symmetric", "calibration")
+    return {name: VARIANTS[variant][name] for name in names}
+
+
+def build_source(wildcards):
+    """Folders and manifests that a variant is built of: the merged model, and its calibrated weights if it has any."""
+    run, variant = wildcards.run, wildcards.variant
+    found = {
+        "merged": ancient(merged_folder(run)),
+        "merged_manifest": f"{merged_folder(run)}.manifest.json",
+    }
+    if variant in CALIBRATED:
+        folder = f"{R}/runs/{run}/calibrated/{CALIBRATED[variant]}"
+        found |= {
+            "calibrated": ancient(folder),
+            "calibrated_manifest": f"{folder}.manifest.json",
+        }
+    return found
+
+
+def onnx_model(wildcards):
+    """Folder and manifest of an ONNX stage: <run>/onnx-<variant>, or the packaged model."""
+    run, _, stage = wildcards.stage.rpartition("/")
+    folder = (
+        f"{R}/model"
+        if stage == "model"
+        else f"{R}/runs/{run}/onnx/{stage.removeprefix('onnx-')}"
+    )
+    return {"model": ancient(folder), "model_manifest": f"{folder}.manifest.json"}

