@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from lib.config import Finetune  # noqa: E402
+from lib.config import Finetune, Variant  # noqa: E402
 
 # Vocabulary 49,152 and tied embeddings, as SmolLM2 has them; the third is its size, the fourth that of
 # SmolLM2-360M. hidden, intermediate, layers, heads, key-value heads.
@@ -87,13 +87,14 @@ def main() -> None:
 
 def steps(folder: Path, wanted: list[str]) -> list[tuple[str, list[str]]]:
     """Name and command of each step on the model in `folder`, in an order in which they can run."""
-    settings = json.dumps({"versions": {}})
+    settings = json.dumps({"into": "original", "versions": {}})
     score = {"task": "classification", "seed": 0, "evaluate": EVALUATE, "versions": {}}
-    train = {"seed": 0, "finetune": FINETUNE.model_dump(mode="json"), "versions": {}}
+    train = score | {"finetune": FINETUNE.model_dump(mode="json")}
     rows = ["--rows", f"{folder}/rows.jsonl"]
     result = [
         ("train", ["train_adapter", "--settings", json.dumps(train), "--train", f"{folder}/rows.jsonl",
-                   "--validation", f"{folder}/rows.jsonl", "--base", f"{folder}/base", "--work", f"{folder}/progress",
+                   "--validation", f"{folder}/rows.jsonl", "--template", f"{folder}/template.json",
+                   "--base", f"{folder}/base", "--work", f"{folder}/progress",
                    "--adapter", f"{folder}/trained", "--training", f"{folder}/training.json"]),
         ("score", ["score_checkpoint", "--settings", json.dumps(score), "--model", f"{folder}/base", *rows,
                    "--template", f"{folder}/template.json", "--stage", "base", "--split", "validation",
@@ -102,7 +103,7 @@ def steps(folder: Path, wanted: list[str]) -> list[tuple[str, list[str]]]:
                    f"{folder}/adapter", *rows, "--merged", f"{folder}/merged"]),
     ]  # fmt: skip
     for name, variant in VARIANTS.items():
-        options = json.dumps({"variant": {"execution_provider": "cpu", **variant}, "versions": {}})
+        options = json.dumps({"variant": Variant.model_validate(variant).model_dump(mode="json"), "versions": {}})
         build = ["build_onnx", "--settings", options, "--merged", f"{folder}/base", *rows]
         result.append((f"build {name}", [*build, "--output", f"{folder}/{name}"]))
     return [(name, command) for name, command in result if name.split()[0] in wanted]

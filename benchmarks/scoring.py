@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from bench import machine, markdown_table, write_table
-from score_checkpoint import score_labels as score_torch
 
 from lib.checkpoints import load_model
 from lib.corpus import load_template, read_rows
@@ -28,6 +27,7 @@ from lib.onnx_scorer import Scorer
 from lib.scoring import encode_choices
 from lib.templates import Template
 from lib.tokens import Tokenizer, load_tokenizer
+from lib.torch_scorer import score_labels as score_torch
 
 EIGHT = ["art", "business", "food", "health", "law", "music", "science", "travel"]
 EIGHT_LONGER = ["anger", "boredom", "calm", "disgust", "fear", "joy", "sadness", "surprise"]

@@ -42,7 +42,8 @@ FINETUNE: dict[str, Any] = {
     **{"per_device_train_batch_size": BATCH, "per_device_eval_batch_size": 32, "gradient_accumulation_steps": 1},
     **{"learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "warmup_share": 0.0, "weight_decay": 0.0},
     **{"adam_beta1": 0.9, "adam_beta2": 0.999, "max_grad_norm": 1.0, "gradient_checkpointing": False},
-    **{"eval_steps": 10**6, "logging_steps": 10**6},
+    **{"eval_steps": 10**6, "logging_steps": 10**6, "method": "lora", "metric_for_best_model": "loss"},
+    **{"early_stopping_patience": None, "class_balance": "none"},
 }
 # The recipe that slmflow replaces: rank 64 on the attention, rows joined to 1024 tokens, batch 1 x 4.
 OLIVE = {"r": 64, "alpha": 64, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
