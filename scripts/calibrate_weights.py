@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import random
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,13 +117,27 @@ def keep_what_is_not_weights(merged: Path, folder: Path) -> None:
     write_json(folder / "config.json", config)
 
 
+class _Bar(io.StringIO):
+    """Takes what AutoRound draws and says how many layers are done: it goes on for minutes."""
+
+    _layers = re.compile(r"Quantizing .*\| (\d+)/(\d+) \[")
+    _said = 0
+
+    def write(self, text: str) -> int:
+        found = self._layers.search(text)
+        if found and int(found[1]) >= self._said + 5:
+            self._said = int(found[1])
+            progress(f"calibrate_weights: {found[1]} of {found[2]} layers")
+        return len(text)
+
+
 @contextlib.contextmanager
 def _quiet() -> Any:
     """AutoRound logs a line for each layer and draws bars."""
     level = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(_Bar()):
             yield
     finally:
         logging.disable(level)
