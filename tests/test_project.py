@@ -125,7 +125,6 @@ FINETUNE = {
     "corpus_strategy": "rows",
     "source_max_len": 1024,
     "r": 16,
-    "metric_for_best_model": "task",
 }
 
 

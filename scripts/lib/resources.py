@@ -2,7 +2,7 @@
 
 Units are Snakemake's: `mem_mb` in MB, `runtime` in minutes. They are what a scheduler reserves. On one
 machine they only keep heavy rules from running at the same time. Peaks of the demo (134.5 million
-parameters, fp32, 2 cores; column max_rss of results/timings/): fetch_model 574, train_adapter 4873,
+parameters, fp32, 2 cores; column max_rss of results/timings/): fetch_model 574, train_adapter 3652,
 build_onnx 2592, scoring 1188 MB. Merge and build are measured on more sizes: benchmarks/memory.md.
 """
 
@@ -43,9 +43,7 @@ def train_mb(parameters: int, finetune: Mapping[str, Any], max_length: int) -> i
     if finetune["gradient_checkpointing"]:
         activations /= 4
     adapter = 16 * 0.002 * finetune["r"] * parameters / _MB
-    # Measured: 3.0 GB with the loss alone, 4.9 with the task's metric (demo), 4.5 with DoRA (tones).
-    scoring = 2000 if finetune["metric_for_best_model"] == "task" else 0
-    return math.ceil(1500 + 1.1 * weights_mb(parameters) + adapter + activations + scoring)
+    return math.ceil(1500 + 1.1 * weights_mb(parameters) + adapter + activations)
 
 
 def merge_mb(parameters: int) -> int:
