@@ -20,7 +20,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, quantization: Q
 
     quantization: its linear layers, all but the vocabulary head, are rounded to 4 bits and compute in `dtype`. On a
     GPU they stay in 4 bits, which saves memory; on a CPU they hold the values that the 4 bits stand for, since
-    bitsandbytes' CPU kernels compute these anew at every use, which takes five times as long.
+    bitsandbytes' CPU kernels compute these anew at every use, which takes several times as long.
     Raises `UserError` when transformers does not know the architecture.
     """
     from transformers import AutoModelForCausalLM
