@@ -28,9 +28,10 @@ from lib.files import canonical_json, published_directory, read_json, sha256_fil
 from lib.machine import matmul_peak, training_dtype, use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import peak_rss_mb
+from lib.metrics import SELECTED_BY
 from lib.templates import Template
 from lib.tokens import load_tokenizer
-from lib.torch_scorer import TASK_METRIC, task_quality
+from lib.torch_scorer import task_quality
 from lib.training import AdapterTrainer, adapter_trainer, last_checkpoint, stopped_early, validations
 
 
@@ -200,7 +201,7 @@ def training_facts(
     operations = 4 * (spent.computed_tokens * body + spent.targets * head)
     peak = matmul_peak(dtype)
     best = next(entry for entry in validations(state) if entry["step"] == state.best_global_step)
-    metrics = [*TASK_METRIC.values(), "loss"]
+    metrics = [*SELECTED_BY.values(), "loss"]
     best_by = next(name for name in metrics if f"eval_{name}" in best)
     return {
         "steps": state.global_step,

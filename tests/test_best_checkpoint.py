@@ -19,7 +19,7 @@ from lib import batches, packing, torch_scorer
 from lib.checkpoints import load_adapter, load_model
 from lib.cli import UserError
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
-from lib.metrics import quality
+from lib.metrics import SELECTED_BY, quality
 from lib.templates import compile_template, render_completion
 from lib.tokens import load_tokenizer
 from lib.training import AdapterTrainer, adapter_trainer, last_checkpoint, stopped_early, validations
@@ -141,7 +141,7 @@ def test_in_bfloat16_the_metric_is_measured_too(tiny_phi3, tmp_path, task):
     done = train(tiny_phi3, make(tiny_phi3, tmp_path / "corpus"), tmp_path, tmp_path / "work", dtype="bfloat16")
     assert done.returncode == 0, done.stderr
     facts = read_json(tmp_path / "training.json")
-    assert (facts["dtype"], facts["best_by"]) == ("bfloat16", torch_scorer.TASK_METRIC[task])
+    assert (facts["dtype"], facts["best_by"]) == ("bfloat16", SELECTED_BY[task])
 
 
 def test_blocks_of_joined_rows_are_chosen_by_the_rows_themselves(tiny_llama, tmp_path):

@@ -20,7 +20,10 @@ Prediction = dict[str, Any]
 Quality = dict[str, Any]
 
 MAIN_METRIC = {"classification": "accuracy", "generation": "chrf"}  # compared with baselines and between stages
-SELECTED_BY = {"classification": "macro_f1", "generation": "chrf"}  # unless selection.metric says otherwise
+SELECTED_BY = {
+    "classification": "macro_f1",
+    "generation": "chrf",
+}  # chooses checkpoints, and variants unless selection.metric says otherwise
 BASELINE = {"classification": "tfidf_logreg", "generation": "nearest_question"}  # what a model must be worth more than
 _WITH_INTERVAL = frozenset({"accuracy", "macro_f1", "chrf"})
 _NOT_COMPARED: Quality = {"flips": None, "kl": None, "against": None}

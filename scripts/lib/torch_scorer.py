@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from lib.cli import progress
-from lib.metrics import point, statistics
+from lib.metrics import SELECTED_BY, point, statistics
 from lib.scoring import answer_limit, answer_text, encode_choices
 from lib.templates import Template
 from lib.tokens import Tokenizer, encode_pairs, shared_beginning
@@ -21,13 +21,12 @@ from lib.tokens import Tokenizer, encode_pairs, shared_beginning
 # As an index and not as the number 1: a number gives the head a view with gaps, for which bfloat16 products on a CPU
 # take room as if it had none (1.8 GB for the demo's prompts).
 _LAST = torch.tensor([-1])
-TASK_METRIC = {"classification": "macro_f1", "generation": "chrf"}  # what chooses among checkpoints
 
 
 def task_quality(
     model: Any, *, tokenizer: Tokenizer, template: Template, rows: Sequence[dict[str, Any]], evaluate: dict[str, Any]
 ) -> dict[str, float]:
-    """The metric of `TASK_METRIC` by its name, from 0: macro-F1 (to 1) over all rows, chrF (to 100) of free answers.
+    """The metric of `SELECTED_BY` by its name, from 0: macro-F1 (to 1) over all rows, chrF (to 100) of free answers.
 
     evaluate: `batch_size`; for generation also `greedy_rows` (the first rows, at least one) and `max_new_tokens`.
     """
@@ -38,7 +37,7 @@ def task_quality(
         rows = rows[: evaluate["greedy_rows"]]
         predictions = [unscored_reference(row, template) for row in rows]
         add_answers(model, tokenizer, template, rows, predictions, evaluate)
-    name = TASK_METRIC[task]
+    name = SELECTED_BY[task]
     value = point(statistics(task, predictions, template["labels"])[name])
     assert value is not None, "a row was scored"
     return {name: value}
