@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
         build(args.calibrated or args.merged, folder, variant, options)
         set_search(folder, end_token_ids(args.merged))
         graph = Graph(folder / "model.onnx")
-        check_graph(graph, args.merged, variant)
+        check_graph(graph, variant)
         if args.calibrated:
             check_calibrated(graph, args.calibrated)
         grid = "calibrated" if args.calibrated else check_weights(graph, args.merged, variant)
@@ -104,7 +104,7 @@ def build(merged: Path, folder: Path, variant: dict[str, Any], options: list[str
                     f"block_size {block} divides no row of some weight, and {variant['algo_config']} fills none up",
                     "take a smaller one, or algo_config default",
                 )
-            _refuse(f"the builder refuses it: {type(error).__name__}: {first_line(error)}", merged, variant, error)
+            _refuse(f"the builder refuses it: {type(error).__name__}: {first_line(error)}", error)
         finally:
             sys.stdout.write(said.getvalue())
 
@@ -166,10 +166,10 @@ def set_search(folder: Path, end_ids: frozenset[int]) -> None:
     write_json(path, config)
 
 
-def check_graph(graph: Graph, merged: Path, variant: dict[str, Any]) -> None:
+def check_graph(graph: Graph, variant: dict[str, Any]) -> None:
     """Raises `UserError` when the graph holds together badly or lacks a node that the variant names."""
     if fault := graph.fault():
-        _refuse(f"the builder made a model that cannot be loaded: {fault}", merged, variant)
+        _refuse(f"the builder made a model that cannot be loaded: {fault}")
     for name in variant.get("nodes_to_exclude") or []:
         if name not in graph.node_names:
             known = [re.sub(r"_Q[48]$", "", node) for node in graph.quantized]
@@ -237,7 +237,7 @@ def check_answers(folder: Path, merged: Path, variant: dict[str, Any], prompts: 
     try:
         model = open_onnx(folder, threads)
     except RuntimeError as error:
-        _refuse(f"the builder made a model that ONNX Runtime cannot load: {_reason(error)}", merged, variant, error)
+        _refuse(f"the builder made a model that ONNX Runtime cannot load: {_reason(error)}", error)
     encoded = [model.encode(prompt) for prompt in prompts]
     try:
         reader, logits = Reader(model, max(map(len, encoded)) + _ANSWER_TOKENS), []
@@ -245,9 +245,9 @@ def check_answers(folder: Path, merged: Path, variant: dict[str, Any], prompts: 
             logits.append(reader.read(ids))
             reader.answer(_ANSWER_TOKENS)
     except RuntimeError as error:
-        _refuse(f"the built model cannot run: {_reason(error)}", merged, variant, error)
+        _refuse(f"the built model cannot run: {_reason(error)}", error)
     if not np.isfinite(logits).all():
-        _refuse("the built model answers with numbers that are not finite", merged, variant)
+        _refuse("the built model answers with numbers that are not finite")
     if variant["precision"] == "fp32":
         difference = logit_difference(merged, encoded, logits, threads)
         progress(f"build_onnx: logits differ from the merged checkpoint by {difference:.1e} of the largest")
@@ -295,14 +295,9 @@ class _Checkpoint:
         return self._file_of[name].get_tensor(name).numpy()
 
 
-def _refuse(what: str, merged: Path, variant: dict[str, Any], error: Exception | None = None) -> NoReturn:
-    """Raise `UserError`, with the way out where the shared weight of tied embeddings is the cause."""
+def _refuse(what: str, error: Exception | None = None) -> NoReturn:
     if error is not None:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    tied = read_json(merged / "config.json").get("tie_word_embeddings", False)
-    about_embeddings = any(word in what for word in ("embed_tokens", "lm_head", "Gather"))
-    if tied and about_embeddings and variant.get("shared_embeddings") is not False:
-        fail(what, "this base model ties its embeddings, and the builder shares them: set shared_embeddings: false")
     fail(what, "change the options of this variant")
 
 

@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 
-from lib.checkpoints import load_model
+from lib.checkpoints import linear_weights, load_model
 from lib.cli import fail, loaded, parser, progress, run, settings_argument
 from lib.corpus import read_rows
 from lib.files import published_directory, read_json, write_json
 from lib.machine import use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import LIBRARIES_MB, require_memory
+from lib.streaming import empty_model, stored_weights
 from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
 
 BLOCK_SIZE = 32  # what the builder takes where a variant names none
@@ -46,6 +47,7 @@ def main(args: argparse.Namespace) -> None:
             "lower calibration.length",
             at=args.rows,
         )
+    check_block(args.merged, variant["block_size"] or BLOCK_SIZE)
     with published_directory(args.output) as folder:
         progress(
             f"calibrate_weights: {len(rows)} training rows, {len(sequences)} sequences of"
@@ -60,6 +62,16 @@ def main(args: argparse.Namespace) -> None:
         settings=args.settings,
         extra={"calibration_rows": [row["id"] for row in rows], "sequences": len(sequences)},
     )
+
+
+def check_block(merged: Path, size: int) -> None:
+    """Raises `UserError` when blocks of `size` do not divide the rows of a linear layer."""
+    weights = stored_weights(merged)
+    for name in sorted(linear_weights(empty_model(merged)) & weights.keys()):
+        columns = weights[name].shape[1]
+        if columns % size:
+            what = f"block_size {size} does not divide the {columns} columns of {name}"
+            fail(what, "take a smaller one, or another algo_config", at=merged)
 
 
 def calibration_rows(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:

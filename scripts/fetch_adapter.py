@@ -5,7 +5,6 @@ anything is copied.
 """
 
 import argparse
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,18 @@ from lib.streaming import Stored, read_weight, stored_weights
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MERGE_YOURSELF = "merge it with peft, then give finetune.merged"
-# What the merge does not know, with the value that switches it off.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "bias": ("none", None),
-    "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "fan_in_fan_out": (False, None),
-    "lora_bias": (False, None),
-    "trainable_token_indices": (None, []),
-    "layer_replication": (None, []),
-    "alora_invocation_tokens": (None, []),
-}
+# What the merge does not know, where it is set to anything.
+_UNSUPPORTED = (
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "lora_bias",
+    "trainable_token_indices",
+    "layer_replication",
+    "alora_invocation_tokens",
+)
+_KEYS = ("r", "lora_alpha", "target_modules")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -67,13 +66,12 @@ def adapter_config(path: Path) -> dict[str, Any]:
     config: dict[str, Any] = read_json(path / FILES[0])
     if config.get("peft_type") != "LORA":
         fail(f"it is a {config.get('peft_type')} adapter", "only LoRA, rsLoRA and DoRA can be merged", at=path)
-    for name, off in _UNSUPPORTED.items():
-        if config.get(name) not in (*off, None):
-            fail(
-                f"its {name} is {config[name]!r}, which the merge does not know",
-                "merge it with peft, then give finetune.merged",
-                at=path,
-            )
+    for name in ("bias", *_UNSUPPORTED):
+        if config.get(name) and config[name] != "none":
+            fail(f"its {name} is {config[name]!r}, which the merge does not know", _MERGE_YOURSELF, at=path)
+    for name in _KEYS:
+        if not config.get(name):
+            fail(f"its {FILES[0]} names no {name}", "save it again with peft", at=path)
     return config
 
 
@@ -104,8 +102,6 @@ def check_weights(parts: dict[str, Stored], config: dict[str, Any], base: dict[s
                 fail(f"{part} holds numbers that are not finite", "its training went wrong: train it anew", at=path)
     if bool(config.get("use_dora")) != any(magnitude for _, _, magnitude in adapted.values()):
         fail("use_dora and its weights do not agree", "save it again with peft", at=path)
-    if not math.isfinite(config["lora_alpha"]):
-        fail("its lora_alpha is no number", "save it again with peft", at=path)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from lib.machine import matmul_peak, training_dtype, use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import peak_rss_mb
 from lib.metrics import SELECTED_BY
-from lib.templates import Template
 from lib.tokens import load_tokenizer
 from lib.torch_scorer import task_quality
 from lib.training import AdapterTrainer, adapter_trainer, last_checkpoint, stopped_early, validations
@@ -80,7 +79,6 @@ def train(args: argparse.Namespace, work: Path) -> None:
     settings, seed = args.settings["finetune"], args.settings["seed"]
     evaluate = args.settings["evaluate"] | {"batch_size": settings["per_device_eval_batch_size"]}
     template = load_template(args.template)
-    check_settings(settings, evaluate, template)
     tokenizer = load_tokenizer(args.base)
     config = read_json(args.base / "config.json")
     # The built model cannot read on behind a sliding window: better said now than after the training.
@@ -126,20 +124,6 @@ def quantization(settings: dict[str, Any]) -> Quantization | None:
     if settings["method"] != "qlora":
         return None
     return {"quant_type": settings["quant_type"], "double_quant": settings["double_quant"]}
-
-
-def check_settings(settings: dict[str, Any], evaluate: dict[str, Any], template: Template) -> None:
-    """Raises `UserError` for what this task cannot be trained with. settings: the section `finetune`."""
-    balance, generation = settings["class_balance"], template["task"] == "generation"
-    if generation and settings["metric_for_best_model"] == "task" and evaluate["greedy_rows"] == 0:
-        fail(
-            "finetune.metric_for_best_model: task reads free answers, and evaluate.greedy_rows is 0",
-            "raise evaluate.greedy_rows or choose loss",
-        )
-    if generation and balance != "none":
-        fail(f"finetune.class_balance: {balance} needs classes, which generation has not", "choose none")
-    if settings["corpus_strategy"] == "join" and balance != "none":
-        fail(f"finetune.class_balance: {balance} needs whole rows, and corpus_strategy: join cuts them", "choose none")
 
 
 def lora_model(model: Any, settings: dict[str, Any]) -> Any:

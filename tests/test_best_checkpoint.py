@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 from test_training import EVALUATE, FINETUNE, LABELS, adapter_hash, make_corpus, train, train_command
-from train_adapter import check_settings, lora_model, save_adapter
+from train_adapter import lora_model, save_adapter
 from transformers import TrainerCallback, TrainerState, set_seed
 
 from lib import batches, packing, torch_scorer
 from lib.checkpoints import load_adapter, load_model
-from lib.cli import UserError
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.metrics import SELECTED_BY, quality
 from lib.templates import compile_template, render_completion
@@ -310,35 +309,6 @@ def test_a_killed_run_stops_at_the_same_step_with_the_same_bytes(tiny_llama, tmp
     for name in ("steps", "best_step", "best_value", "best_validation_loss", "curve"):
         assert facts[name] == expected[name], name
     assert adapter_hash(killed) == adapter_hash(calm)
-
-
-# What cannot be
-
-
-@pytest.mark.parametrize(
-    ("task", "changes", "greedy_rows", "message"),
-    [
-        ("generation", {}, 0, "evaluate.greedy_rows is 0; raise evaluate.greedy_rows or choose loss"),
-        ("generation", {"class_balance": "weight"}, 5, "class_balance: weight needs classes"),
-        (
-            "classification",
-            {"class_balance": "oversample", "corpus_strategy": "join"},
-            5,
-            "oversample needs whole rows",
-        ),
-    ],
-)
-def test_what_this_task_cannot_be_trained_with_is_said(task, changes, greedy_rows, message):
-    with pytest.raises(UserError, match=message):
-        check_settings({**FINETUNE, **changes}, {"greedy_rows": greedy_rows}, {"task": task})
-
-
-def test_it_is_said_before_anything_is_loaded_or_written(tiny_llama, tmp_path):
-    corpus = generation_corpus(tiny_llama, tmp_path / "corpus")
-    done = train(tiny_llama, corpus, tmp_path / "out", tmp_path / "work", class_balance="weight")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: finetune.class_balance: weight needs classes")
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_loss_that_is_no_number_stops_it_at_the_first_validation(tiny_llama, tmp_path):

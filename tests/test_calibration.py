@@ -19,13 +19,19 @@ from lib.tokens import load_tokenizer
 
 
 def calibrate(
-    merged: Path, corpus: Path, output: Path, seed: int = 0, symmetric: bool | None = None, **changes
+    merged: Path,
+    corpus: Path,
+    output: Path,
+    seed: int = 0,
+    symmetric: bool | None = None,
+    block: int | None = None,
+    **changes,
 ) -> Path:
     """Run `calibrate_weights` in this process: importing AutoRound takes seconds."""
     import calibrate_weights
 
     calibration = Calibration.model_validate({"rows": 16, "length": 32, "iterations": 20} | changes).model_dump()
-    variant = {"block_size": None, "is_symmetric": symmetric, "calibration": calibration}
+    variant = {"block_size": block, "is_symmetric": symmetric, "calibration": calibration}
     settings = {"variant": variant, "seed": seed, "versions": {}}
     where = {"merged": merged, "rows": corpus / "train.jsonl", "output": output}
     calibrate_weights.main(argparse.Namespace(settings=settings, threads=1, **where))
@@ -162,6 +168,12 @@ def test_fused_layers_are_calibrated_too(tiny_phi3, tmp_path):
 def test_too_few_tokens_are_one_line(tiny_llama, corpus, tmp_path):
     with pytest.raises(UserError, match=r"1 calibration rows fill no sequence of 400 tokens; lower calibration.length"):
         calibrate(tiny_llama, corpus, tmp_path / "weights", rows=1, length=400)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_block_that_divides_no_row_is_told_before_the_work(tiny_llama, corpus, tmp_path):
+    with pytest.raises(UserError, match="block_size 128 does not divide the 64 columns of model.layers.0"):
+        calibrate(tiny_llama, corpus, tmp_path / "weights", block=128)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -99,6 +99,8 @@ FAULTS = [
     (_configured(rank_pattern={"q_proj": 8}), "its rank_pattern is"),
     (_configured(use_dora=True), "use_dora and its weights do not agree"),
     (_configured(r=8), "the base model asks for [8,"),
+    (_configured(r=None), "its adapter_config.json names no r"),
+    (_configured(lora_bias=True), "its lora_bias is True"),
     (_weights(_spoil), "not finite"),
     (_weights(lambda parts: parts.pop(min(parts))), "which is no low-rank matrix"),
     (_weights(lambda parts: parts.update({"lm_head.weight": torch.zeros(1)})), "it holds lm_head.weight"),

@@ -99,6 +99,9 @@ def test_contradictions_are_told():
     assert "finetune: method: none quantizes the base" in refused(finetune={"method": "none", "adapter": "x"})
     assert "calibration belongs to algo_config: auto_round" in refused(variants={"a": {"calibration": {"rows": 8}}})
     assert "auto_round makes int4 only" in refused(variants={"a": {"algo_config": "auto_round", "precision": "int8"}})
+    faq = yaml.safe_load((ROOT / "examples/faq.yaml").read_text()) | {"finetune": {"class_balance": "weight"}}
+    with pytest.raises(UserError, match="class_balance: belongs to task classification"):
+        load_config(faq, [ROOT / "examples/faq.yaml"])
     assert "class_balance needs rows" in refused(
         finetune={"class_balance": "weight", "corpus_strategy": "join", "loss": "all"}
     )
