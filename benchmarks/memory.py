@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from lib.config import Finetune, Variant  # noqa: E402
+from lib.config import Finetune  # noqa: E402
+from lib.variants import Variant  # noqa: E402
 
 # Vocabulary 49,152 and tied embeddings, as SmolLM2 has them; the third is its size, the fourth that of
 # SmolLM2-360M. hidden, intermediate, layers, heads, key-value heads.

@@ -49,7 +49,7 @@ def build(merged: Path, rows: Path, output: Path, calibrated: Path | None = None
     """Run `build_onnx` in this process: importing the builder takes seconds, a build of these none."""
     import build_onnx
 
-    from lib.config import Variant
+    from lib.variants import Variant
 
     variant = Variant.model_validate(VARIANT | options).model_dump(mode="json")
     build_onnx.main(

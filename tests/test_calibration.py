@@ -11,11 +11,11 @@ from test_training import make_corpus
 
 from lib.checkpoints import load_model
 from lib.cli import UserError
-from lib.config import Calibration
 from lib.files import read_json, read_jsonl, sha256_file
 from lib.onnx_weights import Graph, dequantised, gptq_values
 from lib.streaming import read_weight, stored_weights
 from lib.tokens import load_tokenizer
+from lib.variants import Calibration
 
 
 def calibrate(

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from onnx_samples import build, write_corpus
 
-from lib.config import Variant
 from lib.files import read_json
+from lib.variants import Variant
 
 MIXED = (None, "last_matmul:int8", "mixed_layers:int8", "last_matmul:int8,mixed_layers:int8")
 FORMS = ({}, {"use_qdq": True}, {"block_size": 16}, {"nodes_to_exclude": ["/lm_head/MatMul"]}, {"prune_lm_head": True})

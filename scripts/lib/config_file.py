@@ -12,7 +12,8 @@ import yaml
 from pydantic import ValidationError
 
 from lib.cli import fail
-from lib.config import Config, Section, Variant
+from lib.config import Config
+from lib.variants import Section, Variant
 
 # What people who come from Olive's recipe, peft or transformers type, and how it is called here.
 _OTHER_NAMES = {
