@@ -1,11 +1,14 @@
 # make run    the workflow on config.yaml       make run ARGS="--configfile examples/tones.yaml"
 # make test   every test                        make check   formatters, linters, types
+# make clean-work DAYS=30   progress of old trainings     make clean-results, clean   say what they remove
+# make test-faults   each rule disturbed in each way, up to an hour
 # make browser   installs Chromium, which the tests of the report open it with
 PYTHON ?= python3.11
 BIN = .venv/bin
 ARGS ?=
+DAYS ?= 30
 
-.PHONY: run control test check browser generated clean
+.PHONY: run control test test-faults check browser generated clean clean-results clean-work
 
 run: .venv/installed
 	@$(BIN)/python scripts/run.py $(ARGS)
@@ -16,6 +19,9 @@ control: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(ARGS)
+
+test-faults: .venv/installed
+	$(BIN)/python tests/faults/campaign.py --output tests/faults/table.md $(ARGS)
 
 # Chromium and a font, for tests/test_browser.py.
 browser:
@@ -40,5 +46,11 @@ check: .venv/installed
 generated: .venv/installed
 	$(BIN)/python scripts/generate.py
 
-clean:
-	rm -rf results results-* work .snakemake
+clean-work: .venv/installed
+	@$(BIN)/python scripts/clean.py work --days $(DAYS)
+
+clean-results: .venv/installed
+	@$(BIN)/python scripts/clean.py results
+
+clean: .venv/installed
+	@$(BIN)/python scripts/clean.py all

@@ -22,6 +22,7 @@ from lib.closure import code_closure
 from lib.config_file import check_yaml, load_config
 from lib.files import canonical_json
 from lib.headline import headline
+from lib.snakemake_record import agree
 from lib.workflow import (
     find_path,
     locked_versions,
@@ -82,6 +83,7 @@ wildcard_constraints:
 
 localrules:
     all,
+    evidence,
     fetch_tweets,
     fetch_data,
     fetch_model,
@@ -90,27 +92,50 @@ localrules:
     select_model,
     keep_selected,
     check_gate,
+    write_plots,
     enforce_gate,
 
 
+# Before the DAG is believed; in a job the driver has done so already.
+if workflow.is_main_process:
+    agree(Path(R))
+
+
 onsuccess:
+    agree(Path(R), during_run=True)
     if Path(f"{R}/gate.passed").exists():
         print(headline(Path(R)), flush=True)
+
+
+onerror:
+    agree(Path(R), during_run=True)
+
+
+EVIDENCE = [
+    f"{R}/report.html",
+    f"{R}/summary.json",
+    f"{R}/model.manifest.json",
+    f"{R}/selected.manifest.json",
+    f"{R}/plots/variants.csv",
+    *expand(
+        f"{R}/runs/{{run}}/onnx/{{variant}}.manifest.json",
+        run=RUNS,
+        variant=VARIANTS,
+    ),
+]
 
 
 rule all:
     """A packaged model, its report, and a gate that passed."""
     input:
         f"{R}/gate.passed",
-        f"{R}/report.html",
-        f"{R}/summary.json",
-        f"{R}/model.manifest.json",
-        expand(
-            f"{R}/runs/{{run}}/onnx/{{variant}}.manifest.json",
-            run=RUNS,
-            variant=VARIANTS,
-        ),
-        [f"{R}/selected.manifest.json"] if CONFIG.keep == "selected" else [],
+        EVIDENCE,
+
+
+rule evidence:
+    """All of it, whatever the gate says: for those who keep every experiment."""
+    input:
+        EVIDENCE,
 
 
 include: "rules/common.smk"

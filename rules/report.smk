@@ -133,7 +133,12 @@ rule package_model:
     params:
         settings=settings(
             task=CONFIG.task,
+            data=CONFIGURATION["data"],
             base_model=CONFIGURATION["base_model"],
+            split=CONFIGURATION["split"],
+            corpus=CONFIGURATION["corpus"],
+            data_seed=CONFIG.seed,
+            run_seeds={name: run.seed for name, run in RUNS.items()},
             run_settings={name: run.finetune for name, run in RUNS.items()},
         ),
         runs=lambda wildcards: f"{R}/runs",
@@ -144,7 +149,7 @@ rule package_model:
 
 
 rule keep_selected:
-    """Adapter and merged model of the selected run, where `keep: selected` drops those of all runs."""
+    """Adapter and merged model of the selected run in one place, whatever its name, and whatever else is dropped."""
     input:
         selection=rules.select_model.output.selection,
         folders=ancient([folder for _, _, folder in CHECKPOINTS]),
@@ -255,6 +260,32 @@ rule summarise:
         " --runs {params.runs} {params.trainings} {params.merges} {params.stages} {params.speeds} {params.builds} --selection {input.selection}"
         " --gate {input.gate} --model-score {input.model_score} --model-predictions {input.model_predictions}"
         " --model-manifest {input.model_manifest} --output {output.summary} --log {log}"
+
+
+rule write_plots:
+    """The points of the plots as tables, for `dvc plots`."""
+    input:
+        summary=rules.summarise.output.summary,
+        training=[training for _, training in TRAININGS],
+        model_predictions=f"{R}/scores/model.test.predictions.jsonl",
+        script=script("write_plots"),
+        modules=modules("write_plots"),
+    output:
+        learning_curve=f"{R}/plots/learning_curve.csv",
+        confusion=f"{R}/plots/confusion.csv",
+        variants=f"{R}/plots/variants.csv",
+    log:
+        f"{R}/logs/write_plots/log.txt",
+    benchmark:
+        f"{R}/timings/write_plots/time.tsv"
+    conda:
+        "../envs/report.yaml"
+    params:
+        runs=repeated("--training", TRAININGS),
+    shell:
+        "exec python {input.script} --summary {input.summary} {params.runs}"
+        " --model-predictions {input.model_predictions} --learning-curve {output.learning_curve}"
+        " --confusion {output.confusion} --variants {output.variants} --log {log}"
 
 
 rule write_report:

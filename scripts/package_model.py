@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, parser, progress, run, settings_argument
-from lib.files import link_or_copy, published_directory, read_json, sha256_file
-from lib.manifests import manifest_path, read_manifest, write_manifest
+from lib.files import link_or_copy, published_directory, read_json, sha256_file, write_json
+from lib.manifests import RUN_CARD, manifest_path, read_manifest, write_manifest
+from lib.run_card import run_card
 from lib.selection import selected
 
 
@@ -32,9 +33,22 @@ def main(args: argparse.Namespace) -> None:
         )
         manifest_path(args.output).unlink(missing_ok=True)  # an old one does not describe what comes now
         (folder / "README.md").write_text(card, encoding="utf-8")
+        write_json(folder / RUN_CARD, run_card(made_by(args.settings, selection, manifest), inputs))
     facts = {key: selection[key] for key in ("run", "variant")}
     write_manifest(args.output, inputs=inputs, settings=args.settings, extra=facts)
     progress(f"package_model: {selection['run']}/{selection['variant']}, {manifest['size_bytes'] / 1e6:.1f} MB")
+
+
+def made_by(settings: dict[str, Any], selection: dict[str, Any], onnx: dict[str, Any]) -> dict[str, Any]:
+    """The settings that this model follows from, without those of runs and variants that were not selected."""
+    general = {key: value for key, value in settings.items() if key not in ("run_seeds", "run_settings", "versions")}
+    chosen = selection["run"]
+    return general | {
+        "run": chosen,
+        "seed": settings["run_seeds"][chosen],
+        "finetune": settings["run_settings"][chosen],
+        "variant": {"name": selection["variant"], **onnx["settings"]["variant"]},
+    }
 
 
 def model_card(
@@ -70,6 +84,8 @@ def model_card(
         "## Scores",
         "The numbers above are of validation rows. The test rows are scored once, after this folder is made and from"
         " its files: see `scores/model.test.json` and `report.html` of the run that made it.",
+        "## Where, when and by what it was made",
+        f"`{RUN_CARD}`: configuration, commit, versions, machine.",
         "## Hashes (sha256)",
         _list({name: sha256_file(path) for name, path in inputs.items()} | onnx["files"]),
     ]
@@ -99,7 +115,9 @@ def _list(facts: dict[str, Any], before: str = "") -> str:
 
 if __name__ == "__main__":
     arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, base_model, run_settings")
+    arguments.add_argument(
+        "--settings", type=settings_argument, required=True, help="task, data, base_model, run_settings, ..."
+    )
     arguments.add_argument("--selection", type=Path, required=True, help="selection.json")
     arguments.add_argument("--runs", type=Path, required=True, help="folder of the runs, with RUN/onnx/VARIANT")
     arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")

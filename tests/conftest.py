@@ -74,6 +74,22 @@ def made_sweep(tmp_path_factory, run_script):
     return MadeRun(tmp_path_factory.mktemp("sweep"), run_script, runs=SWEEP).finish()
 
 
+@pytest.fixture(scope="session")
+def finished(tiny_llama, tmp_path_factory) -> Path:
+    """A workspace that was run from raw rows to the report."""
+    from workspaces import finished_workspace
+
+    return finished_workspace(tmp_path_factory.mktemp("workspace"), tiny_llama)
+
+
+@pytest.fixture
+def workspace(finished, tmp_path):
+    """The finished workspace, restored: bytes, time stamps and Snakemake's own record."""
+    from workspaces import restored
+
+    return restored(finished, tmp_path / "copy")
+
+
 def _with_manifest(folder: Path) -> Path:
     from lib.manifests import write_manifest
 

@@ -16,7 +16,7 @@ from lib.workflow import locked_versions
 
 TEXT = "\n".join(path.read_text() for path in [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))])
 RULES = re.findall(r"^rule (\w+):", TEXT, flags=re.MULTILINE)
-RULE_SCRIPTS = [name for name in RULES if name != "all"]
+RULE_SCRIPTS = [name for name in RULES if name not in ("all", "evidence")]
 
 
 def rule_text(name: str) -> str:

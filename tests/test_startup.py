@@ -16,6 +16,7 @@ HEAVY = (
 # What each script needs before it begins. Data rules read JSON without any of them; numbers need numpy.
 # transformers' Trainer brings scipy and datasets with it.
 NEEDED = {
+    "adopt": "",
     "audit_data": "numpy",
     "benchmark_onnx": "numpy onnxruntime_genai",
     "build_onnx": "numpy onnx onnxruntime_genai",
@@ -23,6 +24,8 @@ NEEDED = {
     "check_gate": "numpy",
     "check_leakage": "numpy",
     "choose_merge": "numpy",
+    "clean": "",
+    "compare_results": "numpy",
     "control": "pydantic",
     "enforce_gate": "",
     "fetch_adapter": "numpy torch",
@@ -43,7 +46,9 @@ NEEDED = {
     "select_model": "numpy",
     "split_data": "",
     "summarise": "numpy",
+    "trace": "",
     "train_adapter": "datasets numpy pandas peft pyarrow scipy tokenizers torch transformers",
+    "write_plots": "",
     "write_report": "numpy",
 }
 # Prints what is loaded when the script leaves, by os._exit after a run, by SystemExit after --help.

@@ -11,11 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 from workspaces import Workspace, copy_project, parameters_of, tiny_config, write_rows
 
 from lib.files import read_json, read_jsonl, sha256_file
@@ -36,28 +34,6 @@ AFTER_TRAINING = {
     "enforce_gate",
     "all",
 }
-
-
-@pytest.fixture(scope="session")
-def finished(tiny_llama, tmp_path_factory) -> Path:
-    """A workspace that was run from raw rows to the report."""
-    root = tmp_path_factory.mktemp("workspace")
-    copy_project(root)
-    rows = json.loads((ROOT / "data" / "tones.json").read_text())[:120]
-    write_rows(root / "rows.json", rows)
-    config = tiny_config(tiny_llama)
-    config["base_model"]["parameters"] = parameters_of(tiny_llama)
-    (root / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    Workspace(root).run()
-    return root
-
-
-@pytest.fixture
-def workspace(finished, tmp_path) -> Workspace:
-    """The finished workspace, restored: bytes, time stamps and Snakemake's own record."""
-    root = tmp_path / "copy"
-    shutil.copytree(finished, root, symlinks=True)
-    return Workspace(root)
 
 
 # The finished run

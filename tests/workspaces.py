@@ -88,3 +88,21 @@ def copy_project(root: Path) -> None:
 
 def write_rows(path: Path, rows: list[dict]) -> None:
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+def finished_workspace(root: Path, base: Path) -> Path:
+    """A tiny workspace, run from raw rows to the report."""
+    copy_project(root)
+    rows = json.loads((ROOT / "data" / "tones.json").read_text())[:120]
+    write_rows(root / "rows.json", rows)
+    config = tiny_config(base)
+    config["base_model"]["parameters"] = parameters_of(base)
+    (root / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    Workspace(root).run()
+    return root
+
+
+def restored(finished: Path, root: Path) -> Workspace:
+    """A copy with bytes, time stamps and Snakemake's own record."""
+    shutil.copytree(finished, root, symlinks=True)
+    return Workspace(root)

@@ -98,6 +98,8 @@ def read_json(path: Path) -> Any:
         fail("no such file", "check the path", at=path)
     except json.JSONDecodeError as error:
         fail(f"not JSON: {error.msg}", "mend or remove the file", at=path, line=error.lineno)
+    except UnicodeDecodeError:
+        fail("not UTF-8 text", "mend or remove the file", at=path)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -113,9 +115,13 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         file = open(path, encoding="utf-8")  # noqa: SIM115 (closed below; only the opening may raise)
     except FileNotFoundError:
         fail("no such file", "check the path", at=path)
+    hint = "the file is cut or was edited: make it again"
     with file:
-        for number, line in enumerate(file, start=1):
-            try:
+        number = 0
+        try:
+            for number, line in enumerate(file, start=1):  # noqa: B007 (told below)
                 yield json.loads(line)
-            except json.JSONDecodeError as error:
-                fail(f"not JSON: {error.msg}", "the file is cut or was edited: make it again", at=path, line=number)
+        except json.JSONDecodeError as error:
+            fail(f"not JSON: {error.msg}", hint, at=path, line=number)
+        except UnicodeDecodeError:
+            fail("not UTF-8 text", hint, at=path, line=number + 1)

@@ -4,14 +4,16 @@
 manifest is not finished. It holds no time, host, path or duration: equal bytes have equal manifests.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lib.cli import fail
 from lib.files import canonical_json, published, read_json, sha256_file
 
+RUN_CARD = "run_card.json"
 _NOT_OURS = ".snakemake_timestamp"  # Snakemake puts one into every directory output
 
 
@@ -19,10 +21,16 @@ def manifest_path(directory: Path) -> Path:
     return directory.with_name(f"{directory.name}.manifest.json")
 
 
-def file_hashes(directory: Path) -> dict[str, str]:
-    """sha256 of each file below `directory`, by path relative to it."""
+def file_hashes(directory: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """sha256 of each file below `directory`, by path relative to it; those in `known` are not read."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != _NOT_OURS)
-    return {path.relative_to(directory).as_posix(): sha256_file(path) for path in files}
+    names = {path.relative_to(directory).as_posix(): path for path in files}
+    return {name: known.get(name) or sha256_file(path) for name, path in names.items()}
+
+
+def described_files(directory: Path) -> dict[str, str]:
+    """The files that a manifest names: all but the run card, which tells of time and machine."""
+    return {name: sha256 for name, sha256 in file_hashes(directory).items() if name != RUN_CARD}
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
@@ -43,7 +51,7 @@ def write_manifest(
     settings: what the rule was given (parameters, seed, versions of the packages that matter).
     extra: facts about the artefact that its readers need.
     """
-    files = file_hashes(directory)
+    files = described_files(directory)
     value = {
         "files": files,
         "size_bytes": sum((directory / name).stat().st_size for name in files),

@@ -11,6 +11,7 @@ from lib.inputs import input_text
 from lib.metrics import MAIN_METRIC
 from lib.report import words
 from lib.report.minutes import Job, read_jobs
+from lib.run_card import run_card
 
 MANY = 6  # runs: with more of them all but the chosen one are folded
 SHOWN = 12  # runs, dots and rows that are shown of many
@@ -22,7 +23,7 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """metric: what selection went by. examples: test row, its input text and its prediction."""
+    """metric: what selection went by. examples: test row, its input text and its prediction. card: of this report."""
 
     settings: dict[str, Any]
     summary: dict[str, Any]
@@ -36,6 +37,7 @@ class Evidence:
     examples: list[tuple[dict[str, Any], str, dict[str, Any]]]
     jobs: list[Job]
     manifests: list[Path]
+    card: dict[str, Any]
 
     @property
     def task(self) -> str:
@@ -117,6 +119,7 @@ def read_evidence(args: argparse.Namespace) -> Evidence:
         examples=[(row, input_text(template, row["prompt"]), predictions[row["id"]]) for row in rows],
         jobs=read_jobs(args.timings, args.logs),
         manifests=args.manifests,
+        card=run_card({}, {path.as_posix(): path for path in args.manifests}),
     )
 
 

@@ -32,8 +32,15 @@ def which_bytes(evidence: Evidence) -> Section:
             folded=evidence.many,
         ),
         Table("The whole configuration, defaults included", ("Key", "Value"), settings, style="wide code", folded=True),
+        Table("Run card: by what, where and when", ("", "Value"), _card(evidence.card), style="wide code", folded=True),
     ]
     return Section("bytes", "From which bytes?", answer, blocks)
+
+
+def _card(card: dict[str, Any]) -> list[tuple[str, str]]:
+    """Time, commit, machine and versions; settings and manifests have tables of their own."""
+    shown = {key: card[key] for key in ("made", "code", "lock_sha256", "machine", "versions")}
+    return [(key, value if isinstance(value, str) else canonical_json(value)) for key, value in _flat(shown)]
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

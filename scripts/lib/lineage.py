@@ -1,0 +1,178 @@
+"""Where every artefact came from: `lineage.json` of a results folder, and what it says about the bytes on disk.
+
+It has each job whose outputs are there: rule, parameters, code, the sha256 of every input when the job ended and of
+every output. It is written by the Snakefile after a run (`lib.snakemake_record`) and travels with the results, so that
+a folder that was pulled, copied or checked out still tells how it was made.
+"""
+
+import ast
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+from lib.cli import fail
+from lib.files import canonical_json, published, read_json, sha256_file, sha256_text
+from lib.manifests import described_files, file_hashes, manifest_path
+
+NAME = "lineage.json"
+
+
+class Output(TypedDict):
+    """sha256: of a file, or of a directory as `sha256_of` has it. endtime: when it was written, in Unix time."""
+
+    sha256: str
+    endtime: float
+
+
+class Job(TypedDict):
+    """One job. record: what Snakemake keeps of it, the same for all its outputs; `input_checksums` are in there.
+
+    sources: sha256 of the folders that the job read and no job wrote, of which Snakemake keeps none.
+    """
+
+    rule: str
+    outputs: dict[str, Output]
+    record: dict[str, Any]
+    sources: dict[str, str]
+
+
+class Lineage(NamedTuple):
+    """Every job by each of its outputs' paths."""
+
+    by_output: dict[str, Job]
+
+    def jobs(self) -> Iterator[Job]:
+        """Each job once."""
+        seen = set()
+        for job in self.by_output.values():
+            if id(job) not in seen:
+                seen.add(id(job))
+                yield job
+
+    def output(self, path: str) -> Output | None:
+        job = self.by_output.get(path)
+        return job["outputs"][path] if job else None
+
+
+def read_lineage(results: Path) -> Lineage:
+    """The lineage of a results folder. Raises `UserError` when it has none, or one that cannot be read."""
+    file = results / NAME
+    if not file.is_file():
+        fail("no such file", "run the workflow: it writes this file when it ends", at=file)
+    try:
+        return Lineage({path: job for job in read_json(file)["jobs"] for path in job["outputs"]})
+    except (TypeError, KeyError, AttributeError):
+        fail("not a lineage of this version", "remove it and run the workflow again", at=file)
+
+
+def write_lineage(results: Path, lineage: Lineage) -> None:
+    """Write it, one job a line, atomically."""
+    lines = ",\n".join(json.dumps(job, ensure_ascii=False, sort_keys=True) for job in lineage.jobs())
+    with published(results / NAME) as partial:
+        partial.write_text(f'{{"jobs": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+def sha256_of(path: Path, *, trust_manifest: bool = False) -> str | None:
+    """sha256 of a file; of a directory that of its files' names and hashes; None when there is nothing.
+
+    trust_manifest: take the hashes that the directory's manifest names instead of reading weights again, for a
+    directory that was written just now.
+    """
+    if path.is_file():
+        return sha256_file(path)
+    if not path.is_dir():
+        return None
+    known: dict[str, str] = {}
+    if trust_manifest and manifest_path(path).is_file():
+        known = read_json(manifest_path(path))["files"]
+    return sha256_text(canonical_json(file_hashes(path, known)))
+
+
+def input_hashes(job: Job) -> dict[str, str | None]:
+    """sha256 of each input of a job at the time, by path; None for folders of ours, whose manifests are inputs too."""
+    checksums = (job["record"]["input_checksums"] or {}) | job["sources"]
+    return {path: (checksums.get(path) or "").rpartition(":")[2] or None for path in job["record"]["input"] or []}
+
+
+def is_code(path: str) -> bool:
+    return path.endswith((".py", ".j2"))
+
+
+def settings(job: Job) -> dict[str, Any]:
+    """What the rule was given: its own sections of the configuration, the seed, the versions that matter."""
+    for text in job["record"]["params"] or []:
+        try:
+            value = json.loads(ast.literal_eval(text))
+        except (TypeError, ValueError, SyntaxError):
+            continue
+        if isinstance(value, dict):
+            return value
+    return {}
+
+
+class Broken(NamedTuple):
+    """A link that does not hold: the path, what is wrong with it, and what to do."""
+
+    path: str
+    what: str
+    hint: str
+
+
+def broken_links(lineage: Lineage, paths: Iterable[str]) -> Iterator[Broken]:
+    """What does not hold on the way from `paths` back to their sources; every file is hashed once.
+
+    A link holds when an output has the bytes that its job wrote, and each input of the job has the bytes that the
+    job read. Outputs that were dropped after use (`keep: selected`) are known by their manifests.
+    """
+    hashes: dict[str, str | None] = {}
+
+    def now(path: str) -> str | None:
+        if path not in hashes:
+            hashes[path] = sha256_of(Path(path))
+        return hashes[path]
+
+    for path in walk(lineage, paths):
+        job = lineage.by_output.get(path)
+        made = lineage.output(path)
+        if job is None or made is None:
+            continue
+        if now(path) != made["sha256"]:
+            wrong = "is missing" if now(path) is None else f"has sha256 {now(path)}, and not {made['sha256']}"
+            yield Broken(path, f"{wrong}, which {job['rule']} wrote", "run the workflow: it makes it again")
+            continue
+        yield from _manifest(path, job)
+        for name, then in input_hashes(job).items():
+            if then is None or then == now(name):
+                continue
+            wrong = "is missing" if now(name) is None else "has changed since"
+            use = f"{path} was made with it"
+            yield Broken(name, f"{wrong}: {use} when its sha256 was {then}", "run the workflow, or bring it back")
+
+
+def _manifest(path: str, job: Job) -> Iterator[Broken]:
+    """A manifest must name the bytes beside it, and inputs that the job had."""
+    if not path.endswith(".manifest.json") or not Path(path).is_file():
+        return
+    manifest = read_json(Path(path))
+    folder = Path(path.removesuffix(".manifest.json"))
+    if folder.is_dir() and described_files(folder) != manifest["files"]:
+        yield Broken(path, f"does not describe the files in {folder}", "run the workflow: it makes both again")
+    had = set(input_hashes(job).values())
+    for name, sha256 in manifest["inputs"].items():
+        if sha256 not in had:
+            yield Broken(path, f"names an input {name} with sha256 {sha256}, which {job['rule']} did not have", "")
+
+
+def walk(lineage: Lineage, paths: Iterable[str]) -> Iterator[str]:
+    """`paths` and everything that they were made from, each once, code left out."""
+    seen: set[str] = set()
+    waiting = list(paths)[::-1]
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        yield path
+        if job := lineage.by_output.get(path):
+            waiting += [name for name in sorted(input_hashes(job), reverse=True) if not is_code(name)]

@@ -1,0 +1,177 @@
+"""Snakemake's record of finished jobs, held against the results on disk before the DAG is believed.
+
+Snakemake remembers in `.snakemake/` by which parameters and from which inputs it made each output, but not which bytes
+it wrote: whoever puts others there (`dvc checkout` of an older commit, `dvc pull`, a copy, an edit) makes it believe
+wrong artefacts and distrust right ones. `lineage.json` knows the bytes. `agree` makes the two say the same, and where
+neither describes what is on disk, it has Snakemake make it again.
+
+Reads and writes Snakemake's files through its own class, so it goes with the version that the lock pins.
+"""
+
+import os
+import sys
+from base64 import urlsafe_b64decode
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
+from snakemake.persistence.file import FilePersistence
+
+from lib.cli import UserError
+from lib.files import canonical_json
+from lib.lineage import NAME, Job, Lineage, Output, input_hashes, read_lineage, sha256_of, write_lineage
+from lib.manifests import manifest_path
+
+_STATE = Path(".snakemake")
+# Repeated, or of one output alone, or another one in every process.
+_NOT_RECORDED = {"shellcmd", "conda_env", "external_jobid", "incomplete", "starttime", "endtime", "job_hash"}
+_NOT_ARTEFACTS = {"logs", "timings", NAME}
+_STAMP = ".snakemake_timestamp"
+_UNKNOWN = "bytes that no job wrote"
+
+
+def agree(results: Path, *, during_run: bool = False) -> None:
+    """Make Snakemake's record and the lineage of `results` agree with what is on disk.
+
+    An output whose time is the one that Snakemake recorded is as Snakemake says: the lineage learns it. Any other is
+    known by its bytes, and then Snakemake learns from the lineage how it was made, or it is unknown, and Snakemake
+    is told so. Files are hashed only when they are new.
+
+    during_run: called by the run that holds the lock of the folder; else nothing is done while another one does.
+    """
+    if not results.is_dir() or (not during_run and any((_STATE / "locks").glob("*"))):
+        return
+    records = FilePersistence(path=_STATE.absolute())
+    old, new = _lineage(results), _Builder()
+    restored, unknown = [], []
+    recorded = set(_recorded())
+    waiting = (
+        {path for path in recorded if Path(path).is_relative_to(results)} | set(old.by_output) | set(_lying(results))
+    )
+    while waiting:
+        path = waiting.pop()
+        if path in new.by_output or not Path(path).exists() or records._filter_incomplete_keys([path]):
+            continue
+        record, known = records._read_record(path), old.output(path)
+        as_recorded = _as_recorded(path, records)
+        if as_recorded and record is not None and record.rule is not None:
+            new.add(path, _job(record, old.by_output.get(path)), _output(path, record.endtime, known))
+        elif known is not None and sha256_of(Path(path)) == known["sha256"]:
+            job, endtime = old.by_output[path], _stamped(Path(path))
+            records._write_record(path, MetadataRecord.model_validate(job["record"] | {"endtime": endtime}))
+            new.add(path, job, {"sha256": known["sha256"], "endtime": endtime})
+            restored.append(path)
+        elif not as_recorded:
+            facts = {"params": [repr(_UNKNOWN)], "record_format_version": RECORD_FORMAT_VERSION}
+            facts["endtime"] = _stamped(Path(path))
+            records._write_record(path, MetadataRecord.model_validate(facts))
+            unknown.append(path)
+        if path in new.by_output:  # outputs outside of the folder, such as rows that were fetched
+            waiting |= input_hashes(new.by_output[path]).keys() & recorded
+    if new.by_output and new.by_output != old.by_output:
+        write_lineage(results, Lineage(new.by_output))
+    _tell(results, sorted(restored), sorted(unknown))
+
+
+class _Builder:
+    """A lineage in the making: outputs of one job come together."""
+
+    def __init__(self) -> None:
+        self.by_output: dict[str, Job] = {}
+        self._by_record: dict[str, Job] = {}
+
+    def add(self, path: str, job: Job, output: Output) -> None:
+        key = canonical_json(job["record"])
+        found = self._by_record.setdefault(key, {**job, "outputs": {}})
+        found["outputs"][path] = output
+        self.by_output[path] = found
+
+
+def _as_recorded(path: str, records: FilePersistence) -> bool:
+    """Whether an output was last written when Snakemake recorded it.
+
+    Its time of a directory is that of a file inside, which stays when the other files are replaced: so none of these
+    may be newer, and the manifest must be as recorded too.
+    """
+    record, place = records._read_record(path), Path(path)
+    if record is None or record.endtime is None or record.endtime != _written(place):
+        return False
+    if not place.is_dir():
+        return True
+    newest = max((file.lstat().st_mtime for file in place.rglob("*")), default=0.0)
+    manifest = manifest_path(place)
+    return newest <= record.endtime and (not manifest.exists() or _as_recorded(manifest.as_posix(), records))
+
+
+def _written(path: Path) -> float:
+    """When an output was written, in Unix time as Snakemake takes it."""
+    stamp = path / _STAMP
+    return (stamp if stamp.exists() else path).lstat().st_mtime
+
+
+def _stamped(path: Path) -> float:
+    """The same, after what stands for the time of a directory was made newer than all that is in it."""
+    if path.is_dir():
+        (path / _STAMP).touch()
+    return _written(path)
+
+
+def _lineage(results: Path) -> Lineage:
+    """The lineage that is there; an empty one where there is none, or one that was cut."""
+    try:
+        return read_lineage(results)
+    except UserError:
+        return Lineage({})
+
+
+def _job(record: MetadataRecord, before: Job | None) -> Job:
+    """before: what the lineage says of the same output; its folders are not read again if it is the same job."""
+    facts = {key: value for key, value in record.items() if key not in _NOT_RECORDED}
+    if before is not None and before["record"] == facts:
+        return before
+    # Folders of ours have a manifest among the inputs.
+    folders = {path for path in facts["input"] if Path(path).is_dir() and f"{path}.manifest.json" not in facts["input"]}
+    sources = {path: sha256 for path in sorted(folders) if (sha256 := sha256_of(Path(path), trust_manifest=True))}
+    return {"rule": facts["rule"], "outputs": {}, "record": facts, "sources": sources}
+
+
+def _output(path: str, endtime: float, known: Output | None) -> Output:
+    if known is not None and known["endtime"] == endtime:
+        return known
+    sha256 = sha256_of(Path(path), trust_manifest=True)
+    assert sha256 is not None
+    return {"sha256": sha256, "endtime": endtime}
+
+
+def _recorded() -> Iterator[str]:
+    """Paths that Snakemake has a record of: its file names in base64, long ones in several parts."""
+    folder = _STATE / "metadata"
+    for place, _, names in os.walk(folder):
+        for name in names:
+            parts = (Path(place) / name).relative_to(folder).parts
+            yield urlsafe_b64decode("".join(part.removeprefix("@") for part in parts)).decode()
+
+
+def _lying(folder: Path) -> Iterator[str]:
+    """Files of a results folder, and directories that have a manifest, without what lies in these."""
+    for path in folder.iterdir():
+        if path.name in _NOT_ARTEFACTS or path.name.startswith(".") or ".partial." in path.name:
+            continue
+        if path.is_file() or manifest_path(path).is_file():
+            yield path.as_posix()
+        else:
+            yield from _lying(path)
+
+
+def _tell(results: Path, restored: Sequence[str], unknown: Sequence[str]) -> None:
+    if restored:
+        print(
+            f"lineage: {len(restored)} files in {results} came from elsewhere; {NAME} tells how they were made",
+            file=sys.stderr,
+        )
+    for path in unknown[:3]:
+        print(
+            f"lineage: {path} is not what a job wrote there; it is made again when something needs it", file=sys.stderr
+        )
+    if len(unknown) > 3:
+        print(f"lineage: the same of {len(unknown) - 3} more", file=sys.stderr)

@@ -1,0 +1,150 @@
+"""Lead an artefact or a number back to raw rows, code, environment and base weights, hash by hash.
+
+    python scripts/trace.py results/model
+    python scripts/trace.py model.test.accuracy
+    python scripts/trace.py --verify
+
+Each line is a file or folder, its sha256, whether its bytes are still those that its job wrote, and the rule of that
+job; what it was made from stands below it, further to the right. `--verify` reads every artefact of the results folder
+and exits 1 at the first link that does not hold. Nothing is written.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail, or_exit
+from lib.files import read_json
+from lib.lineage import Lineage, broken_links, input_hashes, is_code, read_lineage, settings, sha256_of, walk
+
+_SHOWN = 12  # digits of a hash
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.verify:
+        print(verify(args.results))
+        return
+    path, value = resolve(args.what, args.results)
+    results = next((place for place in (path, *path.parents) if (place / "lineage.json").is_file()), args.results)
+    lineage = read_lineage(results)
+    start = recorded(path, lineage)
+    if value is not None:
+        print(f"{args.what} = {value}, from {start}")
+    for line in tree(lineage, start):
+        print(line)
+
+
+def verify(results: Path) -> str:
+    """Check every artefact of a results folder. Raises `UserError` at the first link that does not hold."""
+    lineage = read_lineage(results)
+    for broken in broken_links(lineage, sorted(lineage.by_output)):
+        fail(broken.what, broken.hint, at=broken.path)
+    sources = [path for path in walk(lineage, lineage.by_output) if path not in lineage.by_output]
+    return f"{len(lineage.by_output)} artefacts of {len(list(lineage.jobs()))} jobs lead back to {len(sources)} sources"
+
+
+def resolve(what: str, results: Path) -> tuple[Path, Any]:
+    """A path as it is; a key of the summary becomes the file that it was taken from, and its value.
+
+    Raises `UserError` for what is neither.
+    """
+    if Path(what).exists() or "/" in what:
+        return Path(what), None
+    file = results / "summary.json"
+    value: Any = read_json(file)
+    keys = what.split(".")
+    for place, key in enumerate(keys):
+        if isinstance(value, dict) and key in value:
+            value = value[key]
+            continue
+        known = ", ".join(value) if isinstance(value, dict) else "nothing below it"
+        fail(f"no {'.'.join(keys[: place + 1])} in it", f"there is {known}", at=file)
+    return source_of(keys, results), value
+
+
+def source_of(keys: Sequence[str], results: Path) -> Path:
+    """The file that a part of the summary was taken from; the summary itself for what it computed."""
+    match keys:
+        case ["data", *_]:
+            return results / "data/audit.json"
+        case ["baselines", *_]:
+            return results / "scores/baselines.json"
+        case ["base", ("validation" | "test") as split, *_]:
+            return results / f"scores/base.{split}.json"
+        case ["runs", run, "training", *_]:
+            return results / f"runs/{run}/training.json"
+        case ["runs", run, "merge", *_]:
+            return results / f"runs/{run}/merge.json"
+        case ["runs", run, "stages", stage, "validation", metric] if metric not in ("flips", "kl", "against"):
+            return results / f"scores/{run}/{stage}.validation.json"
+        case ["selected" | "ranking", *_]:
+            return results / "selection.json"
+        case ["model", "test", metric] if metric not in ("flips", "kl", "against"):
+            return results / "scores/model.test.json"
+        case ["gate", *_]:
+            return results / "gate.json"
+    return results / "summary.json"
+
+
+def recorded(path: Path, lineage: Lineage) -> str:
+    """The artefact that `path` is or lies in. Raises `UserError` when no job made it."""
+    for place in (path, *path.parents):
+        if place.as_posix() in lineage.by_output:
+            return place.as_posix()
+    fail("no job of this workflow made it", "name an artefact: a path as in README.md, from this folder", at=path)
+
+
+def tree(lineage: Lineage, start: str) -> Iterator[str]:
+    """Lines, depth first; what stands above already is not repeated."""
+    hashes: dict[str, str | None] = {}
+    shown: set[str] = set()
+
+    def now(path: str) -> str | None:
+        if path not in hashes:
+            hashes[path] = sha256_of(Path(path))
+        return hashes[path]
+
+    def lines(path: str, then: str | None, depth: int) -> Iterator[str]:
+        job, found = lineage.by_output.get(path), now(path)
+        made = job["outputs"][path]["sha256"] if job else then
+        state = "ok" if found == made else "MISSING" if found is None else "CHANGED"
+        if found is None and made is None:
+            state = "dropped after use"  # a folder that `keep: selected` removed; its manifest stands below
+        by = job["rule"] if job else "source"
+        repeated = "" if path not in shown or job is None else ", see above"
+        label = "  " * depth + path
+        yield f"{label:<64} {(found or made or '')[:_SHOWN]:<{_SHOWN}}  {state}  {by}{repeated}"
+        if job is None or path in shown:
+            return
+        shown.add(path)
+        inputs = input_hashes(job)
+        code = {name: then for name, then in inputs.items() if is_code(name)}
+        changed = sorted(name for name, then in code.items() if now(name) != then)
+        about = f"CHANGED: {', '.join(changed)}" if changed else "ok"
+        yield "  " * (depth + 1) + f"code: {len(code)} files, {about}" + versions(job)
+        for name, sha256 in inputs.items():
+            if name not in code:
+                yield from lines(name, sha256, depth + 1)
+
+    yield from lines(start, None, 0)
+
+
+def versions(job: Any) -> str:
+    found = settings(job).get("versions") or {}
+    return "; " + ", ".join(f"{name} {version}" for name, version in found.items()) if found else ""
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("what", nargs="?", metavar="PATH|KEY", help="an artefact, or a key of summary.json")
+    arguments.add_argument("--verify", action="store_true", help="check everything, exit 1 at the first broken link")
+    arguments.add_argument("--results", type=Path, default=Path("results"), help="default: results")
+    given = arguments.parse_args()
+    if (given.what is None) != given.verify:
+        arguments.error("give an artefact, a key of summary.json, or --verify")
+    try:
+        or_exit(main, given)
+    except BrokenPipeError:
+        sys.exit(141)
