@@ -53,10 +53,9 @@ def main(args: argparse.Namespace) -> str:
 
 
 def artefacts(results: Path) -> dict[str, str]:
-    """sha256 by path in the results folder, as the data goes: what was written first stands first."""
-    outputs = [(path, job["outputs"][path]) for path, job in read_lineage(results).by_output.items()]
-    outputs.sort(key=lambda one: one[1]["endtime"])
-    named = {inside(path, results): output["sha256"] for path, output in outputs}
+    """sha256 by path in the results folder, as the data goes: what was made first stands first."""
+    made = {path: sha256 for job in read_lineage(results).jobs() for path, sha256 in job["outputs"].items()}
+    named = {inside(path, results): sha256 for path, sha256 in made.items()}
     return {name: sha256 for name, sha256 in named.items() if name}
 
 

@@ -108,7 +108,7 @@ def tree(lineage: Lineage, start: str) -> Iterator[str]:
 
     def lines(path: str, then: str | None, depth: int) -> Iterator[str]:
         job, found = lineage.by_output.get(path), now(path)
-        made = job["outputs"][path]["sha256"] if job else then
+        made = job["outputs"][path] if job else then
         state = "ok" if found == made else "MISSING" if found is None else "CHANGED"
         if found is None and made is None:
             state = "dropped after use"  # a folder that `keep: selected` removed; its manifest stands below

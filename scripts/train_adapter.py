@@ -7,13 +7,14 @@ starts afresh, and an adapter that was already trained is published again in sec
 
 import argparse
 import fcntl
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from transformers import set_seed
@@ -64,14 +65,22 @@ def progress_key(args: argparse.Namespace) -> str:
 @contextmanager
 def only_one(work: Path) -> Iterator[None]:
     """Hold the lock of a progress folder; wait for another training of the same adapter to end."""
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress(f"train_adapter: another process trains this adapter; waiting for it ({work})")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    while True:
+        work.mkdir(parents=True, exist_ok=True)
+        with open(work / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress(f"train_adapter: another process holds this adapter's progress; waiting for it ({work})")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_there(work / "lock", lock):  # `make clean-work` removed the folder in the meantime
+                continue
+            yield
+            return
+
+
+def _is_there(path: Path, file: IO[str]) -> bool:
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
 
 
 def train(args: argparse.Namespace, work: Path) -> None:

@@ -50,7 +50,7 @@ def test_every_artefact_is_known_with_its_bytes(inside):
         name = path.as_posix()
         beside = path.parts[1] in ("logs", "timings", "lineage.json") or path.name == ".snakemake_timestamp"
         if path.is_file() and not beside and not any(path.is_relative_to(folder) for folder in inside_folders):
-            assert lineage.output(name)["sha256"] == sha256_file(path), name
+            assert lineage.sha256(name) == sha256_file(path), name
     assert {"results/base", "results/runs/lora/adapter", "results/model"} <= set(inside_folders)
 
 

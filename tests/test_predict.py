@@ -13,6 +13,7 @@ from lib.cli import UserError
 PACKAGE_SETTINGS = {
     "task": "classification",
     "base_model": {"hub": {"id": "someone/tiny", "revision": "0" * 40}, "path": None},
+    "run_seeds": {"lora": 0},
     "run_settings": {"lora": {"r": 4, "learning_rate": 1e-3, "max_steps": None}},
     "versions": {},
 }

@@ -28,8 +28,10 @@ AFTER_TRAINING = {
     "benchmark_onnx",
     "select_model",
     "package_model",
+    "keep_selected",
     "check_gate",
     "summarise",
+    "write_plots",
     "write_report",
     "enforce_gate",
     "all",
@@ -178,7 +180,7 @@ def test_another_section_retrains_nothing(workspace):
 
 def test_the_gate_alone_reruns_only_the_verdict(workspace):
     workspace.configure(lambda config: config.update(gate={"minimum": {"accuracy": 0.01}}))
-    assert workspace.planned() == {"check_gate", "summarise", "write_report", "enforce_gate", "all"}
+    assert workspace.planned() == {"check_gate", "summarise", "write_plots", "write_report", "enforce_gate", "all"}
 
 
 def test_threads_and_resources_rerun_nothing(workspace):

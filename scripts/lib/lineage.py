@@ -8,6 +8,7 @@ a folder that was pulled, copied or checked out still tells how it was made.
 import ast
 import json
 from collections.abc import Iterable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -18,21 +19,15 @@ from lib.manifests import described_files, file_hashes, manifest_path
 NAME = "lineage.json"
 
 
-class Output(TypedDict):
-    """sha256: of a file, or of a directory as `sha256_of` has it. endtime: when it was written, in Unix time."""
-
-    sha256: str
-    endtime: float
-
-
 class Job(TypedDict):
-    """One job. record: what Snakemake keeps of it, the same for all its outputs; `input_checksums` are in there.
+    """One job. outputs: sha256 by path, as `sha256_of` has it.
 
-    sources: sha256 of the folders that the job read and no job wrote, of which Snakemake keeps none.
+    record: what Snakemake keeps of it, the same for all its outputs; `input_checksums` are in there. sources: sha256 of
+    the folders that the job read and no job wrote, of which Snakemake keeps none.
     """
 
     rule: str
-    outputs: dict[str, Output]
+    outputs: dict[str, str]
     record: dict[str, Any]
     sources: dict[str, str]
 
@@ -50,7 +45,8 @@ class Lineage(NamedTuple):
                 seen.add(id(job))
                 yield job
 
-    def output(self, path: str) -> Output | None:
+    def sha256(self, path: str) -> str | None:
+        """Of an output as its job wrote it; None for what no job wrote."""
         job = self.by_output.get(path)
         return job["outputs"][path] if job else None
 
@@ -67,8 +63,14 @@ def read_lineage(results: Path) -> Lineage:
 
 
 def write_lineage(results: Path, lineage: Lineage) -> None:
-    """Write it, one job a line, atomically."""
-    lines = ",\n".join(json.dumps(job, ensure_ascii=False, sort_keys=True) for job in lineage.jobs())
+    """Write it atomically, a job a line, each after those that made its inputs: equal runs write equal bytes."""
+    text = {id(job): json.dumps(job, ensure_ascii=False, sort_keys=True) for job in lineage.jobs()}
+    jobs = {id(job): job for job in sorted(lineage.jobs(), key=lambda job: text[id(job)])}
+    made_from = {
+        key: [id(lineage.by_output[path]) for path in sorted(input_hashes(job)) if path in lineage.by_output]
+        for key, job in jobs.items()
+    }
+    lines = ",\n".join(text[key] for key in TopologicalSorter(made_from).static_order())
     with published(results / NAME) as partial:
         partial.write_text(f'{{"jobs": [\n{lines}\n]}}\n', encoding="utf-8")
 
@@ -134,11 +136,11 @@ def broken_links(lineage: Lineage, paths: Iterable[str]) -> Iterator[Broken]:
 
     for path in walk(lineage, paths):
         job = lineage.by_output.get(path)
-        made = lineage.output(path)
+        made = lineage.sha256(path)
         if job is None or made is None:
             continue
-        if now(path) != made["sha256"]:
-            wrong = "is missing" if now(path) is None else f"has sha256 {now(path)}, and not {made['sha256']}"
+        if now(path) != made:
+            wrong = "is missing" if now(path) is None else f"has sha256 {now(path)}, and not {made}"
             yield Broken(path, f"{wrong}, which {job['rule']} wrote", "run the workflow: it makes it again")
             continue
         yield from _manifest(path, job)

@@ -18,8 +18,8 @@ from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 from snakemake.persistence.file import FilePersistence
 
 from lib.cli import UserError
-from lib.files import canonical_json
-from lib.lineage import NAME, Job, Lineage, Output, input_hashes, read_lineage, sha256_of, write_lineage
+from lib.files import canonical_json, sha256_text
+from lib.lineage import NAME, Job, Lineage, input_hashes, read_lineage, sha256_of, write_lineage
 from lib.manifests import manifest_path
 
 _STATE = Path(".snakemake")
@@ -35,7 +35,8 @@ def agree(results: Path, *, during_run: bool = False) -> None:
 
     An output whose time is the one that Snakemake recorded is as Snakemake says: the lineage learns it. Any other is
     known by its bytes, and then Snakemake learns from the lineage how it was made, or it is unknown, and Snakemake
-    is told so. Files are hashed only when they are new.
+    is told so. A lineage that was not written here goes first wherever the bytes are those that it names: it came with
+    results of another time, and the same bytes may have been made from other inputs here.
 
     during_run: called by the run that holds the lock of the folder; else nothing is done while another one does.
     """
@@ -43,6 +44,7 @@ def agree(results: Path, *, during_run: bool = False) -> None:
         return
     records = FilePersistence(path=_STATE.absolute())
     old, new = _lineage(results), _Builder()
+    brought = _remembered(results) != sha256_of(results / NAME)
     restored, unknown = [], []
     recorded = set(_recorded())
     waiting = (
@@ -52,15 +54,20 @@ def agree(results: Path, *, during_run: bool = False) -> None:
         path = waiting.pop()
         if path in new.by_output or not Path(path).exists() or records._filter_incomplete_keys([path]):
             continue
-        record, known = records._read_record(path), old.output(path)
+        record, known = records._read_record(path), old.by_output.get(path)
         as_recorded = _as_recorded(path, records)
-        if as_recorded and record is not None and record.rule is not None:
-            new.add(path, _job(record, old.by_output.get(path)), _output(path, record.endtime, known))
-        elif known is not None and sha256_of(Path(path)) == known["sha256"]:
-            job, endtime = old.by_output[path], _stamped(Path(path))
-            records._write_record(path, MetadataRecord.model_validate(job["record"] | {"endtime": endtime}))
-            new.add(path, job, {"sha256": known["sha256"], "endtime": endtime})
-            restored.append(path)
+        sha256 = sha256_of(Path(path), trust_manifest=as_recorded)
+        assert sha256 is not None
+        job = _job(record, known) if as_recorded and record is not None and record.rule is not None else None
+        as_known = known is not None and known["outputs"][path] == sha256
+        if job is not None and not (brought and as_known):
+            new.add(path, job, sha256)
+        elif known is not None and as_known:
+            if job is None or job["record"] != known["record"]:
+                facts = known["record"] | {"endtime": _stamped(Path(path))}
+                records._write_record(path, MetadataRecord.model_validate(facts))
+                restored.append(path)
+            new.add(path, known, sha256)
         elif not as_recorded:
             facts = {"params": [repr(_UNKNOWN)], "record_format_version": RECORD_FORMAT_VERSION}
             facts["endtime"] = _stamped(Path(path))
@@ -70,7 +77,26 @@ def agree(results: Path, *, during_run: bool = False) -> None:
             waiting |= input_hashes(new.by_output[path]).keys() & recorded
     if new.by_output and new.by_output != old.by_output:
         write_lineage(results, Lineage(new.by_output))
-    _tell(results, sorted(restored), sorted(unknown))
+    _remember(results)
+    _tell(results, restored, sorted(unknown))
+
+
+def _remembered(results: Path) -> str | None:
+    """sha256 of the lineage that this folder's Snakemake knows."""
+    note = _note(results)
+    return note.read_text(encoding="utf-8") if note.is_file() else None
+
+
+def _remember(results: Path) -> None:
+    note = _note(results)
+    sha256 = sha256_of(results / NAME)
+    if sha256 is not None and sha256 != _remembered(results):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(sha256, encoding="utf-8")
+
+
+def _note(results: Path) -> Path:
+    return _STATE / "lineage" / sha256_text(results.as_posix())[:16]
 
 
 class _Builder:
@@ -80,10 +106,10 @@ class _Builder:
         self.by_output: dict[str, Job] = {}
         self._by_record: dict[str, Job] = {}
 
-    def add(self, path: str, job: Job, output: Output) -> None:
+    def add(self, path: str, job: Job, sha256: str) -> None:
         key = canonical_json(job["record"])
         found = self._by_record.setdefault(key, {**job, "outputs": {}})
-        found["outputs"][path] = output
+        found["outputs"][path] = sha256
         self.by_output[path] = found
 
 
@@ -133,14 +159,6 @@ def _job(record: MetadataRecord, before: Job | None) -> Job:
     folders = {path for path in facts["input"] if Path(path).is_dir() and f"{path}.manifest.json" not in facts["input"]}
     sources = {path: sha256 for path in sorted(folders) if (sha256 := sha256_of(Path(path), trust_manifest=True))}
     return {"rule": facts["rule"], "outputs": {}, "record": facts, "sources": sources}
-
-
-def _output(path: str, endtime: float, known: Output | None) -> Output:
-    if known is not None and known["endtime"] == endtime:
-        return known
-    sha256 = sha256_of(Path(path), trust_manifest=True)
-    assert sha256 is not None
-    return {"sha256": sha256, "endtime": endtime}
 
 
 def _recorded() -> Iterator[str]:
