@@ -197,7 +197,7 @@ class MadeRun:
             *(word for run, stage in self._stages() for word in ("--folder", run, stage, f"runs/{run}/{stage}")),
             "--runs",
             *self.runs,
-            *self._trainings(),
+            *self.trainings(),
             *merges,
             *stages,
             *speeds,
@@ -233,7 +233,7 @@ class MadeRun:
             "corpus/leakage.json",
             "--baselines",
             "scores/baselines.json",
-            *self._trainings(),
+            *self.trainings(),
             *self._model(),
             "--rows",
             "corpus/test.jsonl",
@@ -286,7 +286,7 @@ class MadeRun:
     def _two_merges(self) -> list[str]:
         return [name for name, run in self.runs.items() if "merged-original" in run.stages]
 
-    def _trainings(self) -> list[str]:
+    def trainings(self) -> list[str]:
         return [word for name in self._trained() for word in ("--training", name, f"runs/{name}/training.json")]
 
     def _rows(self, split: str, count: int) -> list[dict[str, Any]]:

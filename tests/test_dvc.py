@@ -179,6 +179,7 @@ def test_another_commit_and_back_trains_nothing_and_believes_nothing_wrong(repos
     repository.commit("configuration of the other branch, results of this one")
     repository.dvc("repro")
     assert adapter_of(repository) == second
+    repository.commit("its results")
     repository.tool("git", "switch", "-q", "other")
     repository.dvc("checkout")
     assert repository.planned("--", "evidence") == set()

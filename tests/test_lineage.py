@@ -258,3 +258,64 @@ def test_the_run_card_tells_of_machine_and_code_and_makes_nothing_again(workspac
     assert "rows.txt" in code["changed"]
     manifest = json.loads((workspace.results / "model.manifest.json").read_text())
     assert "run_card.json" not in manifest["files"]
+
+
+# Two machines
+
+
+def compare(workspace: Workspace, other: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "scripts/compare_results.py", "results", str(other)]
+    return subprocess.run(command, cwd=workspace.root, capture_output=True, text=True)
+
+
+def test_another_run_of_the_same_has_the_same_bytes(workspace, finished):
+    for name in ("results", "work", ".snakemake"):
+        shutil.rmtree(workspace.root / name)
+    workspace.run()
+    done = compare(workspace, finished / "results")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all 5 models have the same bytes" in done.stdout
+
+
+def other_scores(workspace: Workspace, shift: float) -> Path:
+    """A copy with another adapter and an accuracy that lies `shift` higher everywhere."""
+    other = workspace.root / "theirs/results"
+    shutil.copytree(workspace.results, other)
+    lineage = json.loads((other / "lineage.json").read_text())
+    for job in lineage["jobs"]:
+        if "results/runs/lora/adapter.manifest.json" in job["outputs"]:
+            job["outputs"]["results/runs/lora/adapter.manifest.json"] = "0" * 64
+    (other / "lineage.json").write_text(json.dumps(lineage))
+    for path in (other / "scores").rglob("*.json"):
+        score = json.loads(path.read_text())
+        if "quality" in score:
+            score["quality"]["accuracy"] += shift
+            path.write_text(json.dumps(score))
+    return other
+
+
+def test_scores_are_compared_where_bytes_differ(workspace):
+    done = compare(workspace, other_scores(workspace, 0.02))
+    assert done.returncode == 0, done.stderr
+    assert "1 of 5 models differ, the first of them runs/lora/adapter.manifest.json" in done.stdout
+    assert "(+0.020), 0 of " in done.stdout
+
+
+def test_scores_that_lie_apart_are_told(workspace):
+    done = compare(workspace, other_scores(workspace, 0.2))
+    assert done.returncode == 1
+    assert "OUTSIDE" in done.stdout
+    assert "scores are further apart than rounding explains" in done.stderr
+
+
+def test_runs_of_other_rows_are_not_compared(workspace):
+    other = workspace.root / "theirs/results"
+    shutil.copytree(workspace.results, other)
+    text = (other / "lineage.json").read_text()
+    sha256 = sha256_file(workspace.results / "corpus/train.jsonl")
+    (other / "lineage.json").write_text(
+        text.replace(f'"results/corpus/train.jsonl": "{sha256}"', '"results/corpus/train.jsonl": "0"')
+    )
+    done = compare(workspace, other)
+    assert done.returncode == 1
+    assert "did not begin with the same bytes" in done.stderr
