@@ -98,17 +98,17 @@ localrules:
 
 # Before the DAG is believed; in a job the driver has done so already.
 if workflow.is_main_process:
-    agree(Path(R))
+    or_exit(agree, Path(R))
 
 
 onsuccess:
-    agree(Path(R), during_run=True)
+    or_exit(agree, Path(R), during_run=True)
     if Path(f"{R}/gate.passed").exists():
         print(headline(Path(R)), flush=True)
 
 
 onerror:
-    agree(Path(R), during_run=True)
+    or_exit(agree, Path(R), during_run=True)
 
 
 EVIDENCE = [

@@ -12,11 +12,22 @@ import sys
 from pathlib import Path
 
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "all"]
+# What stops Snakemake itself, and what to do; a script that meets it says so in a line of its own.
+STOPPED = {
+    "No space left on device": "the disk is full; free some space, then start again",
+    "Permission denied": "files here may not be written; mend the permissions, then start again",
+    "Directory cannot be locked": "another Snakemake runs in this folder; wait for it to end",
+}
 
 
 def main(arguments: list[str]) -> int:
-    Path(".snakemake").mkdir(exist_ok=True)
-    with open(".snakemake/slmflow.lock", "w") as lock:
+    try:
+        Path(".snakemake").mkdir(exist_ok=True)
+        lock = open(".snakemake/slmflow.lock", "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}; mend the permissions, then start again", file=sys.stderr)
+        return 1
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -25,11 +36,17 @@ def main(arguments: list[str]) -> int:
         if any(Path(".snakemake/locks").glob("*")):
             subprocess.run([*SNAKEMAKE, *arguments, "--unlock"], stderr=subprocess.DEVNULL)
         code, lines = follow([*SNAKEMAKE, *arguments])
-    if code != 0:
-        for error in dict.fromkeys(line for line in lines if line.startswith("error: ")):
-            print(f"\n{error}", file=sys.stderr)
-        return code
-    return 0
+    if code not in (0, 130):  # 130: Ctrl-C
+        errors = [line for line in lines if line.startswith("error: ")] or [_reason(lines)]
+        print("", *dict.fromkeys(errors), sep="\n", file=sys.stderr)
+    return code
+
+
+def _reason(lines: list[str]) -> str:
+    """Why Snakemake stopped, where no script says it."""
+    known = (f"error: {advice}" for text, advice in STOPPED.items() if any(text in line for line in lines))
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return next(known, f"error: the workflow stopped: {last}; see above")
 
 
 def follow(command: list[str]) -> tuple[int, list[str]]:

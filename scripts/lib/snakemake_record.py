@@ -13,18 +13,19 @@ import sys
 from base64 import urlsafe_b64decode
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 from snakemake.persistence.file import FilePersistence
 
-from lib.cli import UserError
+from lib.cli import UserError, fail
 from lib.files import canonical_json, sha256_text
 from lib.lineage import NAME, Job, Lineage, input_hashes, read_lineage, sha256_of, write_lineage
 from lib.manifests import manifest_path
 
 _STATE = Path(".snakemake")
 # Repeated, or of one output alone, or another one in every process.
-_NOT_RECORDED = {"shellcmd", "conda_env", "external_jobid", "incomplete", "starttime", "endtime", "job_hash"}
+_NOT_RECORDED = {"shellcmd", "conda_env", "external_jobid", "incomplete", "starttime", "endtime", "job_hash", "log"}
 _NOT_ARTEFACTS = {"logs", "timings", NAME}
 _STAMP = ".snakemake_timestamp"
 _UNKNOWN = "bytes that no job wrote"
@@ -39,12 +40,24 @@ def agree(results: Path, *, during_run: bool = False) -> None:
     results of another time, and the same bytes may have been made from other inputs here.
 
     during_run: called by the run that holds the lock of the folder; else nothing is done while another one does.
+    Raises `UserError` when the disk is full or may not be written.
     """
     if not results.is_dir() or (not during_run and any((_STATE / "locks").glob("*"))):
         return
+    try:
+        _agree(results)
+    except OSError as error:
+        fail(
+            error.strerror or str(error), "free some space or mend the permissions, then start again", at=error.filename
+        )
+
+
+def _agree(results: Path) -> None:
     records = FilePersistence(path=_STATE.absolute())
     old, new = _lineage(results), _Builder()
     brought = _remembered(results) != sha256_of(results / NAME)
+    # What was written before the lineage is in it as it is, unless it came from elsewhere.
+    sealed = 0.0 if brought or not old.by_output else _written(results / NAME)
     restored, unknown = [], []
     recorded = set(_recorded())
     waiting = (
@@ -56,7 +69,8 @@ def agree(results: Path, *, during_run: bool = False) -> None:
             continue
         record, known = records._read_record(path), old.by_output.get(path)
         as_recorded = _as_recorded(path, records)
-        sha256 = sha256_of(Path(path), trust_manifest=as_recorded)
+        sha256 = known["outputs"][path] if known and as_recorded and _written(Path(path)) < sealed else None
+        sha256 = sha256 or sha256_of(Path(path), trust_manifest=as_recorded)
         assert sha256 is not None
         job = _job(record, known) if as_recorded and record is not None and record.rule is not None else None
         as_known = known is not None and known["outputs"][path] == sha256
@@ -64,14 +78,11 @@ def agree(results: Path, *, during_run: bool = False) -> None:
             new.add(path, job, sha256)
         elif known is not None and as_known:
             if job is None or job["record"] != known["record"]:
-                facts = known["record"] | {"endtime": _stamped(Path(path))}
-                records._write_record(path, MetadataRecord.model_validate(facts))
+                _teach(records, path, known["record"])
                 restored.append(path)
             new.add(path, known, sha256)
         elif not as_recorded:
-            facts = {"params": [repr(_UNKNOWN)], "record_format_version": RECORD_FORMAT_VERSION}
-            facts["endtime"] = _stamped(Path(path))
-            records._write_record(path, MetadataRecord.model_validate(facts))
+            _teach(records, path, {"params": [repr(_UNKNOWN)], "record_format_version": RECORD_FORMAT_VERSION})
             unknown.append(path)
         if path in new.by_output:  # outputs outside of the folder, such as rows that were fetched
             waiting |= input_hashes(new.by_output[path]).keys() & recorded
@@ -79,6 +90,11 @@ def agree(results: Path, *, during_run: bool = False) -> None:
         write_lineage(results, Lineage(new.by_output))
     _remember(results)
     _tell(results, restored, sorted(unknown))
+
+
+def _teach(records: FilePersistence, path: str, facts: dict[str, Any]) -> None:
+    """Have Snakemake record `facts` of an output, as of the bytes that it has now."""
+    records._write_record(path, MetadataRecord.model_validate(facts | {"endtime": _stamped(Path(path))}))
 
 
 def _remembered(results: Path) -> str | None:
