@@ -36,6 +36,8 @@ def train_mb(parameters: int, finetune: Mapping[str, Any], max_length: int) -> i
     Activations: about 34 bytes per hidden value and layer (Korthikanti et al. 2022, table 2, without
     the attention matrix); hidden x layers is taken as 1.4 * parameters ** 0.5, which holds within a
     factor of 2 from 0.1 to 8 billion parameters.
+    Measured peaks in MB, task metric while training included: 3009 for the demo (4423 here); 2404 with LoRA, 2423 with
+    QLoRA and 2923 with DoRA for examples/methods.yaml (3009 here; benchmarks/methods.md).
     """
     block = finetune["source_max_len"] if finetune["corpus_strategy"] == "join" else max_length
     tokens = finetune["per_device_train_batch_size"] * block

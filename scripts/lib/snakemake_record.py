@@ -47,9 +47,8 @@ def agree(results: Path, *, during_run: bool = False) -> None:
     try:
         _agree(results)
     except OSError as error:
-        fail(
-            error.strerror or str(error), "free some space or mend the permissions, then start again", at=error.filename
-        )
+        what = error.strerror or str(error)
+        fail(what, "free some space or mend the permissions, then start again", at=error.filename or results)
 
 
 def _agree(results: Path) -> None:

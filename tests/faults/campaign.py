@@ -222,13 +222,15 @@ def seconds_of(workspace: Workspace, rule: str) -> float:
 
 
 def _descendants(pid: int) -> Iterator[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return
-    for child in map(int, children):
-        yield child
-        yield from _descendants(child)
+    """Processes that any thread of `pid` started, and theirs."""
+    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(child) for child in listed.read_text().split()]
+        except OSError:
+            continue
+        for child in children:
+            yield child
+            yield from _descendants(child)
 
 
 def _command(pid: int) -> list[str]:
