@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
             print("error: another run is going on in this folder; wait for it to end", file=sys.stderr)
             return 1
         if any(Path(".snakemake/locks").glob("*")):
-            subprocess.run([*SNAKEMAKE, *arguments, "--unlock"], stderr=subprocess.DEVNULL)
+            subprocess.run([*SNAKEMAKE, "--unlock", *arguments], stderr=subprocess.DEVNULL)
         code, lines = follow([*SNAKEMAKE, *arguments])
     if code not in (0, 130):  # 130: Ctrl-C
         errors = [line for line in lines if line.startswith("error: ")] or [_reason(lines)]

@@ -19,8 +19,8 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, quantization: Q
     """A causal language model in evaluation mode, on the GPU where there is one.
 
     quantization: its linear layers, all but the vocabulary head, are rounded to 4 bits and compute in `dtype`. On a
-    GPU they stay in 4 bits, which saves memory; on a CPU they hold the values that the 4 bits stand for, since
-    bitsandbytes' CPU kernels compute these anew at every use, which takes several times as long.
+    GPU they stay in 4 bits, which saves memory; on a CPU they hold the values that the 4 bits stand for: bitsandbytes'
+    layers repack there when the model is first evaluated, and pass no gradients on from then on.
     Raises `UserError` when transformers does not know the architecture.
     """
     from transformers import AutoModelForCausalLM

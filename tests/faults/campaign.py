@@ -262,10 +262,9 @@ def killed_with_all(disturbed: Disturbed) -> During:
     if disturbed.script(process) is None:
         return _ended(process)
     time.sleep(disturbed.case.moment * disturbed.seconds)
-    alive = process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
+    sent = _signal(process, signal.SIGKILL)
     said, _ = process.communicate()
-    return During("killed" if alive else "had ended before", True, said)
+    return During("killed" if sent else "had ended before", True, said)
 
 
 def killed_alone(disturbed: Disturbed) -> During:
@@ -290,9 +289,18 @@ def interrupted(disturbed: Disturbed) -> During:
     if disturbed.script(process) is None:
         return _ended(process)
     time.sleep(disturbed.case.moment * disturbed.seconds)
-    os.killpg(process.pid, signal.SIGINT)
+    sent = _signal(process, signal.SIGINT)
     said, _ = process.communicate(timeout=AT_MOST)
-    return During(f"exit code {process.returncode}", True, said)
+    return During(f"exit code {process.returncode}" if sent else "had ended before", True, said)
+
+
+def _signal(process: subprocess.Popen, number: int) -> bool:
+    """Send a signal to the whole group; False when it had ended."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def no_permission(disturbed: Disturbed) -> During:
