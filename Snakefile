@@ -116,7 +116,7 @@ EVIDENCE = [
     f"{R}/summary.json",
     f"{R}/model.manifest.json",
     f"{R}/selected.manifest.json",
-    f"{R}/plots/variants.csv",
+    f"{R}/metrics.json",
     *expand(
         f"{R}/runs/{{run}}/onnx/{{variant}}.manifest.json",
         run=RUNS,

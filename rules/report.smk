@@ -142,9 +142,10 @@ rule package_model:
             run_settings={name: run.finetune for name, run in RUNS.items()},
         ),
         runs=lambda wildcards: f"{R}/runs",
+        timings=f"{R}/timings",
     shell:
         "exec python {input.script} --settings {params.settings:q} --selection {input.selection}"
-        " --runs {params.runs} --template {input.template} --base {input.base}"
+        " --runs {params.runs} --template {input.template} --base {input.base} --timings {params.timings}"
         " --output {output.model} --log {log}"
 
 
@@ -263,7 +264,7 @@ rule summarise:
 
 
 rule write_plots:
-    """The points of the plots as tables, for `dvc plots`."""
+    """What `dvc metrics` and `dvc plots` show: headline numbers, and the points of the plots as tables."""
     input:
         summary=rules.summarise.output.summary,
         training=[training for _, training in TRAININGS],
@@ -271,6 +272,7 @@ rule write_plots:
         script=script("write_plots"),
         modules=modules("write_plots"),
     output:
+        metrics=f"{R}/metrics.json",
         learning_curve=f"{R}/plots/learning_curve.csv",
         confusion=f"{R}/plots/confusion.csv",
         variants=f"{R}/plots/variants.csv",
@@ -284,7 +286,8 @@ rule write_plots:
         runs=repeated("--training", TRAININGS),
     shell:
         "exec python {input.script} --summary {input.summary} {params.runs}"
-        " --model-predictions {input.model_predictions} --learning-curve {output.learning_curve}"
+        " --model-predictions {input.model_predictions} --metrics {output.metrics}"
+        " --learning-curve {output.learning_curve}"
         " --confusion {output.confusion} --variants {output.variants} --log {log}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from lib.cli import fail, parser, progress, run, settings_argument
 from lib.files import link_or_copy, published_directory, read_json, sha256_file, write_json
 from lib.manifests import RUN_CARD, manifest_path, read_manifest, write_manifest
+from lib.report.minutes import by_rule, read_jobs
 from lib.run_card import run_card
 from lib.selection import selected
 
@@ -33,7 +34,8 @@ def main(args: argparse.Namespace) -> None:
         )
         manifest_path(args.output).unlink(missing_ok=True)  # an old one does not describe what comes now
         (folder / "README.md").write_text(card, encoding="utf-8")
-        write_json(folder / RUN_CARD, run_card(made_by(args.settings, selection, manifest), inputs))
+        seconds = {one.rule: round(one.seconds, 1) for one in by_rule(read_jobs(args.timings, args.timings))}
+        write_json(folder / RUN_CARD, run_card(made_by(args.settings, selection, manifest), inputs, seconds))
     facts = {key: selection[key] for key in ("run", "variant")}
     write_manifest(args.output, inputs=inputs, settings=args.settings, extra=facts)
     progress(f"package_model: {selection['run']}/{selection['variant']}, {manifest['size_bytes'] / 1e6:.1f} MB")
@@ -122,6 +124,7 @@ if __name__ == "__main__":
     arguments.add_argument("--runs", type=Path, required=True, help="folder of the runs, with RUN/onnx/VARIANT")
     arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    arguments.add_argument("--timings", type=Path, required=True, help="folder of Snakemake's benchmark files")
     arguments.add_argument(
         "--output", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
     )

@@ -1,7 +1,8 @@
-"""Write the points of the plots as CSV tables, for `dvc plots` and for any spreadsheet.
+"""Write what DVC shows: the headline numbers as JSON, the points of the plots as CSV tables for any spreadsheet.
 
-The learning curve of the selected run, actual and predicted label of each test row, and every variant's quality, size
-and speed. A table has its head only where there is nothing to plot: no training here, or free answers.
+The numbers are a few of the summary's, so that experiments can be compared at a glance. The tables are the learning
+curve of the selected run, actual and predicted label of each test row, and every variant's quality, size and speed; one
+has its head only where there is nothing to plot: no training here, or free answers.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import parser, progress, run
-from lib.files import published, read_json, read_jsonl
+from lib.files import published, read_json, read_jsonl, write_json
 
 _CURVE = {
     "step": "step",
@@ -20,6 +21,7 @@ _CURVE = {
     "macro_f1": "eval_macro_f1",
     "chrf": "eval_chrf",
 }
+_QUALITY = ("accuracy", "macro_f1", "chrf", "token_f1", "exact_match")
 _VARIANT = {"run": "run", "variant": "variant", "quality": "value"} | {
     name: name for name in ("size_mb", "tokens_per_second", "first_token_ms", "peak_rss_mb")
 }
@@ -34,7 +36,27 @@ def main(args: argparse.Namespace) -> None:
     rows = (row for row in read_jsonl(args.model_predictions) if "label" in row)
     write_table(args.confusion, ("actual", "predicted"), ([row["label"], row["predicted"]] for row in rows))
     write_table(args.variants, _VARIANT, variants(summary))
-    progress(f"write_plots: 3 tables in {args.variants.parent}")
+    write_json(args.metrics, metrics(summary))
+    progress(f"write_plots: {args.metrics} and 3 tables in {args.variants.parent}")
+
+
+def metrics(summary: dict[str, Any]) -> dict[str, Any]:
+    """The packaged model on test rows and on validation rows, what it must be worth more than, size, speed, verdict."""
+    chosen, model = summary["selected"], summary["model"]
+    run_facts = summary["runs"][chosen["run"]]
+    validation = run_facts["stages"][f"onnx-{chosen['variant']}"]["validation"]
+    rivals = {"base": summary["base"], **summary["baselines"]}
+    return {
+        "test": {name: model["test"][name] for name in _QUALITY if name in model["test"]},
+        "validation": {name: validation[name] for name in _QUALITY if name in validation},
+        "rivals": {
+            name: {key: rival["test"].get(key) for key in _QUALITY if key in rival["test"]}
+            for name, rival in rivals.items()
+        },
+        "model": {name: model[name] for name in ("size_mb", "tokens_per_second", "first_token_ms", "peak_rss_mb")},
+        "training": {name: (run_facts["training"] or {}).get(name) for name in ("best_step", "seconds", "peak_rss_mb")},
+        "gate_passed": summary["gate"]["passed"],
+    }
 
 
 def variants(summary: dict[str, Any]) -> Iterable[list[Any]]:
@@ -57,6 +79,7 @@ if __name__ == "__main__":
     for name, what in {
         "summary": "summary.json",
         "model-predictions": "predictions of the packaged model on test rows",
+        "metrics": "headline numbers to write",
         "learning-curve": "table to write",
         "confusion": "table to write",
         "variants": "table to write",

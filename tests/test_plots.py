@@ -4,11 +4,13 @@ import csv
 
 from made_run import MadeRun
 
+from lib.files import read_json
+
 
 def tables(made: MadeRun, run_script, folder) -> dict[str, list[dict[str, str]]]:
     names = ("learning_curve", "confusion", "variants")
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", folder / f"{name}.csv")]
-    words += ["--summary", made.path("summary.json"), *made.trainings()]
+    words += ["--summary", made.path("summary.json"), "--metrics", folder / "metrics.json", *made.trainings()]
     run_script(
         "write_plots", *words, "--model-predictions", made.path("scores/model.test.predictions.jsonl"), cwd=made.folder
     )
@@ -45,8 +47,19 @@ def test_confusion_is_there_for_labels_alone(made, run_script, tmp_path):
 
 def test_a_run_that_was_not_trained_here_has_no_curve(made, run_script, tmp_path):
     made = made.copied(tmp_path / "copy")
-    out = {name: tmp_path / f"{name}.csv" for name in ("learning-curve", "confusion", "variants")}
+    out = {name: tmp_path / f"{name}.csv" for name in ("learning-curve", "confusion", "variants", "metrics")}
     given = [word for name, path in out.items() for word in (f"--{name}", path)]
     predictions = ("--model-predictions", made.path("scores/model.test.predictions.jsonl"))
     run_script("write_plots", "--summary", made.path("summary.json"), *given, *predictions)
     assert out["learning-curve"].read_text() == "step,training_loss,validation_loss,macro_f1,chrf\n"
+
+
+def test_the_headline_numbers_are_those_of_the_summary(made, run_script, tmp_path):
+    tables(made, run_script, tmp_path)
+    found, summary = read_json(tmp_path / "metrics.json"), made.read("summary.json")
+    main = "accuracy" if made.task == "classification" else "chrf"
+    stages = summary["runs"][summary["selected"]["run"]]["stages"]
+    assert found["test"][main] == summary["model"]["test"][main]
+    assert found["validation"][main] == stages[f"onnx-{summary['selected']['variant']}"]["validation"][main]
+    assert found["rivals"].keys() == {"base", *summary["baselines"]}
+    assert found["gate_passed"] == summary["gate"]["passed"]

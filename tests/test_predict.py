@@ -39,6 +39,7 @@ def package(folder: Path, base: Path, corpus: Path, selection: dict = SELECTION,
             runs=folder / "runs",
             template=corpus / "template.json",
             base=base,
+            timings=folder / "timings",
             output=folder / "model",
         )
     )

@@ -18,8 +18,11 @@ _PROJECT = Path(__file__).resolve().parents[2]
 _MANY = 20  # changed files that are named
 
 
-def run_card(settings: dict[str, Any], manifests: dict[str, Path]) -> dict[str, Any]:
-    """settings: the parts of the configuration that made the artefact, seeds among them. manifests: by name."""
+def run_card(settings: dict[str, Any], manifests: dict[str, Path], seconds: dict[str, float]) -> dict[str, Any]:
+    """settings: the parts of the configuration that made the artefact, seeds among them. manifests: by name.
+
+    seconds: that the jobs of each rule took so far.
+    """
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "configuration": settings,
@@ -27,6 +30,7 @@ def run_card(settings: dict[str, Any], manifests: dict[str, Path]) -> dict[str, 
         "lock_sha256": _sha256(_PROJECT / "requirements.lock"),
         "versions": {"python": platform.python_version(), **_versions()},
         "machine": _machine(),
+        "seconds": seconds,
         "manifests": {name: _sha256(path) for name, path in manifests.items()},
     }
 

@@ -119,7 +119,7 @@ def read_evidence(args: argparse.Namespace) -> Evidence:
         examples=[(row, input_text(template, row["prompt"]), predictions[row["id"]]) for row in rows],
         jobs=read_jobs(args.timings, args.logs),
         manifests=args.manifests,
-        card=run_card({}, {path.as_posix(): path for path in args.manifests}),
+        card=run_card({}, {path.as_posix(): path for path in args.manifests}, {}),
     )
 
 
