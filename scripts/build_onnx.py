@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import logging
+import os
 import re
 import sys
 import tempfile
@@ -87,6 +88,9 @@ def main(args: argparse.Namespace) -> None:
 
 def build(merged: Path, folder: Path, variant: dict[str, Any], options: list[str]) -> None:
     """Run the builder in this process. Raises `UserError` when it refuses the variant."""
+    # The builder writes the commit of the git checkout around its package into the model, and that is ours where the
+    # environment lies in the project: each commit would change the bytes. Without one it takes the package's own.
+    os.environ["GIT_DIR"] = os.devnull
     said = io.StringIO()
     provider = variant["execution_provider"]
     provider = _BUILDER_PROVIDERS.get(provider, provider)

@@ -17,7 +17,7 @@ from typing import Any
 
 from lib.cli import fail, or_exit
 from lib.files import read_json
-from lib.lineage import Lineage, broken_links, input_hashes, is_code, read_lineage, settings, sha256_of, walk
+from lib.lineage import Lineage, broken_links, input_hashes, is_code, read_lineage, settings, sha256_of, sources
 
 _SHOWN = 12  # digits of a hash
 
@@ -41,8 +41,10 @@ def verify(results: Path) -> str:
     lineage = read_lineage(results)
     for broken in broken_links(lineage, sorted(lineage.by_output)):
         fail(broken.what, broken.hint, at=broken.path)
-    sources = [path for path in walk(lineage, lineage.by_output) if path not in lineage.by_output]
-    return f"{len(lineage.by_output)} artefacts of {len(list(lineage.jobs()))} jobs lead back to {len(sources)} sources"
+    jobs, found = list(lineage.jobs()), sorted(sources(lineage))
+    return (
+        f"{len(lineage.by_output)} artefacts of {len(jobs)} jobs lead back to {len(found)} sources: {', '.join(found)}"
+    )
 
 
 def resolve(what: str, results: Path) -> tuple[Path, Any]:

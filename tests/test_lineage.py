@@ -202,6 +202,17 @@ def test_an_edited_result_is_made_again_and_not_built_upon(workspace):
     assert trace(workspace, "--verify").returncode == 0
 
 
+def test_an_edited_report_is_a_broken_link_until_it_is_made_again(workspace):
+    report = workspace.results / "report.html"
+    report.write_text(report.read_text().replace("</body>", "<!-- --></body>"))
+    for _ in range(2):
+        assert "write_report" in workspace.planned()
+        done = trace(workspace, "--verify")
+        assert done.stderr.startswith("error: results/report.html: has sha256 "), done.stderr
+    workspace.run()
+    assert trace(workspace, "--verify").returncode == 0
+
+
 def test_touched_results_are_still_known(workspace):
     for path in workspace.results.rglob("*"):
         os.utime(path)

@@ -78,6 +78,16 @@ def test_two_builds_are_the_same_bytes(tiny_phi3, phi3_corpus, tmp_path):
     assert first == second
 
 
+def test_the_projects_own_commit_is_not_in_the_model(fp32):
+    """The builder asks git around its package, and the environment may lie in this checkout."""
+    import onnx
+
+    stamp = onnx.load(fp32 / "model.onnx", load_external_data=False).producer_version
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=sys.prefix, capture_output=True, text=True)
+    assert stamp.startswith("0.")
+    assert not done.stdout or done.stdout[:7] not in stamp
+
+
 def test_fp32_logits_of_another_checkpoint_are_refused(tiny_llama, phi3_fp32, phi3_corpus, tiny_phi3, tmp_path):
     import build_onnx
     from safetensors.numpy import load_file, save_file

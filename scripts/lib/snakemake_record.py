@@ -68,10 +68,10 @@ def _agree(results: Path) -> None:
             continue
         record, known = records._read_record(path), old.by_output.get(path)
         as_recorded = _as_recorded(path, records)
-        sha256 = known["outputs"][path] if known and as_recorded and _written(Path(path)) < sealed else None
-        sha256 = sha256 or sha256_of(Path(path), trust_manifest=as_recorded)
-        assert sha256 is not None
         job = _job(record, known) if as_recorded and record is not None and record.rule is not None else None
+        sha256 = known["outputs"][path] if known and job and _written(Path(path)) < sealed else None
+        sha256 = sha256 or sha256_of(Path(path), trust_manifest=job is not None)
+        assert sha256 is not None
         as_known = known is not None and known["outputs"][path] == sha256
         if job is not None and not (brought and as_known):
             new.add(path, job, sha256)
@@ -80,9 +80,12 @@ def _agree(results: Path) -> None:
                 _teach(records, path, known["record"])
                 restored.append(path)
             new.add(path, known, sha256)
-        elif not as_recorded:
-            _teach(records, path, {"params": [repr(_UNKNOWN)], "record_format_version": RECORD_FORMAT_VERSION})
-            unknown.append(path)
+        else:
+            if not as_recorded:
+                _teach(records, path, {"params": [repr(_UNKNOWN)], "record_format_version": RECORD_FORMAT_VERSION})
+                unknown.append(path)
+            if known is not None:  # so that it is found to be broken until it is made again
+                new.add(path, known, known["outputs"][path])
         if path in new.by_output:  # outputs outside of the folder, such as rows that were fetched
             waiting |= input_hashes(new.by_output[path]).keys() & recorded
     if new.by_output and new.by_output != old.by_output:

@@ -434,12 +434,12 @@ def small_disk(root: Path, room: int, filler: Path) -> Iterator[None]:
 # The table
 
 
-def table(outcomes: list[tuple[Case, Outcome]], seconds: float) -> str:
+def table(outcomes: list[tuple[Case, Outcome]], total: int, seconds: float) -> str:
     well = sum(outcome.well for _, outcome in outcomes)
     lines = [
         "# Faults: what happens when a rule is disturbed",
         "",
-        f"Made by `make test-faults` in {seconds / 60:.0f} minutes: {len(outcomes)} cases, {well} as promised."
+        f"Made by `make test-faults` in {seconds / 60:.0f} minutes: {len(outcomes)} of {total} cases, {well} as promised."
         " The moment is a share of the rule's own time, or of the bytes that it writes (disk full) or reads (input cut).",
         "",
         "| rule | fault | moment | the disturbed run | the next run | as promised |",
@@ -458,9 +458,10 @@ def main(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         root = Path(folder)
         workspaces = make_workspaces(root)
-        chosen = [case for case in cases(workspaces, args.seed) if args.only in f"{case.rule} {case.fault}"]
+        every = cases(workspaces, args.seed)
+        chosen = [case for case in every if args.only in f"{case.rule} {case.fault}"]
         if args.sample:
-            chosen = random.Random(args.seed).sample(chosen, min(args.sample, len(chosen)))
+            chosen = sorted(random.Random(args.seed).sample(chosen, min(args.sample, len(chosen))))
         for number, case in enumerate(chosen, start=1):
             outcome = run_case(case, workspaces, root / "case")
             shutil.rmtree(root / "case")
@@ -471,7 +472,7 @@ def main(args: argparse.Namespace) -> int:
                 flush=True,
             )
     if args.output:
-        args.output.write_text(table(outcomes, time.time() - began), encoding="utf-8")
+        args.output.write_text(table(outcomes, len(every), time.time() - began), encoding="utf-8")
     return 0 if all(outcome.well for _, outcome in outcomes) else 1
 
 
