@@ -1,0 +1,51 @@
+"""`make run` ends with the line that says what went wrong, whoever found it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import run
+
+
+def stand_in(folder: Path, said: str, code: int) -> list[str]:
+    """A program in Snakemake's place that says something and ends with an exit code."""
+    script = folder / "program.py"
+    script.write_text(f"import sys\nprint({said!r})\nsys.exit({code})\n")
+    return [sys.executable, str(script)]
+
+
+@pytest.fixture
+def ended(tmp_path, monkeypatch, capfd):
+    def with_program(said: str, code: int) -> list[str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(run, "SNAKEMAKE", stand_in(tmp_path, said, code))
+        assert run.main([]) == code
+        return [line for line in capfd.readouterr().err.splitlines() if line]
+
+    return with_program
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("error: rows.json:3: not JSON\nmore\nerror: rows.json:3: not JSON", ["error: rows.json:3: not JSON"]),
+        ("OSError: [Errno 28] No space left on device", ["error: the disk is full; free some space, then start again"]),
+        ("Error: Directory cannot be locked.", ["error: another Snakemake runs in this folder; wait for it to end"]),
+        ("MissingInputException: x\n", ["error: the workflow stopped: MissingInputException: x; see above"]),
+        ("", ["error: the workflow stopped: it said nothing; see above"]),
+    ],
+)
+def test_a_failed_run_ends_with_one_line(ended, said, expected):
+    assert ended(said, 1) == expected
+
+
+def test_a_run_that_went_well_or_was_interrupted_ends_without(ended):
+    assert ended("error: of an attempt that was repeated", 0) == []
+    assert ended("", 130) == []
+
+
+def test_a_folder_that_may_not_be_written_is_one_line(tmp_path, monkeypatch, capfd):
+    (tmp_path / ".snakemake").write_text("a file where the folder should be")
+    monkeypatch.chdir(tmp_path)
+    assert run.main([]) == 1
+    assert capfd.readouterr().err.startswith("error: .snakemake: File exists; mend")
