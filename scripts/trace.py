@@ -99,9 +99,9 @@ def recorded(path: Path, lineage: Lineage) -> str:
 
 
 def tree(lineage: Lineage, start: str) -> Iterator[str]:
-    """Lines, depth first; what stands above already is not repeated."""
+    """Lines, depth first; what a job was given is not repeated below its other outputs."""
     hashes: dict[str, str | None] = {}
-    shown: set[str] = set()
+    shown: set[int] = set()
 
     def now(path: str) -> str | None:
         if path not in hashes:
@@ -115,12 +115,12 @@ def tree(lineage: Lineage, start: str) -> Iterator[str]:
         if found is None and made is None:
             state = "dropped after use"  # a folder that `keep: selected` removed; its manifest stands below
         by = job["rule"] if job else "source"
-        repeated = "" if path not in shown or job is None else ", see above"
+        repeated = ", see above" if job and id(job) in shown else ""
         label = "  " * depth + path
         yield f"{label:<64} {(found or made or '')[:_SHOWN]:<{_SHOWN}}  {state}  {by}{repeated}"
-        if job is None or path in shown:
+        if job is None or repeated:
             return
-        shown.add(path)
+        shown.add(id(job))
         inputs = input_hashes(job)
         code = {name: then for name, then in inputs.items() if is_code(name)}
         changed = sorted(name for name, then in code.items() if now(name) != then)
