@@ -325,7 +325,7 @@ def no_permission(disturbed: Disturbed) -> During:
         process = disturbed.start(*_without_privileges())
         said, _ = process.communicate(timeout=AT_MOST)
     finally:
-        for folder in folders:
+        for folder in filter(Path.is_dir, folders):  # Snakemake removes empty ones
             folder.chmod(0o755)
     return _refused(process.returncode, said)
 
@@ -466,13 +466,10 @@ def main(args: argparse.Namespace) -> int:
             outcome = run_case(case, workspaces, root / "case")
             shutil.rmtree(root / "case")
             outcomes.append((case, outcome))
-            verdict = "ok" if outcome.well else "NOT AS PROMISED"
-            print(
-                f"{number}/{len(chosen)} {case.rule}, {case.fault}, {case.moment}: {outcome.during}; {outcome.after}: {verdict}",
-                flush=True,
-            )
-    if args.output:
-        args.output.write_text(table(outcomes, len(every), time.time() - began), encoding="utf-8")
+            told = f"{case.rule}, {case.fault}, {case.moment}: {outcome.during}; {outcome.after}"
+            print(f"{number}/{len(chosen)} {told}: {'ok' if outcome.well else 'NOT AS PROMISED'}", flush=True)
+            if args.output:  # after each, so that a campaign that is stopped leaves what it found
+                args.output.write_text(table(outcomes, len(every), time.time() - began), encoding="utf-8")
     return 0 if all(outcome.well for _, outcome in outcomes) else 1
 
 
