@@ -4,7 +4,7 @@
 
 With equal lock, CPU capability, number of threads and dtype all models have the same bytes, and that is what is said.
 Elsewhere sums are rounded in another order: then the scores are compared, stage by stage, on the same rows, within a
-tolerance that was measured (README.md). Exit code 1 when a score is outside of it, or when rows, prompts or splits
+tolerance. Exit code 1 when a score is outside of it, or when rows, prompts or splits
 differ: these do not depend on the machine.
 """
 
