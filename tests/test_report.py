@@ -192,7 +192,19 @@ def test_of_very_many_runs_the_chosen_one_and_the_best_are_shown():
     candidates = [{"run": name, "value": int(name[4:]) / 100} for name in runs]
     selected = {"run": "run-3", "variant": "int4", "candidates": candidates}
     others = dict.fromkeys(
-        ("metric", "audit", "split", "leakage", "baselines", "training", "score", "examples", "jobs", "manifests", "card")
+        (
+            "metric",
+            "audit",
+            "split",
+            "leakage",
+            "baselines",
+            "training",
+            "score",
+            "examples",
+            "jobs",
+            "manifests",
+            "card",
+        )
     )
     evidence = Evidence(settings={"task": "classification"}, summary={"runs": runs, "selected": selected}, **others)
     assert list(evidence.shown_runs) == ["run-3", *(f"run-{number}" for number in range(39, 39 - SHOWN + 1, -1))]
