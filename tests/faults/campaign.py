@@ -293,7 +293,9 @@ def killed_alone(disturbed: Disturbed) -> During:
         said, _ = process.communicate(timeout=AT_MOST)
         return During("had ended before", process.returncode == 0, said)
     said, _ = process.communicate(timeout=AT_MOST)
-    return During(f"exit code {process.returncode}", process.returncode != 0, said)
+    if process.returncode == 0:  # a process that has ended takes signals until its parent looks after it
+        return During("had ended before", True, said)
+    return During(f"exit code {process.returncode}", True, said)
 
 
 def interrupted(disturbed: Disturbed) -> During:
