@@ -197,7 +197,7 @@ def test_an_edited_result_is_made_again_and_not_built_upon(workspace):
     done = workspace.snakemake("-n")
     assert "lineage: results/corpus/train.jsonl is not what a job wrote there" in done.stderr
     assert "render_corpus" in workspace.planned()
-    workspace.run()
+    workspace.run("--", "results/corpus/train.jsonl")
     assert rows.read_bytes() == before
     assert trace(workspace, "--verify").returncode == 0
 
