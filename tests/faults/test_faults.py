@@ -5,7 +5,8 @@ import os
 import pytest
 from workspaces import Workspace
 
-from faults.campaign import FAULTS, Case, read_lineage_of, run_case
+from faults.campaign import read_lineage_of, run_case
+from faults.disturbances import FAULTS, Case
 
 pytestmark = pytest.mark.workflow
 
