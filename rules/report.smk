@@ -137,7 +137,7 @@ rule package_model:
             base_model=CONFIGURATION["base_model"],
             split=CONFIGURATION["split"],
             corpus=CONFIGURATION["corpus"],
-            data_seed=CONFIG.seed,
+            split_seed=CONFIG.seed,
             run_seeds={name: run.seed for name, run in RUNS.items()},
             run_settings={name: run.finetune for name, run in RUNS.items()},
         ),

@@ -30,11 +30,18 @@ def main(args: argparse.Namespace) -> None:
                     print(f"kept     {folder}: a job holds it")
                     continue
                 size = sum(file.lstat().st_size for file in files(folder))
+                if not args.dry_run:
+                    remove(folder)
                 print(f"{'would remove' if args.dry_run else 'removed'}  {folder}: {size / 1e6:.1f} MB")
                 freed += size
-                if not args.dry_run:
-                    shutil.rmtree(folder)
         print(f"{freed / 1e6:.1f} MB" if freed else "nothing to remove")
+
+
+def remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        fail(error.strerror or str(error), "mend the permissions, then clean again", at=error.filename or folder)
 
 
 def folders(what: str) -> list[Path]:

@@ -4,13 +4,12 @@
 
 With equal lock, CPU capability, number of threads and dtype all models have the same bytes, and that is what is said.
 Elsewhere sums are rounded in another order: then the scores are compared, stage by stage, on the same rows, within a
-tolerance. Exit code 1 when a score is outside of it, or when rows, prompts or splits
-differ: these do not depend on the machine.
+tolerance. Exit code 1 when a score is outside of it, or when rows, prompts or splits differ: these do not depend on
+the machine.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from lib.cli import fail, or_exit
 from lib.comparison import align
@@ -42,10 +41,9 @@ def main(args: argparse.Namespace) -> str:
     if not counted:
         return f"all {len(manifests)} models have the same bytes, intermediate ones included"
     print(f"{len(counted)} of {len(manifests)} models differ, the first of them {counted[0]}; the scores:")
-    outside = [line for line, inside in scores(args.mine, args.theirs) if not inside]
-    if outside:
+    if outside := compare_scores(args.mine, args.theirs):
         fail(
-            f"{len(outside)} scores are further apart than rounding explains",
+            f"{outside} scores are further apart than rounding explains",
             "look for another difference",
             at=args.theirs,
         )
@@ -65,24 +63,26 @@ def inside(path: str, results: Path) -> str:
     return name if found and (results / name).exists() else ""
 
 
-def scores(mine: Path, theirs: Path) -> list[tuple[str, bool]]:
-    """A line for each score, and whether the two are within the tolerance; printed as well."""
-    lines = []
+def compare_scores(mine: Path, theirs: Path) -> int:
+    """Print a line for each score that both have; returns how many lie outside of the tolerance."""
+    outside = 0
     for file in sorted((mine / "scores").rglob("*.json")):
-        name = file.relative_to(mine / "scores").as_posix()
-        ours, others = read_json(file), read_json(theirs / "scores" / name)
-        if "quality" not in ours:
-            continue
-        metric = MAIN_METRIC["classification" if "accuracy" in ours["quality"] else "generation"]
-        apart = others["quality"][metric] - ours["quality"][metric]
+        other = theirs / "scores" / file.relative_to(mine / "scores")
+        ours, others = read_json(file).get("quality"), read_json(other).get("quality")
+        if not ours or not others:
+            continue  # the baselines, which depend on no machine
+        metric = MAIN_METRIC["classification" if "accuracy" in ours else "generation"]
+        if ours[metric] is None or others[metric] is None:
+            continue  # no row had a free answer
+        apart = others[metric] - ours[metric]
         within = abs(apart) <= TOLERANCE[metric]
-        line = (
-            f"{name.removesuffix('.json'):<44} {metric} {ours['quality'][metric]:.3f} {others['quality'][metric]:.3f}"
+        outside += not within
+        name = file.relative_to(mine / "scores").with_suffix("").as_posix()
+        print(
+            f"{name:<44} {metric} {ours[metric]:.3f} {others[metric]:.3f} ({apart:+.3f}), {flips(file, other)}"
+            + ("" if within else "   OUTSIDE")
         )
-        line += f" ({apart:+.3f}), {flips(file, theirs / 'scores' / name)}"
-        print(line + ("" if within else "   OUTSIDE"))
-        lines.append((line, within))
-    return lines
+    return outside
 
 
 def flips(mine: Path, theirs: Path) -> str:
@@ -98,5 +98,4 @@ if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("mine", type=Path, help="a results folder")
     arguments.add_argument("theirs", type=Path, help="another one")
-    given: Any = arguments.parse_args()
-    print(or_exit(main, given))
+    print(or_exit(main, arguments.parse_args()))

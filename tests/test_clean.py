@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lib.cli import UserError
+
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
@@ -83,3 +85,16 @@ def test_a_training_starts_afresh_where_its_folder_was_removed(folder):
     (work / "lock").unlink()
     assert not train_adapter._is_there(work / "lock", removed)
     removed.close()
+
+
+def test_what_cannot_be_removed_is_one_line(folder, monkeypatch):
+    import clean
+
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path / "file"))
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(clean.shutil, "rmtree", refused)
+    with pytest.raises(UserError, match="work/train/new/file: Permission denied; mend the permissions"):
+        clean.remove(Path("work/train/new"))
+    assert (folder / "work/train/new").is_dir()
