@@ -88,13 +88,10 @@ def main(args: argparse.Namespace) -> None:
 
 def build(merged: Path, folder: Path, variant: dict[str, Any], options: list[str]) -> None:
     """Run the builder in this process. Raises `UserError` when it refuses the variant."""
-    # The builder writes the commit of the git checkout around its package into the model, and that is ours where the
-    # environment lies in the project: each commit would change the bytes. Without one it takes the package's own.
-    os.environ["GIT_DIR"] = os.devnull
     said = io.StringIO()
     provider = variant["execution_provider"]
     provider = _BUILDER_PROVIDERS.get(provider, provider)
-    with tempfile.TemporaryDirectory() as cache, _quiet(said):
+    with tempfile.TemporaryDirectory() as cache, _quiet(said), _no_checkout():
         from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
         where = ("", str(merged), str(folder), variant["precision"], provider, cache)
@@ -152,6 +149,23 @@ def _quiet(said: io.StringIO) -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
+
+
+@contextlib.contextmanager
+def _no_checkout() -> Iterator[None]:
+    """Hide the git checkout that the builder's package may lie in.
+
+    The builder writes that checkout's commit into the model, and it is ours where the environment lies in the project:
+    each commit would change the bytes. Without one it takes its own package's commit.
+    """
+    before = os.environ.get("GIT_DIR")
+    os.environ["GIT_DIR"] = os.devnull
+    try:
+        yield
+    finally:
+        os.environ.pop("GIT_DIR")
+        if before is not None:
+            os.environ["GIT_DIR"] = before
 
 
 def set_search(folder: Path, end_ids: frozenset[int]) -> None:
