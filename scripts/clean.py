@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lib.cli import fail, or_exit
+from lib.lock import held_elsewhere
 
 _DAY = 86400
 
@@ -90,7 +91,7 @@ def held_by_nobody(folder: Path) -> Iterator[bool]:
     try:
         for lock in locks:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
+        yield not any(held_elsewhere(Path(lock.name).parent) for lock in locks)
     except BlockingIOError:
         yield False
     finally:

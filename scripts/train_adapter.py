@@ -2,50 +2,62 @@
 
 Progress lives in `WORK/KEY/`, where KEY follows from everything that determines the result
 (settings, rows, base model, this code): a killed run resumes at its last checkpoint, a changed one
-starts afresh, and an adapter that was already trained is published again in seconds.
+starts afresh, and an adapter that was already trained is published again in seconds. Before a time limit,
+or on SIGTERM, it stops by itself with progress saved (exit code 75).
 """
 
 import argparse
-import fcntl
 import os
 import shutil
+import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
-from transformers import set_seed
 
-from lib import batches
+from lib import batches, processes
 from lib.adapters import write_adapter_config
 from lib.checkpoints import Quantization, load_model
-from lib.cli import fail, loaded, parser, progress, run, settings_argument
+from lib.cli import Stopped, fail, loaded, parser, progress, run, settings_argument
 from lib.closure import code_closure
 from lib.corpus import load_template, read_rows
 from lib.files import canonical_json, published_directory, read_json, sha256_file, sha256_text, write_json
+from lib.lock import held
 from lib.machine import matmul_peak, training_dtype, use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import peak_rss_mb
 from lib.metrics import SELECTED_BY
 from lib.tokens import load_tokenizer
 from lib.torch_scorer import task_quality
-from lib.training import AdapterTrainer, adapter_trainer, last_checkpoint, stopped_early, validations
+from lib.training import AdapterTrainer, TimeLimit, adapter_trainer, last_checkpoint, stopped_early, validations
 
 
 def main(args: argparse.Namespace) -> None:
-    use_threads(args.threads)
+    processes.join()
+    use_threads(max(1, args.threads // processes.size_here()))
     read_manifest(args.base)
     key = progress_key(args)
     work = args.work / key
-    with only_one(work):
-        if not (work / "result" / "training.json").is_file():
-            train(args, work)
+    deadline = time_limit(args.limit)
+    with held(work, deadline) if processes.rank() == 0 else nullcontext():
+        if not processes.agreed((work / "result" / "training.json").is_file()):
+            train(args, work, TimeLimit(deadline))
         else:
             progress(f"train_adapter: this adapter is already trained ({work})")
-        publish(args, work / "result")
+        if processes.rank() == 0:
+            publish(args, work / "result")
+        processes.wait_for_all()
+
+
+def time_limit(minutes: float | None) -> float | None:
+    """Unix time at which a scheduler kills this job: `minutes` after the start, or what Slurm says; None: never."""
+    ends = [time.time() + 60 * minutes] if minutes else []
+    if "SLURM_JOB_END_TIME" in os.environ:
+        ends.append(float(os.environ["SLURM_JOB_END_TIME"]))
+    return min(ends, default=None)
 
 
 def progress_key(args: argparse.Namespace) -> str:
@@ -62,39 +74,23 @@ def progress_key(args: argparse.Namespace) -> str:
     return sha256_text(canonical_json(parts))[:16]
 
 
-@contextmanager
-def only_one(work: Path) -> Iterator[None]:
-    """Hold the lock of a progress folder; wait for another training of the same adapter to end."""
-    while True:
-        work.mkdir(parents=True, exist_ok=True)
-        with open(work / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress(f"train_adapter: another process holds this adapter's progress; waiting for it ({work})")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _is_there(work / "lock", lock):  # `make clean-work` removed the folder in the meantime
-                continue
-            yield
-            return
+def train(args: argparse.Namespace, work: Path, limit: TimeLimit) -> None:
+    """Train from the last whole checkpoint in `work`, or from the start, and leave `work/result`.
 
+    Raises `Stopped`, with progress saved, when the time is up.
+    """
+    from transformers import set_seed  # brings bitsandbytes, whose warnings belong into the log
 
-def _is_there(path: Path, file: IO[str]) -> bool:
-    return path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
-
-
-def train(args: argparse.Namespace, work: Path) -> None:
-    """Train from the last whole checkpoint in `work`, or from the start, and leave `work/result`."""
     settings, seed = args.settings["finetune"], args.settings["seed"]
     evaluate = args.settings["evaluate"] | {"batch_size": settings["per_device_eval_batch_size"]}
     template = load_template(args.template)
     tokenizer = load_tokenizer(args.base)
     config = read_json(args.base / "config.json")
     # The built model cannot read on behind a sliding window: better said now than after the training.
-    limit = min(config.get(name) or 1 << 30 for name in ("max_position_embeddings", "sliding_window"))
+    longest = min(config.get(name) or 1 << 30 for name in ("max_position_embeddings", "sliding_window"))
     rows = {name: read_rows(path) for name, path in (("train", args.train), ("validation", args.validation))}
     encoded = {
-        name: batches.encode_rows(tokenizer, part, loss=settings["loss"], max_length=limit)
+        name: batches.encode_rows(tokenizer, part, loss=settings["loss"], max_length=longest)
         for name, part in rows.items()
     }
     if settings["corpus_strategy"] == "join":
@@ -114,16 +110,24 @@ def train(args: argparse.Namespace, work: Path) -> None:
         pad_id=min(tokenizer.end_ids),
         measure=by_task if settings["metric_for_best_model"] == "task" else None,
         classes=classes,
+        stop=limit,
     )
+    if processes.rank():  # no two processes drop the same values; the seed itself is the first one's
+        torch.manual_seed(seed + 1_000_003 * processes.rank())
     progress(
         f"train_adapter: {len(encoded['train'])} sequences, {count_trainable(model):,} trainable parameters, {dtype}"
     )
     loaded()
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    trainer.train(resume_from_checkpoint=processes.agreed(last_checkpoint(work) if processes.rank() == 0 else None))
+    if limit.stopped:
+        raise Stopped(f"the time is up at step {trainer.state.global_step} of {trainer.state.max_steps}, and saved")
 
+    facts = training_facts(trainer, model, dtype, settings, classes)
+    if processes.rank():
+        return
     with published_directory(work / "result") as result:
         save_adapter(model, result / "adapter")
-        write_json(result / "training.json", training_facts(trainer, model, dtype, settings, classes))
+        write_json(result / "training.json", facts)
     for folder in work.glob("checkpoint-*"):
         shutil.rmtree(folder)
 
@@ -184,7 +188,7 @@ def training_facts(
     gradients of the activations, none for frozen weights. N is the weights in the linear layers; the
     vocabulary head counts only where the loss needs it, LoRA's own operations not at all.
     """
-    state, spent = trainer.state, trainer.spent
+    state, spent = trainer.state, trainer.spent.in_all()
     head = model.get_output_embeddings().weight.numel()
     body = sum(
         part.in_features * part.out_features  # weights in 4 bits are stored two a byte
@@ -192,7 +196,7 @@ def training_facts(
         if isinstance(part, torch.nn.Linear) and "lora_" not in name and "lm_head" not in name
     )
     operations = 4 * (spent.computed_tokens * body + spent.targets * head)
-    peak = matmul_peak(dtype)
+    (peak,) = processes.total([matmul_peak(dtype)])
     best = next(entry for entry in validations(state) if entry["step"] == state.best_global_step)
     metrics = [*SELECTED_BY.values(), "loss"]
     best_by = next(name for name in metrics if f"eval_{name}" in best)
@@ -211,12 +215,13 @@ def training_facts(
         "supervised_tokens": spent.targets,
         "trainable_parameters": count_trainable(model),
         "dtype": str(dtype).removeprefix("torch."),
+        "processes": processes.size(),
         "threads": torch.get_num_threads(),
         "seconds": round(spent.seconds, 2),
         "tokens_per_second": round(spent.real_tokens / spent.seconds, 2),
         "matmul_peak_gflops": round(peak / 1e9, 1),
         "matmul_peak_share": round(operations / spent.seconds / peak, 4),
-        "peak_rss_mb": round(peak_rss_mb(), 1),
+        "peak_rss_mb": round(max(processes.gathered(peak_rss_mb())), 1),
         "curve": [
             {"step": entry["step"], name: entry[name]}
             for entry in state.log_history
@@ -263,5 +268,8 @@ if __name__ == "__main__":
         "--adapter", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
     )
     arguments.add_argument("--training", type=Path, required=True, help="facts about the training, to write")
-    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--threads", type=int, default=2, help="of all processes of a machine together")
+    arguments.add_argument("--processes", type=int, default=1, help="that train together, one for each GPU")
+    arguments.add_argument("--limit", type=float, help="minutes after which a scheduler ends this job: stop before")
+    processes.launch(arguments)
     run(arguments, main)

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
@@ -18,6 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 def two_threads_at_most():
     """Tiny models run slower on many threads, and a test machine has few cores."""
     os.environ.setdefault("OMP_NUM_THREADS", "2")
+    os.environ.setdefault(
+        "GOMP_SPINCOUNT", "0"
+    )  # tests run side by side: a thread that waits leaves the core to others
 
 
 @pytest.fixture(scope="session")
@@ -75,11 +80,18 @@ def made_sweep(tmp_path_factory, run_script):
 
 
 @pytest.fixture(scope="session")
-def finished(tiny_llama, tmp_path_factory) -> Path:
-    """A workspace that was run from raw rows to the report."""
+def finished(tiny_llama, tmp_path_factory, worker_id) -> Path:
+    """A workspace that was run from raw rows to the report, once for all that test side by side."""
     from workspaces import finished_workspace
 
-    return finished_workspace(tmp_path_factory.mktemp("workspace"), tiny_llama)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "workspace"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "results/report.html").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            finished_workspace(folder, tiny_llama)
+    return folder
 
 
 @pytest.fixture

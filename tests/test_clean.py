@@ -76,15 +76,22 @@ def test_a_running_workflow_is_left_alone(folder, run_script, what):
 
 def test_a_training_starts_afresh_where_its_folder_was_removed(folder):
     """The lock of a folder that is gone holds nothing."""
-    import train_adapter
+    from lib import lock
 
     work = folder / "work/train/new"
-    with train_adapter.only_one(work):
+    with lock.held(work):
         assert (work / "lock").is_file()
     removed = open(work / "lock")  # noqa: SIM115
     (work / "lock").unlink()
-    assert not train_adapter._is_there(work / "lock", removed)
+    assert not lock._is_there(work / "lock", removed)
     removed.close()
+
+
+def test_what_a_training_on_another_machine_holds_is_left_alone(folder, run_script):
+    holder = folder / "work/train/new/holder.json"
+    holder.write_text('{"host": "n7", "process": 1, "job": null}')
+    assert "kept     work/train/new: a job holds it" in run_script("clean", "work", cwd=folder).stdout
+    assert holder.is_file()
 
 
 def test_what_cannot_be_removed_is_one_line(folder, monkeypatch):

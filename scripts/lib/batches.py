@@ -195,3 +195,43 @@ class EpochOrder(torch.utils.data.Sampler[int]):
             once_more = torch.randperm(len(rows), generator=generator)[:rest].tolist()
             drawn += rows * often + [rows[place] for place in once_more]
         return drawn
+
+
+class Shares(torch.utils.data.Sampler[list[int]]):
+    """Batches of row numbers for one of `size` processes: of every `size` batches of the order one.
+
+    Where an epoch's rows run out, the batch is `[filler]`, the number of a row that counts nothing, so that all
+    processes take the same number of batches.
+    """
+
+    def __init__(self, order: EpochOrder, batch: int, *, rank: int, size: int, filler: int) -> None:
+        self.order, self.batch, self.rank, self.size, self.filler = order, batch, rank, size, filler
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // (self.batch * self.size))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows = list(self.order)
+        batches = [rows[start : start + self.batch] for start in range(0, len(rows), self.batch)]
+        batches += [[self.filler]] * (-len(batches) % self.size)
+        return iter(batches[self.rank :: self.size])
+
+
+def divided(batch: int, accumulation: int, processes: int) -> tuple[int, int]:
+    """Batch and accumulation of each process, so that all together take the same rows a step as one process does.
+
+    The batch is as large as it may be, at most `batch`. Raises `UserError` when the rows of a step cannot be divided.
+    """
+    rows = batch * accumulation
+    if rows % processes:
+        fail(
+            f"{rows} rows a step cannot be divided among {processes} processes",
+            "let per_device_train_batch_size times gradient_accumulation_steps be a multiple, or take fewer GPUs",
+            at="finetune",
+        )
+    own = rows // processes
+    times = next(times for times in range(1, own + 1) if own % times == 0 and own // times <= batch)
+    return own // times, times

@@ -28,7 +28,10 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, quantization: Q
     on_gpu = torch.cuda.is_available()
     options: dict[str, Any] = {"dtype": torch.float32 if quantization else dtype}  # codes do not depend on `dtype`
     if quantization and on_gpu:
-        options |= {"device_map": {"": "cuda"}, "quantization_config": bitsandbytes_config(quantization, dtype)}
+        options |= {
+            "device_map": {"": torch.cuda.current_device()},
+            "quantization_config": bitsandbytes_config(quantization, dtype),
+        }
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa", **options

@@ -9,6 +9,7 @@ import argparse
 import ctypes
 import errno
 import json
+import logging
 import os
 import signal
 import sys
@@ -20,9 +21,16 @@ from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
+# Its import, which comes with the Trainer's, says on some processors that it lacks a kernel which nothing here calls.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 
 class UserError(Exception):
     """Input or configuration is wrong; the message says what, where and what to do."""
+
+
+class Stopped(Exception):  # noqa: N818 (no error)
+    """The time is up; progress is saved, and the next start goes on from there. The message says where it stands."""
 
 
 def fail(what: str, hint: str = "", *, at: str | Path | None = None, line: int | None = None) -> NoReturn:
@@ -69,7 +77,12 @@ _terminal = sys.stderr
 
 
 def progress(message: str) -> None:
-    """One line for the person who waits, on the terminal and in the log."""
+    """One line for the person who waits, on the terminal and in the log; of several processes the first speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        _say(message)
+
+
+def _say(message: str) -> None:
     print(message, file=_terminal, flush=True)
     if _terminal is not sys.stderr:
         print(message, file=sys.stderr, flush=True)
@@ -88,12 +101,12 @@ def loaded() -> None:
 
 
 def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> NoReturn:
-    """Parse the command line, call `main`, and exit as the contract says (0 or 1).
+    """Parse the command line, call `main`, and exit as the contract says (0, 1 or 75).
 
     The last line of the log of a run that went well is `time: started S start_up S work S`, in seconds:
     when the process began (Unix time), from there until `loaded`, and from there to the end.
     """
-    _die_with_parent()
+    die_with_parent()
     args = arguments.parse_args()
     if args.log:
         _redirect_output(args.log)
@@ -101,24 +114,27 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace],
     loaded()
     try:
         main(args)
-        if args.log:
+        if args.log and os.environ.get("RANK", "0") == "0":
             _log_times()
     except UserError as error:
-        progress(f"error: {error}")
+        _say(f"error: {error}")
         _exit(1)
+    except Stopped as stopped:
+        progress(f"{name}: {stopped}; start again to go on")
+        _exit(75)
     except KeyboardInterrupt:
-        progress(f"error: {name}: interrupted")
+        _say(f"error: {name}: interrupted")
         _exit(130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             _crashed(name, error, args.log)
         traceback.print_exc()
         place = error.filename or name
-        progress(f"error: {place}: {error.strerror}; free some space or mend the permissions, then start again")
+        _say(f"error: {place}: {error.strerror}; free some space or mend the permissions, then start again")
         _exit(1)
     except MemoryError as error:
         traceback.print_exc()
-        progress(f"error: {name}: out of memory ({error}); use a smaller batch or a machine with more memory")
+        _say(f"error: {name}: out of memory ({error}); use a smaller batch or a machine with more memory")
         _exit(1)
     except Exception as error:
         _crashed(name, error, args.log)
@@ -145,7 +161,7 @@ def _crashed(name: str, error: Exception, log: Path | None) -> NoReturn:
     traceback.print_exc()
     summary = str(error).strip().splitlines() or [""]
     where = f"; see {log}" if log else ""
-    progress(f"error: {name}: unexpected {type(error).__name__}: {summary[0][:300]}{where}")
+    _say(f"error: {name}: unexpected {type(error).__name__}: {summary[0][:300]}{where}")
     _exit(1)
 
 
@@ -162,13 +178,15 @@ def _redirect_output(log: Path) -> None:
     global _terminal
     log.parent.mkdir(parents=True, exist_ok=True)
     _terminal = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    # Of several processes none empties what the others wrote: who started them did.
+    how = os.O_APPEND if "RANK" in os.environ else os.O_TRUNC
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | how, 0o644)
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.close(target)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Ask the kernel to end this process when Snakemake dies, so that no orphan holds locks."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

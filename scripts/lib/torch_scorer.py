@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lib import processes
 from lib.cli import progress
 from lib.metrics import SELECTED_BY, point, statistics
 from lib.scoring import answer_limit, answer_text, encode_choices
@@ -28,15 +29,17 @@ def task_quality(
 ) -> dict[str, float]:
     """The metric of `SELECTED_BY` by its name, from 0: macro-F1 (to 1) over all rows, chrF (to 100) of free answers.
 
+    Of several processes each scores its share of the rows, and all have the metric over all of them.
     evaluate: `batch_size`; for generation also `greedy_rows` (the first rows, at least one) and `max_new_tokens`.
     """
     task = template["task"]
     if task == "classification":
-        predictions = score_labels(model, tokenizer, template, rows, evaluate["batch_size"])
+        found = score_labels(model, tokenizer, template, processes.share(rows), evaluate["batch_size"])
     else:
-        rows = rows[: evaluate["greedy_rows"]]
-        predictions = [unscored_reference(row, template) for row in rows]
-        add_answers(model, tokenizer, template, rows, predictions, evaluate)
+        rows = processes.share(rows[: evaluate["greedy_rows"]])
+        found = [unscored_reference(row, template) for row in rows]
+        add_answers(model, tokenizer, template, rows, found, evaluate)
+    predictions = processes.joined(found)
     name = SELECTED_BY[task]
     value = point(statistics(task, predictions, template["labels"])[name])
     assert value is not None, "a row was scored"
@@ -48,6 +51,8 @@ def score_labels(
 ) -> list[dict[str, Any]]:
     """Log probability of every label, in the order of `rows`."""
     labels = template["labels"] or []
+    if not rows:  # the share of one process among more processes than rows
+        return []
     choices = encode_choices(tokenizer, template, [row["prompt"] for row in rows])
     beginning = read_beginning(model, [prompt for prompt, _ in choices])
     predictions: list[dict[str, Any]] = [{} for _ in rows]

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from lib import batches
+from lib import batches, processes
 from lib.cli import fail, progress
 from lib.files import read_json, write_json
 from lib.lora import fuse_lora
 from lib.memory import keep_freed_memory
 from lib.packing import PackingCollator, can_pack, unpacked
 
+_RESERVE = 60.0  # seconds for what comes around the steps: start-up of the job, last checkpoint
 _COMPLETE = "complete.json"  # written last into a checkpoint: one without it was cut short
 Measure = Callable[[Any], dict[str, float]]
 """The task's own metric of a model, by its name; higher is better."""
@@ -35,11 +38,12 @@ def adapter_trainer(
     pad_id: int,
     measure: Measure | None = None,
     classes: Sequence[str] | None = None,
+    stop: "TimeLimit | None" = None,
 ) -> "AdapterTrainer":
     """Trainer of a peft model. encoded: `train` and `validation`; settings: the section `finetune`.
 
     measure: what chooses the checkpoint; None: the validation loss. classes: of each training row, for
-    `class_balance`.
+    `class_balance`. stop: when to stop before the end.
     """
     rows = encoded["train"]
     if settings["class_balance"] == "weight":
@@ -67,15 +71,16 @@ def adapter_trainer(
         eval_dataset=encoded["validation"],
         data_collator=PackingCollator() if packed else batches.Collator(pad_id),
         compute_loss_func=batches.completion_loss,
-        callbacks=[Progress(work, spent), Stop(settings["early_stopping_patience"])],
+        callbacks=[Progress(work, spent), Stop(settings["early_stopping_patience"]), *([stop] if stop else [])],
     )
 
 
 def training_arguments(settings: dict[str, Any], seed: int, work: Path, dtype: torch.dtype) -> TrainingArguments:
+    batch, accumulation = batches.divided(
+        settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"], processes.size()
+    )
     same_name = (
-        "per_device_train_batch_size",
         "per_device_eval_batch_size",
-        "gradient_accumulation_steps",
         "gradient_checkpointing",
         "learning_rate",
         "lr_scheduler_type",
@@ -89,6 +94,8 @@ def training_arguments(settings: dict[str, Any], seed: int, work: Path, dtype: t
     arguments = TrainingArguments(
         output_dir=str(work),
         **{name: settings[name] for name in same_name},
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
         num_train_epochs=settings["epochs"],
         max_steps=settings["max_steps"] or -1,
         # A whole number would be read as a number of steps.
@@ -100,13 +107,15 @@ def training_arguments(settings: dict[str, Any], seed: int, work: Path, dtype: t
         seed=seed,
         bf16=dtype == torch.bfloat16,
         use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # every LoRA layer is used in every step
+        ddp_broadcast_buffers=False,  # they are never changed
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",
         disable_tqdm=True,
     )
-    # Of several GPUs the first: torch's DataParallel, which the Trainer would start, averages losses wrongly.
+    # A process takes one GPU: torch's DataParallel, which the Trainer would start, averages losses wrongly.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
@@ -130,8 +139,18 @@ class AdapterTrainer(Trainer):
         super().__init__(**options)
         self.order, self.spent, self.measure, self.lr_ratio = order, spent, measure, lr_ratio
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> batches.EpochOrder:
-        return self.order
+    def get_train_dataloader(self) -> "_Loader":
+        """This process's batches; not through accelerate, which lets the last rows of an epoch come twice."""
+        rows: Any = self.train_dataset
+        shares = batches.Shares(
+            self.order,
+            self.args.per_device_train_batch_size,
+            rank=processes.rank(),
+            size=processes.size(),
+            filler=len(rows),
+        )
+        filled: Any = [*rows, {**rows[0], "weight": 0.0}]
+        return _Loader(filled, batch_sampler=shares, collate_fn=self.data_collator)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW as configured; with `lr_ratio` in two groups, A and B matrices (LoRA+, Hayou et al. 2024)."""
@@ -158,9 +177,11 @@ class AdapterTrainer(Trainer):
             super()._run_epoch(*given, **options)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
-        self.spent.real_tokens += inputs.pop("real_tokens")
-        self.spent.computed_tokens += inputs["input_ids"].numel()
-        self.spent.targets += int((inputs["labels"] != batches.IGNORED).sum())
+        tokens = inputs.pop("real_tokens")
+        if "weights" not in inputs or inputs["weights"].any():  # no filler
+            self.spent.real_tokens += tokens
+            self.spent.computed_tokens += inputs["input_ids"].numel()
+            self.spent.targets += int((inputs["labels"] != batches.IGNORED).sum())
         return super().training_step(model, inputs, *rest)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
@@ -168,10 +189,13 @@ class AdapterTrainer(Trainer):
         return super().compute_loss(model, inputs, *rest, **options)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
-        """What the loss of an optimizer step is divided by: the weights of its supervised tokens, or their number."""
-        if not batch_samples or "weights" not in batch_samples[0]:
-            return super()._get_num_items_in_batch(batch_samples, device)
-        return torch.stack([batch["weights"].sum() for batch in batch_samples]).sum().to(device)
+        """What the loss of an optimizer step is divided by, in all processes: the weights of its supervised tokens,
+        or their number."""
+        if not batch_samples:
+            return None
+        own = torch.stack([supervised(batch) for batch in batch_samples]).sum().to(device)
+        # Weights are fractions, numbers of tokens are not, and a filler has weights.
+        return self.accelerator.gather(own.double()).sum() if processes.size() > 1 else own
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validation loss and, where it decides, the task's metric; the training goes on as if nothing had been.
@@ -194,18 +218,22 @@ class AdapterTrainer(Trainer):
 
     def _validation_loss(self) -> float:
         """Loss per supervised token over all validation rows (the Trainer's own averages batches)."""
-        total, tokens = 0.0, 0
-        assert self.model is not None
+        loss_sum, tokens = 0.0, 0
+        rows: Any = self.eval_dataset
+        size, collator, model = self.args.per_device_eval_batch_size, self.data_collator, self.model
+        assert model is not None
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         with torch.inference_mode():
-            for batch in self.get_eval_dataloader():
-                inputs = self._prepare_inputs(batch)
+            for part in processes.share(parts):
+                inputs = self._prepare_inputs(collator(part))
                 labels = inputs.pop("labels")
                 inputs.pop("real_tokens")
                 with self.compute_loss_context_manager():
-                    loss = batches.completion_loss(self.model(**inputs), labels, num_items_in_batch=1)
-                total += loss.item()
+                    loss = batches.completion_loss(model(**inputs), labels, num_items_in_batch=1)
+                loss_sum += loss.item()
                 tokens += int((labels != batches.IGNORED).sum())
-        return total / tokens
+        of_all = processes.total([loss_sum, tokens])
+        return of_all[0] / of_all[1]
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Whether this checkpoint is the best: the higher metric, then the lower loss, then the earlier step.
@@ -218,6 +246,18 @@ class AdapterTrainer(Trainer):
             return False
         state.best_metric, state.best_global_step = rank, state.global_step
         return True
+
+
+class _Loader(DataLoader[batches.Example]):
+    """A loader that the Trainer tells which epoch it is."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def supervised(batch: dict[str, Any]) -> torch.Tensor:
+    """How much of a batch counts: its weights, or the number of its supervised tokens."""
+    return batch["weights"].sum() if "weights" in batch else (batch["labels"] != batches.IGNORED).sum()
 
 
 @contextmanager
@@ -248,7 +288,7 @@ def stopped_early(state: Any, patience: int | None) -> bool:
 
 @dataclass
 class Spent:
-    """What the training steps took; kept over a resume.
+    """What the training steps took, in this process; kept over a resume.
 
     real_tokens: of all rows; computed_tokens: that went through the linear layers (padding counts, what
     rows share does not); targets: supervised.
@@ -258,6 +298,10 @@ class Spent:
     real_tokens: int = 0
     computed_tokens: int = 0
     targets: int = 0
+
+    def in_all(self) -> "Spent":
+        """The tokens of all processes; the time is theirs together."""
+        return Spent(self.seconds, *map(int, processes.total([self.real_tokens, self.computed_tokens, self.targets])))
 
 
 _SPOKEN = {
@@ -277,7 +321,8 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         checkpoint = self.work / f"checkpoint-{state.global_step}" / _COMPLETE
         if checkpoint.is_file():
-            vars(self.spent).update(read_json(checkpoint))
+            saved = read_json(checkpoint)
+            vars(self.spent).update(saved if processes.rank() == 0 else {"seconds": saved["seconds"]})
             progress(f"train_adapter: resumed at step {state.global_step} of {state.max_steps}")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -296,7 +341,10 @@ class Progress(TrainerCallback):
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        write_json(self.work / f"checkpoint-{state.global_step}" / _COMPLETE, asdict(self.spent))
+        spent = self.spent.in_all()  # and all have saved their random numbers
+        if processes.rank() == 0:
+            write_json(self.work / f"checkpoint-{state.global_step}" / _COMPLETE, asdict(spent))
+        processes.wait_for_all()
 
 
 class Stop(TrainerCallback):
@@ -315,6 +363,33 @@ class Stop(TrainerCallback):
         # Each validation is followed by a checkpoint; before that it is not known which is the best.
         if stopped_early(state, self.patience):
             control.should_training_stop = True
+
+
+class TimeLimit(TrainerCallback):
+    """Stops with progress saved when what is left until `deadline` may be too short for another step, or on SIGTERM.
+
+    deadline: Unix time; None: none. Every start makes at least one step. Schedulers send SIGTERM a while before they
+    kill: at their own limit, when somebody cancels, or when they need the machine.
+    """
+
+    def __init__(self, deadline: float | None) -> None:
+        self.deadline, self.terminated, self.stopped = deadline, False, False
+        self.last = self.longest = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        signal.signal(signal.SIGTERM, self._terminate)
+        self.last = time.time()
+
+    def _terminate(self, *_: Any) -> None:
+        self.terminated = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        now = time.time()  # a step, maybe with the validation and the saving before it
+        self.longest, self.last = max(self.longest, now - self.last), now
+        late = self.deadline is not None and now + 2 * self.longest + _RESERVE > self.deadline
+        if any(processes.gathered(self.terminated or late)) and state.global_step < state.max_steps:
+            control.should_log = control.should_save = control.should_training_stop = self.stopped = True
 
 
 def last_checkpoint(work: Path) -> str | None:
