@@ -28,6 +28,7 @@ from lib.workflow import (
     locked_versions,
     one_of,
     repeated,
+    tell_unused_gpus,
     use_own_interpreter,
 )
 
@@ -99,6 +100,10 @@ localrules:
 # Before the DAG is believed; in a job the driver has done so already.
 if workflow.is_main_process:
     or_exit(agree, Path(R))
+
+
+onstart:
+    tell_unused_gpus(workflow.resource_settings.overwrite_resources)
 
 
 onsuccess:

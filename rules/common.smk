@@ -28,6 +28,39 @@ def settings(packages="", /, **sections):
     return resolve
 
 
+def memory(mb):
+    """`mem_mb` that grows with each attempt. mb: of the first; a number, or a function of wildcards and input."""
+
+    def grown(wildcards, input, attempt):
+        return needs.grown(mb(wildcards, input) if callable(mb) else mb, attempt)
+
+    return grown
+
+
+def data_memory(wildcards, input, attempt):
+    return needs.grown(needs.data_mb(input.size_mb), attempt)
+
+
+def data_time(wildcards, input, attempt):
+    return needs.data_minutes(input.size_mb, attempt)
+
+
+def score_time(wildcards, input, attempt):
+    return needs.score_minutes(
+        PARAMETERS, needs.size_mb(input.rows), CONFIGURATION["evaluate"], attempt
+    )
+
+
+def on_gpus(wildcards, resources):
+    """What a command begins with that runs on the GPUs of its job; without any it sees none, so that it shares none.
+
+    As a param that follows from resources it reruns nothing.
+    """
+    if gpus := needs.gpus(resources):
+        return f"python {script('with_gpus')} {gpus}"
+    return "env CUDA_VISIBLE_DEVICES="
+
+
 def part(section, *names):
     return {name: CONFIGURATION[section][name] for name in names}
 
@@ -109,6 +142,24 @@ def build_source(wildcards):
             "calibrated_manifest": f"{folder}.manifest.json",
         }
     return found
+
+
+# Variants that only a GPU runs, and that are run here.
+ON_GPU = {
+    name
+    for name in SCORED
+    if VARIANTS[name]["execution_provider"] in ("cuda", "trt-rtx")
+}
+
+
+def onnx_gpu(wildcards):
+    """GPUs that an ONNX stage needs; any of the variants may be the packaged one."""
+    if wildcards.get("stage") == "model":
+        return 1 if ON_GPU else 0
+    name = wildcards.get("variant") or wildcards.stage.rpartition("/")[2].removeprefix(
+        "onnx-"
+    )
+    return 1 if name in ON_GPU else 0
 
 
 def onnx_model(wildcards):

@@ -31,7 +31,8 @@ rule fetch_data:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
+        mem_mb=data_memory,
+        runtime=data_time,
     params:
         settings=settings(
             "datasets",
@@ -60,7 +61,7 @@ rule fetch_model:
     conda:
         "../envs/train.yaml"
     resources:
-        mem_mb=needs.fetch_model_mb(PARAMETERS),
+        mem_mb=memory(needs.fetch_model_mb(PARAMETERS)),
     params:
         settings=settings(
             "transformers tokenizers gguf safetensors",
@@ -92,7 +93,8 @@ rule audit_data:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
+        mem_mb=data_memory,
+        runtime=data_time,
     params:
         settings=settings(
             "tokenizers numpy",
@@ -128,7 +130,8 @@ rule split_data:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
+        mem_mb=data_memory,
+        runtime=data_time,
     params:
         settings=settings(
             task=CONFIG.task, seed=CONFIG.seed, split=CONFIGURATION["split"]
@@ -158,7 +161,8 @@ rule render_corpus:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
+        mem_mb=data_memory,
+        runtime=data_time,
     params:
         settings=settings(
             "tokenizers jinja2",
@@ -188,7 +192,8 @@ rule check_leakage:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
+        mem_mb=data_memory,
+        runtime=data_time,
     params:
         settings=settings("numpy", near_duplicates=CONFIG.data.near_duplicates),
     shell:

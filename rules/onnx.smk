@@ -32,15 +32,19 @@ rule calibrate_weights:
         "../envs/onnx.yaml"
     threads: needs.HEAVY_THREADS
     resources:
-        mem_mb=needs.calibrate_mb(PARAMETERS),
+        mem_mb=memory(needs.calibrate_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: needs.calibrate_minutes(
+            PARAMETERS, VARIANTS[wildcards.variant]["calibration"], attempt
+        ),
     params:
+        on_gpus=on_gpus,
         settings=settings(
             "auto-round torch transformers",
             seed=CONFIG.seed,
             variant=lambda wildcards: calibration(wildcards.variant),
         ),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --merged {input.merged} --rows {input.rows}"
+        "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --merged {input.merged} --rows {input.rows}"
         " --output {output.calibrated} --threads {threads} --log {log}"
 
 
@@ -62,8 +66,10 @@ rule build_onnx:
         "../envs/onnx.yaml"
     threads: needs.HEAVY_THREADS
     resources:
-        mem_mb=needs.build_mb(PARAMETERS),
+        mem_mb=memory(needs.build_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: needs.build_minutes(PARAMETERS, attempt),
     params:
+        on_gpus=on_gpus,
         settings=settings(
             "onnxruntime-genai onnxruntime onnx-ir torch transformers",
             variant=lambda wildcards: VARIANTS[wildcards.variant],
@@ -72,7 +78,7 @@ rule build_onnx:
             f"--calibrated {input.calibrated}" if "calibrated" in input.keys() else ""
         ),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --merged {input.merged} {params.calibrated}"
+        "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --merged {input.merged} {params.calibrated}"
         " --rows {input.rows} --output {output.onnx} --threads {threads} --log {log}"
 
 
@@ -101,8 +107,11 @@ rule score_onnx:
         "../envs/onnx.yaml"
     threads: needs.HEAVY_THREADS
     resources:
-        mem_mb=needs.score_mb(PARAMETERS),
+        mem_mb=memory(needs.score_mb(PARAMETERS)),
+        runtime=score_time,
+        gpu=onnx_gpu,
     params:
+        on_gpus=on_gpus,
         settings=settings(
             "onnxruntime-genai onnxruntime tokenizers sacrebleu",
             task=CONFIG.task,
@@ -110,7 +119,7 @@ rule score_onnx:
             evaluate=CONFIGURATION["evaluate"],
         ),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --model {input.model} --tokenizer {input.base}"
+        "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --model {input.model} --tokenizer {input.base}"
         " --rows {input.rows} --template {input.template} --stage {wildcards.stage} --split {wildcards.split}"
         " --output {output.score} --predictions {output.predictions} --threads {threads} --log {log}"
 
@@ -133,11 +142,16 @@ rule benchmark_onnx:
         "../envs/onnx.yaml"
     threads: needs.HEAVY_THREADS
     resources:
-        mem_mb=needs.score_mb(PARAMETERS),
+        mem_mb=memory(needs.score_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: needs.benchmark_minutes(
+            PARAMETERS, CONFIGURATION["benchmark"], attempt
+        ),
+        gpu=onnx_gpu,
     params:
+        on_gpus=on_gpus,
         settings=settings(
             "onnxruntime-genai onnxruntime", benchmark=CONFIGURATION["benchmark"]
         ),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --model {input.model} --rows {input.rows}"
+        "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --model {input.model} --rows {input.rows}"
         " --output {output.speed} --threads {threads} --log {log}"

@@ -18,7 +18,8 @@ rule score_baselines:
     conda:
         "../envs/report.yaml"
     resources:
-        mem_mb=lambda wildcards, input: needs.data_mb(input.size_mb),
+        mem_mb=data_memory,
+        runtime=data_time,
     params:
         settings=settings(
             "scikit-learn scipy numpy sacrebleu",

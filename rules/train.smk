@@ -63,8 +63,10 @@ rule train_adapter:
         "../envs/train.yaml"
     threads: needs.HEAVY_THREADS
     resources:
-        mem_mb=lambda wildcards: needs.train_mb(
-            PARAMETERS, RUNS[wildcards.run].finetune, CONFIG.corpus.max_length
+        mem_mb=memory(
+            lambda wildcards, input: needs.train_mb(
+                PARAMETERS, RUNS[wildcards.run].finetune, CONFIG.corpus.max_length
+            )
         ),
         runtime=lambda wildcards, input, attempt: needs.train_minutes(
             PARAMETERS,
@@ -73,6 +75,7 @@ rule train_adapter:
             attempt,
         ),
     params:
+        on_gpus=on_gpus,
         settings=settings(
             lambda wildcards: "torch transformers peft accelerate tokenizers"
             + with_bitsandbytes(wildcards.run)
@@ -87,7 +90,7 @@ rule train_adapter:
             ),
         ),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --train {input.train}"
+        "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --train {input.train}"
         " --validation {input.validation} --template {input.template} --base {input.base} --work work/train"
         " --adapter {output.adapter} --training {output.training} --threads {threads} --log {log}"
 
@@ -119,8 +122,10 @@ rule merge_adapter:
         "../envs/train.yaml"
     threads: needs.HEAVY_THREADS
     resources:
-        mem_mb=needs.merge_mb(PARAMETERS),
+        mem_mb=memory(needs.merge_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: needs.merge_minutes(PARAMETERS, attempt),
     params:
+        on_gpus=on_gpus,
         settings=settings(
             lambda wildcards: "torch transformers peft safetensors"
             + with_bitsandbytes(wildcards.merge.partition("/")[0]),
@@ -131,7 +136,7 @@ rule merge_adapter:
             ),
         ),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --base {input.base} --adapter {input.adapter}"
+        "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --base {input.base} --adapter {input.adapter}"
         " --rows {input.rows} --merged {output.merged} --threads {threads} --log {log}"
 
 
@@ -228,8 +233,10 @@ rule score_checkpoint:
         "../envs/train.yaml"
     threads: needs.HEAVY_THREADS
     resources:
-        mem_mb=needs.score_mb(PARAMETERS),
+        mem_mb=memory(needs.score_mb(PARAMETERS)),
+        runtime=score_time,
     params:
+        on_gpus=on_gpus,
         settings=settings(
             scoring_packages,
             task=CONFIG.task,
@@ -240,6 +247,6 @@ rule score_checkpoint:
             f"--adapter {input.adapter}" if "adapter" in input.keys() else ""
         ),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --model {input.model} {params.adapter}"
+        "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --model {input.model} {params.adapter}"
         " --rows {input.rows} --template {input.template} --stage {wildcards.stage} --split {wildcards.split}"
         " --output {output.score} --predictions {output.predictions} --threads {threads} --log {log}"

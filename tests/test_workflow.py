@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 
 import pytest
 import yaml
@@ -187,6 +188,27 @@ def test_threads_and_resources_rerun_nothing(workspace):
     assert workspace.planned("--cores", "1") == set()
     assert workspace.planned("--set-resources", "train_adapter:mem_mb=9999") == set()
     assert workspace.planned("--set-threads", "train_adapter=1") == set()
+
+
+@pytest.mark.parametrize("profile", ["gpu", "slurm"])
+def test_another_place_to_run_reruns_nothing(workspace, profile):
+    assert workspace.planned("--profile", f"profiles/{profile}") == set()
+
+
+def test_a_job_sees_the_gpus_that_it_was_given_and_else_none(workspace):
+    """What a GPU rule and another one find in CUDA_VISIBLE_DEVICES, with a card that is only a name."""
+    for name in ("train_adapter", "merge_adapter"):
+        show = f"import os; print('{name} sees', repr(os.environ.get('CUDA_VISIBLE_DEVICES')), file=sys.stderr)\n"
+        workspace.edit(f"scripts/{name}.py", "\nimport torch\n", f"\nimport sys; {show}import torch\n")
+    manifest = "results/runs/lora/merged.manifest.json"
+    command = [sys.executable, "-m", "snakemake", "--profile", "profiles/gpu", "--cores", "2", manifest]
+    card = f"GPU-{uuid.uuid4()}"
+    done = subprocess.run(
+        command, cwd=workspace.root, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": card}
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert f"train_adapter sees '{card}'" in done.stderr
+    assert "merge_adapter sees ''" in done.stderr
 
 
 def test_an_upgraded_library_reruns_what_depends_on_it(workspace):

@@ -1,18 +1,27 @@
-"""Memory, time and threads of each rule, from the size of the model and the data.
+"""Memory, time, threads and GPUs of each rule, from the size of the model and the data.
 
 Units are Snakemake's: `mem_mb` in MB, `runtime` in minutes. They are what a scheduler reserves. On one
 machine they only keep heavy rules from running at the same time. Peaks of the demo (134.5 million
 parameters, fp32, 2 cores; column max_rss of results/timings/): fetch_model 574, train_adapter 3652,
 build_onnx 2592, scoring 1188 MB. Merge and build are measured on more sizes: benchmarks/memory.md.
+
+Times are those of two CPU cores without bf16 units: on more cores or a GPU a rule is done earlier. What a
+GPU needs is said by the profile, which knows the GPU.
 """
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 HEAVY_THREADS = 16  # "all cores": Snakemake lowers it to --cores
 _MB = 1e6
+_CPU_OPERATIONS = 75e9  # a second: fp32 products on two cores
+_CPU_BYTES = (
+    19e9  # a second: weights read for one token after the other; 36 tokens/s of 538 MB (benchmarks/quantization.md)
+)
+_TOKEN_BYTES = 3  # of a corpus file
 
 
 def weights_mb(parameters: int, bytes_each: int = 4) -> float:
@@ -74,21 +83,75 @@ def score_mb(parameters: int) -> int:
     return math.ceil(1500 + 1.5 * weights_mb(parameters))
 
 
+def grown(mb: float, attempt: int) -> int:
+    """Memory at a further attempt: half as much again each time, since the first may have died of too little."""
+    return math.ceil(mb * 1.5 ** (attempt - 1))
+
+
 def minutes(seconds: float, attempt: int) -> int:
     """Reserved time: what it should take, four times, and twice that at each further attempt."""
-    return math.ceil(4 * seconds / 60 * 2 ** (attempt - 1)) + 10
+    return math.ceil((4 * seconds / 60 + 10) * 2 ** (attempt - 1))
+
+
+def data_minutes(rows_mb: float, attempt: int) -> int:
+    """Slowest is the audit: 250 s for a million rows, about 300 MB (benchmarks/data.md)."""
+    return minutes(2 * rows_mb, attempt)
 
 
 def train_minutes(parameters: int, corpus_mb: float, finetune: Mapping[str, Any], attempt: int) -> int:
-    """4N operations a token at 75 GFLOP/s: what two cores without bf16 units reach.
+    """4N operations a token.
 
-    A token is taken as 3 bytes of the corpus file and a row as 400.
+    A row is taken as 400 bytes of the corpus file. Measured for the demo: 410 tokens/s in bfloat16 (README.md),
+    about 140 by this figure.
     """
-    tokens = corpus_mb * _MB / 3 * finetune["epochs"]
+    tokens = corpus_mb * _MB / _TOKEN_BYTES * finetune["epochs"]
     if finetune["max_steps"]:
         rows = finetune["max_steps"] * finetune["per_device_train_batch_size"] * finetune["gradient_accumulation_steps"]
-        tokens = rows * 400 / 3
-    return minutes(4 * parameters * tokens / 75e9, attempt)
+        tokens = rows * 400 / _TOKEN_BYTES
+    return minutes(4 * parameters * tokens / _CPU_OPERATIONS, attempt)
+
+
+def merge_minutes(parameters: int, attempt: int) -> int:
+    """Weights are read and written three times, at no less than 100 MB/s, and two forward passes compared."""
+    return minutes(3 * weights_mb(parameters) / 100, attempt)
+
+
+def build_minutes(parameters: int, attempt: int) -> int:
+    """Slowest is k_quant."""
+    return minutes(weights_mb(parameters) / 10, attempt)
+
+
+def calibrate_minutes(parameters: int, calibration: Mapping[str, int], attempt: int) -> int:
+    """Each layer passes 4 sequences forward and back in a step: 639 s beside other work for the demo, 551 here."""
+    tokens = 4 * calibration["length"] * calibration["iterations"]
+    return minutes(12 * parameters * tokens / _CPU_OPERATIONS, attempt)
+
+
+def score_minutes(parameters: int, rows_mb: float, evaluate: Mapping[str, int], attempt: int) -> int:
+    """2N operations a token of every row, and free answers on the first, the weights read for each of their tokens.
+
+    Measured for the demo (benchmarks/scoring.md): 14.6 rows/s in PyTorch, 34 in ONNX Runtime; 7 by this figure.
+    """
+    tokens = rows_mb * _MB / _TOKEN_BYTES
+    answers = evaluate["greedy_rows"] * evaluate["max_new_tokens"]
+    return minutes(2 * parameters * tokens / _CPU_OPERATIONS + 4 * parameters * answers / _CPU_BYTES, attempt)
+
+
+def benchmark_minutes(parameters: int, benchmark: Mapping[str, int], attempt: int) -> int:
+    """Token after token, as if the weights were not quantized."""
+    tokens = (benchmark["prompts"] + 1) * benchmark["new_tokens"]
+    return minutes(4 * parameters * tokens / _CPU_BYTES, attempt)
+
+
+def gpus(resources: Mapping[str, Any]) -> int:
+    """GPUs of a job on one node: its `gpu`, which counts those of all its nodes, or the number in `gres`.
+
+    gres: as Slurm writes it, `gpu`, `gpu:2` or `gpu:a100:2`.
+    """
+    if gpu := resources.get("gpu"):
+        return int(gpu) // int(resources.get("nodes", 1))
+    found = re.fullmatch(r"gpu(?::[\w.]*[A-Za-z_][\w.]*)?(?::(\d+))?", str(resources.get("gres", "")))
+    return int(found[1] or 1) if found else 0
 
 
 def size_mb(path: str) -> float:

@@ -2,8 +2,9 @@
 
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from functools import cache
 from pathlib import Path
 
@@ -45,3 +46,9 @@ def one_of(names: Iterable[str]) -> str:
 def repeated(flag: str, rows: list[tuple[str, ...]]) -> str:
     """`--flag a b --flag c d`: a command-line option that is given once for each row."""
     return " ".join(" ".join((flag, *row)) for row in rows)
+
+
+def tell_unused_gpus(asked: Mapping[str, Mapping[str, object]]) -> None:
+    """A line for those who have NVIDIA's GPUs and named no profile that uses them. asked: resources set, by rule."""
+    if shutil.which("nvidia-smi") and not any({"gpu", "gres"} & set(resources) for resources in asked.values()):
+        print("GPUs of this machine are not used; --profile profiles/gpu does", file=sys.stderr)

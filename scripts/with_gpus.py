@@ -1,0 +1,29 @@
+"""Run a program on GPUs that nobody else uses: wait for `GPUS` free ones, show it no others, become it.
+
+    python scripts/with_gpus.py 1 python scripts/train_adapter.py --help
+
+The cards are free again when the program ends, however it ends.
+"""
+
+import argparse
+import os
+import shutil
+
+from lib.cards import claim
+from lib.cli import die_with_parent, fail, or_exit, progress
+
+
+def main(args: argparse.Namespace) -> None:
+    cards = claim(args.gpus)
+    progress(f"runs on {', '.join(cards)}")
+    program = shutil.which(args.program) or fail("no such program", at=args.program)
+    os.execv(program, [args.program, *args.arguments])
+
+
+if __name__ == "__main__":
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("gpus", type=int, help="how many")
+    arguments.add_argument("program")
+    arguments.add_argument("arguments", nargs=argparse.REMAINDER, help="of the program")
+    die_with_parent()  # also while it waits
+    or_exit(main, arguments.parse_args())

@@ -1,0 +1,168 @@
+"""Which process gets which GPU. The cards are made up, by a stand-in for nvidia-smi; processes and locks are real."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from conftest import SCRIPTS
+
+from lib import cards
+from lib.cli import UserError
+from lib.resources import gpus
+
+SHOW = "import os, sys; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
+
+
+class Machine:
+    """A folder with an nvidia-smi that lists cards of fresh names; programs run with it first on PATH."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.cards = [f"GPU-{uuid.uuid4()}" for _ in range(count)]
+        lines = [f"GPU {number}: NVIDIA Made-up (UUID: {card})" for number, card in enumerate(self.cards)]
+        program = folder / "nvidia-smi"
+        program.write_text("#!/bin/sh\ncat <<END\n" + "\n".join(lines) + "\nEND\n")
+        program.chmod(0o755)
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "CUDA_"))},
+            "PATH": f"{folder}:{os.environ['PATH']}",
+        }
+        self.started: list[subprocess.Popen] = []
+
+    def start(self, count: int, env: dict[str, str] | None = None) -> subprocess.Popen:
+        """A program on `count` cards: says which, then goes on until its input ends."""
+        command = [sys.executable, SCRIPTS / "with_gpus.py", str(count), sys.executable, "-c", SHOW]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(command, env=self.env | (env or {}), text=True, **pipes)
+        self.started.append(process)
+        return process
+
+
+@pytest.fixture
+def machine(tmp_path):
+    made = Machine(tmp_path, 2)
+    yield made
+    for process in made.started:
+        process.kill()
+        process.communicate()
+    for card in made.cards:
+        (cards.PLACE / f"{card}.lock").unlink(missing_ok=True)
+
+
+def held(process: subprocess.Popen) -> list[str]:
+    return process.stdout.readline().strip().split(",")
+
+
+def test_two_programs_get_two_cards_and_a_third_waits_until_one_ends(machine):
+    first, second = (machine.start(1) for _ in range(2))
+    taken = held(first) + held(second)
+    assert sorted(taken) == sorted(machine.cards)
+
+    third = machine.start(1)
+    assert "all 2 GPUs are taken; waiting for 1" in third.stderr.readline()
+    time.sleep(0.5)
+    assert third.poll() is None
+    first.kill()  # and not asked to end: the kernel frees the card
+    assert held(third) == taken[:1]
+
+
+def test_who_wants_two_waits_for_both_and_holds_none_meanwhile(machine):
+    first = machine.start(1)
+    (card,) = held(first)
+    both = machine.start(2)
+    assert "waiting for 2" in both.stderr.readline()
+    time.sleep(0.5)
+    other = machine.start(1)
+    assert held(other) == [one for one in machine.cards if one != card]
+    first.kill()
+    other.kill()
+    assert held(both) == machine.cards
+
+
+def test_more_cards_than_there_are_is_one_line(machine):
+    process = machine.start(3)
+    _, stderr = process.communicate()
+    assert process.returncode == 1
+    assert stderr == (
+        "error: nvidia-smi -L: 3 GPUs are asked for, 2 are here;"
+        " lower `gpu` in the profile, or let CUDA_VISIBLE_DEVICES name more\n"
+    )
+
+
+@pytest.mark.parametrize("how", ["number", "uuid", "beginning"])
+def test_only_cards_that_the_user_left_visible_are_taken(machine, how):
+    name = {"number": "1", "uuid": machine.cards[1], "beginning": machine.cards[1][:12]}[how]
+    only = {"CUDA_VISIBLE_DEVICES": name}
+    first = machine.start(1, env=only)
+    assert held(first) == machine.cards[1:]
+    assert "all 1 GPUs are taken" in machine.start(1, env=only).stderr.readline()
+
+
+def test_a_card_that_is_not_here_is_named(machine):
+    process = machine.start(1, env={"CUDA_VISIBLE_DEVICES": "7"})
+    assert process.communicate()[1] == "error: CUDA_VISIBLE_DEVICES: there is no GPU 7; see nvidia-smi -L\n"
+
+
+def test_a_scheduler_that_gave_just_as_many_is_believed(machine):
+    given = {"SLURM_JOB_ID": "5", "CUDA_VISIBLE_DEVICES": "0"}
+    first, second = (machine.start(1, env=given) for _ in range(2))  # two jobs that share a card, as Slurm's shards do
+    assert held(first) == held(second) == machine.cards[:1]
+
+
+def test_jobs_inside_one_allocation_of_several_cards_do_not_share_them(machine):
+    given = {"SLURM_JOB_ID": "5", "CUDA_VISIBLE_DEVICES": "0,1"}
+    assert held(machine.start(1, env=given)) != held(machine.start(1, env=given))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_users_of_other_names_see_each_others_cards(machine):
+    """A fork that becomes nobody, whose modules are loaded already: another user need not read this checkout."""
+    reader, writer = multiprocessing.Pipe()
+    (mine,) = held(machine.start(1))
+
+    def as_nobody():
+        os.setgid(65534)
+        os.setuid(65534)
+        os.environ.update(PATH="", CUDA_VISIBLE_DEVICES=",".join(machine.cards))
+        writer.send(cards.claim(1))
+        time.sleep(60)
+
+    theirs = multiprocessing.get_context("fork").Process(target=as_nobody)
+    theirs.start()
+    try:
+        assert reader.poll(30)
+        assert sorted([mine, *reader.recv()]) == sorted(machine.cards)
+        assert "taken" in machine.start(1).stderr.readline(), "and the other way round"
+    finally:
+        theirs.kill()
+        theirs.join()
+
+
+def test_without_any_card_a_job_that_needs_one_ends(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UserError, match="1 GPUs are asked for, 0 are here"):
+        cards.claim(1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        ({}, 0),
+        ({"gpu": 0}, 0),
+        ({"gpu": 2}, 2),
+        ({"gpu": 4, "nodes": 2}, 2),
+        ({"gres": "gpu"}, 1),
+        ({"gres": "gpu:2"}, 2),
+        ({"gres": "gpu:a100"}, 1),
+        ({"gres": "gpu:a100:2"}, 2),
+        ({"gpu": 0, "gres": "gpu:h100_80gb:4"}, 4),
+        ({"gres": "shard:2"}, 0),
+    ],
+)
+def test_gpus_of_a_job_by_its_resources(resources, expected):
+    assert gpus(resources) == expected
