@@ -3,12 +3,13 @@
 # make clean-work DAYS=30   progress of old trainings     make clean-results, clean   say what they remove
 # make test-faults   each rule disturbed in each way, up to an hour
 # make browser   installs Chromium, which the tests of the report open it with
+# make test-slurm   installs Slurm and runs the workflow through it; test-slurm-slow: what takes minutes (both as root)
 PYTHON ?= python3.11
 BIN = .venv/bin
 ARGS ?=
 DAYS ?= 30
 
-.PHONY: run control test test-faults check browser generated clean clean-results clean-work
+.PHONY: run control test test-faults test-slurm test-slurm-slow check browser slurm generated clean clean-results clean-work
 
 run: .venv/installed
 	@$(BIN)/python scripts/run.py $(ARGS)
@@ -22,6 +23,18 @@ test: .venv/installed
 
 test-faults: .venv/installed
 	$(BIN)/python tests/faults/campaign.py --output tests/faults/table.md $(ARGS)
+
+test-slurm: .venv/installed slurm
+	$(BIN)/python -m pytest tests/slurm -m slurm $(ARGS)
+
+test-slurm-slow: .venv/installed slurm
+	$(BIN)/python -m pytest tests/slurm -m slurm_slow $(ARGS)
+
+# Controller, node daemon and commands; the tests start them, the system does not.
+slurm:
+	@command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v sbatch >/dev/null || \
+	  { sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo apt-get update -qq && \
+	    $$sudo apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client; }
 
 # Chromium and a font, for tests/test_browser.py.
 browser:
@@ -45,6 +58,7 @@ check: .venv/installed
 # Files that are made from other files of the project; tests hold them equal.
 generated: .venv/installed
 	$(BIN)/python scripts/generate.py
+	$(BIN)/python tests/resource_table.py
 
 clean-work: .venv/installed
 	@$(BIN)/python scripts/clean.py work --days $(DAYS)

@@ -38,11 +38,11 @@ def memory(mb):
 
 
 def data_memory(wildcards, input, attempt):
-    return needs.grown(needs.data_mb(input.size_mb), attempt)
+    return needs.grown(needs.data_mb(sum(map(needs.size_mb, input))), attempt)
 
 
 def data_time(wildcards, input, attempt):
-    return needs.data_minutes(input.size_mb, attempt)
+    return needs.data_minutes(sum(map(needs.size_mb, input)), attempt)
 
 
 def score_time(wildcards, input, attempt):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SNAKEMAKE = [sys.executable, "-m", "snakemake", "--cores", "all"]
+SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 # What stops Snakemake itself, and what to do; a script that meets it says so in a line of its own.
 STOPPED = {
     "No space left on device": "the disk is full; free some space, then start again",
@@ -33,13 +33,19 @@ def main(arguments: list[str]) -> int:
         except BlockingIOError:
             print("error: another run is going on in this folder; wait for it to end", file=sys.stderr)
             return 1
+        command = [*SNAKEMAKE, *_cores(arguments), *arguments]
         if any(Path(".snakemake/locks").glob("*")):
-            subprocess.run([*SNAKEMAKE, "--unlock", *arguments], stderr=subprocess.DEVNULL)
-        code, lines = follow([*SNAKEMAKE, *arguments])
+            subprocess.run([*command, "--unlock"], stderr=subprocess.DEVNULL)
+        code, lines = follow(command)
     if code not in (0, 130):  # 130: Ctrl-C
         errors = [line for line in lines if line.startswith("error: ")] or [_reason(lines)]
         print("", *dict.fromkeys(errors), sep="\n", file=sys.stderr)
     return code
+
+
+def _cores(arguments: list[str]) -> list[str]:
+    """All of this machine's, where no profile says how many: on a cluster they would limit what a job may ask for."""
+    return [] if any(word.split("=")[0] == "--profile" for word in arguments) else ["--cores", "all"]
 
 
 def _reason(lines: list[str]) -> str:

@@ -128,12 +128,15 @@ def following_log_probs(model: Any, cache: Any, mask: torch.Tensor, answers: Seq
     """Log probability of the ids behind the first of each answer, [answers]; `cache` holds its prompt."""
     # Answers differ in length: the shorter are padded behind and not counted.
     width = max(map(len, answers)) - 1
-    given = torch.zeros((len(answers), width), dtype=torch.long, device=mask.device)
+    given = torch.zeros((len(answers), width), dtype=torch.long)
     wanted, counted = given.clone(), given.clone()
     for place, ids in enumerate(answers):
         given[place, : len(ids) - 1] = torch.tensor(ids[:-1])
         wanted[place, : len(ids) - 1] = torch.tensor(ids[1:])
         counted[place, : len(ids) - 1] = 1
+    given, wanted, counted = (
+        part.to(mask.device) for part in (given, wanted, counted)
+    )  # to a GPU at once, not by rows
     whole_mask = torch.cat([mask, torch.ones_like(given)], dim=1)
     output = model(
         input_ids=given,

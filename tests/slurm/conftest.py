@@ -1,0 +1,116 @@
+"""One cluster for all tests, and the training that disturbed ones must end like."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from workspaces import Workspace
+
+from lib.files import sha256_file
+
+from .onebox import PATIENCE, Cluster, running_cluster, wait_until
+
+ADAPTER = "results/runs/lora/adapter.manifest.json"
+# What a small test wants otherwise than a site: two threads as the runs it is compared with, and quick answers.
+PROFILE = ["--profile", "profiles/slurm", "--max-threads", "2"]
+QUICK = ["--latency-wait", "10", "--slurm-init-seconds-before-status-checks", "10", "--slurm-keep-successful-logs"]
+
+
+class ClusterWorkspace(Workspace):
+    """A workspace whose runs go through Slurm."""
+
+    def __init__(self, root: Path, cluster: Cluster) -> None:
+        super().__init__(root)
+        self.cluster = cluster
+
+    def start(self, *arguments: str, output: str = "run.txt") -> subprocess.Popen:
+        """`make run` with the Slurm profile, as from a terminal: a process group of its own that heeds Ctrl-C."""
+        command = [sys.executable, "scripts/run.py", *PROFILE, *QUICK, *arguments]
+        with open(self.root / output, "w") as file:
+            return subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=self.cluster.env,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
+
+    def finish(self, process: subprocess.Popen, output: str = "run.txt") -> str:
+        """What a run said that must go well."""
+        code = process.wait(PATIENCE)
+        said = (self.root / output).read_text()
+        assert code == 0, f"{said[-5000:]}\n{self.cluster.logs()}"
+        return said
+
+    def queue(self) -> dict[str, str]:
+        return self.cluster.queue(self.root)
+
+    def ended(self) -> list[str]:
+        """How its jobs ended, in their order."""
+        return [job["JobState"] for job in self.cluster.ended(self.root)]
+
+    def job_logs(self, rule: str) -> list[str]:
+        """What Slurm kept of each job of a rule, in the order of their numbers."""
+        logs = self.root.glob(f".snakemake/slurm_logs/rule_{rule}/**/*.log")
+        return [log.read_text() for log in sorted(logs, key=lambda log: int(log.stem.split("_")[0]))]
+
+    def until_trained(self, step: int = 5) -> None:
+        """Wait until a training has saved its progress."""
+        wait_until(lambda: self._saved(step), f"a training is at step {step}")
+
+    def _saved(self, step: int) -> bool:
+        saved = self.root.glob("work/train/*/checkpoint-*/complete.json")
+        return any(int(path.parent.name.rpartition("-")[2]) >= step for path in saved)
+
+    def adapter(self) -> dict[str, str]:
+        return {name: sha256_file(self.root / name) for name in (ADAPTER, f"{self.weights()}")}
+
+    @staticmethod
+    def weights() -> str:
+        return "results/runs/lora/adapter/adapter_model.safetensors"
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory):
+    needed = ("slurmctld", "slurmd", "sbatch", "srun")
+    missing = [name for name in needed if shutil.which(name) is None]
+    assert not missing, f"no {missing[0]} on this machine: run `make slurm`"
+    assert os.geteuid() == 0, "slurmd starts jobs as the user who sent them, which only root can"
+    with running_cluster(tmp_path_factory.mktemp("cluster") / "onebox") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def to_train(finished, tmp_path_factory) -> Path:
+    """A finished workspace whose adapter must be trained anew, in 216 steps."""
+    workspace = Workspace(tmp_path_factory.mktemp("to_train") / "copy")
+    shutil.copytree(finished, workspace.root, symlinks=True)
+    shutil.rmtree(workspace.root / "work")
+    workspace.configure(lambda config: config["finetune"].update(epochs=12))
+    return workspace.root
+
+
+@pytest.fixture(scope="session")
+def undisturbed(to_train, tmp_path_factory) -> dict[str, str]:
+    """Hashes of the adapter as a run without a cluster trains it."""
+    root = tmp_path_factory.mktemp("undisturbed") / "copy"
+    shutil.copytree(to_train, root, symlinks=True)
+    Workspace(root).run(ADAPTER)
+    return ClusterWorkspace(root, None).adapter()
+
+
+@pytest.fixture(scope="session")
+def copy_of(cluster, tmp_path_factory) -> Callable[[Path, str], ClusterWorkspace]:
+    def copied(folder: Path, name: str) -> ClusterWorkspace:
+        root = tmp_path_factory.mktemp(name) / "copy"
+        shutil.copytree(folder, root, symlinks=True)
+        return ClusterWorkspace(root, cluster)
+
+    return copied

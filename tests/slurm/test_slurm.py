@@ -1,0 +1,136 @@
+"""The workflow through a real Slurm: the whole way, and what goes wrong on clusters.
+
+The cases run side by side, since they mostly wait: for Snakemake's looks at the queue and for each other's jobs. Each is
+a function; its test is where its outcome is told.
+"""
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from lib.files import read_json
+
+from .conftest import ADAPTER, ClusterWorkspace
+from .onebox import PATIENCE, wait_until
+
+pytestmark = pytest.mark.slurm
+
+
+def whole_way(workspace: ClusterWorkspace, undisturbed: dict[str, str]) -> None:
+    """From raw rows to the report; all but the rules that need the internet or take no time in jobs."""
+    said = workspace.finish(workspace.start())
+    assert read_json(workspace.results / "summary.json")["selected"]["variant"] == "int4"
+    assert (workspace.results / "report.html").is_file()
+    assert "accuracy" in said.splitlines()[-1] or "results/report.html" in said
+
+    assert set(workspace.ended()) == {"COMPLETED"}
+    in_jobs = {path.name.removeprefix("rule_") for path in (workspace.root / ".snakemake/slurm_logs").iterdir()}
+    assert {"audit_data", "train_adapter", "merge_adapter", "build_onnx", "score_onnx", "write_report"} <= in_jobs
+    assert not in_jobs & {"fetch_data", "fetch_model", "select_model", "check_gate"}
+
+    (log,) = workspace.job_logs("train_adapter")
+    assert re.search(r"^runs on [01]$", log, flags=re.MULTILINE), "Slurm gave it a GPU"
+    jobs = workspace.cluster.ended(workspace.root)
+    on_gpus = [job for job in jobs if job["Partition"] == "gpu"]
+    assert len(on_gpus) == 5, "train_adapter, score_checkpoint of base (twice), adapter and merged"
+    assert all("gres/gpu=1" in job["Tres"] for job in on_gpus)
+    assert not any("gpu" in job["Tres"] for job in jobs if job["Partition"] == "main")
+    assert workspace.planned() == set(), "a run without a cluster has nothing left to do"
+
+
+def cancelled_job(workspace: ClusterWorkspace, undisturbed: dict[str, str]) -> None:
+    """Somebody cancels the job; the profile's retry goes on where it was."""
+    process = workspace.start(ADAPTER)
+    workspace.until_trained()
+    (job,) = workspace.queue()
+    workspace.cluster.call("scancel", job)
+    workspace.finish(process)
+    assert workspace.ended() == ["CANCELLED", "COMPLETED"]
+    assert "resumed at step" in workspace.job_logs("train_adapter")[1]
+    assert workspace.adapter() == undisturbed
+
+
+def ctrl_c(workspace: ClusterWorkspace, undisturbed: dict[str, str]) -> None:
+    """Jobs do not outlive a run that was interrupted, and the next run needs no unlocking."""
+    process = workspace.start(ADAPTER)
+    workspace.until_trained()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground
+    assert process.wait(PATIENCE) == 130
+    wait_until(lambda: not workspace.queue(), "the queue is empty")
+    assert workspace.ended() == ["CANCELLED"]
+    assert not (workspace.root / ADAPTER).exists()
+    workspace.finish(workspace.start(ADAPTER, output="again.txt"), "again.txt")
+    assert "resumed at step" in workspace.job_logs("train_adapter")[1]
+    assert workspace.adapter() == undisturbed
+
+
+def killed_controller(workspace: ClusterWorkspace, undisturbed: dict[str, str]) -> None:
+    """Its job goes on. The next run's job waits for it, trains nothing, and no attempt is lost."""
+    process = workspace.start(ADAPTER)
+    workspace.until_trained()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (trainer,) = trainers(workspace)
+    os.kill(trainer, signal.SIGSTOP)  # so that it is alive, however fast it trains, when the second one comes
+    again = workspace.start(ADAPTER, output="again.txt")
+    try:
+        wait_until(
+            lambda: any("waiting for it" in log for log in workspace.job_logs("train_adapter")), "a second waits"
+        )
+        assert len(trainers(workspace)) == 2
+        assert len(workspace.queue()) == 2
+    finally:
+        os.kill(trainer, signal.SIGCONT)
+    workspace.finish(again, "again.txt")
+    assert workspace.ended() == ["COMPLETED", "COMPLETED"]
+    first, second = workspace.job_logs("train_adapter")
+    assert "sequences" in first
+    assert "sequences" not in second, "it did not train"
+    assert workspace.adapter() == undisturbed
+
+
+def trainers(workspace: ClusterWorkspace) -> list[int]:
+    """Processes that train the adapter of a workspace, or wait for it, the oldest first."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            if (folder / "cwd").resolve() == workspace.root and words[1:2] == [b"scripts/train_adapter.py"]:
+                found.append((folder.stat().st_mtime, int(folder.name)))
+        except OSError:  # it has ended
+            continue
+    return [pid for _, pid in sorted(found)]
+
+
+CASES: dict[str, Callable[..., None]] = {
+    "the whole way": whole_way,
+    "a job is cancelled": cancelled_job,
+    "Ctrl-C": ctrl_c,
+    "the controller is killed": killed_controller,
+}
+
+
+@pytest.fixture(scope="module")
+def running(request, cluster, finished, to_train, undisturbed, copy_of) -> Iterator[dict[str, Future]]:
+    """The cases that were asked for, all under way."""
+    asked = [item.callspec.params["name"] for item in request.session.items if item.module is request.module]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        under_way = {}
+        for name in asked:
+            workspace = copy_of(finished if name == "the whole way" else to_train, re.sub(r"\W", "-", name))
+            if name == "the whole way":
+                for made in ("results", "work", ".snakemake"):
+                    shutil.rmtree(workspace.root / made)
+            under_way[name] = pool.submit(CASES[name], workspace, undisturbed)
+        yield under_way
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_through_slurm(running, name):
+    running[name].result()

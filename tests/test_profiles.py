@@ -1,0 +1,45 @@
+"""Profiles say how and where: what every rule asks for under each of them."""
+
+import difflib
+
+import pytest
+import yaml
+from conftest import ROOT
+from resource_table import GOLDEN, as_text, tables
+
+from lib.workflow import tell_unused_gpus
+
+PROFILES = {path.parent.name: yaml.safe_load(path.read_text()) for path in ROOT.glob("profiles/*/profile.yaml")}
+RULES = {name for path in ROOT.glob("rules/*.smk") for name in path.read_text().split() if name.endswith(":")}
+
+
+def test_every_rule_asks_under_every_profile_for_what_the_table_says():
+    found, expected = as_text(tables()), GOLDEN.read_text()
+    changes = "\n".join(difflib.unified_diff(expected.splitlines(), found.splitlines(), n=0, lineterm=""))
+    assert found == expected, f"{changes}\nif it is meant: make generated"
+    assert "TBD" not in expected
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_names_only_rules_that_there_are(name):
+    """Snakemake ignores others without a word."""
+    for key in ("set-resources", "set-threads"):
+        for rule in PROFILES[name].get(key, {}):
+            assert f"{rule}:" in RULES
+
+
+@pytest.mark.parametrize("name", [name for name in PROFILES if name != "default"])
+def test_a_profile_repeats_no_key_of_the_default_one(name):
+    """The default one would win."""
+    assert not PROFILES[name].keys() & PROFILES["default"].keys()
+
+
+def test_unused_gpus_are_told_to_those_who_asked_for_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    tell_unused_gpus({})
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    tell_unused_gpus({"train_adapter": {"gpu": "1"}})
+    assert capsys.readouterr().err == ""
+    tell_unused_gpus({"train_adapter": {"runtime": "1"}})
+    assert "--profile profiles/gpu" in capsys.readouterr().err
