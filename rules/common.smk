@@ -51,14 +51,31 @@ def score_time(wildcards, input, attempt):
     )
 
 
-def on_gpus(wildcards, resources):
+def on_gpus(wildcards, resources, threads):
     """What a command begins with that runs on the GPUs of its job; without any it sees none, so that it shares none.
 
-    As a param that follows from resources it reruns nothing.
+    On several nodes it is started on each. As a param that follows from resources it reruns nothing.
     """
-    if gpus := needs.gpus(resources):
-        return f"python {script('with_gpus')} {gpus}"
-    return "env CUDA_VISIBLE_DEVICES="
+    launcher = []
+    if resources.get("mpi"):
+        launcher = [
+            f"{resources.mpi} -n {resources.tasks} -N {resources.nodes} --cpus-per-task={threads}"
+        ]
+    gpus = needs.gpus(resources)
+    own = (
+        f"python {script('with_gpus')} {gpus}" if gpus else "env CUDA_VISIBLE_DEVICES="
+    )
+    return " ".join([*launcher, own])
+
+
+def processes(wildcards, resources):
+    """Processes that train together, on each node."""
+    return max(1, needs.gpus(resources))
+
+
+def limit(wildcards, resources):
+    """The time that a scheduler gives this job; on the machine of the run itself there is none."""
+    return f"--limit {resources.runtime}" if workflow.remote_exec else ""
 
 
 def part(section, *names):

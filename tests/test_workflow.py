@@ -195,6 +195,18 @@ def test_another_place_to_run_reruns_nothing(workspace, profile):
     assert workspace.planned("--profile", f"profiles/{profile}") == set()
 
 
+def test_a_variant_that_only_a_gpu_runs_asks_for_one_where_it_is_run(workspace):
+    workspace.configure(lambda config: config["variants"]["int4-cuda"].update(score=True))
+    plan = workspace.snakemake("-n").stdout
+    jobs = re.split(r"^(?=(?:local)?rule \w+:)", plan, flags=re.MULTILINE)
+    on_gpu = {re.search(r"wildcards: (.*)", job)[1] for job in jobs if re.search(r"resources: .*\bgpu=1", job)}
+    assert on_gpu == {
+        "stage=lora/onnx-int4-cuda, split=validation",
+        "run=lora, variant=int4-cuda",
+        "stage=model, split=test",
+    }
+
+
 def test_a_job_sees_the_gpus_that_it_was_given_and_else_none(workspace):
     """What a GPU rule and another one find in CUDA_VISIBLE_DEVICES, with a card that is only a name."""
     for name in ("train_adapter", "merge_adapter"):

@@ -1,11 +1,13 @@
 """One cluster for all tests, and the training that disturbed ones must end like."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,20 +29,30 @@ class ClusterWorkspace(Workspace):
     def __init__(self, root: Path, cluster: Cluster) -> None:
         super().__init__(root)
         self.cluster = cluster
+        self.started: list[subprocess.Popen] = []
 
     def start(self, *arguments: str, output: str = "run.txt") -> subprocess.Popen:
         """`make run` with the Slurm profile, as from a terminal: a process group of its own that heeds Ctrl-C."""
         command = [sys.executable, "scripts/run.py", *PROFILE, *QUICK, *arguments]
         with open(self.root / output, "w") as file:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 cwd=self.root,
                 env=self.cluster.env,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
+        self.started.append(process)
+        return process
+
+    def kill(self) -> None:
+        """End the runs that a failed case left."""
+        for process in self.started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
     def finish(self, process: subprocess.Popen, output: str = "run.txt") -> str:
         """What a run said that must go well."""
@@ -69,12 +81,23 @@ class ClusterWorkspace(Workspace):
         saved = self.root.glob("work/train/*/checkpoint-*/complete.json")
         return any(int(path.parent.name.rpartition("-")[2]) >= step for path in saved)
 
-    def adapter(self) -> dict[str, str]:
-        return {name: sha256_file(self.root / name) for name in (ADAPTER, f"{self.weights()}")}
+    def trainers(self) -> list[int]:
+        """Processes that train the adapter, or wait for it, the oldest first."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if (folder / "cwd").resolve() == self.root and words[1:2] == [b"scripts/train_adapter.py"]:
+                    found.append((folder.stat().st_mtime, int(folder.name)))
+            except OSError:  # it has ended
+                continue
+        return [pid for _, pid in sorted(found)]
 
-    @staticmethod
-    def weights() -> str:
-        return "results/runs/lora/adapter/adapter_model.safetensors"
+    def adapter(self, run: str = "lora") -> dict[str, str]:
+        """Hashes of what a training left."""
+        folder = self.results / "runs" / run
+        names = ("adapter/adapter_model.safetensors", "adapter.manifest.json")
+        return {name: sha256_file(folder / name) for name in names}
 
 
 @pytest.fixture(scope="session")
@@ -106,11 +129,23 @@ def undisturbed(to_train, tmp_path_factory) -> dict[str, str]:
     return ClusterWorkspace(root, None).adapter()
 
 
-@pytest.fixture(scope="session")
-def copy_of(cluster, tmp_path_factory) -> Callable[[Path, str], ClusterWorkspace]:
-    def copied(folder: Path, name: str) -> ClusterWorkspace:
-        root = tmp_path_factory.mktemp(name) / "copy"
-        shutil.copytree(folder, root, symlinks=True)
-        return ClusterWorkspace(root, cluster)
+@pytest.fixture(scope="module")
+def running(request, cluster, to_train, undisturbed, tmp_path_factory) -> Iterator[dict[str, Future]]:
+    """Those of a module's CASES that were asked for, all under way, each in a copy of `to_train`."""
+    asked = [item.callspec.params["name"] for item in request.session.items if item.module is request.module]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        under_way = {}
+        for name in asked:
+            root = tmp_path_factory.mktemp(re.sub(r"\W", "-", name)) / "copy"
+            shutil.copytree(to_train, root, symlinks=True)
+            under_way[name] = pool.submit(
+                _case, request.module.CASES[name], ClusterWorkspace(root, cluster), undisturbed
+            )
+        yield under_way
 
-    return copied
+
+def _case(function: Callable[..., None], workspace: ClusterWorkspace, undisturbed: dict[str, str]) -> None:
+    try:
+        function(workspace, undisturbed)
+    finally:
+        workspace.kill()

@@ -8,9 +8,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -24,6 +22,8 @@ pytestmark = pytest.mark.slurm
 
 def whole_way(workspace: ClusterWorkspace, undisturbed: dict[str, str]) -> None:
     """From raw rows to the report; all but the rules that need the internet or take no time in jobs."""
+    for made in ("results", "work", ".snakemake"):
+        shutil.rmtree(workspace.root / made, ignore_errors=True)
     said = workspace.finish(workspace.start())
     assert read_json(workspace.results / "summary.json")["selected"]["variant"] == "int4"
     assert (workspace.results / "report.html").is_file()
@@ -76,14 +76,14 @@ def killed_controller(workspace: ClusterWorkspace, undisturbed: dict[str, str]) 
     workspace.until_trained()
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    (trainer,) = trainers(workspace)
+    (trainer,) = workspace.trainers()
     os.kill(trainer, signal.SIGSTOP)  # so that it is alive, however fast it trains, when the second one comes
     again = workspace.start(ADAPTER, output="again.txt")
     try:
         wait_until(
             lambda: any("waiting for it" in log for log in workspace.job_logs("train_adapter")), "a second waits"
         )
-        assert len(trainers(workspace)) == 2
+        assert len(workspace.trainers()) == 2
         assert len(workspace.queue()) == 2
     finally:
         os.kill(trainer, signal.SIGCONT)
@@ -95,40 +95,12 @@ def killed_controller(workspace: ClusterWorkspace, undisturbed: dict[str, str]) 
     assert workspace.adapter() == undisturbed
 
 
-def trainers(workspace: ClusterWorkspace) -> list[int]:
-    """Processes that train the adapter of a workspace, or wait for it, the oldest first."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            if (folder / "cwd").resolve() == workspace.root and words[1:2] == [b"scripts/train_adapter.py"]:
-                found.append((folder.stat().st_mtime, int(folder.name)))
-        except OSError:  # it has ended
-            continue
-    return [pid for _, pid in sorted(found)]
-
-
 CASES: dict[str, Callable[..., None]] = {
     "the whole way": whole_way,
     "a job is cancelled": cancelled_job,
     "Ctrl-C": ctrl_c,
     "the controller is killed": killed_controller,
 }
-
-
-@pytest.fixture(scope="module")
-def running(request, cluster, finished, to_train, undisturbed, copy_of) -> Iterator[dict[str, Future]]:
-    """The cases that were asked for, all under way."""
-    asked = [item.callspec.params["name"] for item in request.session.items if item.module is request.module]
-    with ThreadPoolExecutor(len(asked)) as pool:
-        under_way = {}
-        for name in asked:
-            workspace = copy_of(finished if name == "the whole way" else to_train, re.sub(r"\W", "-", name))
-            if name == "the whole way":
-                for made in ("results", "work", ".snakemake"):
-                    shutil.rmtree(workspace.root / made)
-            under_way[name] = pool.submit(CASES[name], workspace, undisturbed)
-        yield under_way
 
 
 @pytest.mark.parametrize("name", CASES)
