@@ -92,7 +92,7 @@ class Cluster:
         self.call("slurmd", "-N", node)
 
     def stop(self) -> None:
-        if (self.folder / "slurmctld.pid").exists():
+        if self._pid("slurmctld"):
             self.call("scancel", "--user", getpass.getuser())
         daemons = [pid for name in (*(f"slurmd.{node}" for node in NODES), "slurmctld") if (pid := self._pid(name))]
         for pid in daemons:
