@@ -220,6 +220,7 @@ def test_a_job_sees_the_gpus_that_it_was_given_and_else_none(workspace):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert f"train_adapter sees '{card}'" in done.stderr
+    assert "cannot use it: this runs on the CPU" in done.stderr
     assert "merge_adapter sees ''" in done.stderr
 
 

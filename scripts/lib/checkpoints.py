@@ -1,11 +1,12 @@
 """Loading PyTorch models: always safetensors, never a model's own code."""
 
+import os
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 
-from lib.cli import fail
+from lib.cli import fail, progress
 
 
 class Quantization(TypedDict):
@@ -26,6 +27,8 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, quantization: Q
     from transformers import AutoModelForCausalLM
 
     on_gpu = torch.cuda.is_available()
+    if os.environ.get("CUDA_VISIBLE_DEVICES") and not on_gpu:
+        progress(f"a GPU was given, but torch {torch.__version__} cannot use it: this runs on the CPU")
     options: dict[str, Any] = {"dtype": torch.float32 if quantization else dtype}  # codes do not depend on `dtype`
     if quantization and on_gpu:
         options |= {
