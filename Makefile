@@ -25,10 +25,10 @@ test-faults: .venv/installed
 	$(BIN)/python tests/faults/campaign.py --output tests/faults/table.md $(ARGS)
 
 test-slurm: .venv/installed slurm
-	$(BIN)/python -m pytest tests/slurm -m slurm $(ARGS)
+	$(BIN)/python -m pytest tests/slurm -m slurm --numprocesses 0 $(ARGS)
 
 test-slurm-slow: .venv/installed slurm
-	$(BIN)/python -m pytest tests/slurm -m slurm_slow $(ARGS)
+	$(BIN)/python -m pytest tests/slurm -m slurm_slow --numprocesses 0 $(ARGS)
 
 # Controller, node daemon and commands; the tests start them, the system does not.
 slurm:

@@ -76,6 +76,8 @@ rule train_adapter:
         ),
     params:
         on_gpus=on_gpus,
+        processes=processes,
+        limit=limit,
         settings=settings(
             lambda wildcards: "torch transformers peft accelerate tokenizers"
             + with_bitsandbytes(wildcards.run)
@@ -92,7 +94,8 @@ rule train_adapter:
     shell:
         "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --train {input.train}"
         " --validation {input.validation} --template {input.template} --base {input.base} --work work/train"
-        " --adapter {output.adapter} --training {output.training} --threads {threads} --log {log}"
+        " --adapter {output.adapter} --training {output.training} --threads {threads}"
+        " --processes {params.processes} {params.limit} --log {log}"
 
 
 rule merge_adapter:

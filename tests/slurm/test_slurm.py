@@ -42,6 +42,17 @@ def whole_way(workspace: ClusterWorkspace, undisturbed: dict[str, str]) -> None:
     assert workspace.planned() == set(), "a run without a cluster has nothing left to do"
 
 
+def out_of_time(workspace: ClusterWorkspace, undisturbed: dict[str, str]) -> None:
+    """A training with too little time stops itself after a step, progress saved; its retry has more and goes on."""
+    workspace.finish(workspace.start(ADAPTER, "--set-resources", "train_adapter:runtime=9 * attempt - 8"))
+    assert [job["TimeLimit"] for job in workspace.cluster.ended(workspace.root)] == ["1", "10"]
+    assert workspace.ended() == ["FAILED", "COMPLETED"], "it ended itself, before Slurm did"
+    first, second = workspace.job_logs("train_adapter")
+    assert "the time is up at step 1 of 216, and saved" in first
+    assert "resumed at step 1 of 216" in second
+    assert workspace.adapter() == undisturbed
+
+
 def cancelled_job(workspace: ClusterWorkspace, undisturbed: dict[str, str]) -> None:
     """Somebody cancels the job; the profile's retry goes on where it was."""
     process = workspace.start(ADAPTER)
@@ -95,6 +106,7 @@ def killed_controller(workspace: ClusterWorkspace, undisturbed: dict[str, str]) 
 
 CASES: dict[str, Callable[..., None]] = {
     "the whole way": whole_way,
+    "a training runs out of time": out_of_time,
     "a job is cancelled": cancelled_job,
     "Ctrl-C": ctrl_c,
     "the controller is killed": killed_controller,
