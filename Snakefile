@@ -24,6 +24,7 @@ from lib.files import canonical_json
 from lib.headline import headline
 from lib.snakemake_record import agree
 from lib.workflow import (
+    environment_file,
     find_path,
     locked_versions,
     one_of,

@@ -78,6 +78,12 @@ def limit(wildcards, resources):
     return f"--limit {resources.runtime}" if workflow.remote_exec else ""
 
 
+def environment(group, name):
+    """The conda environment of a rule that may be given a GPU, which Snakemake tells its jobs as well."""
+    set_resources = workflow.resource_settings.overwrite_resources
+    return environment_file(group, set_resources.get(name, {}))
+
+
 def part(section, *names):
     return {name: CONFIGURATION[section][name] for name in names}
 

@@ -29,7 +29,7 @@ rule calibrate_weights:
     wildcard_constraints:
         variant=one_of(CALIBRATED),
     conda:
-        "../envs/onnx.yaml"
+        environment("onnx", "calibrate_weights")
     threads: needs.HEAVY_THREADS
     resources:
         mem_mb=memory(needs.calibrate_mb(PARAMETERS)),
@@ -63,7 +63,7 @@ rule build_onnx:
     benchmark:
         f"{R}/timings/build_onnx/{{run}}.{{variant}}.tsv"
     conda:
-        "../envs/onnx.yaml"
+        environment("onnx", "build_onnx")
     threads: needs.HEAVY_THREADS
     resources:
         mem_mb=memory(needs.build_mb(PARAMETERS)),
@@ -104,7 +104,7 @@ rule score_onnx:
             ["model", *(f"{run}/onnx-{name}" for run in RUNS for name in VARIANTS)]
         ),
     conda:
-        "../envs/onnx.yaml"
+        environment("onnx", "score_onnx")
     threads: needs.HEAVY_THREADS
     resources:
         mem_mb=memory(needs.score_mb(PARAMETERS)),
@@ -139,7 +139,7 @@ rule benchmark_onnx:
     benchmark:
         f"{R}/timings/benchmark_onnx/{{run}}.{{variant}}.tsv"
     conda:
-        "../envs/onnx.yaml"
+        environment("onnx", "benchmark_onnx")
     threads: needs.HEAVY_THREADS
     resources:
         mem_mb=memory(needs.score_mb(PARAMETERS)),

@@ -60,7 +60,7 @@ rule train_adapter:
     wildcard_constraints:
         run=one_of(TRAINED),
     conda:
-        "../envs/train.yaml"
+        environment("train", "train_adapter")
     threads: needs.HEAVY_THREADS
     resources:
         mem_mb=memory(
@@ -122,7 +122,7 @@ rule merge_adapter:
     wildcard_constraints:
         merge=one_of(MERGES),
     conda:
-        "../envs/train.yaml"
+        environment("train", "merge_adapter")
     threads: needs.HEAVY_THREADS
     resources:
         mem_mb=memory(needs.merge_mb(PARAMETERS)),
@@ -233,7 +233,7 @@ rule score_checkpoint:
     wildcard_constraints:
         stage=one_of(["base", *STAGES]),
     conda:
-        "../envs/train.yaml"
+        environment("train", "score_checkpoint")
     threads: needs.HEAVY_THREADS
     resources:
         mem_mb=memory(needs.score_mb(PARAMETERS)),

@@ -46,6 +46,19 @@ GROUPS = {
 }
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's public page of CPU builds
 
+# Groups with a second environment, envs/cuda/, for their rules that are given a GPU.
+CUDA_GROUPS = ["train", "onnx"]
+# What stands there instead of a package of the lock, which is of a machine without a GPU. `===` takes PyPI's own torch,
+# the CUDA build for Linux, even where pip is told of CPU builds, whose `2.13.0+cpu` would count as newer.
+# onnxruntime-gpu 1.32.0 is not on PyPI; 1.31.1 is the newest, and satisfies onnxruntime-genai-cuda.
+CUDA_BUILDS = {
+    "torch": "torch==={locked}",
+    "onnxruntime": "onnxruntime-gpu==1.31.1",
+    "onnxruntime-genai": "onnxruntime-genai-cuda=={locked}",
+}
+# What the CUDA build of torch needs in no exact version; it pins the other packages of nvidia, and triton, itself.
+CUDA_LIBRARIES = ["cuda-bindings==13.5.0", "cuda-pathfinder==1.9.1", "nvidia-nvjitlink==13.5.37"]
+
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
@@ -55,6 +68,7 @@ def main() -> int:
     for path in stale:
         print(f"{'differs' if check else 'wrote'}: {path.relative_to(ROOT)}", file=sys.stderr)
         if not check:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(generated_files()[path])
     return 1 if check and stale else 0
 
@@ -62,15 +76,14 @@ def main() -> int:
 def generated_files() -> dict[Path, str]:
     """Contents by path."""
     locked = locked_versions(ROOT / "requirements.lock")
-    files = {ROOT / "envs" / f"{group}.yaml": environment(group, locked) for group in GROUPS}
+    files = {ROOT / "envs" / f"{group}.yaml": environment(cpu_pins(group, locked)) for group in GROUPS}
+    files |= {ROOT / "envs/cuda" / f"{group}.yaml": environment(cuda_pins(group, locked)) for group in CUDA_GROUPS}
     files[ROOT / "examples" / "config.schema.json"] = json.dumps(config_schema(), indent=2) + "\n"
     return files
 
 
-def environment(group: str, locked: dict[str, str]) -> str:
-    """A conda environment: python and pip from conda, every package pinned as in the lock."""
-    pins = [f"{name}=={locked[name]}" for name in sorted(closure(GROUPS[group], locked))]
-    index = [f"--extra-index-url {TORCH_INDEX}"] if "torch" in GROUPS[group] else []
+def environment(lines: list[str]) -> str:
+    """A conda environment: python and pip from conda, every package pinned by a line for pip."""
     return "\n".join(
         [
             "# Made from requirements.lock by `make generated`; do not edit.",
@@ -80,10 +93,23 @@ def environment(group: str, locked: dict[str, str]) -> str:
             "  - python=3.11",
             "  - pip",
             "  - pip:",
-            *(f"      - {line}" for line in [*index, *pins]),
+            *(f"      - {line}" for line in lines),
             "",
         ]
     )
+
+
+def cpu_pins(group: str, locked: dict[str, str]) -> list[str]:
+    """Lines for pip: the packages of the lock; torch from PyTorch's page, since PyPI's is the CUDA build."""
+    pins = [f"{name}=={locked[name]}" for name in sorted(closure(GROUPS[group], locked))]
+    return [f"--extra-index-url {TORCH_INDEX}", *pins] if "torch" in GROUPS[group] else pins
+
+
+def cuda_pins(group: str, locked: dict[str, str]) -> list[str]:
+    """Lines for pip: the packages of the lock, in their CUDA builds where these are packages of their own."""
+    names = closure(GROUPS[group], locked)
+    pins = [CUDA_BUILDS.get(name, name + "=={locked}").format(locked=locked[name]) for name in names]
+    return sorted([*pins, *CUDA_LIBRARIES])
 
 
 def closure(roots: list[str], locked: dict[str, str]) -> set[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, SCRIPTS
+from snakemake.resources import Resources
 
 from lib import resources
 from lib.closure import code_closure
-from lib.workflow import locked_versions
+from lib.workflow import environment_file, locked_versions
 
 TEXT = "\n".join(path.read_text() for path in [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))])
 RULES = re.findall(r"^rule (\w+):", TEXT, flags=re.MULTILINE)
@@ -57,19 +58,37 @@ def test_scripts_know_neither_snakemake_nor_the_configuration(name):
         assert "snakemake" not in {module.partition(".")[0] for module in imported(path)}
 
 
+def environments(name: str) -> list[Path]:
+    """The environments of a rule: the second one where it may be given a GPU."""
+    text = rule_text(name)
+    if fixed := re.search(r'"../envs/(\w+)\.yaml"', text):
+        return [ROOT / "envs" / f"{fixed[1]}.yaml"]
+    chosen = re.search(rf'environment\("(\w+)", "{name}"\)', text)
+    assert chosen, f"{name} names no environment, or another rule's"
+    return [ROOT / "envs" / folder / f"{chosen[1]}.yaml" for folder in ("", "cuda")]
+
+
+def pip_lines(environment: Path) -> list[str]:
+    return yaml.safe_load(environment.read_text())["dependencies"][-1]["pip"]
+
+
+MODULE_OF = {
+    "scikit-learn": "sklearn",
+    "pyyaml": "yaml",
+    "onnxruntime-gpu": "onnxruntime",
+    "onnxruntime-genai-cuda": "onnxruntime_genai",
+}
+
+
 @pytest.mark.parametrize("name", RULE_SCRIPTS)
-def test_every_import_of_a_script_is_in_its_conda_environment(name):
-    group = re.search(r'"../envs/(\w+)\.yaml"', rule_text(name))
-    assert group, f"{name} names no environment"
-    pins = yaml.safe_load((ROOT / "envs" / f"{group[1]}.yaml").read_text())["dependencies"][-1]["pip"]
-    packages = {pin.partition("==")[0] for pin in pins}
-    module_of = {"scikit-learn": "sklearn", "pyyaml": "yaml", "onnxruntime-genai": "onnxruntime_genai"}
-    modules = {module_of.get(package, package.replace("-", "_")) for package in packages}
+def test_every_import_of_a_script_is_in_its_conda_environments(name):
     script = SCRIPTS / f"{name}.py"
     needed = {m.partition(".")[0] for path in (script, *code_closure(script)) for m in imported(path)}
-    foreign = needed - set(sys.stdlib_module_names) - {"lib"}
-    optional = OPTIONAL.get(name, set())
-    assert foreign - optional <= modules, f"envs/{group[1]}.yaml lacks {foreign - modules}"
+    foreign = needed - set(sys.stdlib_module_names) - {"lib"} - OPTIONAL.get(name, set())
+    for environment in environments(name):
+        packages = {pin.partition("=")[0] for pin in pip_lines(environment)}
+        modules = {MODULE_OF.get(package, package.replace("-", "_")) for package in packages}
+        assert foreign <= modules, f"{environment} lacks {foreign - modules}"
 
 
 # Imports inside functions that the script never calls: a shared module serves several scripts.
@@ -112,6 +131,41 @@ def test_the_lock_pins_every_package_exactly():
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[^\s+]+", line) for line in lines)
     asked = ["snakemake", "torch", "transformers", "peft", "bitsandbytes", "datasets", "onnxruntime-genai", "dvc"]
     assert set(asked) <= set(locked_versions(ROOT / "requirements.lock"))
+
+
+ENVIRONMENTS = sorted((ROOT / "envs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_pip_pins_every_package_of_an_environment(environment):
+    """A pin file would hide the pip section from Snakemake, so everything is pinned there and python alone in conda."""
+    content = yaml.safe_load(environment.read_text())
+    assert content["channels"] == ["conda-forge"]
+    assert content["dependencies"][:2] == ["python=3.11", "pip"]
+    pins = [line for line in pip_lines(environment) if not line.startswith("--")]
+    assert all(re.fullmatch(r"[a-z0-9-]+===?[^\s=]+", pin) for pin in pins)
+    assert not list(environment.parent.glob("*.pin.txt"))
+
+
+@pytest.mark.parametrize("group", ["train", "onnx"])
+def test_a_cuda_environment_differs_in_the_cuda_builds_alone(group):
+    cpu, cuda = (pip_lines(ROOT / "envs" / folder / f"{group}.yaml") for folder in ("", "cuda"))
+    names = {line.partition("=")[0] for line in cuda}
+    assert not [line for line in cuda if line.startswith("--")], "an index of CPU builds"
+    assert len(names & {"onnxruntime-genai", "onnxruntime-genai-cuda"}) == (group == "onnx"), "files of the same names"
+    assert len(names & {"onnxruntime", "onnxruntime-gpu"}) == (group == "onnx")
+    replaced = {"torch", "onnxruntime", "onnxruntime-genai"}
+    added = {*replaced, "onnxruntime-gpu", "onnxruntime-genai-cuda", "cuda-bindings", "cuda-pathfinder"}
+    assert {line.partition("=")[0] for line in set(cpu) - set(cuda) if line[0] != "-"} <= replaced
+    assert {line.partition("=")[0] for line in set(cuda) - set(cpu)} <= {*added, "nvidia-nvjitlink"}
+
+
+@pytest.mark.parametrize("kind", [Resources.from_mapping, dict])
+def test_the_environment_follows_from_the_gpu(kind):
+    assert environment_file("train", {}) == "../envs/train.yaml"
+    assert environment_file("train", kind({"mem_mb": 9})) == "../envs/train.yaml"
+    assert environment_file("train", kind({"gpu": 0})) == "../envs/train.yaml"
+    assert environment_file("onnx", kind({"gpu": 1})) == "../envs/cuda/onnx.yaml"
 
 
 def test_no_code_of_a_model_is_ever_run():

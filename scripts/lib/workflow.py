@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Set
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from lib.cli import fail
 
@@ -36,6 +37,16 @@ def find_path(name: str, home: Path, key: str, made: Set[str] = frozenset()) -> 
     if not path.exists() and str(path) not in made:
         fail(f"{key}: {name} does not exist", "check the path, or put the file there")
     return str(path)
+
+
+def environment_file(group: str, resources: Mapping[str, Any]) -> str:
+    """The conda environment of a rule, seen from rules/: of CUDA builds where the rule is given a GPU.
+
+    resources: what the command line or a profile sets for the rule, as Snakemake keeps it.
+    """
+    gpu = resources.get("gpu")
+    number = getattr(gpu, "raw", gpu)  # Snakemake's own type by its command line, a plain number by its API
+    return f"../envs/{'cuda/' if number not in (None, 0) else ''}{group}.yaml"
 
 
 def one_of(names: Iterable[str]) -> str:
