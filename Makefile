@@ -1,6 +1,7 @@
 # make run    the workflow on config.yaml       make run ARGS="--configfile examples/tones.yaml"
-# make test   every test                        make check   formatters, linters, types
+# make test   every test but the next ones      make check   formatters, linters, types
 # make clean-work DAYS=30   progress of old trainings     make clean-results, clean   say what they remove
+# make test-conda    the conda environments built, and every rule run in its own
 # make test-faults   each rule disturbed in each way, up to an hour
 # make browser   installs Chromium, which the tests of the report open it with
 # make test-slurm   installs Slurm and runs the workflow through it; test-slurm-slow: what takes minutes (both as root)
@@ -9,7 +10,8 @@ BIN = .venv/bin
 ARGS ?=
 DAYS ?= 30
 
-.PHONY: run control test test-faults test-slurm test-slurm-slow check browser slurm generated clean clean-results clean-work
+.PHONY: run control test test-conda test-faults test-slurm test-slurm-slow check browser slurm generated clean clean-results \
+  clean-work
 
 run: .venv/installed
 	@$(BIN)/python scripts/run.py $(ARGS)
@@ -20,6 +22,9 @@ control: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(ARGS)
+
+test-conda: .venv/installed
+	$(BIN)/python -m pytest -m conda tests/conda $(ARGS)
 
 test-faults: .venv/installed
 	$(BIN)/python tests/faults/campaign.py --output tests/faults/table.md $(ARGS)
