@@ -224,12 +224,28 @@ def test_a_job_sees_the_gpus_that_it_was_given_and_else_none(workspace):
     assert "merge_adapter sees ''" in done.stderr
 
 
-def test_an_upgraded_library_reruns_what_depends_on_it(workspace):
-    locked = re.search(r"^peft==.*$", (workspace.root / "requirements.lock").read_text(), flags=re.MULTILINE)
-    workspace.edit("requirements.lock", locked[0], "peft==99.0")
-    planned = workspace.planned()
-    assert "train_adapter" in planned
-    assert not planned & {"fetch_model", "audit_data", "score_baselines"}
+@pytest.mark.parametrize(
+    ("library", "first"),
+    [
+        ("datasets", {"fetch_data"}),
+        ("gguf", {"fetch_model"}),
+        ("jinja2", {"render_corpus"}),
+        ("scikit-learn", {"score_baselines"}),
+        ("peft", {"train_adapter", "score_checkpoint"}),
+        ("onnxruntime-genai", {"build_onnx"}),
+        ("ruff", set()),
+    ],
+)
+def test_an_upgraded_library_reruns_exactly_what_depends_on_it(workspace, library, first):
+    """The first rules that depend on it have other settings; all else that is planned follows from them."""
+    lock = (workspace.root / "requirements.lock").read_text()
+    locked = re.search(rf"^{library}==.*$", lock, flags=re.MULTILINE | re.IGNORECASE)
+    workspace.edit("requirements.lock", f"\n{locked[0]}\n", f"\n{library}==99.0\n")
+    done = workspace.snakemake("-n")
+    words = re.split(r"^(?:local)?rule (\w+):$", done.stdout + done.stderr, flags=re.MULTILINE)[1:]
+    jobs = list(zip(words[::2], words[1::2], strict=True))
+    assert {name for name, text in jobs if "reason: Params have changed" in text} == first
+    assert all(re.search("reason: (Params have changed|Input files updated)", text) for _, text in jobs)
 
 
 # Configurations
