@@ -24,6 +24,7 @@ def code_closure(script: Path) -> list[Path]:
     return sorted(found)
 
 
+@cache
 def _imported_modules(path: Path) -> set[str]:
     """Dotted names that begin with `lib`. `from lib.a import b` may mean the module lib.a.b or a name in lib.a."""
     names: set[str] = set()
