@@ -22,10 +22,13 @@ from lib.closure import code_closure
 from lib.config_file import check_yaml, load_config
 from lib.files import canonical_json
 from lib.headline import headline
+from lib.layout import Layout
+from lib.manifests import manifest_path
 from lib.snakemake_record import agree
 from lib.workflow import (
     environment_file,
     find_path,
+    fitting,
     locked_versions,
     one_of,
     repeated,
@@ -65,12 +68,14 @@ GIVEN = {
 }
 
 R = CONFIG.results
+LAYOUT = Layout(Path(R))
 RUNS = CONFIG.runs
 VARIANTS = {
     name: variant.model_dump(mode="json")
     for name, variant in CONFIG.every_variant.items()
 }
 SCORED = [name for name, variant in CONFIG.every_variant.items() if variant.scored]
+UNSCORED = [name for name in VARIANTS if name not in SCORED]
 SPLITS = ["train", "validation", "test"]
 PARAMETERS = CONFIG.base_model.parameters
 LOCKED = locked_versions(HOME / "requirements.lock")
@@ -117,34 +122,23 @@ onerror:
     or_exit(agree, Path(R), during_run=True)
 
 
-EVIDENCE = [
-    f"{R}/report.html",
-    f"{R}/summary.json",
-    f"{R}/model.manifest.json",
-    f"{R}/selected.manifest.json",
-    f"{R}/metrics.json",
-    *expand(
-        f"{R}/runs/{{run}}/onnx/{{variant}}.manifest.json",
-        run=RUNS,
-        variant=VARIANTS,
-    ),
-]
+include: "rules/common.smk"
+include: "rules/sweep.smk"
 
 
 rule all:
     """A packaged model, its report, and a gate that passed."""
     input:
         f"{R}/gate.passed",
-        EVIDENCE,
+        shown,
 
 
 rule evidence:
     """All of it, whatever the gate says: for those who keep every experiment."""
     input:
-        EVIDENCE,
+        shown,
 
 
-include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/onnx.smk"

@@ -23,7 +23,7 @@ def settings(packages="", /, **sections):
 
         own = {name: value(section) for name, section in sections.items()}
         versions = {name: LOCKED[name] for name in value(packages).split()}
-        return canonical_json({**own, "versions": versions})
+        return or_exit(fitting, canonical_json({**own, "versions": versions}))
 
     return resolve
 
@@ -115,6 +115,15 @@ def quantization(run):
         if finetune["method"] == "qlora"
         else None
     )
+
+
+def changed(run):
+    """What the sweep has changed in the section `finetune` of a run."""
+    return {
+        key: value
+        for key, value in run.finetune.items()
+        if value != CONFIGURATION["finetune"][key]
+    }
 
 
 def with_bitsandbytes(run):

@@ -8,6 +8,7 @@ for name in VARIANTS:
             (other for other in CALIBRATED if calibration(other) == calibration(name)),
             name,
         )
+ROUNDED = sorted(set(CALIBRATED.values()))
 
 
 rule calibrate_weights:

@@ -33,52 +33,10 @@ rule score_baselines:
         " --output {output.scores} --predictions {output.predictions} --log {log}"
 
 
-CANDIDATES = [
-    (
-        run,
-        variant,
-        f"{R}/scores/{run}/onnx-{variant}.validation.json",
-        f"{R}/scores/{run}/onnx-{variant}.validation.predictions.jsonl",
-        f"{R}/speed/{run}/{variant}.json",
-        f"{R}/runs/{run}/onnx/{variant}.manifest.json",
-    )
-    for run in RUNS
-    for variant in SCORED
-]
-SCORES = [
-    (
-        run,
-        stage,
-        f"{R}/scores/{run}/{stage}.validation.json",
-        f"{R}/scores/{run}/{stage}.validation.predictions.jsonl",
-    )
-    for run in RUNS
-    for stage in [*RUNS[run].stages, *(f"onnx-{variant}" for variant in SCORED)]
-]
-CHECKPOINTS = [
-    (run, stage, f"{R}/runs/{run}/{stage}")
-    for run in RUNS
-    for stage in RUNS[run].stages
-]
-CHOSEN_MERGES = [(run, f"{R}/runs/{run}/merge.json") for run in TWO_MERGES]
-TRAININGS = [(run, f"{R}/runs/{run}/training.json") for run in TRAINED]
-UNSCORED = [
-    (
-        run,
-        name,
-        f"'its provider {VARIANTS[name]['execution_provider']} is not run here'",
-    )
-    for run in RUNS
-    for name in VARIANTS
-    if name not in SCORED
-]
-SPEEDS = [(run, variant, speed) for run, variant, _, _, speed, _ in CANDIDATES]
-
-
 rule select_model:
     """The variant that ships: best on validation rows under the constraints, every rejection with its reason."""
     input:
-        candidates=[file for candidate in CANDIDATES for file in candidate[2:]],
+        candidates=every(candidates),
         script=script("select_model"),
         modules=modules("select_model"),
     output:
@@ -95,15 +53,16 @@ rule select_model:
             seed=CONFIG.seed,
             selection=CONFIGURATION["selection"],
             evaluate=CONFIGURATION["evaluate"],
-            runs={
-                name: {"group": run.group, "seed": run.seed}
+            runs=[
+                {"name": name, "group": run.group, "seed": run.seed}
                 for name, run in RUNS.items()
-            },
+            ],
+            scored=SCORED,
+            unscored={name: VARIANTS[name]["execution_provider"] for name in UNSCORED},
         ),
-        candidates=repeated("--candidate", CANDIDATES),
-        unscored=repeated("--unscored", UNSCORED),
+        results=lambda wildcards: R,
     shell:
-        "exec python {input.script} --settings {params.settings:q} {params.candidates} {params.unscored}"
+        "exec python {input.script} --settings {params.settings:q} --results {params.results}"
         " --output {output.selection} --log {log}"
 
 
@@ -114,12 +73,8 @@ rule package_model:
         template=rules.render_corpus.output.template,
         base=ancient(rules.fetch_model.output.model),
         base_manifest=rules.fetch_model.output.manifest,
-        onnx=ancient(
-            expand(f"{R}/runs/{{run}}/onnx/{{variant}}", run=RUNS, variant=SCORED)
-        ),
-        onnx_manifests=expand(
-            rules.build_onnx.output.manifest, run=RUNS, variant=SCORED
-        ),
+        onnx=ancient(every(lambda: builds(SCORED))),
+        onnx_manifests=every(lambda: manifests(builds(SCORED))),
         script=script("package_model"),
         modules=modules("package_model"),
     output:
@@ -139,14 +94,17 @@ rule package_model:
             split=CONFIGURATION["split"],
             corpus=CONFIGURATION["corpus"],
             split_seed=CONFIG.seed,
-            run_seeds={name: run.seed for name, run in RUNS.items()},
-            run_settings={name: run.finetune for name, run in RUNS.items()},
+            finetune=CONFIGURATION["finetune"],
+            runs={
+                name: {"seed": run.seed, "changed": changed(run)}
+                for name, run in RUNS.items()
+            },
         ),
-        runs=lambda wildcards: f"{R}/runs",
+        results=lambda wildcards: R,
         timings=f"{R}/timings",
     shell:
         "exec python {input.script} --settings {params.settings:q} --selection {input.selection}"
-        " --runs {params.runs} --template {input.template} --base {input.base} --timings {params.timings}"
+        " --results {params.results} --template {input.template} --base {input.base} --timings {params.timings}"
         " --output {output.model} --log {log}"
 
 
@@ -154,8 +112,8 @@ rule keep_selected:
     """Adapter and merged model of the selected run in one place, whatever its name, and whatever else is dropped."""
     input:
         selection=rules.select_model.output.selection,
-        folders=ancient([folder for _, _, folder in CHECKPOINTS]),
-        folder_manifests=[f"{folder}.manifest.json" for _, _, folder in CHECKPOINTS],
+        folders=ancient(every(lambda: checkpoints("adapter", "merged"))),
+        folder_manifests=every(lambda: manifests(checkpoints("adapter", "merged"))),
         script=script("keep_selected"),
         modules=modules("keep_selected"),
     output:
@@ -168,9 +126,9 @@ rule keep_selected:
     conda:
         "../envs/report.yaml"
     params:
-        runs=lambda wildcards: f"{R}/runs",
+        results=lambda wildcards: R,
     shell:
-        "exec python {input.script} --selection {input.selection} --runs {params.runs}"
+        "exec python {input.script} --selection {input.selection} --results {params.results}"
         " --output {output.selected} --log {log}"
 
 
@@ -210,15 +168,13 @@ rule summarise:
         base_validation_predictions=f"{R}/scores/base.validation.predictions.jsonl",
         base_test=f"{R}/scores/base.test.json",
         base_test_predictions=f"{R}/scores/base.test.predictions.jsonl",
-        folder_manifests=[
-            f"{folder}.manifest.json"
-            for folder in [f"{R}/base", *(folder for _, _, folder in CHECKPOINTS)]
-        ],
-        training=[training for _, training in TRAININGS],
-        merges=[choice for _, choice in CHOSEN_MERGES],
-        stages=[file for score in SCORES for file in score[2:]],
-        speeds=[speed for _, _, speed in SPEEDS],
-        manifests=expand(rules.build_onnx.output.manifest, run=RUNS, variant=VARIANTS),
+        base_manifest=rules.fetch_model.output.manifest,
+        folder_manifests=every(lambda: manifests(checkpoints())),
+        training=every(trainings),
+        merges=every(lambda: map(LAYOUT.merge, TWO_MERGES)),
+        stages=every(stage_scores),
+        candidates=every(candidates),
+        unscored=every(lambda: manifests(builds(UNSCORED))),
         selection=rules.select_model.output.selection,
         gate=rules.check_gate.output.gate,
         model_score=f"{R}/scores/model.test.json",
@@ -236,30 +192,25 @@ rule summarise:
         "../envs/report.yaml"
     params:
         settings=settings(
-            task=CONFIG.task, seed=CONFIG.seed, evaluate=CONFIGURATION["evaluate"]
+            task=CONFIG.task,
+            seed=CONFIG.seed,
+            evaluate=CONFIGURATION["evaluate"],
+            runs=[
+                {"name": name, "stages": run.stages, "trained": run.trained}
+                for name, run in RUNS.items()
+            ],
+            built=list(VARIANTS),
+            scored=SCORED,
         ),
         base=lambda wildcards: f"{R}/base",
-        folders=repeated("--folder", CHECKPOINTS),
-        runs=" ".join(RUNS),
-        trainings=repeated("--training", TRAININGS),
-        merges=repeated("--merge", CHOSEN_MERGES),
-        stages=repeated("--stage", SCORES),
-        speeds=repeated("--speed", SPEEDS),
-        builds=repeated(
-            "--build",
-            [
-                (run, variant, f"{R}/runs/{run}/onnx/{variant}.manifest.json")
-                for run in RUNS
-                for variant in VARIANTS
-            ],
-        ),
+        results=lambda wildcards: R,
     shell:
         "exec python {input.script} --settings {params.settings:q} --audit {input.audit} --split {input.split}"
         " --baselines {input.baselines} --baseline-predictions {input.baseline_predictions}"
         " --base-validation {input.base_validation}"
         " --base-validation-predictions {input.base_validation_predictions} --base-test {input.base_test}"
-        " --base-test-predictions {input.base_test_predictions} --base {params.base} {params.folders}"
-        " --runs {params.runs} {params.trainings} {params.merges} {params.stages} {params.speeds} {params.builds} --selection {input.selection}"
+        " --base-test-predictions {input.base_test_predictions} --base {params.base}"
+        " --results {params.results} --selection {input.selection}"
         " --gate {input.gate} --model-score {input.model_score} --model-predictions {input.model_predictions}"
         " --model-manifest {input.model_manifest} --output {output.summary} --log {log}"
 
@@ -268,7 +219,7 @@ rule write_plots:
     """What `dvc metrics` and `dvc plots` show: headline numbers, and the points of the plots as tables."""
     input:
         summary=rules.summarise.output.summary,
-        training=[training for _, training in TRAININGS],
+        training=every(trainings),
         model_predictions=f"{R}/scores/model.test.predictions.jsonl",
         script=script("write_plots"),
         modules=modules("write_plots"),
@@ -284,9 +235,9 @@ rule write_plots:
     conda:
         "../envs/report.yaml"
     params:
-        runs=repeated("--training", TRAININGS),
+        results=lambda wildcards: R,
     shell:
-        "exec python {input.script} --summary {input.summary} {params.runs}"
+        "exec python {input.script} --summary {input.summary} --results {params.results}"
         " --model-predictions {input.model_predictions} --metrics {output.metrics}"
         " --learning-curve {output.learning_curve}"
         " --confusion {output.confusion} --variants {output.variants} --log {log}"
@@ -301,22 +252,16 @@ rule write_report:
         split=rules.split_data.output.split,
         leakage=rules.check_leakage.output.leakage,
         baselines=rules.score_baselines.output.scores,
-        training=[training for _, training in TRAININGS],
+        training=every(trainings),
         model_score=f"{R}/scores/model.test.json",
         model_predictions=f"{R}/scores/model.test.predictions.jsonl",
         rows=rules.render_corpus.output.test,
         template=rules.render_corpus.output.template,
-        manifests=[
-            rules.fetch_model.output.manifest,
-            *(f"{folder}.manifest.json" for _, _, folder in CHECKPOINTS),
-            *expand(
-                rules.calibrate_weights.output.manifest,
-                run=RUNS,
-                variant=sorted(set(CALIBRATED.values())),
-            ),
-            *expand(rules.build_onnx.output.manifest, run=RUNS, variant=VARIANTS),
-            rules.package_model.output.manifest,
-        ],
+        base_manifest=rules.fetch_model.output.manifest,
+        manifests=every(
+            lambda: manifests([*checkpoints(), *calibrations(), *builds(VARIANTS)])
+        ),
+        model_manifest=rules.package_model.output.manifest,
         page=str(HOME / "scripts/lib/report/page.html.j2"),
         script=script("write_report"),
         modules=modules("write_report"),
@@ -330,16 +275,17 @@ rule write_report:
         "../envs/report.yaml"
     params:
         settings=lambda wildcards: canonical_json(CONFIGURATION),
-        runs=repeated("--training", TRAININGS),
+        results=lambda wildcards: R,
+        calibrated=" ".join(ROUNDED),
         timings=f"{R}/timings",
         logs=f"{R}/logs",
     shell:
         "exec python {input.script} --settings {params.settings:q} --summary {input.summary}"
         " --selection {input.selection} --audit {input.audit} --split {input.split}"
         " --leakage {input.leakage} --baselines {input.baselines}"
-        " {params.runs} --model-score {input.model_score} --model-predictions {input.model_predictions}"
+        " --results {params.results} --calibrated {params.calibrated} --model-score {input.model_score} --model-predictions {input.model_predictions}"
         " --rows {input.rows} --template {input.template}"
-        " --timings {params.timings} --logs {params.logs} --manifests {input.manifests}"
+        " --timings {params.timings} --logs {params.logs}"
         " --output {output.report} --log {log}"
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from lib.cli import parser, progress, run
 from lib.files import link_or_copy, published_directory
+from lib.layout import results_argument
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.selection import selected
 
 
 def main(args: argparse.Namespace) -> None:
     selection = selected(args.selection)
-    folders = {name: args.runs / selection["run"] / name for name in ("adapter", "merged")}
+    folders = {name: args.results.folder(selection["run"], name) for name in ("adapter", "merged")}
     there = {name: folder for name, folder in folders.items() if folder.is_dir()}
     with published_directory(args.output) as output:
         for name, folder in there.items():
@@ -30,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument("--selection", type=Path, required=True, help="selection.json")
-    arguments.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    results_argument(arguments)
     arguments.add_argument(
         "--output", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from lib.cli import fail, parser, progress, run, settings_argument
 from lib.files import link_or_copy, published_directory, read_json, sha256_file, write_json
+from lib.layout import results_argument
 from lib.manifests import RUN_CARD, manifest_path, read_manifest, write_manifest
 from lib.report.minutes import by_rule, read_jobs
 from lib.run_card import run_card
@@ -15,7 +16,7 @@ from lib.selection import selected
 
 def main(args: argparse.Namespace) -> None:
     selection = selected(args.selection)
-    onnx = args.runs / selection["run"] / "onnx" / selection["variant"]
+    onnx = args.results.folder(selection["run"], f"onnx-{selection['variant']}")
     manifest = read_manifest(onnx)
     if not manifest["verified"]:
         fail("it was never run, only built", "select a variant for the cpu provider", at=onnx)
@@ -43,14 +44,20 @@ def main(args: argparse.Namespace) -> None:
 
 def made_by(settings: dict[str, Any], selection: dict[str, Any], onnx: dict[str, Any]) -> dict[str, Any]:
     """The settings that this model follows from, without those of runs and variants that were not selected."""
-    general = {key: value for key, value in settings.items() if key not in ("run_seeds", "run_settings", "versions")}
+    general = {key: value for key, value in settings.items() if key not in ("runs", "versions")}
     chosen = selection["run"]
     return general | {
         "run": chosen,
-        "seed": settings["run_seeds"][chosen],
-        "finetune": settings["run_settings"][chosen],
+        "seed": settings["runs"][chosen]["seed"],
+        "finetune": _finetune(settings, chosen),
         "variant": {"name": selection["variant"], **onnx["settings"]["variant"]},
     }
+
+
+def _finetune(settings: dict[str, Any], run_name: str) -> dict[str, Any]:
+    """The section `finetune` as it is for a run."""
+    common, changed = settings["finetune"], settings["runs"][run_name]["changed"]
+    return {**common, **changed}
 
 
 def model_card(
@@ -76,7 +83,7 @@ def model_card(
         "## Base model",
         _list(settings["base_model"]) + _provenance(base),
         "## Fine-tuning",
-        _list(settings["run_settings"][selection["run"]]),
+        _list(_finetune(settings, selection["run"])),
         "## Build",
         _list(
             {**variant, "grid of the quantized weights": onnx["grid"], "size in MB": round(onnx["size_bytes"] / 1e6, 1)}
@@ -118,10 +125,13 @@ def _list(facts: dict[str, Any], before: str = "") -> str:
 if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument(
-        "--settings", type=settings_argument, required=True, help="task, data, base_model, run_settings, ..."
+        "--settings",
+        type=settings_argument,
+        required=True,
+        help="task, data, base_model, finetune, ...; runs: of each its seed and what it has changed in finetune",
     )
     arguments.add_argument("--selection", type=Path, required=True, help="selection.json")
-    arguments.add_argument("--runs", type=Path, required=True, help="folder of the runs, with RUN/onnx/VARIANT")
+    results_argument(arguments)
     arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     arguments.add_argument("--timings", type=Path, required=True, help="folder of Snakemake's benchmark files")

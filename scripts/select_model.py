@@ -22,6 +22,8 @@ import numpy as np
 from lib.cli import fail, parser, progress, run, settings_argument
 from lib.comparison import Member, align, dominators, ranking, rows_to_tell
 from lib.files import read_json, read_jsonl, sha256_file, write_json
+from lib.layout import Layout, results_argument
+from lib.manifests import manifest_path
 from lib.metrics import SELECTED_BY, Prediction, Statistic, middle_95, replicates, statistics
 from lib.report.words import said
 
@@ -65,8 +67,8 @@ class Candidate:
 def main(args: argparse.Namespace) -> None:
     settings = args.settings
     settings["selection"]["metric"] = settings["selection"]["metric"] or SELECTED_BY[settings["task"]]
-    metric = settings["selection"]["metric"]
-    candidates = _read_candidates(args.candidate, settings)
+    metric, runs = settings["selection"]["metric"], {one["name"]: one for one in settings["runs"]}
+    candidates = _read_candidates(args.results, settings)
     reasons = {candidate.name: _broken_constraints(candidate, settings["selection"]) for candidate in candidates}
     feasible = _by_quality([candidate for candidate in candidates if not reasons[candidate.name]])
     chosen, why, compared = None, "no variant keeps every constraint", []
@@ -76,7 +78,11 @@ def main(args: argparse.Namespace) -> None:
         compared = [_compared(chosen, other) for other in feasible if other is not chosen]
     above = dict(zip([one.name for one in feasible], _dominating(feasible), strict=True))
     entries = [_entry(one, reasons[one.name], one is chosen, above) for one in candidates]
-    entries += [_unscored(*words) for words in args.unscored]
+    entries += [
+        _unscored(name, variant, f"its provider {provider} is not run here")
+        for name in runs
+        for variant, provider in settings["unscored"].items()
+    ]
     write_json(
         args.output,
         {
@@ -89,14 +95,16 @@ def main(args: argparse.Namespace) -> None:
             "metric": metric,
             "compared": compared,
             "candidates": entries,
-            "ranking": _ranking(candidates, settings),
+            "ranking": _ranking(candidates, runs, settings["seed"]),
         },
     )
     progress(f"select_model: {chosen.name if chosen else 'none'}: {why}")
 
 
-def _read_candidates(words: Sequence[Sequence[str]], settings: dict[str, Any]) -> list[Candidate]:
-    """Every candidate on the same rows; resamples in which the metric of one is undefined are left out for all.
+def _read_candidates(layout: Layout, settings: dict[str, Any]) -> list[Candidate]:
+    """Every scored variant of every run on the same rows.
+
+    Resamples in which the metric of one is undefined are left out for all.
 
     Raises `UserError` when a score is of other bytes than the manifest's or has not the metric, or when candidates
     were scored on different rows.
@@ -105,10 +113,10 @@ def _read_candidates(words: Sequence[Sequence[str]], settings: dict[str, Any]) -
     first: list[Prediction] = []
     measured: list[Statistic] = []
     facts: list[dict[str, Any]] = []
-    for run_name, variant, *paths in words:
-        score_file, predictions_file, speed_file, manifest_file = map(Path, paths)
-        score = _read_score(score_file, manifest_file, metric)
-        rows = list(read_jsonl(predictions_file))
+    for run_name, variant in ((one["name"], variant) for one in settings["runs"] for variant in settings["scored"]):
+        stage = f"onnx-{variant}"
+        score = _read_score(layout.score(run_name, stage), manifest_path(layout.folder(run_name, stage)), metric)
+        rows = list(read_jsonl(layout.predictions(run_name, stage)))
         first = first or rows
         rows = align(rows, first, f"{run_name}/{variant}")
         measured.append(statistics(settings["task"], rows, score.get("labels"))[metric])
@@ -119,7 +127,7 @@ def _read_candidates(words: Sequence[Sequence[str]], settings: dict[str, Any]) -
                 "value": score["quality"][metric],
                 "rows": len(rows),
                 "measured": _measured_rows(rows, metric),
-                "speed": read_json(speed_file),
+                "speed": read_json(layout.speed(run_name, variant)),
             }
         )
     if not facts:
@@ -284,16 +292,13 @@ def _unscored(run_name: str, variant: str, reason: str) -> dict[str, Any]:
     }
 
 
-def _ranking(candidates: Sequence[Candidate], settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """A run that `runs` of the settings does not name is a group of its own."""
-    runs = settings.get("runs", {})
-    alike = {one.run: runs.get(one.run, {"group": one.run, "seed": None}) for one in candidates}
+def _ranking(candidates: Sequence[Candidate], runs: dict[str, dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     members = [
-        Member(alike[one.run]["group"], one.variant, alike[one.run]["seed"], one.value, one.drawn)
+        Member(runs[one.run]["group"], one.variant, runs[one.run]["seed"], one.value, one.drawn)
         for one in candidates
         if one.value is not None
     ]
-    return ranking(members, seed=settings["seed"])
+    return ranking(members, seed=seed)
 
 
 def _thrift(candidate: Candidate) -> tuple[float, float, str]:
@@ -318,23 +323,12 @@ def _range(found: Sequence[float]) -> str:
 if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument(
-        "--settings", type=settings_argument, required=True, help="task, seed, selection, evaluate, runs"
+        "--settings",
+        type=settings_argument,
+        required=True,
+        help="task, seed, selection, evaluate; runs: name, group and seed of each;"
+        " scored: variants that may be chosen; unscored: the provider of each that was built and not scored here",
     )
-    arguments.add_argument(
-        "--candidate",
-        nargs=6,
-        action="append",
-        default=[],
-        metavar=("RUN", "VARIANT", "SCORE", "PREDICTIONS", "SPEED", "MANIFEST"),
-        help="a variant that may be chosen",
-    )
-    arguments.add_argument(
-        "--unscored",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("RUN", "VARIANT", "REASON"),
-        help="a variant that was built and not scored here, so it is never chosen",
-    )
+    results_argument(arguments)
     arguments.add_argument("--output", type=Path, required=True, help="selection.json")
     run(arguments, main)

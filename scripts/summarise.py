@@ -13,10 +13,10 @@ from typing import Any
 from lib.cli import fail, parser, run, settings_argument
 from lib.comparison import compare, difference
 from lib.files import read_json, read_jsonl, sha256_file, write_json
+from lib.layout import Layout, results_argument
 from lib.manifests import manifest_path
 from lib.metrics import BASELINE, Prediction
 
-_CHECKPOINTS = ("adapter", "merged-original", "merged-dequantised", "merged")  # as the data goes; a run has some
 _TRAINING = (
     "real_tokens",
     "supervised_tokens",
@@ -33,17 +33,15 @@ _MODEL_SPEED = ("size_mb", "first_token_ms", "tokens_per_second", "peak_rss_mb")
 
 def main(args: argparse.Namespace) -> None:
     selection = read_json(args.selection)
-    speeds = {(name, variant): read_json(Path(path)) for name, variant, path in args.speed}
-    builds = {(name, variant): read_json(Path(path)) for name, variant, path in args.build}
     base = {"validation": _quality(args.base_validation), "test": _quality(args.base_test)}
     summary = {
         "data": _data(read_json(args.audit), read_json(args.split)),
         "baselines": {name: splits for name, splits in read_json(args.baselines).items() if name != "extra"},
         "base": base | {"size_mb": _size_mb(args.base)},
-        "runs": _runs(args, speeds, builds),
+        "runs": _runs(args),
         "selected": {key: selection[key] for key in _SELECTED},
         "ranking": selection["ranking"],
-        "model": _model(args, speeds[selection["run"], selection["variant"]]),
+        "model": _model(args, read_json(args.results.speed(selection["run"], selection["variant"]))),
         "gate": read_json(args.gate),
     }
     write_json(args.output, summary)
@@ -61,45 +59,42 @@ def _data(audit: dict[str, Any], split: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def _runs(
-    args: argparse.Namespace, speeds: dict[tuple[str, str], Any], builds: dict[tuple[str, str], Any]
-) -> dict[str, Any]:
+def _runs(args: argparse.Namespace) -> dict[str, Any]:
     """Training facts, choice of merge and stages of every run; ONNX builds that were not scored have no quality."""
-    runs: dict[str, Any] = {}
-    folders = {(name, stage): Path(folder) for name, stage, folder in args.folder}
-    trainings = {name: read_json(Path(file)) for name, file in args.training}
-    merges = {name: read_json(Path(file)) for name, file in args.merge}
-    for name in args.runs:
-        compared = _compared(name, args)
-        stages = {
-            stage: _stage(compared.get(stage), {"size_mb": _size_mb(folders[name, stage])})
-            for stage in _CHECKPOINTS
-            if (name, stage) in folders
-        }
-        for variant in (variant for built, variant in builds if built == name):
-            manifest, quality = builds[name, variant], compared.get(f"onnx-{variant}")
-            speed = speeds.get((name, variant), {"size_mb": round(manifest["size_bytes"] / 1e6, 1)})
-            verified = manifest["verified"] or quality is not None
-            stages[f"onnx-{variant}"] = _stage(quality, speed, verified=verified)
-        facts = trainings.get(name)
-        runs[name] = {
-            "training": facts and {key: facts.get(key) for key in _TRAINING},
-            "merge": merges.get(name),
-            "stages": stages,
-        }
-    return runs
+    base = _predictions(args.base_validation_predictions)
+    return {one["name"]: _run(one, args.settings, args.results, base) for one in args.settings["runs"]}
 
 
-def _compared(run_name: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def _run(one: dict[str, Any], settings: dict[str, Any], layout: Layout, base: Sequence[Prediction]) -> dict[str, Any]:
+    name, scored = one["name"], settings["scored"]
+    compared = _compared([*one["stages"], *(f"onnx-{variant}" for variant in scored)], name, settings, layout, base)
+    stages = {
+        stage: _stage(compared[stage], {"size_mb": _size_mb(layout.folder(name, stage))}) for stage in one["stages"]
+    }
+    for variant in settings["built"]:
+        stage = f"onnx-{variant}"
+        manifest, quality = read_json(manifest_path(layout.folder(name, stage))), compared.get(stage)
+        built = {"size_mb": round(manifest["size_bytes"] / 1e6, 1)}
+        speed = read_json(layout.speed(name, variant)) if variant in scored else built
+        stages[stage] = _stage(quality, speed, verified=manifest["verified"] or quality is not None)
+    facts = read_json(layout.training(name)) if one["trained"] else None
+    return {
+        "training": facts and {key: facts.get(key) for key in _TRAINING},
+        "merge": read_json(layout.merge(name)) if "merged-original" in one["stages"] else None,
+        "stages": stages,
+    }
+
+
+def _compared(
+    stages: Sequence[str], run_name: str, settings: dict[str, Any], layout: Layout, base: Sequence[Prediction]
+) -> dict[str, dict[str, Any]]:
     """Quality of each scored stage of a run, compared with the stage that it was made from."""
-    files = {stage: (Path(score), Path(rows)) for name, stage, score, rows in args.stage if name == run_name}
-    predictions = {stage: _predictions(rows) for stage, (_, rows) in files.items()}
-    predictions["base"] = _predictions(args.base_validation_predictions)
+    predictions = {stage: _predictions(layout.predictions(run_name, stage)) for stage in stages} | {"base": base}
     result = {}
-    for stage, (score, _) in files.items():
+    for stage in stages:
         before = _before(stage, predictions)
-        comparison = _comparison(args.settings, predictions[before], predictions[stage], before)
-        result[stage] = _quality(score) | comparison
+        comparison = _comparison(settings, predictions[before], predictions[stage], before)
+        result[stage] = _quality(layout.score(run_name, stage)) | comparison
     return result
 
 
@@ -164,7 +159,13 @@ def _predictions(path: Path) -> list[Prediction]:
 
 if __name__ == "__main__":
     arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, seed, evaluate")
+    arguments.add_argument(
+        "--settings",
+        type=settings_argument,
+        required=True,
+        help="task, seed, evaluate; runs: of each its name, its stages as the data goes, and whether it was trained;"
+        " built: all variants; scored: those with scores",
+    )
     for name, what in {
         "audit": "audit.json",
         "split": "split.json",
@@ -183,14 +184,5 @@ if __name__ == "__main__":
         "output": "summary.json",
     }.items():
         arguments.add_argument(f"--{name}", type=Path, required=True, help=what)
-    arguments.add_argument("--runs", nargs="+", required=True, help="names of all runs, in the order of the summary")
-    for name, words in {
-        "training": ("RUN", "TRAINING"),
-        "merge": ("RUN", "MERGE"),
-        "stage": ("RUN", "STAGE", "SCORE", "PREDICTIONS"),
-        "speed": ("RUN", "VARIANT", "SPEED"),
-        "build": ("RUN", "VARIANT", "MANIFEST"),
-        "folder": ("RUN", "STAGE", "FOLDER"),
-    }.items():
-        arguments.add_argument(f"--{name}", nargs=len(words), action="append", default=[], metavar=words)
+    results_argument(arguments)
     run(arguments, main)

@@ -13,6 +13,7 @@ from typing import Any
 
 from lib.cli import parser, progress, run
 from lib.files import published, read_json, read_jsonl, write_json
+from lib.layout import results_argument
 
 _CURVE = {
     "step": "step",
@@ -29,9 +30,8 @@ _VARIANT = {"run": "run", "variant": "variant", "quality": "value"} | {
 
 def main(args: argparse.Namespace) -> None:
     summary = read_json(args.summary)
-    trainings = {name: Path(file) for name, file in args.training}
-    chosen = trainings.get(summary["selected"]["run"])
-    points = read_json(chosen)["curve"] if chosen else []
+    chosen = summary["selected"]["run"]
+    points = read_json(args.results.training(chosen))["curve"] if summary["runs"][chosen]["training"] else []
     write_table(args.learning_curve, _CURVE, ([point.get(key) for key in _CURVE.values()] for point in points))
     rows = (row for row in read_jsonl(args.model_predictions) if "label" in row)
     write_table(args.confusion, ("actual", "predicted"), ([row["label"], row["predicted"]] for row in rows))
@@ -85,5 +85,5 @@ if __name__ == "__main__":
         "variants": "table to write",
     }.items():
         arguments.add_argument(f"--{name}", type=Path, required=True, help=what)
-    arguments.add_argument("--training", nargs=2, action="append", default=[], metavar=("RUN", "TRAINING"))
+    results_argument(arguments)
     run(arguments, main)

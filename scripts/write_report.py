@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lib.cli import parser, run, settings_argument
 from lib.files import published
+from lib.layout import results_argument
 from lib.report.choice import head, which_model
 from lib.report.cost import how_long_and_how_big
 from lib.report.errors import what_is_wrong
@@ -57,6 +58,6 @@ if __name__ == "__main__":
         "output": "report.html",
     }.items():
         arguments.add_argument(f"--{name}", type=Path, required=True, help=what)
-    arguments.add_argument("--training", nargs=2, action="append", default=[], metavar=("RUN", "TRAINING"))
-    arguments.add_argument("--manifests", type=Path, nargs="+", required=True, help="in the order of the table")
+    arguments.add_argument("--calibrated", nargs="*", default=[], metavar="VARIANT", help="whose weights were rounded")
+    results_argument(arguments)
     run(arguments, main)

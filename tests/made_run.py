@@ -11,7 +11,6 @@ import copy
 import json
 import math
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,8 +69,8 @@ class MadeRun:
         self.rows = {"train": self._rows("train", 150), "validation": self._rows("validation", 150)}
         self.rows["test"] = self._rows("test", 220)
         self._write_data()
-        self.manifests = [self._manifest("base")]
-        self.manifests += [self._manifest(f"runs/{name}/{stage}") for name, stage in self._stages()]
+        for folder in ("base", *(f"runs/{name}/{stage}" for name, stage in self._stages())):
+            self._manifest(folder)
         self._write_scores()
         for number, name in enumerate(self._trained()):
             self._write_training(name, number)
@@ -115,23 +114,18 @@ class MadeRun:
         )
 
     def select(self, check: bool = True, **selection: Any) -> Any:
-        candidates = []
-        for run, name in self._builds(VARIANTS):
-            score = f"scores/{run}/onnx-{name}.validation"
-            files = [f"{score}.json", f"{score}.predictions.jsonl", f"speed/{run}/{name}.json"]
-            candidates += ["--candidate", run, name, *files, f"runs/{run}/onnx/{name}.manifest.json"]
-        unscored = "its provider cuda is not run here"
         return self._run(
             "select_model",
-            *candidates,
-            *(word for run, name in self._builds(["cuda-int4"]) for word in ("--unscored", run, name, unscored)),
+            *self.results(),
             "--output",
             "selection.json",
             check=check,
             seed=0,
             evaluate=EVALUATE,
             selection=SELECTION | selection,
-            runs={name: {"group": run.group, "seed": run.seed} for name, run in self.runs.items()},
+            runs=[{"name": name, "group": run.group, "seed": run.seed} for name, run in self.runs.items()],
+            scored=list(VARIANTS),
+            unscored={"cuda-int4": "cuda"},
         )
 
     def check_gate(self, check: bool = True, **gate: Any) -> Any:
@@ -164,19 +158,6 @@ class MadeRun:
         )
 
     def summarise(self, check: bool = True) -> Any:
-        stages = []
-        for run, stage in [*self._stages(), *((run, f"onnx-{name}") for run, name in self._builds(VARIANTS))]:
-            score = f"scores/{run}/{stage}.validation"
-            stages += ["--stage", run, stage, f"{score}.json", f"{score}.predictions.jsonl"]
-        speeds = [
-            word for run, name in self._builds(VARIANTS) for word in ("--speed", run, name, f"speed/{run}/{name}.json")
-        ]
-        builds = [
-            word
-            for run, name in self._builds([*VARIANTS, "cuda-int4"])
-            for word in ("--build", run, name, f"runs/{run}/onnx/{name}.manifest.json")
-        ]
-        merges = [word for run in self._two_merges() for word in ("--merge", run, f"runs/{run}/merge.json")]
         return self._run(
             "summarise",
             "--audit",
@@ -194,14 +175,7 @@ class MadeRun:
             "scores/base.test.predictions.jsonl",
             "--base",
             "base",
-            *(word for run, stage in self._stages() for word in ("--folder", run, stage, f"runs/{run}/{stage}")),
-            "--runs",
-            *self.runs,
-            *self.trainings(),
-            *merges,
-            *stages,
-            *speeds,
-            *builds,
+            *self.results(),
             "--selection",
             "selection.json",
             "--gate",
@@ -214,6 +188,9 @@ class MadeRun:
             check=check,
             seed=0,
             evaluate=EVALUATE,
+            runs=[{"name": name, "stages": run.stages, "trained": run.trained} for name, run in self.runs.items()],
+            built=[*VARIANTS, "cuda-int4"],
+            scored=list(VARIANTS),
         )
 
     def write_report(self, check: bool = True) -> Any:
@@ -233,7 +210,7 @@ class MadeRun:
             "corpus/leakage.json",
             "--baselines",
             "scores/baselines.json",
-            *self.trainings(),
+            *self.results(),
             *self._model(),
             "--rows",
             "corpus/test.jsonl",
@@ -243,8 +220,6 @@ class MadeRun:
             "timings",
             "--logs",
             "logs",
-            "--manifests",
-            *self.manifests,
             "--output",
             "report.html",
             check=check,
@@ -277,17 +252,12 @@ class MadeRun:
     def _stages(self) -> list[tuple[str, str]]:
         return [(name, stage) for name, run in self.runs.items() for stage in run.stages]
 
-    def _builds(self, variants: Iterable[str]) -> list[tuple[str, str]]:
-        return [(run, name) for run in self.runs for name in variants]
-
     def _trained(self) -> list[str]:
         return [name for name, run in self.runs.items() if run.trained]
 
-    def _two_merges(self) -> list[str]:
-        return [name for name, run in self.runs.items() if "merged-original" in run.stages]
-
-    def trainings(self) -> list[str]:
-        return [word for name in self._trained() for word in ("--training", name, f"runs/{name}/training.json")]
+    def results(self) -> list[str]:
+        """The folder, for the scripts that find files of all runs in it."""
+        return ["--results", "."]
 
     def _rows(self, split: str, count: int) -> list[dict[str, Any]]:
         rows = []
@@ -340,7 +310,7 @@ class MadeRun:
             self._write_score("base", split, base, "base")
         for name, run in self.runs.items():
             self._write_run(name, run)
-        self.manifests.append(self._manifest("model"))
+        self._manifest("model")
         self._write_score("model", "test", self._predictions("test", 0.82), "model")
 
     def _write_run(self, run: str, facts: Run) -> None:
@@ -354,11 +324,11 @@ class MadeRun:
         stages["onnx-int4-mixed"] = self._changed(first, 0.02)
         stages["onnx-fp32"] = self._changed(first, 0.0)
         for number, (name, (size, rate)) in enumerate(VARIANTS.items()):
-            self.manifests.append(self._manifest(f"runs/{run}/onnx/{name}", verified=True, size_bytes=int(size * 1e6)))
+            self._manifest(f"runs/{run}/onnx/{name}", verified=True, size_bytes=int(size * 1e6))
             rate += 0.1 * list(self.runs).index(run) * (-1) ** number  # the machine is never quite the same
             speed = {**SPEED, "size_mb": size, "tokens_per_second": rate, "peak_rss_mb": 2.2 * size + 160}
             write_json(self.path(f"speed/{run}/{name}.json"), speed)
-        self.manifests.append(self._manifest(f"runs/{run}/onnx/cuda-int4", verified=False, size_bytes=95_000_000))
+        self._manifest(f"runs/{run}/onnx/cuda-int4", verified=False, size_bytes=95_000_000)
         for stage, predictions in stages.items():
             of = f"runs/{run}/onnx/{stage.removeprefix('onnx-')}" if "onnx" in stage else f"runs/{run}/{stage}"
             self._write_score(f"{run}/{stage}", "validation", predictions, of)
@@ -430,7 +400,7 @@ class MadeRun:
             *({**row, **self._said(LABELS[(LABELS.index(row["predicted"]) + 1) % 3])} for row in before[len(kept) :]),
         ]
 
-    def _manifest(self, name: str, **facts: Any) -> str:
+    def _manifest(self, name: str, **facts: Any) -> None:
         """A folder of 2 MB of zeros, and its manifest."""
         self.path(name).mkdir(parents=True)
         with open(self.path(f"{name}/weights.bin"), "wb") as file:
@@ -438,7 +408,6 @@ class MadeRun:
         value = {"files": {"weights.bin": "cd" * 32}, "inputs": {"merged": "ef" * 32}, "settings": {}}
         value |= {"size_bytes": 2_000_000, **facts}
         write_json(self.path(f"{name}.manifest.json"), value)
-        return f"{name}.manifest.json"
 
     def _write_training(self, run: str, number: int) -> None:
         """The first run is of a time when the loss chose the checkpoint; later ones go by macro-F1."""

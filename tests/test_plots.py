@@ -4,13 +4,13 @@ import csv
 
 from made_run import MadeRun
 
-from lib.files import read_json
+from lib.files import read_json, write_json
 
 
 def tables(made: MadeRun, run_script, folder) -> dict[str, list[dict[str, str]]]:
     names = ("learning_curve", "confusion", "variants")
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", folder / f"{name}.csv")]
-    words += ["--summary", made.path("summary.json"), "--metrics", folder / "metrics.json", *made.trainings()]
+    words += ["--summary", made.path("summary.json"), "--metrics", folder / "metrics.json", *made.results()]
     run_script(
         "write_plots", *words, "--model-predictions", made.path("scores/model.test.predictions.jsonl"), cwd=made.folder
     )
@@ -50,7 +50,11 @@ def test_a_run_that_was_not_trained_here_has_no_curve(made, run_script, tmp_path
     out = {name: tmp_path / f"{name}.csv" for name in ("learning-curve", "confusion", "variants", "metrics")}
     given = [word for name, path in out.items() for word in (f"--{name}", path)]
     predictions = ("--model-predictions", made.path("scores/model.test.predictions.jsonl"))
-    run_script("write_plots", "--summary", made.path("summary.json"), *given, *predictions)
+    summary = made.read("summary.json")
+    summary["runs"][summary["selected"]["run"]]["training"] = None
+    write_json(made.path("summary.json"), summary)
+    words = ("--summary", "summary.json", *made.results())
+    run_script("write_plots", *words, *given, *predictions, cwd=made.folder)
     assert out["learning-curve"].read_text() == "step,training_loss,validation_loss,macro_f1,chrf\n"
 
 

@@ -9,12 +9,13 @@ import pytest
 from onnx_samples import LABELS, TEXTS, VARIANT, build, score, write_corpus
 
 from lib.cli import UserError
+from lib.layout import Layout
 
 PACKAGE_SETTINGS = {
     "task": "classification",
     "base_model": {"hub": {"id": "someone/tiny", "revision": "0" * 40}, "path": None},
-    "run_seeds": {"lora": 0},
-    "run_settings": {"lora": {"r": 4, "learning_rate": 1e-3, "max_steps": None}},
+    "finetune": {"r": 8, "learning_rate": 1e-3, "max_steps": None},
+    "runs": {"lora": {"seed": 0, "changed": {"r": 4}}},
     "versions": {},
 }
 SELECTION = {
@@ -36,7 +37,7 @@ def package(folder: Path, base: Path, corpus: Path, selection: dict = SELECTION,
         argparse.Namespace(
             settings=PACKAGE_SETTINGS | settings,
             selection=folder / "selection.json",
-            runs=folder / "runs",
+            results=Layout(folder),
             template=corpus / "template.json",
             base=base,
             timings=folder / "timings",
@@ -82,7 +83,7 @@ def test_the_package_is_the_selected_build_with_template_and_card(workspace, tin
     for text in (
         "joy, joyful, sadness, fear",
         "hub.id: someone/tiny",
-        "learning_rate: 0.001",
+        "- r: 4\n- learning_rate: 0.001",
         SELECTION["reason"],
         "selection.max_size_mb 200",
         "grid of the quantized weights: default",

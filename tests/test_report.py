@@ -137,6 +137,14 @@ def test_reasons_hashes_and_settings_are_there(made, page):
         assert sha256_file(made.path(path)) in page.text
 
 
+def test_every_manifest_of_a_sweep_is_in_the_report_as_the_data_goes(made_sweep, sweep_html):
+    shown = re.findall(r"[\w/.-]+\.manifest\.json", Page(sweep_html).text)
+    there = {path.relative_to(made_sweep.folder).as_posix() for path in made_sweep.folder.rglob("*.manifest.json")}
+    assert set(shown) == there
+    assert (shown[0], shown[len(there) - 1]) == ("base.manifest.json", "model.manifest.json")
+    assert shown.index("runs/qlora/merged-original.manifest.json") < shown.index("runs/qlora/merged.manifest.json")
+
+
 def test_every_variant_of_a_sweep_has_its_reason_and_its_numbers(made_sweep, sweep_html):
     text = Page(sweep_html).text
     for one in made_sweep.read("summary.json")["selected"]["candidates"]:

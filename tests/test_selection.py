@@ -6,6 +6,8 @@ import math
 import pytest
 
 from lib.files import sha256_file, write_json, write_jsonl
+from lib.layout import Layout
+from lib.manifests import manifest_path
 from lib.metrics import quality
 
 LABELS = ["no", "yes"]
@@ -39,32 +41,43 @@ def predictions(wrong: set[int], rows: int = 100) -> list[dict]:
 def select(tmp_path, run_script):
     """Run select_model on candidates: name to (numbers of wrong rows, size in MB, other facts about its speed).
 
-    A name is a variant of run `lora`, or RUN.VARIANT. runs: what the settings say of them.
+    A name is a variant of run `lora`, or RUN.VARIANT; every run has the same variants. runs: their groups and seeds.
     """
 
-    def run(candidates: dict, check: bool = True, runs: dict | None = None, unscored=(), **selection):
-        words = [word for one in unscored for word in ("--unscored", *one)]
-        for name, (wrong, size, speed) in candidates.items():
-            run_name, _, variant = name.rpartition(".")
-            files = {kind: tmp_path / f"{name}.{kind}" for kind in ("score", "predictions", "speed", "manifest")}
-            rows = predictions(wrong)
-            measured = quality("classification", rows, LABELS, seed=0, samples=50)
-            write_json(files["manifest"], {"name": name})
-            write_json(files["score"], {**measured, "inputs": {"model": sha256_file(files["manifest"])}})
-            write_jsonl(files["predictions"], rows[::-1])  # order must not matter
-            write_json(files["speed"], {**SPEED, "size_mb": size, **speed})
-            words += ["--candidate", run_name or "lora", variant, *files.values()]
+    def run(candidates: dict, check: bool = True, runs: dict | None = None, unscored: dict | None = None, **selection):
+        names = [(name.rpartition(".")[0] or "lora", name.rpartition(".")[2]) for name in candidates]
+        for (run_name, variant), (wrong, size, speed) in zip(names, candidates.values(), strict=True):
+            write_candidate(Layout(tmp_path), run_name, variant, predictions(wrong), {"size_mb": size, **speed})
         settings = {
             "task": "classification",
             "seed": 0,
             "evaluate": EVALUATE,
             "selection": SELECTION | selection,
-            "runs": runs or {},
+            "runs": [
+                {"name": name} | (runs or {}).get(name, {"group": name, "seed": None})
+                for name in dict.fromkeys(name for name, _ in names)
+            ],
+            "scored": list(dict.fromkeys(variant for _, variant in names)),
+            "unscored": unscored or {},
         }
-        done = run_script("select_model", "--settings", settings, *words, "--output", tmp_path / "out", check=check)
+        words = ("--settings", settings, "--results", tmp_path, "--output", tmp_path / "out")
+        done = run_script("select_model", *words, check=check)
         return json.loads((tmp_path / "out").read_text()) if check else done
 
     return run
+
+
+def write_candidate(layout: Layout, run_name: str, variant: str, rows: list[dict], speed: dict) -> None:
+    stage = f"onnx-{variant}"
+    manifest = manifest_path(layout.folder(run_name, stage))
+    files = [manifest, layout.score(run_name, stage), layout.speed(run_name, variant)]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(manifest, {"name": variant})
+    measured = quality("classification", rows, LABELS, seed=0, samples=50)
+    write_json(layout.score(run_name, stage), {**measured, "inputs": {"model": sha256_file(manifest)}})
+    write_jsonl(layout.predictions(run_name, stage), rows[::-1])  # order must not matter
+    write_json(layout.speed(run_name, variant), SPEED | speed)
 
 
 def reasons(selection: dict) -> dict[str, str]:
@@ -173,29 +186,29 @@ def test_every_variant_has_its_numbers_and_a_reason(select):
     found = select(
         {
             "a.int4": (set(range(10)), 100, {}),
-            "b.int4": (set(range(12)), 100, {"peak_rss_mb": 310.0}),
-            "b.fp32": (set(range(9)), 500, {}),
-            "b.big": (set(range(5)), 900, {}),
+            "a.rtn": (set(range(12)), 100, {"peak_rss_mb": 310.0}),
+            "a.fp32": (set(range(9)), 500, {}),
+            "a.big": (set(range(5)), 900, {}),
         },
-        unscored=[("a", "cuda", "its provider cuda is not run here")],
+        unscored={"onnx-cuda": "cuda"},
         max_size_mb=500,
     )
     table = {f"{one['run']}/{one['variant']}": one for one in found["candidates"]}
-    assert list(table) == ["a/int4", "b/int4", "b/fp32", "b/big", "a/cuda"]
+    assert list(table) == ["a/int4", "a/rtn", "a/fp32", "a/big", "a/onnx-cuda"]
     keys = "run variant value value_ci95 size_mb first_token_ms tokens_per_second peak_rss_mb feasible pareto dominated_by chosen reason"
     assert all(list(one) == keys.split() for one in table.values())
     assert table["a/int4"]["chosen"] is table["a/int4"]["pareto"] is table["a/int4"]["feasible"] is True
     assert table["a/int4"]["reason"] == found["reason"]
     assert table["a/int4"]["value_ci95"][0] < table["a/int4"]["value"] == 0.9 < table["a/int4"]["value_ci95"][1]
-    assert (table["b/int4"]["pareto"], table["b/int4"]["dominated_by"]) == (False, "a/int4")  # worse, not smaller
-    assert (table["b/fp32"]["pareto"], table["b/fp32"]["dominated_by"]) == (True, None)  # better, larger
+    assert (table["a/rtn"]["pareto"], table["a/rtn"]["dominated_by"]) == (False, "a/int4")  # worse, not smaller
+    assert (table["a/fp32"]["pareto"], table["a/fp32"]["dominated_by"]) == (True, None)  # better, larger
     # What breaks a constraint is on no front and puts nothing off it.
-    assert (table["b/big"]["feasible"], table["b/big"]["pareto"], table["b/big"]["dominated_by"]) == (
+    assert (table["a/big"]["feasible"], table["a/big"]["pareto"], table["a/big"]["dominated_by"]) == (
         False,
         False,
         None,
     )
-    cuda = table["a/cuda"]
+    cuda = table["a/onnx-cuda"]
     assert (cuda["value"], cuda["value_ci95"], cuda["size_mb"], cuda["feasible"]) == (None, None, None, False)
     assert cuda["reason"] == "its provider cuda is not run here"
     rejected = {f"{one['run']}/{one['variant']}": one["reason"] for one in found["rejected"]}
@@ -232,20 +245,17 @@ def test_without_seeds_each_run_is_a_group_of_its_own(select):
 
 def test_candidates_of_other_rows_are_refused(select, tmp_path, run_script):
     select({"one": ({1}, 100, {}), "two": ({1}, 100, {})})
-    lines = (tmp_path / "two.predictions").read_text().splitlines(keepends=True)
-    (tmp_path / "two.predictions").write_text("".join(lines[1:]))
-    words = []
-    for name in ("one", "two"):
-        words += [
-            "--candidate",
-            "lora",
-            name,
-            *(tmp_path / f"{name}.{kind}" for kind in ("score", "predictions", "speed", "manifest")),
-        ]
-    settings = {"task": "classification", "seed": 0, "evaluate": EVALUATE, "selection": SELECTION}
-    done = run_script("select_model", "--settings", settings, *words, "--output", tmp_path / "out2", check=False)
+    write_jsonl(Layout(tmp_path).predictions("lora", "onnx-two"), predictions({1})[1:])
+    done = run_script("select_model", *again(tmp_path, ["one", "two"]), check=False)
     assert done.returncode == 1
     assert "error: 1 rows are not in both sets of predictions compared with lora/two" in done.stderr
+
+
+def again(folder, variants: list[str]) -> list:
+    """The words of a selection among candidates that were written before."""
+    settings = {"task": "classification", "seed": 0, "evaluate": EVALUATE, "selection": SELECTION}
+    settings |= {"runs": [{"name": "lora", "group": "lora", "seed": 0}], "scored": variants, "unscored": {}}
+    return ["--settings", settings, "--results", folder, "--output", folder / "out2"]
 
 
 def test_a_value_at_its_limit_is_allowed_and_the_best_may_be_infeasible(select):
@@ -260,11 +270,8 @@ def test_the_default_metric_is_macro_f1(select):
 
 def test_a_score_of_other_bytes_or_without_the_metric_is_refused(select, tmp_path, run_script):
     select({"one": ({1}, 100, {})})
-    write_json(tmp_path / "one.manifest", {"name": "built anew"})
-    files = [tmp_path / f"one.{kind}" for kind in ("score", "predictions", "speed", "manifest")]
-    settings = {"task": "classification", "seed": 0, "evaluate": EVALUATE, "selection": SELECTION}
-    words = ["--settings", settings, "--candidate", "lora", "one", *files, "--output", tmp_path / "out2"]
-    done = run_script("select_model", *words, check=False)
+    write_json(manifest_path(Layout(tmp_path).folder("lora", "onnx-one")), {"name": "built anew"})
+    done = run_script("select_model", *again(tmp_path, ["one"]), check=False)
     assert done.returncode == 1
     assert "scored was another model" in done.stderr
     assert not (tmp_path / "out2").exists()

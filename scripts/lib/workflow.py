@@ -11,6 +11,8 @@ from typing import Any
 
 from lib.cli import fail
 
+_LONGEST_ARGUMENT = 125_000  # bytes; the kernel's limit is 131,072, and quotes are added
+
 
 def use_own_interpreter() -> None:
     """Put the folder of this interpreter first on PATH, so that `.venv/bin/snakemake` needs no activation."""
@@ -73,6 +75,13 @@ def _alternatives(words: Set[tuple[str, ...]]) -> str:
 
 def _either(choices: Sequence[str]) -> str:
     return choices[0] if len(choices) == 1 else f"(?:{'|'.join(choices)})"
+
+
+def fitting(settings: str) -> str:
+    """The settings, one argument of a command. Raises `UserError` when they are longer than what Linux takes."""
+    if len(settings.encode()) >= _LONGEST_ARGUMENT:
+        fail("sweep: has more runs than the command that compares them can name", "make several configurations of it")
+    return settings
 
 
 def repeated(flag: str, rows: list[tuple[str, ...]]) -> str:

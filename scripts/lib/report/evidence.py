@@ -1,6 +1,7 @@
 """All that the report reads."""
 
 import argparse
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from lib.cli import fail
 from lib.files import read_json, read_jsonl
 from lib.inputs import input_text
+from lib.layout import Layout
+from lib.manifests import manifest_path
 from lib.metrics import MAIN_METRIC
 from lib.report import words
 from lib.report.minutes import Job, read_jobs
@@ -106,21 +109,34 @@ def read_evidence(args: argparse.Namespace) -> Evidence:
     rows = list(read_jsonl(args.rows))
     if {row["id"] for row in rows} != predictions.keys():
         fail(f"these are not the rows of {args.model_predictions}", "make the scores again", at=args.rows)
+    summary = read_json(args.summary)
+    trained = [name for name, run in summary["runs"].items() if run["training"]]
+    manifests = list(_manifests(args.results, summary["runs"], args.calibrated))
     return Evidence(
         settings=args.settings,
-        summary=read_json(args.summary),
+        summary=summary,
         metric=read_json(args.selection)["metric"],
         audit=read_json(args.audit),
         split=read_json(args.split),
         leakage=read_json(args.leakage),
         baselines=read_json(args.baselines),
-        training={name: read_json(Path(path)) for name, path in args.training},
+        training={name: read_json(args.results.training(name)) for name in trained},
         score=read_json(args.model_score),
         examples=[(row, input_text(template, row["prompt"]), predictions[row["id"]]) for row in rows],
         jobs=read_jobs(args.timings, args.logs),
-        manifests=args.manifests,
-        card=run_card({}, {path.as_posix(): path for path in args.manifests}, {}),
+        manifests=manifests,
+        card=run_card({}, {path.as_posix(): path for path in manifests}, {}),
     )
+
+
+def _manifests(layout: Layout, runs: dict[str, dict[str, Any]], calibrated: Sequence[str]) -> Iterator[Path]:
+    """In the order of the table: as the data goes, the packaged model last."""
+    stages = [(name, stage) for name, run in runs.items() for stage in run["stages"]]
+    yield manifest_path(layout.base)
+    yield from (manifest_path(layout.folder(*one)) for one in stages if not one[1].startswith("onnx-"))
+    yield from (manifest_path(layout.calibrated(name, variant)) for name in runs for variant in calibrated)
+    yield from (manifest_path(layout.folder(*one)) for one in stages if one[1].startswith("onnx-"))
+    yield manifest_path(layout.model)
 
 
 def measured(name: str, quality: dict[str, Any]) -> dict[str, str]:

@@ -1,0 +1,61 @@
+"""Where the artefacts of a results folder lie, above all those of which it has one for each run, stage or variant.
+
+The rules say themselves where they write. Who reads what a whole sweep has written, rule or script, finds it by this:
+named one by one, the files of 200 runs would not fit into a command. A rule that wrote elsewhere would be found when
+Snakemake plans, since the rules' inputs come from here.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths in a results folder. A stage is a PyTorch stage of a run or `onnx-<variant>`."""
+
+    results: Path
+
+    @property
+    def base(self) -> Path:
+        return self.results / "base"
+
+    @property
+    def model(self) -> Path:
+        return self.results / "model"
+
+    def folder(self, run: str, stage: str) -> Path:
+        """Weights of a stage; their manifest stands beside them."""
+        return self.results / "runs" / run / stage.replace("onnx-", "onnx/", 1)
+
+    def calibrated(self, run: str, variant: str) -> Path:
+        return self.results / "runs" / run / "calibrated" / variant
+
+    def training(self, run: str) -> Path:
+        return self.results / "runs" / run / "training.json"
+
+    def merge(self, run: str) -> Path:
+        """Which of two merges was better."""
+        return self.results / "runs" / run / "merge.json"
+
+    def score(self, run: str, stage: str) -> Path:
+        """Score on validation rows."""
+        return self.results / "scores" / run / f"{stage}.validation.json"
+
+    def predictions(self, run: str, stage: str) -> Path:
+        """Of the same rows."""
+        return self.results / "scores" / run / f"{stage}.validation.predictions.jsonl"
+
+    def speed(self, run: str, variant: str) -> Path:
+        return self.results / "speed" / run / f"{variant}.json"
+
+
+def results_argument(arguments: argparse.ArgumentParser) -> None:
+    """`--results FOLDER`, the layout of what a script reads."""
+    arguments.add_argument(
+        "--results",
+        type=lambda folder: Layout(Path(folder)),
+        required=True,
+        metavar="FOLDER",
+        help="results folder, with runs/, scores/ and speed/",
+    )
