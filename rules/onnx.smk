@@ -29,6 +29,7 @@ rule calibrate_weights:
         f"{R}/timings/calibrate_weights/{{run}}.{{variant}}.tsv"
     wildcard_constraints:
         variant=one_of(CALIBRATED),
+    priority: 3
     conda:
         environment("onnx", "calibrate_weights")
     threads: needs.HEAVY_THREADS
@@ -63,6 +64,7 @@ rule build_onnx:
         f"{R}/logs/build_onnx/{{run}}.{{variant}}.txt",
     benchmark:
         f"{R}/timings/build_onnx/{{run}}.{{variant}}.tsv"
+    priority: 4
     conda:
         environment("onnx", "build_onnx")
     threads: needs.HEAVY_THREADS
@@ -104,6 +106,7 @@ rule score_onnx:
         stage=one_of(
             ["model", *(f"{run}/onnx-{name}" for run in RUNS for name in VARIANTS)]
         ),
+    priority: 5
     conda:
         environment("onnx", "score_onnx")
     threads: needs.HEAVY_THREADS
@@ -139,6 +142,7 @@ rule benchmark_onnx:
         f"{R}/logs/benchmark_onnx/{{run}}.{{variant}}.txt",
     benchmark:
         f"{R}/timings/benchmark_onnx/{{run}}.{{variant}}.tsv"
+    priority: 5
     conda:
         environment("onnx", "benchmark_onnx")
     threads: needs.HEAVY_THREADS

@@ -1,4 +1,8 @@
-"""From base model and corpus to a merged model: trained here, or brought along; and what PyTorch stages score."""
+"""From base model and corpus to a merged model: trained here, or brought along; and what PyTorch stages score.
+
+The later a step, the higher its priority, here and in onnx.smk: a run of a sweep is finished before the next one is
+trained, so that its weights are dropped early (`keep: selected`) and a mistake shows after one training.
+"""
 
 TRAINED = [name for name, run in RUNS.items() if run.trained]
 MERGES = [f"{name}/{merge}" for name, run in RUNS.items() for merge in run.merges]
@@ -121,6 +125,7 @@ rule merge_adapter:
         f"{R}/timings/merge_adapter/{{merge}}.tsv"
     wildcard_constraints:
         merge=one_of(MERGES),
+    priority: 1
     conda:
         environment("train", "merge_adapter")
     threads: needs.HEAVY_THREADS
@@ -171,6 +176,7 @@ rule choose_merge:
         f"{R}/timings/choose_merge/{{run}}.tsv"
     wildcard_constraints:
         run=one_of(TWO_MERGES),
+    priority: 2
     conda:
         "../envs/report.yaml"
     params:
@@ -232,6 +238,7 @@ rule score_checkpoint:
         f"{R}/timings/score_checkpoint/{{stage}}.{{split}}.tsv"
     wildcard_constraints:
         stage=one_of(["base", *STAGES]),
+    priority: 5
     conda:
         environment("train", "score_checkpoint")
     threads: needs.HEAVY_THREADS

@@ -5,6 +5,7 @@ only; what starts from an adapter or a merged model takes those of the first.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -71,6 +72,22 @@ def test_a_sweep_makes_common_steps_once_and_every_run_once(workspace):
     summary = read_json(workspace.results / "summary.json")
     assert sorted(summary["runs"]) == RUNS
     assert "Nothing to be done" in workspace.run().stderr
+
+
+def test_a_run_is_finished_before_the_next_one_is_trained(workspace):
+    """So weights are dropped early, and a mistake in a late step shows after one training."""
+    logs = workspace.results / "logs"
+    trained = {name: started(logs / f"train_adapter/{name}.txt") for name in RUNS}
+    first, *later = sorted(RUNS, key=trained.__getitem__)
+    for name, following in zip([first, *later], later, strict=False):
+        steps = [*logs.glob(f"*/{name}.*.txt"), *logs.glob(f"*/{name}/*.txt"), *logs.glob(f"choose_merge/{name}.txt")]
+        assert len(steps) >= 10
+        assert max(map(started, steps)) < trained[following]
+
+
+def started(log: Path) -> float:
+    """When the job of a log began, in Unix time."""
+    return float(re.findall(r"^time: started (\S+)", log.read_text(), re.MULTILINE)[-1])
 
 
 def test_seeds_train_other_adapters_on_the_same_rows(workspace):
