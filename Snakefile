@@ -67,8 +67,8 @@ GIVEN = {
     if path
 }
 
-R = CONFIG.results
-LAYOUT = Layout(Path(R))
+LAYOUT = Layout(Path(CONFIG.results))
+R = str(LAYOUT.results)  # without what may be written otherwise: ./results, results/
 RUNS = CONFIG.runs
 VARIANTS = {
     name: variant.model_dump(mode="json")

@@ -124,3 +124,12 @@ def test_the_selection_among_1600_candidates_starts_and_ends(big):
     selection = read_json(big.results / "selection.json")
     assert len(selection["candidates"]) == 1600
     assert (selection["run"], selection["variant"]) == SMALLEST
+
+
+def test_a_results_folder_may_be_written_otherwise(tmp_path):
+    workspace = Workspace(tmp_path)
+    copy_project(workspace.root)
+    (tmp_path / "base").mkdir()
+    write_rows(tmp_path / "rows.json", [{"phrase": "a", "tone": "b"}])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tiny_config(Path("base")) | {"results": "./mine/"}))
+    assert {"select_model", "write_report"} <= workspace.planned()

@@ -190,11 +190,11 @@ def test_every_variant_has_its_numbers_and_a_reason(select):
             "a.fp32": (set(range(9)), 500, {}),
             "a.big": (set(range(5)), 900, {}),
         },
-        unscored={"onnx-cuda": "cuda"},
+        unscored={"cuda": "cuda"},
         max_size_mb=500,
     )
     table = {f"{one['run']}/{one['variant']}": one for one in found["candidates"]}
-    assert list(table) == ["a/int4", "a/rtn", "a/fp32", "a/big", "a/onnx-cuda"]
+    assert list(table) == ["a/int4", "a/rtn", "a/fp32", "a/big", "a/cuda"]
     keys = "run variant value value_ci95 size_mb first_token_ms tokens_per_second peak_rss_mb feasible pareto dominated_by chosen reason"
     assert all(list(one) == keys.split() for one in table.values())
     assert table["a/int4"]["chosen"] is table["a/int4"]["pareto"] is table["a/int4"]["feasible"] is True
@@ -208,7 +208,7 @@ def test_every_variant_has_its_numbers_and_a_reason(select):
         False,
         None,
     )
-    cuda = table["a/onnx-cuda"]
+    cuda = table["a/cuda"]
     assert (cuda["value"], cuda["value_ci95"], cuda["size_mb"], cuda["feasible"]) == (None, None, None, False)
     assert cuda["reason"] == "its provider cuda is not run here"
     rejected = {f"{one['run']}/{one['variant']}": one["reason"] for one in found["rejected"]}
