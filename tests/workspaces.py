@@ -90,15 +90,20 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
-def finished_workspace(root: Path, base: Path) -> Path:
-    """A tiny workspace, run from raw rows to the report."""
+def tiny_workspace(root: Path, base: Path) -> Workspace:
+    """Raw rows and a configuration; nothing has run yet."""
     copy_project(root)
     rows = json.loads((ROOT / "data" / "tones.json").read_text())[:120]
     write_rows(root / "rows.json", rows)
     config = tiny_config(base)
     config["base_model"]["parameters"] = parameters_of(base)
     (root / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    Workspace(root).run()
+    return Workspace(root)
+
+
+def finished_workspace(root: Path, base: Path) -> Path:
+    """A tiny workspace, run from raw rows to the report."""
+    tiny_workspace(root, base).run()
     return root
 
 

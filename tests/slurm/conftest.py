@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from workspaces import Workspace
+from workspaces import Workspace, tiny_workspace
 
 from lib.files import sha256_file
 
@@ -111,12 +111,11 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def to_train(finished, tmp_path_factory) -> Path:
-    """A finished workspace whose adapter must be trained anew, in 216 steps."""
-    workspace = Workspace(tmp_path_factory.mktemp("to_train") / "copy")
-    shutil.copytree(finished, workspace.root, symlinks=True)
-    shutil.rmtree(workspace.root / "work")
+def to_train(tiny_llama, tmp_path_factory) -> Path:
+    """A workspace with all that the training needs, which takes 216 steps."""
+    workspace = tiny_workspace(tmp_path_factory.mktemp("to_train"), tiny_llama)
     workspace.configure(lambda config: config["finetune"].update(epochs=12))
+    workspace.run("results/corpus/leakage.json")
     return workspace.root
 
 

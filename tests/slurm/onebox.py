@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NODES = ("n1", "n2")
-PATIENCE = 600  # seconds for what takes seconds on a quiet machine
+PATIENCE = 900  # seconds for what takes seconds on a quiet machine
 _CONF = """\
 ClusterName=onebox
 SlurmctldHost=localhost(127.0.0.1)
