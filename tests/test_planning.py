@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import yaml
 from test_selection import predictions, write_candidate
 from workspaces import Workspace, copy_project, tiny_config, write_rows
 
+from lib.cli import UserError
 from lib.config_file import load_config
 from lib.files import read_json
 from lib.layout import Layout
 from lib.manifests import manifest_path
-from lib.workflow import one_of
+from lib.workflow import fitting, one_of
 
 WHOLE_SWEEP = ["select_model", "keep_selected", "package_model", "summarise", "write_plots", "write_report"]
 TARGETS = ["selected.manifest.json", "metrics.json", "report.html"]
@@ -49,6 +51,13 @@ def test_a_constraint_matches_exactly_the_names(names):
 def test_a_constraint_of_many_names_is_short():
     assert len(GRID) == 540
     assert len(one_of(GRID)) < 500
+
+
+def test_settings_that_no_command_can_hold_are_told_and_all_others_start():
+    """Linux takes 128 KB in one argument."""
+    subprocess.run(["true", fitting("x" * 124_999)], check=True)
+    with pytest.raises(UserError, match="sweep: has more runs than the command that compares them can name"):
+        fitting("é" * 65_000)
 
 
 def test_without_a_name_nothing_matches():
@@ -109,7 +118,7 @@ def candidate(layout: Layout, run: str, variant: str) -> list[Path]:
 
 
 def test_every_command_about_a_whole_sweep_fits(big):
-    """Linux takes 128 KB in one argument, and Snakemake gives bash a command as one."""
+    """Linux takes 128 KB in one argument, such as the settings; a command under that fits whoever starts it."""
     done = big.snakemake("-n", "-p", "--allowed-rules", *WHOLE_SWEEP, "--", *(f"results/{name}" for name in TARGETS))
     assert done.returncode == 0, done.stderr[-3000:]
     commands = re.findall(r"exec python .*", done.stdout + done.stderr)
