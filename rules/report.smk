@@ -49,6 +49,7 @@ rule select_model:
         "../envs/report.yaml"
     params:
         settings=settings(
+            "numpy scipy sacrebleu",
             task=CONFIG.task,
             seed=CONFIG.seed,
             selection=CONFIGURATION["selection"],
@@ -150,7 +151,9 @@ rule check_gate:
     conda:
         "../envs/report.yaml"
     params:
-        settings=settings(task=CONFIG.task, gate=CONFIGURATION["gate"]),
+        settings=settings(
+            "numpy scipy sacrebleu", task=CONFIG.task, gate=CONFIGURATION["gate"]
+        ),
     shell:
         "exec python {input.script} --settings {params.settings:q} --score {input.score}"
         " --predictions {input.predictions} --baselines {input.baselines}"
@@ -192,6 +195,7 @@ rule summarise:
         "../envs/report.yaml"
     params:
         settings=settings(
+            "numpy scipy sacrebleu",
             task=CONFIG.task,
             seed=CONFIG.seed,
             evaluate=CONFIGURATION["evaluate"],
@@ -275,6 +279,7 @@ rule write_report:
         "../envs/report.yaml"
     params:
         settings=lambda wildcards: canonical_json(CONFIGURATION),
+        versions=settings("jinja2"),
         results=lambda wildcards: R,
         calibrated=" ".join(ROUNDED),
         timings=f"{R}/timings",

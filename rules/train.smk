@@ -181,6 +181,7 @@ rule choose_merge:
         "../envs/report.yaml"
     params:
         settings=settings(
+            "numpy sacrebleu",
             task=CONFIG.task,
             seed=CONFIG.seed,
             metric=CONFIG.selection.metric,

@@ -63,18 +63,23 @@ def load_onnx(folder: Path, threads: int) -> OnnxModel:
 
 def open_onnx(folder: Path, threads: int) -> OnnxModel:
     """As `load_onnx`, but raises ONNX Runtime's own `RuntimeError`."""
+    made = read_json(folder / "genai_config.json")
+    on_cpu = not made["model"]["decoder"]["session_options"].get("provider_options")
+    if not on_cpu:
+        import onnxruntime
+
+        onnxruntime.preload_dlls()  # CUDA's libraries lie in packages of their own, where the loader does not look
     config = og.Config(str(folder))
     options = {"intra_op_num_threads": threads}
     config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
     model = og.Model(config)
-    made = read_json(folder / "genai_config.json")
     return OnnxModel(
         model,
         og.Tokenizer(model),
         context_length(made),
         folder,
         threads,
-        on_cpu=not made["model"]["decoder"]["session_options"].get("provider_options"),
+        on_cpu=on_cpu,
     )
 
 
