@@ -33,10 +33,10 @@ def main(arguments: list[str]) -> int:
         except BlockingIOError:
             print("error: another run is going on in this folder; wait for it to end", file=sys.stderr)
             return 1
-        command = [*SNAKEMAKE, *_cores(arguments), *arguments]
-        if any(Path(".snakemake/locks").glob("*")):
-            subprocess.run([*command, "--unlock"], stderr=subprocess.DEVNULL)
-        code, lines = follow(command)
+        options = [*_cores(arguments), *arguments]
+        if any(Path(".snakemake/locks").glob("*")):  # first: behind `--` it would be a target
+            subprocess.run([*SNAKEMAKE, "--unlock", *options], stderr=subprocess.DEVNULL)
+        code, lines = follow([*SNAKEMAKE, *options])
     if code not in (0, 130):  # 130: Ctrl-C
         errors = [line for line in lines if line.startswith("error: ")] or [_reason(lines)]
         print("", *dict.fromkeys(errors), sep="\n", file=sys.stderr)

@@ -288,8 +288,8 @@ def test_another_run_of_the_same_has_the_same_bytes(workspace, finished):
     assert "all 5 models have the same bytes" in done.stdout
 
 
-def other_scores(workspace: Workspace, shift: float) -> Path:
-    """A copy with another adapter and an accuracy that lies `shift` higher everywhere."""
+def other_scores(workspace: Workspace, changed: int, shift: float) -> Path:
+    """A copy with another adapter, another answer to `changed` rows, and an accuracy that lies `shift` higher."""
     other = workspace.root / "theirs/results"
     shutil.copytree(workspace.results, other)
     lineage = json.loads((other / "lineage.json").read_text())
@@ -302,18 +302,24 @@ def other_scores(workspace: Workspace, shift: float) -> Path:
         if "quality" in score:
             score["quality"]["accuracy"] += shift
             path.write_text(json.dumps(score))
+            rows = path.with_suffix(".predictions.jsonl")
+            lines = [json.loads(line) for line in rows.read_text().splitlines()]
+            lines = [{**line, "predicted": "?"} if place < changed else line for place, line in enumerate(lines)]
+            rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return other
 
 
 def test_scores_are_compared_where_bytes_differ(workspace):
-    done = compare(workspace, other_scores(workspace, 0.02))
-    assert done.returncode == 0, done.stderr
+    done = compare(workspace, other_scores(workspace, 4, 0.05))
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "1 of 5 models differ, the first of them runs/lora/adapter.manifest.json" in done.stdout
-    assert "(+0.020), 0 of " in done.stdout
+    assert "(+0.050), 4 of " in done.stdout
 
 
-def test_scores_that_lie_apart_are_told(workspace):
-    done = compare(workspace, other_scores(workspace, 0.2))
+@pytest.mark.parametrize(("changed", "shift"), [(1, 0.2), (20, 0.0)])
+def test_scores_that_luck_does_not_explain_are_told(workspace, changed, shift):
+    """Further apart than so few answers account for; or more answers than another rounding changes."""
+    done = compare(workspace, other_scores(workspace, changed, shift))
     assert done.returncode == 1
     assert "OUTSIDE" in done.stdout
     assert "scores are further apart than rounding explains" in done.stderr
