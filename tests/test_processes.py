@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from test_training import adapter_hash, make_corpus, train, train_command
+from test_training import adapter_hash, make_corpus, train_command
 
 from lib.batches import EpochOrder, Shares, divided
 from lib.cli import Stopped, UserError
@@ -62,14 +62,14 @@ def test_every_row_of_an_epoch_falls_to_one_process_and_all_take_as_many_batches
 
 
 @pytest.fixture(scope="module")
-def both(tiny_model, tmp_path_factory) -> tuple[Path, Path, subprocess.CompletedProcess]:
+def both(tiny_llama, tmp_path_factory) -> tuple[Path, Path, subprocess.CompletedProcess]:
     """Trained by one process, and by two; 41 rows leave one process without a row at the end of an epoch."""
-    corpus = make_corpus(tiny_model, tmp_path_factory.mktemp("corpus"), rows=41)
+    corpus = make_corpus(tiny_llama, tmp_path_factory.mktemp("corpus"), rows=41)
     places = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     changes = {"dropout": 0.0, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     done = [
         run(
-            train_command(tiny_model, corpus, place, place / "work", **changes),
+            train_command(tiny_llama, corpus, place, place / "work", **changes),
             *("--processes", number, "--log", str(place / "log.txt")),
         )
         for number, place in zip("12", places, strict=True)
@@ -105,18 +105,18 @@ def test_one_of_them_speaks(both):
     assert log.count("\ntime: started") == 1
 
 
-def test_their_key_is_that_of_one_process(both, tiny_model):
+def test_their_key_is_that_of_one_process(both):
     one, two = ([path.name for path in (place / "work").iterdir()] for place in both[:2])
     assert one == two
 
 
-@pytest.mark.parametrize("changes", [{"class_balance": "weight"}, {"gradient_checkpointing": True}])
-def test_weights_and_checkpointing_with_two_processes(tiny_llama, tmp_path, changes):
+def test_weights_and_checkpointing_with_two_processes(tiny_llama, tmp_path):
     corpus = make_corpus(tiny_llama, tmp_path / "corpus", rows=21)
     losses = []
     for number in "12":
         out = tmp_path / number
-        more = {"dropout": 0.0, "metric_for_best_model": "loss", "epochs": 1, **changes}
+        more = {"dropout": 0.0, "metric_for_best_model": "loss", "epochs": 1}
+        more |= {"class_balance": "weight", "gradient_checkpointing": True}
         done = run(train_command(tiny_llama, corpus, out, out / "work", **more), "--processes", number)
         assert done.returncode == 0, done.stderr
         curve = read_json(out / "training.json")["curve"]
@@ -165,13 +165,13 @@ def test_several_processes_die_with_their_parent(tiny_llama, tmp_path):
 # Time limits
 
 
-@pytest.mark.parametrize("number", ["1", "2"])
-def test_a_training_stops_before_its_limit_and_goes_on_to_the_same_bytes(tiny_llama, tmp_path, number):
+@pytest.mark.parametrize(("number", "starts"), [("1", 2), ("2", 1)])
+def test_a_training_stops_before_its_limit_and_goes_on_to_the_same_bytes(tiny_llama, tmp_path, number, starts):
     corpus = make_corpus(tiny_llama, tmp_path / "corpus")
     calm, limited = tmp_path / "calm", tmp_path / "limited"
     assert run(train_command(tiny_llama, corpus, calm, calm / "work"), "--processes", number).returncode == 0
     command = train_command(tiny_llama, corpus, limited, limited / "work")
-    for step in (1, 2, 3):  # a limit too short for anything: a step each time
+    for step in range(1, starts + 1):  # a limit too short for anything: a step each time
         done = run(command, "--limit", "0.01", "--processes", number)
         assert done.returncode == 75, done.stderr
         assert f"the time is up at step {step} of 20, and saved; start again to go on" in done.stderr
@@ -179,7 +179,7 @@ def test_a_training_stops_before_its_limit_and_goes_on_to_the_same_bytes(tiny_ll
         assert not (limited / "adapter").exists()
     done = run(command, "--limit", "60", "--processes", number)
     assert done.returncode == 0, done.stderr
-    assert "resumed at step 3 of 20" in done.stderr
+    assert f"resumed at step {starts} of 20" in done.stderr
     assert adapter_hash(limited) == adapter_hash(calm)
     facts = [read_json(place / "training.json") for place in (calm, limited)]
     for name in ("steps", "best_step", "best_value", "real_tokens", "computed_tokens", "supervised_tokens"):
@@ -241,13 +241,24 @@ def test_a_holder_gives_signs_of_life(tmp_path, monkeypatch):
 
 
 def test_a_second_training_waits_and_trains_nothing_twice(tiny_llama, tmp_path):
-    corpus = make_corpus(tiny_llama, tmp_path / "corpus", rows=100)
+    corpus = make_corpus(tiny_llama, tmp_path / "corpus")
     work = tmp_path / "work"
     first = subprocess.Popen(train_command(tiny_llama, corpus, tmp_path / "a", work), stderr=subprocess.DEVNULL)
     while not list(work.glob("*/holder.json")):
         assert first.poll() is None
         time.sleep(0.02)
-    second = train(tiny_llama, corpus, tmp_path / "b", work)
+    first.send_signal(signal.SIGSTOP)
+    waiting = subprocess.Popen(
+        train_command(tiny_llama, corpus, tmp_path / "b", work), stderr=subprocess.PIPE, text=True
+    )
+    assert waiting.stderr is not None
+    said = []
+    while "waiting for it" not in "".join(said):  # ends with an empty line if it did not wait
+        said.append(waiting.stderr.readline())
+        assert said[-1], said
+    first.send_signal(signal.SIGCONT)
+    rest = waiting.communicate()[1]
+    second = subprocess.CompletedProcess([], waiting.returncode, "", "".join(said) + rest)
     assert first.wait() == 0
     assert second.returncode == 0, second.stderr
     assert "another process holds this adapter's progress; waiting for it: {'host':" in second.stderr

@@ -48,6 +48,7 @@ NEEDED = {
     "summarise": "numpy",
     "trace": "",
     "train_adapter": "datasets numpy pandas peft pyarrow scipy tokenizers torch transformers",
+    "with_gpus": "",
     "write_plots": "",
     "write_report": "numpy",
 }

@@ -84,6 +84,7 @@ def train(base: Path, corpus: Path, out: Path, **changes: object) -> dict[str, A
             adapter=out / "adapter",
             training=out / "training.json",
             threads=1,
+            limit=None,
         )
     )
     return read_json(out / "training.json")
