@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -129,7 +130,8 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace],
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             _crashed(name, error, args.log)
         traceback.print_exc()
-        place = error.filename or name
+        # Where it was written first is of no use to a person, and another one at each retry.
+        place = re.sub(r"\.partial\.\d+", "", str(error.filename or name))
         _say(f"error: {place}: {error.strerror}; free some space or mend the permissions, then start again")
         _exit(1)
     except MemoryError as error:

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -207,6 +208,21 @@ def table(outcomes: list[tuple[Case, Outcome]], total: int, seconds: float) -> s
     return "\n".join([*lines, ""])
 
 
+def kept_rows(path: Path, every: list[Case]) -> tuple[list[tuple[Case, Outcome]], float]:
+    """Of a table that was written: the cases that ended as promised, and the seconds that it took."""
+    text = path.read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.endswith("| yes |")]
+    known = {tuple(row[:3]): Outcome(row[3], row[4], True) for row in rows}
+    kept = {case: known.get((case.rule, case.fault, f"{case.moment:.2f}")) for case in every}
+    return [(case, outcome) for case, outcome in kept.items() if outcome], 60 * float(
+        re.findall(r" in (\d+) minutes", text)[0]
+    )
+
+
+def in_order(outcomes: list[tuple[Case, Outcome]], every: list[Case]) -> list[tuple[Case, Outcome]]:
+    return sorted(outcomes, key=lambda found: every.index(found[0]))
+
+
 def main(args: argparse.Namespace) -> int:
     began, outcomes = time.time(), []
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
@@ -216,6 +232,10 @@ def main(args: argparse.Namespace) -> int:
         chosen = [case for case in every if args.only in f"{case.rule} {case.fault}"]
         if args.sample:
             chosen = sorted(random.Random(args.seed).sample(chosen, min(args.sample, len(chosen))))
+        if args.go_on:
+            outcomes, before = kept_rows(args.output, every)
+            began -= before
+            chosen = [case for case in chosen if case not in dict(outcomes)]
         for number, case in enumerate(chosen, start=1):
             outcome = run_case(case, workspaces, root / "case")
             shutil.rmtree(root / "case")
@@ -223,7 +243,9 @@ def main(args: argparse.Namespace) -> int:
             told = f"{case.rule}, {case.fault}, {case.moment}: {outcome.during}; {outcome.after}"
             print(f"{number}/{len(chosen)} {told}: {'ok' if outcome.well else 'NOT AS PROMISED'}", flush=True)
             if args.output:  # after each, so that a campaign that is stopped leaves what it found
-                args.output.write_text(table(outcomes, len(every), time.time() - began), encoding="utf-8")
+                args.output.write_text(
+                    table(in_order(outcomes, every), len(every), time.time() - began), encoding="utf-8"
+                )
     return 0 if all(outcome.well for _, outcome in outcomes) else 1
 
 
@@ -233,4 +255,7 @@ if __name__ == "__main__":
     arguments.add_argument("--seed", type=int, default=SEED)
     arguments.add_argument("--only", default="", help="only cases whose rule and fault have this text")
     arguments.add_argument("--output", type=Path, help="table to write")
+    arguments.add_argument(
+        "--go-on", action="store_true", help="keep what ended as promised in the table of a campaign that was stopped"
+    )
     sys.exit(main(arguments.parse_args()))

@@ -239,9 +239,13 @@ def small_disk(root: Path, room: int, filler: Path) -> Iterator[None]:
 
 def _descendants(pid: int) -> Iterator[int]:
     """Processes that any thread of `pid` started, and theirs."""
-    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:  # it has ended
+        return
+    for thread in threads:
         try:
-            children = [int(child) for child in listed.read_text().split()]
+            children = [int(child) for child in (thread / "children").read_text().split()]
         except OSError:
             continue
         for child in children:
