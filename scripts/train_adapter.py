@@ -20,6 +20,7 @@ import torch
 
 from lib import batches, processes
 from lib.adapters import write_adapter_config
+from lib.callbacks import TimeLimit, last_checkpoint, stopped_early, validations
 from lib.checkpoints import Quantization, load_model
 from lib.cli import Stopped, fail, loaded, parser, progress, run, settings_argument
 from lib.closure import code_closure
@@ -32,7 +33,7 @@ from lib.memory import peak_rss_mb
 from lib.metrics import SELECTED_BY
 from lib.tokens import load_tokenizer
 from lib.torch_scorer import task_quality
-from lib.training import AdapterTrainer, TimeLimit, adapter_trainer, last_checkpoint, stopped_early, validations
+from lib.training import AdapterTrainer, adapter_trainer
 
 
 def main(args: argparse.Namespace) -> None:

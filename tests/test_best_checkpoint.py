@@ -16,12 +16,13 @@ from train_adapter import lora_model, save_adapter
 from transformers import TrainerCallback, TrainerState, set_seed
 
 from lib import batches, packing, torch_scorer
+from lib.callbacks import last_checkpoint, stopped_early, validations
 from lib.checkpoints import load_adapter, load_model
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.metrics import SELECTED_BY, quality
 from lib.templates import compile_template, render_completion
 from lib.tokens import load_tokenizer
-from lib.training import AdapterTrainer, adapter_trainer, last_checkpoint, stopped_early, validations
+from lib.training import AdapterTrainer, adapter_trainer
 
 
 class Taught:

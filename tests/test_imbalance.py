@@ -14,9 +14,9 @@ from test_training import LABELS, adapter_hash, make_corpus, train
 from transformers import TrainerCallback
 
 from lib import batches, packing
+from lib.callbacks import last_checkpoint
 from lib.checkpoints import load_model
 from lib.files import read_json, read_jsonl, write_jsonl
-from lib.training import last_checkpoint
 
 ROWS = {"joy": 20, "joyful": 12, "sadness": 5}
 

@@ -279,7 +279,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(tiny_llama, tmp_path):
 
 def test_a_checkpoint_cut_short_is_not_believed(tmp_path):
     sys.path.insert(0, str(SCRIPTS))
-    from lib.training import last_checkpoint
+    from lib.callbacks import last_checkpoint
 
     for step in (4, 8):
         (tmp_path / f"checkpoint-{step}").mkdir()

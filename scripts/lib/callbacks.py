@@ -1,0 +1,145 @@
+"""What happens around the training steps: time and tokens, lines for a person, when to stop, whole checkpoints."""
+
+import shutil
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from lib import processes
+from lib.cli import progress
+from lib.files import read_json, write_json
+
+_RESERVE = 60.0  # seconds for what comes around the steps: start-up of the job, last checkpoint
+_COMPLETE = "complete.json"  # written last into a checkpoint: one without it was cut short
+
+
+def validations(state: Any) -> list[dict[str, Any]]:
+    """What the log says about each validation: step, eval_loss and maybe a metric, in order."""
+    return [entry for entry in state.log_history if "eval_loss" in entry]
+
+
+def stopped_early(state: Any, patience: int | None) -> bool:
+    """Whether as many validations as `patience` brought nothing better, before the last step."""
+    since_best = sum(entry["step"] > (state.best_global_step or 0) for entry in validations(state))
+    return patience is not None and since_best >= patience and state.global_step < state.max_steps
+
+
+@dataclass
+class Spent:
+    """What the training steps took, in this process; kept over a resume.
+
+    real_tokens: of all rows; computed_tokens: that went through the linear layers (padding counts, what
+    rows share does not); targets: supervised.
+    """
+
+    seconds: float = 0.0
+    real_tokens: int = 0
+    computed_tokens: int = 0
+    targets: int = 0
+
+    def in_all(self) -> "Spent":
+        """The tokens of all processes; the time is theirs together."""
+        return Spent(self.seconds, *map(int, processes.total([self.real_tokens, self.computed_tokens, self.targets])))
+
+
+_SPOKEN = {
+    "loss": "training loss",
+    "eval_loss": "validation loss",
+    "eval_macro_f1": "macro-F1",
+    "eval_chrf": "chrF",
+}
+
+
+class Progress(TrainerCallback):
+    """Time spent in training steps, lines for the person who waits, whole checkpoints."""
+
+    def __init__(self, work: Path, spent: Spent) -> None:
+        self.work, self.spent, self.started = work, spent, 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        checkpoint = self.work / f"checkpoint-{state.global_step}" / _COMPLETE
+        if checkpoint.is_file():
+            saved = read_json(checkpoint)
+            vars(self.spent).update(saved if processes.rank() == 0 else {"seconds": saved["seconds"]})
+            progress(f"train_adapter: resumed at step {state.global_step} of {state.max_steps}")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.spent.seconds += time.perf_counter() - self.started
+
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        said = [f"{_SPOKEN[name]} {value:.4f}" for name, value in given["logs"].items() if name in _SPOKEN]
+        if said:
+            left = self.spent.seconds / max(state.global_step, 1) * (state.max_steps - state.global_step)
+            progress(
+                f"train_adapter: step {state.global_step} of {state.max_steps}, {', '.join(said)},"
+                f" about {left / 60:.0f} min left"
+            )
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        spent = self.spent.in_all()  # and all have saved their random numbers
+        if processes.rank() == 0:
+            write_json(self.work / f"checkpoint-{state.global_step}" / _COMPLETE, asdict(spent))
+        processes.wait_for_all()
+
+
+class Stop(TrainerCallback):
+    """Ends the training when `patience` validations brought nothing better (None: never).
+
+    It remembers nothing and asks the state, which checkpoints hold: a resumed run stops at the same step.
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience = patience
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_training_stop = state.global_step >= state.max_steps or stopped_early(state, self.patience)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Each validation is followed by a checkpoint; before that it is not known which is the best.
+        if stopped_early(state, self.patience):
+            control.should_training_stop = True
+
+
+class TimeLimit(TrainerCallback):
+    """Stops with progress saved when what is left until `deadline` may be too short for another step, or on SIGTERM.
+
+    deadline: Unix time; None: none. Every start makes at least one step. Schedulers send SIGTERM a while before they
+    kill: at their own limit, when somebody cancels, or when they need the machine.
+    """
+
+    def __init__(self, deadline: float | None) -> None:
+        self.deadline, self.terminated, self.stopped = deadline, False, False
+        self.last = self.longest = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        signal.signal(signal.SIGTERM, self._terminate)
+        self.last = time.time()
+
+    def _terminate(self, *_: Any) -> None:
+        self.terminated = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        now = time.time()  # a step, maybe with the validation and the saving before it
+        self.longest, self.last = max(self.longest, now - self.last), now
+        late = self.deadline is not None and now + 2 * self.longest + _RESERVE > self.deadline
+        if any(processes.gathered(self.terminated or late)) and state.global_step < state.max_steps:
+            control.should_log = control.should_save = control.should_training_stop = self.stopped = True
+
+
+def last_checkpoint(work: Path) -> str | None:
+    """The newest whole checkpoint; those cut short by a kill are removed."""
+    whole = []
+    for folder in work.glob("checkpoint-*"):
+        if (folder / _COMPLETE).is_file():
+            whole.append(folder)
+        else:
+            shutil.rmtree(folder)
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
