@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import SCRIPTS
 
-from lib.cli import UserError
+from lib.cli import UserError, place_of
 from lib.files import canonical_json, published, published_directory, read_json, read_jsonl, write_json, write_jsonl
 from lib.manifests import manifest_path, read_manifest, write_manifest
 
@@ -146,3 +146,9 @@ def test_settings_may_come_from_a_file(tmp_path, run_script):
     assert "must be a JSON object" in done.stderr
     done = run_script("check_leakage", "--settings", f"@{tmp_path}/s.json", check=False)
     assert "--settings" not in done.stderr.splitlines()[-1].partition("required")[2].partition("--train")[0]
+
+
+def test_a_refused_file_is_named_as_it_would_be_called(tmp_path):
+    error = PermissionError(13, "Permission denied", str(tmp_path / "a.json.partial.123"))
+    assert place_of(error) == str(tmp_path / "a.json")
+    assert place_of(OSError()) == ""

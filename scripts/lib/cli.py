@@ -69,6 +69,11 @@ def settings_argument(text: str) -> dict[str, Any]:
     return value
 
 
+def place_of(error: OSError) -> str:
+    """The file that an error is about, by the name that it would have had in the end; empty where none is named."""
+    return re.sub(r"\.partial\.\d+", "", str(error.filename or ""))
+
+
 def first_line(error: BaseException) -> str:
     """What an error of a library says, cut to one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
@@ -130,9 +135,8 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace],
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             _crashed(name, error, args.log)
         traceback.print_exc()
-        # Where it was written first is of no use to a person, and another one at each retry.
-        place = re.sub(r"\.partial\.\d+", "", str(error.filename or name))
-        _say(f"error: {place}: {error.strerror}; free some space or mend the permissions, then start again")
+        where = place_of(error) or name
+        _say(f"error: {where}: {error.strerror}; free some space or mend the permissions, then start again")
         _exit(1)
     except MemoryError as error:
         traceback.print_exc()

@@ -18,7 +18,7 @@ from typing import Any
 from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 from snakemake.persistence.file import FilePersistence
 
-from lib.cli import UserError, fail
+from lib.cli import UserError, fail, place_of
 from lib.files import canonical_json, sha256_text
 from lib.lineage import NAME, Job, Lineage, input_hashes, read_lineage, sha256_of, write_lineage
 from lib.manifests import manifest_path
@@ -48,7 +48,7 @@ def agree(results: Path, *, during_run: bool = False) -> None:
         _agree(results)
     except OSError as error:
         what = error.strerror or str(error)
-        fail(what, "free some space or mend the permissions, then start again", at=error.filename or results)
+        fail(what, "free some space or mend the permissions, then start again", at=place_of(error) or results)
 
 
 def _agree(results: Path) -> None:
