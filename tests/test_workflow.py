@@ -229,8 +229,8 @@ def test_a_job_sees_the_gpus_that_it_was_given_and_else_none(workspace):
     [
         ("datasets", {"fetch_data"}),
         ("gguf", {"fetch_model"}),
-        ("jinja2", {"render_corpus", "write_report"}),
-        ("scipy", {"score_baselines", "select_model", "check_gate", "summarise"}),
+        ("jinja2", {"render_corpus"}),
+        ("scipy", {"score_baselines", "select_model"}),
         ("scikit-learn", {"score_baselines"}),
         ("peft", {"train_adapter", "score_checkpoint"}),
         ("onnxruntime-genai", {"build_onnx"}),
