@@ -238,6 +238,7 @@ def main(args: argparse.Namespace) -> int:
             chosen = [case for case in chosen if case not in dict(outcomes)]
         for number, case in enumerate(chosen, start=1):
             outcome = run_case(case, workspaces, root / "case")
+            outcome = outcome._replace(during=outcome.during.replace(f"{root}/case/", "").replace(f"{root}/", ""))
             shutil.rmtree(root / "case")
             outcomes.append((case, outcome))
             told = f"{case.rule}, {case.fault}, {case.moment}: {outcome.during}; {outcome.after}"
