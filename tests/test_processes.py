@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 from test_training import adapter_hash, make_corpus, train_command
 
+from lib import processes
 from lib.batches import EpochOrder, Shares, divided
 from lib.cli import Stopped, UserError
 from lib.files import read_json, sha256_file
@@ -27,7 +28,7 @@ def run(command: list[str], *more: str, **environment: str) -> subprocess.Comple
 
 
 @pytest.mark.parametrize(
-    ("batch", "accumulation", "processes", "own"),
+    ("batch", "accumulation", "number", "own"),
     [
         (8, 4, 2, (8, 2)),  # less accumulation
         (8, 1, 2, (4, 1)),  # smaller batches where there is none
@@ -36,8 +37,8 @@ def run(command: list[str], *more: str, **environment: str) -> subprocess.Comple
         (6, 1, 1, (6, 1)),
     ],
 )
-def test_all_processes_together_take_the_rows_that_one_takes(batch, accumulation, processes, own):
-    assert divided(batch, accumulation, processes) == own
+def test_all_processes_together_take_the_rows_that_one_takes(batch, accumulation, number, own):
+    assert divided(batch, accumulation, number) == own
 
 
 def test_rows_that_cannot_be_divided_are_refused():
@@ -47,17 +48,18 @@ def test_rows_that_cannot_be_divided_are_refused():
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_every_row_of_an_epoch_falls_to_one_process_and_all_take_as_many_batches(size):
-    order = EpochOrder(23, seed=1, batch=4)
-    shares = [Shares(order, 2, rank=rank, size=size, filler=23) for rank in range(size)]
+    # 11 batches, which neither 2 nor 3 processes share evenly.
+    order = EpochOrder(21, seed=1, batch=4)
+    shares = [Shares(order, 2, rank=rank, size=size, filler=21) for rank in range(size)]
     for share in shares:
         share.set_epoch(3)
     taken = [list(share) for share in shares]
     assert {len(batches) for batches in taken} == {len(shares[0])}
     rows = [row for batches in taken for batch in batches for row in batch]
-    assert sorted(row for row in rows if row != 23) == list(range(23))
+    assert sorted(row for row in rows if row != 21) == list(range(21))
     # Of one process after the other: the order of all.
     order.set_epoch(3)
-    together = [row for step in zip(*taken, strict=True) for batch in step for row in batch if row != 23]
+    together = [row for step in zip(*taken, strict=True) for batch in step for row in batch if row != 21]
     assert together == list(order)
 
 
@@ -124,11 +126,16 @@ def test_weights_and_checkpointing_with_two_processes(tiny_llama, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_free_answers_of_every_row_are_measured_once(tiny_llama, tmp_path):
-    from lib import processes
-
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_what_the_processes_found_comes_together_in_the_order_of_the_rows(monkeypatch, size):
     rows = list(range(7))
-    assert processes.joined(processes.share(rows)) == rows, "alone"
+    monkeypatch.setattr(processes, "size", lambda: size)
+    shares = []
+    for rank in range(size):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        shares.append(processes.share(rows))
+    monkeypatch.setattr(processes, "gathered", lambda _: shares)
+    assert processes.joined(shares[0]) == rows
 
 
 def test_an_error_of_several_processes_is_one_line_and_exit_code_1(tiny_llama, tmp_path):

@@ -18,9 +18,8 @@ from typing import Any
 HEAVY_THREADS = 16  # "all cores": Snakemake lowers it to --cores
 _MB = 1e6
 _CPU_OPERATIONS = 75e9  # a second: fp32 products on two cores
-_CPU_BYTES = (
-    19e9  # a second: weights read for one token after the other; 36 tokens/s of 538 MB (benchmarks/quantization.md)
-)
+# Weights read for one token after the other, in a second: 36 tokens/s of 538 MB (benchmarks/quantization.md).
+_CPU_BYTES = 19e9
 _TOKEN_BYTES = 3  # of a corpus file
 
 
