@@ -25,13 +25,13 @@ from lib.headline import headline
 from lib.layout import Layout
 from lib.manifests import manifest_path
 from lib.snakemake_record import agree
+from lib.stored import prepare_storage, storage_path
 from lib.workflow import (
     environment_file,
     find_path,
     fitting,
     locked_versions,
     one_of,
-    repeated,
     tell_unused_gpus,
     use_own_interpreter,
 )
@@ -50,16 +50,31 @@ for file in SOURCES:
     or_exit(check_yaml, file)
 CONFIG = or_exit(load_config, config, SOURCES)
 
-TWEETS = str(HOME / "data/raw/tweets.json")
-DATA_FILES = [
-    or_exit(find_path, name, HOME, "data.files", made={TWEETS})
-    for name in CONFIG.data.files or []
-]
-MODEL_PATH = CONFIG.base_model.path and or_exit(
-    find_path, CONFIG.base_model.path, HOME, "base_model.path"
-)
+# Jobs that share no files with this machine: what the rules make goes through a storage (profiles/azureml).
+STORED = workflow.storage_settings.default_storage_provider is not None
+if STORED:
+    or_exit(prepare_storage, workflow)
+
+    envvars:
+        "SLMFLOW_CODE",
+
+
+def here(path):
+    """A file of this machine or of the project, whatever becomes of those that the rules make."""
+    return local(path) if STORED else path
+
+
+def given(path, key, made=frozenset()):
+    """A path of the configuration. Jobs elsewhere have no use for it: who needs it runs here."""
+    elsewhere = STORED and not workflow.is_main_process
+    return here(path if elsewhere else or_exit(find_path, path, HOME, key, made))
+
+
+TWEETS = here(str(HOME / "data/raw/tweets.json"))
+DATA_FILES = [given(name, "data.files", {TWEETS}) for name in CONFIG.data.files or []]
+MODEL_PATH = CONFIG.base_model.path and given(CONFIG.base_model.path, "base_model.path")
 GIVEN = {
-    kind: or_exit(find_path, path, HOME, f"finetune.{kind}")
+    kind: given(path, f"finetune.{kind}")
     for kind, path in [
         ("adapter", CONFIG.finetune.adapter),
         ("merged", CONFIG.finetune.merged),
@@ -92,19 +107,40 @@ localrules:
     all,
     evidence,
     fetch_tweets,
-    fetch_data,
-    fetch_model,
     fetch_adapter,
     fetch_merged,
     select_model,
-    keep_selected,
     check_gate,
     write_plots,
     enforce_gate,
 
 
+if not STORED or CONFIG.data.files:  # jobs on nodes of a cluster have no internet; those elsewhere have it, and no files
+
+    localrules:
+        fetch_data,
+
+
+if not STORED or MODEL_PATH:
+
+    localrules:
+        fetch_model,
+
+
+if STORED:  # a job of their own takes minutes to start
+
+    localrules:
+        summarise,
+        write_report,
+
+else:  # weights are copied where they are
+
+    localrules:
+        keep_selected,
+
+
 # Before the DAG is believed; in a job the driver has done so already.
-if workflow.is_main_process:
+if workflow.is_main_process and not STORED:
     or_exit(agree, Path(R))
 
 
@@ -113,13 +149,16 @@ onstart:
 
 
 onsuccess:
+    if STORED:
+        shell(fetched("--shown"))
     or_exit(agree, Path(R), during_run=True)
     if Path(f"{R}/gate.passed").exists():
         print(headline(Path(R)), flush=True)
 
 
 onerror:
-    or_exit(agree, Path(R), during_run=True)
+    if not STORED:
+        or_exit(agree, Path(R), during_run=True)
 
 
 include: "rules/common.smk"

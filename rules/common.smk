@@ -2,12 +2,12 @@
 
 
 def script(name):
-    return str(HOME / "scripts" / f"{name}.py")
+    return here(str(HOME / "scripts" / f"{name}.py"))
 
 
 def modules(name):
     """The shared modules that the script imports: an edit to one reruns exactly its users."""
-    return [str(path) for path in code_closure(Path(script(name)))]
+    return [here(str(path)) for path in code_closure(Path(script(name)))]
 
 
 def settings(packages="", /, **sections):
@@ -76,6 +76,38 @@ def processes(wildcards, resources):
 def limit(wildcards, resources):
     """The time that a scheduler gives this job; on the machine of the run itself there is none."""
     return f"--limit {resources.runtime}" if workflow.remote_exec else ""
+
+
+def results_folder(wildcards, output):
+    """The results folder as a job sees it: of a storage it has a copy, with what the job needs."""
+    if not STORED:
+        return R
+    path = str(output[0])
+    return path[: path.rindex(f"/{R}/") + 1] + R
+
+
+def in_results(name):
+    """A file or folder in it, as a param of a job."""
+    return lambda wildcards, output: f"{results_folder(wildcards, output)}/{name.format(**wildcards)}"
+
+
+def fetched(what, into=R):
+    """The command that brings some of the results from the storage; see scripts/fetch_results.py."""
+    return f"python {script('fetch_results')} --storage {storage_path(workflow, R)} --results {into} {what}"
+
+
+def records(wildcards, output):
+    """What a command begins with that reads logs and timings of all jobs, which are no inputs."""
+    if not STORED:
+        return ""
+    return f"{fetched('--only logs timings', results_folder(wildcards, output))} && "
+
+
+def mirror(wildcards, output):
+    """Where a training keeps its progress, when what a job writes beside its outputs goes with the job."""
+    if workflow.storage_settings.default_storage_provider != "azure":
+        return ""
+    return f"--mirror {storage_path(workflow, 'work/train')}"
 
 
 def environment(group, name):

@@ -39,7 +39,7 @@ rule fetch_data:
             source=source_of("data", "files", "hub", "package"),
             unreadable=CONFIG.data.unreadable,
         ),
-        files=repeated("--files", [tuple(DATA_FILES)] if DATA_FILES else []),
+        files=f"--files {' '.join(DATA_FILES)}" if DATA_FILES else "",
     shell:
         "exec python {input.script} --settings {params.settings:q} {params.files}"
         " --output {output.rows} --log {log}"

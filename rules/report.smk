@@ -61,7 +61,7 @@ rule select_model:
             scored=SCORED,
             unscored={name: VARIANTS[name]["execution_provider"] for name in UNSCORED},
         ),
-        results=lambda wildcards: R,
+        results=results_folder,
     shell:
         "exec python {input.script} --settings {params.settings:q} --results {params.results}"
         " --output {output.selection} --log {log}"
@@ -101,10 +101,11 @@ rule package_model:
                 for name, run in RUNS.items()
             },
         ),
-        results=lambda wildcards: R,
-        timings=f"{R}/timings",
+        results=results_folder,
+        records=records,
+        timings=in_results("timings"),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --selection {input.selection}"
+        "{params.records}exec python {input.script} --settings {params.settings:q} --selection {input.selection}"
         " --results {params.results} --template {input.template} --base {input.base} --timings {params.timings}"
         " --output {output.model} --log {log}"
 
@@ -127,7 +128,7 @@ rule keep_selected:
     conda:
         "../envs/report.yaml"
     params:
-        results=lambda wildcards: R,
+        results=results_folder,
     shell:
         "exec python {input.script} --selection {input.selection} --results {params.results}"
         " --output {output.selected} --log {log}"
@@ -206,8 +207,8 @@ rule summarise:
             built=list(VARIANTS),
             scored=SCORED,
         ),
-        base=lambda wildcards: f"{R}/base",
-        results=lambda wildcards: R,
+        base=in_results("base"),
+        results=results_folder,
     shell:
         "exec python {input.script} --settings {params.settings:q} --audit {input.audit} --split {input.split}"
         " --baselines {input.baselines} --baseline-predictions {input.baseline_predictions}"
@@ -239,7 +240,7 @@ rule write_plots:
     conda:
         "../envs/report.yaml"
     params:
-        results=lambda wildcards: R,
+        results=results_folder,
     shell:
         "exec python {input.script} --summary {input.summary} --results {params.results}"
         " --model-predictions {input.model_predictions} --metrics {output.metrics}"
@@ -266,7 +267,7 @@ rule write_report:
             lambda: manifests([*checkpoints(), *calibrations(), *builds(VARIANTS)])
         ),
         model_manifest=rules.package_model.output.manifest,
-        page=str(HOME / "scripts/lib/report/page.html.j2"),
+        page=here(str(HOME / "scripts/lib/report/page.html.j2")),
         script=script("write_report"),
         modules=modules("write_report"),
     output:
@@ -280,12 +281,13 @@ rule write_report:
     params:
         settings=lambda wildcards: canonical_json(CONFIGURATION),
         versions=settings("jinja2"),
-        results=lambda wildcards: R,
+        results=results_folder,
         calibrated=" ".join(ROUNDED),
-        timings=f"{R}/timings",
-        logs=f"{R}/logs",
+        records=records,
+        timings=in_results("timings"),
+        logs=in_results("logs"),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --summary {input.summary}"
+        "{params.records}exec python {input.script} --settings {params.settings:q} --summary {input.summary}"
         " --selection {input.selection} --audit {input.audit} --split {input.split}"
         " --leakage {input.leakage} --baselines {input.baselines}"
         " --results {params.results} --calibrated {params.calibrated} --model-score {input.model_score} --model-predictions {input.model_predictions}"

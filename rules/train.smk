@@ -82,6 +82,7 @@ rule train_adapter:
         on_gpus=on_gpus,
         processes=processes,
         limit=limit,
+        mirror=mirror,
         settings=settings(
             lambda wildcards: "torch transformers peft accelerate tokenizers"
             + with_bitsandbytes(wildcards.run)
@@ -99,7 +100,7 @@ rule train_adapter:
         "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --train {input.train}"
         " --validation {input.validation} --template {input.template} --base {input.base} --work work/train"
         " --adapter {output.adapter} --training {output.training} --threads {threads}"
-        " --processes {params.processes} {params.limit} --log {log}"
+        " --processes {params.processes} {params.limit} {params.mirror} --log {log}"
 
 
 rule merge_adapter:
@@ -187,7 +188,7 @@ rule choose_merge:
             metric=CONFIG.selection.metric,
             evaluate=part("evaluate", "bootstrap_samples"),
         ),
-        scores=lambda wildcards: f"{R}/scores/{wildcards.run}",
+        scores=in_results("scores/{run}"),
     shell:
         "exec python {input.script} --settings {params.settings:q} --original {input.original}"
         " --dequantised {input.dequantised} --scores {params.scores} --merged {output.merged}"

@@ -3,7 +3,8 @@
 Progress lives in `WORK/KEY/`, where KEY follows from everything that determines the result
 (settings, rows, base model, this code): a killed run resumes at its last checkpoint, a changed one
 starts afresh, and an adapter that was already trained is published again in seconds. Before a time limit,
-or on SIGTERM, it stops by itself with progress saved (exit code 75).
+or on SIGTERM, it stops by itself with progress saved (exit code 75). With `--mirror` the progress is kept in a storage
+as well, for jobs whose disk goes with them.
 """
 
 import argparse
@@ -11,7 +12,8 @@ import os
 import shutil
 import time
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 
 from lib import batches, processes
 from lib.adapters import write_adapter_config
-from lib.callbacks import TimeLimit, last_checkpoint, stopped_early, validations
+from lib.callbacks import Copied, TimeLimit, last_checkpoint, stopped_early, validations
 from lib.checkpoints import Quantization, load_model
 from lib.cli import Stopped, fail, loaded, parser, progress, run, settings_argument
 from lib.closure import code_closure
@@ -43,14 +45,29 @@ def main(args: argparse.Namespace) -> None:
     key = progress_key(args)
     work = args.work / key
     deadline = time_limit(args.limit)
-    with held(work, deadline) if processes.rank() == 0 else nullcontext():
+    with progress_held(args.mirror, work, deadline) as saved:
         if not processes.agreed((work / "result" / "training.json").is_file()):
-            train(args, work, TimeLimit(deadline))
+            train(args, work, TimeLimit(deadline), saved)
         else:
             progress(f"train_adapter: this adapter is already trained ({work})")
         if processes.rank() == 0:
+            saved()
             publish(args, work / "result")
         processes.wait_for_all()
+
+
+@contextmanager
+def progress_held(mirror: str | None, work: Path, deadline: float | None) -> Iterator[Callable[[], object]]:
+    """Hold the progress, here and in the storage, for all processes; yields what copies it there."""
+    with ExitStack() as stack:
+        saved: Callable[[], object] = bool  # does nothing
+        if processes.rank() == 0:
+            stack.enter_context(held(work, deadline))
+            if mirror:
+                from lib.mirror import mirrored
+
+                saved = stack.enter_context(mirrored(f"{mirror}/{work.name}", work, deadline)).save
+        yield saved
 
 
 def time_limit(minutes: float | None) -> float | None:
@@ -75,10 +92,10 @@ def progress_key(args: argparse.Namespace) -> str:
     return sha256_text(canonical_json(parts))[:16]
 
 
-def train(args: argparse.Namespace, work: Path, limit: TimeLimit) -> None:
+def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callable[[], object]) -> None:
     """Train from the last whole checkpoint in `work`, or from the start, and leave `work/result`.
 
-    Raises `Stopped`, with progress saved, when the time is up.
+    saved: called after each checkpoint. Raises `Stopped`, with progress saved, when the time is up.
     """
     from transformers import set_seed  # brings bitsandbytes, whose warnings belong into the log
 
@@ -111,7 +128,7 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit) -> None:
         pad_id=min(tokenizer.end_ids),
         measure=by_task if settings["metric_for_best_model"] == "task" else None,
         classes=classes,
-        stop=limit,
+        more=[limit, Copied(saved)],
     )
     if processes.rank():  # no two processes drop the same values; the seed itself is the first one's
         torch.manual_seed(seed + 1_000_003 * processes.rank())
@@ -265,6 +282,7 @@ if __name__ == "__main__":
     arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     arguments.add_argument("--work", type=Path, default=Path("work/train"), help="where progress is kept")
+    arguments.add_argument("--mirror", metavar="az://CONTAINER/PATH", help="where it is kept as well, in Azure storage")
     arguments.add_argument(
         "--adapter", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
     )

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,17 @@ class Progress(TrainerCallback):
         if processes.rank() == 0:
             write_json(self.work / f"checkpoint-{state.global_step}" / _COMPLETE, asdict(spent))
         processes.wait_for_all()
+
+
+class Copied(TrainerCallback):
+    """Calls `copy`, in the first process, when a checkpoint is whole."""
+
+    def __init__(self, copy: Callable[[], object]) -> None:
+        self.copy = copy
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if processes.rank() == 0:
+            self.copy()
 
 
 class Stop(TrainerCallback):

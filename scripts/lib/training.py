@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from lib import batches, processes
-from lib.callbacks import Progress, Spent, Stop, TimeLimit
+from lib.callbacks import Progress, Spent, Stop
 from lib.cli import fail
 from lib.lora import fuse_lora
 from lib.memory import keep_freed_memory
@@ -32,12 +32,12 @@ def adapter_trainer(
     pad_id: int,
     measure: Measure | None = None,
     classes: Sequence[str] | None = None,
-    stop: TimeLimit | None = None,
+    more: Sequence[TrainerCallback] = (),
 ) -> "AdapterTrainer":
     """Trainer of a peft model. encoded: `train` and `validation`; settings: the section `finetune`.
 
     measure: what chooses the checkpoint; None: the validation loss. classes: of each training row, for
-    `class_balance`. stop: when to stop before the end.
+    `class_balance`. more: callbacks after those of every training.
     """
     rows = encoded["train"]
     if settings["class_balance"] == "weight":
@@ -65,7 +65,7 @@ def adapter_trainer(
         eval_dataset=encoded["validation"],
         data_collator=PackingCollator() if packed else batches.Collator(pad_id),
         compute_loss_func=batches.completion_loss,
-        callbacks=[Progress(work, spent), Stop(settings["early_stopping_patience"]), *([stop] if stop else [])],
+        callbacks=[Progress(work, spent), Stop(settings["early_stopping_patience"]), *more],
     )
 
 

@@ -84,11 +84,6 @@ def fitting(settings: str) -> str:
     return settings
 
 
-def repeated(flag: str, rows: list[tuple[str, ...]]) -> str:
-    """`--flag a b --flag c d`: a command-line option that is given once for each row."""
-    return " ".join(" ".join((flag, *row)) for row in rows)
-
-
 def tell_unused_gpus(asked: Mapping[str, Mapping[str, object]]) -> None:
     """A line for those who have NVIDIA's GPUs and named no profile that uses them. asked: resources set, by rule."""
     if shutil.which("nvidia-smi") and not any({"gpu", "gres"} & set(resources) for resources in asked.values()):

@@ -1,0 +1,109 @@
+"""Azure Blob storage, as Snakemake's storage plugin names and reaches it: az://CONTAINER/PATH in one account.
+
+The account stands in SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME, as the run tells its jobs; AZURITE_CONNECTION_STRING means
+an emulator instead, as for the plugin.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from azure.core.exceptions import (
+    ClientAuthenticationError,
+    HttpResponseError,
+    ResourceNotFoundError,
+    ServiceRequestError,
+    ServiceResponseError,
+)
+from azure.storage.blob import BlobServiceClient, ContainerClient
+
+from lib.cli import fail, first_line
+
+ACCOUNT = "SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME"
+_EMULATOR = "AZURITE_CONNECTION_STRING"
+_AT_A_TIME = 4  # parts of a file
+
+logging.getLogger("azure").setLevel(logging.ERROR)  # each request, at INFO
+
+
+class Place(NamedTuple):
+    """A folder of blobs. prefix: its path in the container, without a slash at its end."""
+
+    container: ContainerClient
+    prefix: str
+
+    def name(self, path: str) -> str:
+        return f"{self.prefix}/{path}"
+
+
+def place(url: str) -> Place:
+    """The folder az://CONTAINER/PATH. Raises `UserError` when it is none, or no account is named."""
+    scheme, _, rest = url.partition("://")
+    container, _, prefix = rest.strip("/").partition("/")
+    if scheme != "az" or not container or not prefix:
+        fail(f"{url} is not az://CONTAINER/PATH", "write your profile's default-storage-prefix and a path below it")
+    return Place(_service().get_container_client(container), prefix)
+
+
+def _service() -> BlobServiceClient:
+    if emulator := os.environ.get(_EMULATOR):
+        return BlobServiceClient.from_connection_string(emulator)
+    account = os.environ.get(ACCOUNT)
+    if not account:
+        fail("no storage account is named", f"set {ACCOUNT}, or give --account")
+    from lib.azure_identity import credential
+
+    return BlobServiceClient(f"https://{account}.blob.core.windows.net", credential=credential())
+
+
+@contextmanager
+def explained_storage_errors(where: str) -> Iterator[None]:
+    """Turn the errors of the storage into `UserError`s that say what to do."""
+    try:
+        yield
+    except ResourceNotFoundError as error:
+        fail(f"the storage has no such container or blob ({first_line(error)})", "check the path", at=where)
+    except ClientAuthenticationError as error:
+        fail(f"the storage does not know who you are ({first_line(error)})", "run: az login", at=where)
+    except (ServiceRequestError, ServiceResponseError) as error:
+        fail(f"the storage does not answer ({first_line(error)})", "check account name and network", at=where)
+    except HttpResponseError as error:
+        hint = "you need the role Storage Blob Data Contributor" if error.status_code == 403 else "start again later"
+        fail(f"the storage refuses ({first_line(error)})", hint, at=where)
+
+
+def listed(folder: Place, below: Iterable[str] = ("",)) -> dict[str, int]:
+    """Sizes in bytes by path relative to the folder, of all blobs whose path begins with one of `below`."""
+    found = {}
+    for start in below:
+        for blob in folder.container.list_blobs(name_starts_with=folder.name(start)):
+            found[blob.name.removeprefix(f"{folder.prefix}/")] = blob.size
+    return found
+
+
+def download(folder: Place, path: str, target: Path) -> None:
+    """To `target`, whole or not at all; the file passes through little memory."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial.{os.getpid()}")
+    try:
+        with open(partial, "wb") as content:
+            folder.container.download_blob(folder.name(path), max_concurrency=_AT_A_TIME).readinto(content)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def upload(source: Path, folder: Place, path: str) -> None:
+    with open(source, "rb") as content:
+        folder.container.upload_blob(folder.name(path), content, overwrite=True, max_concurrency=_AT_A_TIME)
+
+
+def delete(folder: Place, path: str) -> None:
+    """Delete a blob that may be gone already."""
+    try:
+        folder.container.delete_blob(folder.name(path))
+    except ResourceNotFoundError:
+        pass

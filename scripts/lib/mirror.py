@@ -1,0 +1,151 @@
+"""A training's progress, kept in Azure Blob storage as well: what a job has on its disk goes with the job.
+
+Blobs below az://CONTAINER/PATH/KEY: `checkpoint-N/...`, its `complete.json` last; `result/...`, its `training.json`
+last; and `lock`, whose lease says that somebody trains. A mounted folder could not keep the promise: it has no lock that
+two nodes respect, and how it renames and when it writes is the mount's affair.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError
+from azure.storage.blob import BlobLeaseClient
+
+from lib import blobs
+from lib.cli import Stopped, progress
+
+_LEASE = 60  # seconds until the lease of a holder that died is free again: the longest that Azure has
+_RENEW = 15.0  # seconds between two renewals
+_POLL = 5.0
+_LAST = {"checkpoint": "complete.json", "result": "training.json"}  # what makes a folder whole
+
+
+class Mirror:
+    """The blobs of one training, held by this process. work: the same on this machine."""
+
+    def __init__(self, folder: blobs.Place, work: Path, lease: BlobLeaseClient) -> None:
+        self.folder, self.work, self._lease = folder, work, lease
+        self._whole: set[str] = set()  # folders that are there as a whole
+
+    def restore(self) -> None:
+        """Bring the result, or else the newest whole checkpoint, where this machine has none of its own."""
+        sizes = blobs.listed(self.folder)
+        self._whole = {name for name in _folders(sizes) if f"{name}/{_last(name)}" in sizes}
+        name = "result" if "result" in self._whole else max(self._whole, key=_step, default=None)
+        if name is None or (self.work / name / _last(name)).is_file():
+            return
+        for path in sorted(sizes, key=lambda path: path.endswith(_last(name))):
+            if path.startswith(f"{name}/"):
+                blobs.download(self.folder, path, self.work / path)
+        progress(f"train_adapter: {name} came from the storage")
+
+    def save(self) -> None:
+        """Make the blobs those that this machine has. Raises `Stopped` when another process has taken over."""
+        try:
+            self._lease.renew()
+            here = {folder.name: folder for folder in [*self.work.glob("checkpoint-*"), self.work / "result"]}
+            here = {name: folder for name, folder in here.items() if (folder / _last(name)).is_file()}
+            for name in sorted(here.keys() - self._whole):
+                self._upload(here[name])
+            for name in self._whole - here.keys():
+                self._delete(name)
+            self._whole = set(here)
+        except HttpResponseError as error:
+            if error.status_code in (409, 412):
+                raise Stopped("another process has taken over this adapter's progress") from None
+            raise
+
+    def _upload(self, folder: Path) -> None:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path == folder / _last(folder.name)):
+            blobs.upload(path, self.folder, path.relative_to(self.work).as_posix())
+
+    def _delete(self, name: str) -> None:
+        blobs.delete(self.folder, f"{name}/{_last(name)}")  # first: what is left is whole no more
+        for path in blobs.listed(self.folder, [f"{name}/"]):
+            blobs.delete(self.folder, path)
+
+
+def _folders(paths: Iterable[str]) -> set[str]:
+    return {path.partition("/")[0] for path in paths if "/" in path}
+
+
+def _last(name: str) -> str:
+    return _LAST[name.partition("-")[0]]
+
+
+def _step(name: str) -> int:
+    return int(name.rpartition("-")[2])
+
+
+@contextmanager
+def mirrored(url: str, work: Path, deadline: float | None = None) -> Iterator[Mirror]:
+    """Hold the progress az://CONTAINER/PATH/KEY and restore it into `work`; wait while another process holds it.
+
+    deadline: Unix time from which on waiting is in vain. Raises `Stopped` then, and `UserError` when the storage
+    refuses or does not answer.
+    """
+    folder = blobs.place(url)
+    with blobs.explained_storage_errors(url):
+        lease = _acquired(folder, deadline)
+        with _renewed(lease):
+            mirror = Mirror(folder, work, lease)
+            mirror.restore()
+            yield mirror
+
+
+def _acquired(folder: blobs.Place, deadline: float | None) -> BlobLeaseClient:
+    lock = folder.container.get_blob_client(folder.name("lock"))
+    try:
+        lock.upload_blob(b"", overwrite=False)
+    except ResourceExistsError:
+        pass
+    said = False
+    while True:
+        try:
+            lease = lock.acquire_lease(_LEASE)
+            lock.set_blob_metadata({"holder": _holder()}, lease=lease)
+            return lease
+        except HttpResponseError as error:
+            if error.status_code not in (409, 412):
+                raise
+        if not said:
+            holder = lock.get_blob_properties().metadata.get("holder", "unknown")
+            progress(f"another process holds this adapter's progress; waiting for it: {holder}")
+            said = True
+        if deadline is not None and time.time() > deadline:
+            raise Stopped("another process still holds this adapter's progress, and the time is up")
+        time.sleep(_POLL)
+
+
+def _holder() -> str:
+    return f"{os.environ.get('AZUREML_RUN_ID', socket.gethostname())} process {os.getpid()}"
+
+
+@contextmanager
+def _renewed(lease: BlobLeaseClient) -> Iterator[None]:
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(_RENEW):
+            try:
+                lease.renew()
+            except AzureError:  # away for a moment, or lost: the next save tells
+                continue
+
+    thread = threading.Thread(target=renew, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        try:
+            lease.release()
+        except AzureError:
+            pass  # it ends by itself

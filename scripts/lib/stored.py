@@ -1,0 +1,47 @@
+"""A run whose jobs share no files with it: what must be right before the first one, and what they must be told."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail
+from lib.run_card import CODE, code_facts
+
+_ACCOUNT = "SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME"  # the storage plugin's own variable, which jobs get
+
+
+def prepare_storage(workflow: Any) -> None:
+    """Mend the storage plugin, and tell scripts the storage account and the code's commit by the environment.
+
+    Raises `UserError` where jobs would lack sources: Snakemake sends them what git knows, and the configuration.
+    """
+    if workflow.storage_settings.default_storage_provider == "azure":
+        from lib.azure_storage import mend_storage_plugin
+
+        mend_storage_plugin()
+        settings = workflow.storage_provider_settings.get("azure")
+        account = settings and settings.get_field_settings("account_name").get(None)
+        if account:
+            os.environ[_ACCOUNT] = account
+    if workflow.is_main_process:
+        _check_sources(workflow.configfiles)
+        os.environ[CODE] = json.dumps(code_facts())
+
+
+def _check_sources(configuration: list[str]) -> None:
+    known = subprocess.run(["git", "ls-files", "scripts"], capture_output=True, text=True)
+    if not known.stdout:
+        fail(
+            "jobs get their sources by git, which knows none here",
+            "clone it with git, or: git init; git add .",
+        )
+    for file in configuration:
+        if os.path.relpath(file).startswith(".."):
+            fail("jobs elsewhere get no files from outside of this folder", f"put it into {Path.cwd()}", at=file)
+
+
+def storage_path(workflow: Any, path: str) -> str:
+    """Where the default storage has what the rules call `path`."""
+    return f"{workflow.storage_settings.default_storage_prefix.rstrip('/')}/{path}"
