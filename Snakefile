@@ -24,8 +24,7 @@ from lib.files import canonical_json
 from lib.headline import headline
 from lib.layout import Layout
 from lib.manifests import manifest_path
-from lib.snakemake_record import agree
-from lib.stored import prepare_storage, storage_path
+from lib.stored import known_after, known_before, prepare_storage, storage_path
 from lib.workflow import (
     environment_file,
     find_path,
@@ -140,8 +139,8 @@ else:  # weights are copied where they are
 
 
 # Before the DAG is believed; in a job the driver has done so already.
-if workflow.is_main_process and not STORED:
-    or_exit(agree, Path(R))
+if workflow.is_main_process:
+    or_exit(known_before, workflow, R)
 
 
 onstart:
@@ -149,16 +148,15 @@ onstart:
 
 
 onsuccess:
+    or_exit(known_after, workflow, R)
     if STORED:
         shell(fetched("--shown"))
-    or_exit(agree, Path(R), during_run=True)
     if Path(f"{R}/gate.passed").exists():
         print(headline(Path(R)), flush=True)
 
 
 onerror:
-    if not STORED:
-        or_exit(agree, Path(R), during_run=True)
+    or_exit(known_after, workflow, R)
 
 
 include: "rules/common.smk"

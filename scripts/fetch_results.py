@@ -10,7 +10,16 @@ from pathlib import Path
 from lib import blobs
 from lib.cli import fail, parser, progress, run
 
-SHOWN = ("report.html", "summary.json", "metrics.json", "plots/", "selection.json", "gate.json", "gate.passed")
+SHOWN = (
+    "lineage.json",
+    "report.html",
+    "summary.json",
+    "metrics.json",
+    "plots/",
+    "selection.json",
+    "gate.json",
+    "gate.passed",
+)
 _STAMP = ".snakemake_timestamp"
 
 

@@ -16,6 +16,8 @@ from azure.core.exceptions import ResourceNotFoundError
 from snakemake_interface_storage_plugins.storage_object import retry_decorator
 from snakemake_storage_plugin_azure import StorageObject
 
+from lib.files import sha256_file
+
 _PARTS_AT_A_TIME = 4
 
 
@@ -61,8 +63,11 @@ def store_object(self: StorageObject) -> None:
 
 
 def upload_blob_to_storage(self: StorageObject, local_path: Path, remote_path: str) -> None:
+    facts = {"sha256": sha256_file(local_path)}  # so that the lineage needs no download
     with open(local_path, "rb") as content:
-        self.blob_client(blob_path=remote_path).upload_blob(content, overwrite=True, max_concurrency=_PARTS_AT_A_TIME)
+        self.blob_client(blob_path=remote_path).upload_blob(
+            content, overwrite=True, max_concurrency=_PARTS_AT_A_TIME, metadata=facts
+        )
 
 
 def download_blob_from_storage(

@@ -57,13 +57,23 @@ def read_lineage(results: Path) -> Lineage:
     if not file.is_file():
         fail("no such file", "run the workflow: it writes this file when it ends", at=file)
     try:
-        return Lineage({path: job for job in read_json(file)["jobs"] for path in job["outputs"]})
-    except (TypeError, KeyError, AttributeError):
+        return as_lineage(file.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError, AttributeError):
         fail("not a lineage of this version", "remove it and run the workflow again", at=file)
 
 
+def as_lineage(text: str) -> Lineage:
+    return Lineage({path: job for job in json.loads(text)["jobs"] for path in job["outputs"]})
+
+
 def write_lineage(results: Path, lineage: Lineage) -> None:
-    """Write it atomically, a job a line, each after those that made its inputs: equal runs write equal bytes."""
+    """Write it atomically."""
+    with published(results / NAME) as partial:
+        partial.write_text(lineage_text(lineage), encoding="utf-8")
+
+
+def lineage_text(lineage: Lineage) -> str:
+    """A job a line, each after those that made its inputs: equal runs have equal bytes."""
     text = {id(job): json.dumps(job, ensure_ascii=False, sort_keys=True) for job in lineage.jobs()}
     jobs = {id(job): job for job in sorted(lineage.jobs(), key=lambda job: text[id(job)])}
     made_from = {
@@ -71,8 +81,7 @@ def write_lineage(results: Path, lineage: Lineage) -> None:
         for key, job in jobs.items()
     }
     lines = ",\n".join(text[key] for key in TopologicalSorter(made_from).static_order())
-    with published(results / NAME) as partial:
-        partial.write_text(f'{{"jobs": [\n{lines}\n]}}\n', encoding="utf-8")
+    return f'{{"jobs": [\n{lines}\n]}}\n'
 
 
 def sha256_of(path: Path, *, trust_manifest: bool = False) -> str | None:

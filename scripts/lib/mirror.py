@@ -1,7 +1,7 @@
 """A training's progress, kept in Azure Blob storage as well: what a job has on its disk goes with the job.
 
 Blobs below az://CONTAINER/PATH/KEY: `checkpoint-N/...`, its `complete.json` last; `result/...`, its `training.json`
-last; and `lock`, whose lease says that somebody trains. A mounted folder could not keep the promise: it has no lock that
+last; and `lock`, whose lease says that somebody trains. A mounted folder could not promise it: it has no lock that
 two nodes respect, and how it renames and when it writes is the mount's affair.
 """
 

@@ -52,15 +52,15 @@ def agree(results: Path, *, during_run: bool = False) -> None:
 
 
 def _agree(results: Path) -> None:
-    records = FilePersistence(path=_STATE.absolute())
-    old, new = _lineage(results), _Builder()
+    records = snakemake_records()
+    old, new = _lineage(results), LineageBuilder()
     brought = _remembered(results) != sha256_of(results / NAME)
     # What was written before the lineage is in it as it is, unless it came from elsewhere.
     sealed = 0.0 if brought or not old.by_output else _written(results / NAME)
     restored, unknown = [], []
-    recorded = set(_recorded())
+    known_paths = set(recorded())
     waiting = (
-        {path for path in recorded if Path(path).is_relative_to(results)} | set(old.by_output) | set(_lying(results))
+        {path for path in known_paths if Path(path).is_relative_to(results)} | set(old.by_output) | set(_lying(results))
     )
     while waiting:
         path = waiting.pop()
@@ -68,7 +68,7 @@ def _agree(results: Path) -> None:
             continue
         record, known = records._read_record(path), old.by_output.get(path)
         as_recorded = _as_recorded(path, records)
-        job = _job(record, known) if as_recorded and record is not None and record.rule is not None else None
+        job = job_facts(record, known) if as_recorded and record is not None and record.rule is not None else None
         sha256 = known["outputs"][path] if known and job and _written(Path(path)) < sealed else None
         sha256 = sha256 or sha256_of(Path(path), trust_manifest=job is not None)
         assert sha256 is not None
@@ -87,11 +87,16 @@ def _agree(results: Path) -> None:
             if known is not None:  # so that it is found to be broken until it is made again
                 new.add(path, known, known["outputs"][path])
         if path in new.by_output:  # outputs outside of the folder, such as rows that were fetched
-            waiting |= input_hashes(new.by_output[path]).keys() & recorded
+            waiting |= input_hashes(new.by_output[path]).keys() & known_paths
     if new.by_output and new.by_output != old.by_output:
         write_lineage(results, Lineage(new.by_output))
     _remember(results)
     _tell(results, restored, sorted(unknown))
+
+
+def snakemake_records() -> FilePersistence:
+    """Snakemake's record of this folder."""
+    return FilePersistence(path=_STATE.absolute())
 
 
 def _teach(records: FilePersistence, path: str, facts: dict[str, Any]) -> None:
@@ -117,7 +122,7 @@ def _note(results: Path) -> Path:
     return _STATE / "lineage" / sha256_text(results.as_posix())[:16]
 
 
-class _Builder:
+class LineageBuilder:
     """A lineage in the making: outputs of one job come together."""
 
     def __init__(self) -> None:
@@ -168,7 +173,7 @@ def _lineage(results: Path) -> Lineage:
         return Lineage({})
 
 
-def _job(record: MetadataRecord, before: Job | None) -> Job:
+def job_facts(record: MetadataRecord, before: Job | None) -> Job:
     """before: what the lineage says of the same output; its folders are not read again if it is the same job."""
     facts = {key: value for key, value in record.items() if key not in _NOT_RECORDED}
     if before is not None and before["record"] == facts:
@@ -179,7 +184,7 @@ def _job(record: MetadataRecord, before: Job | None) -> Job:
     return {"rule": facts["rule"], "outputs": {}, "record": facts, "sources": sources}
 
 
-def _recorded() -> Iterator[str]:
+def recorded() -> Iterator[str]:
     """Paths that Snakemake has a record of: its file names in base64, long ones in several parts."""
     folder = _STATE / "metadata"
     for place, _, names in os.walk(folder):

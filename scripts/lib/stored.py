@@ -8,6 +8,7 @@ from typing import Any
 
 from lib.cli import fail
 from lib.run_card import CODE, code_facts
+from lib.snakemake_record import agree
 
 _ACCOUNT = "SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME"  # the storage plugin's own variable, which jobs get
 
@@ -45,3 +46,23 @@ def _check_sources(configuration: list[str]) -> None:
 def storage_path(workflow: Any, path: str) -> str:
     """Where the default storage has what the rules call `path`."""
     return f"{workflow.storage_settings.default_storage_prefix.rstrip('/')}/{path}"
+
+
+def known_before(workflow: Any, results: str) -> None:
+    """Before a plan: hold Snakemake's record against the results, and against their lineage."""
+    if workflow.storage_settings.default_storage_provider == "azure":
+        from lib import stored_lineage
+
+        stored_lineage.learn(storage_path(workflow, results), results)
+    else:
+        agree(Path(results))
+
+
+def known_after(workflow: Any, results: str) -> None:
+    """After a run: write the lineage."""
+    if workflow.storage_settings.default_storage_provider == "azure":
+        from lib import stored_lineage
+
+        stored_lineage.write(storage_path(workflow, results), results)
+    else:
+        agree(Path(results), during_run=True)
