@@ -1,4 +1,4 @@
-"""Write the files that follow from others: `envs/*.yaml` from the lock, the schema from the config model.
+"""Write the files that follow from others: conda environments from the lock, the schema from the config model.
 
 With `--check` nothing is written: exits 1 when a file differs from what would be written.
 """
@@ -44,11 +44,25 @@ GROUPS = {
     ],
     "report": ["jinja2", "sacrebleu", "scikit-learn", "scipy", "tokenizers"],
 }
+# A job of Azure Machine Learning is one environment for whatever rule it runs, Snakemake and the storage included.
+GROUPS["job"] = [
+    *dict.fromkeys(name for group in GROUPS.values() for name in group),
+    "azure-identity",
+    "azure-keyvault-secrets",
+    "azure-storage-blob",
+    "snakemake",
+    "snakemake-storage-plugin-azure",
+]
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's public page of CPU builds
 
-# Groups with a second environment, envs/cuda/, for their rules that are given a GPU.
-CUDA_GROUPS = ["train", "onnx"]
-# What stands there instead of a package of the lock, which is of a machine without a GPU. `===` takes PyPI's own torch,
+# Where each environment stands, and whether it is one of CUDA builds, for rules that are given a GPU.
+ENVIRONMENTS = {
+    **{f"envs/{group}.yaml": (group, False) for group in ("data", "train", "onnx", "report")},
+    **{f"envs/cuda/{group}.yaml": (group, True) for group in ("train", "onnx")},
+    "profiles/azureml/conda.yaml": ("job", False),
+    "profiles/azureml/conda-cuda.yaml": ("job", True),
+}
+# What stands in these instead of a package of the lock, which is of a machine without a GPU. `===` takes PyPI's own torch,
 # the CUDA build for Linux, even where pip is told of CPU builds, whose `2.13.0+cpu` would count as newer.
 # onnxruntime-gpu 1.32.0 is not on PyPI; 1.31.1 is the newest, and satisfies onnxruntime-genai-cuda.
 CUDA_BUILDS = {
@@ -76,8 +90,10 @@ def main() -> int:
 def generated_files() -> dict[Path, str]:
     """Contents by path."""
     locked = locked_versions(ROOT / "requirements.lock")
-    files = {ROOT / "envs" / f"{group}.yaml": environment(cpu_pins(group, locked)) for group in GROUPS}
-    files |= {ROOT / "envs/cuda" / f"{group}.yaml": environment(cuda_pins(group, locked)) for group in CUDA_GROUPS}
+    files = {
+        ROOT / path: environment((cuda_pins if cuda else cpu_pins)(group, locked))
+        for path, (group, cuda) in ENVIRONMENTS.items()
+    }
     files[ROOT / "examples" / "config.schema.json"] = json.dumps(config_schema(), indent=2) + "\n"
     return files
 
