@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from snakemake.io import sourcecache_entry
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -59,8 +60,13 @@ if STORED:
 
 
 def here(path):
-    """A file of this machine or of the project, whatever becomes of those that the rules make."""
+    """A file of this machine, whatever becomes of those that the rules make; who reads it runs here."""
     return local(path) if STORED else path
+
+
+def source(path):
+    """A file of the project, which jobs elsewhere are sent with the Snakefile."""
+    return sourcecache_entry(path, path) if STORED else path
 
 
 def given(path, key, made=frozenset()):
@@ -114,7 +120,9 @@ localrules:
     enforce_gate,
 
 
-if not STORED or CONFIG.data.files:  # jobs on nodes of a cluster have no internet; those elsewhere have it, and no files
+if (
+    not STORED or CONFIG.data.files
+):  # jobs on nodes of a cluster have no internet; those elsewhere have it, and no files
 
     localrules:
         fetch_data,

@@ -2,12 +2,12 @@
 
 
 def script(name):
-    return here(str(HOME / "scripts" / f"{name}.py"))
+    return source(str(HOME / "scripts" / f"{name}.py"))
 
 
 def modules(name):
     """The shared modules that the script imports: an edit to one reruns exactly its users."""
-    return [here(str(path)) for path in code_closure(Path(script(name)))]
+    return [source(str(path)) for path in code_closure(Path(script(name)))]
 
 
 def settings(packages="", /, **sections):
@@ -37,17 +37,25 @@ def memory(mb):
     return grown
 
 
+def size_mb(files):
+    """MB of input files, here or in the storage."""
+    return sum(
+        file.storage_object.size() / 1e6 if file.is_storage else needs.size_mb(file)
+        for file in files
+    )
+
+
 def data_memory(wildcards, input, attempt):
-    return needs.grown(needs.data_mb(sum(map(needs.size_mb, input))), attempt)
+    return needs.grown(needs.data_mb(size_mb(input)), attempt)
 
 
 def data_time(wildcards, input, attempt):
-    return needs.data_minutes(sum(map(needs.size_mb, input)), attempt)
+    return needs.data_minutes(size_mb(input), attempt)
 
 
 def score_time(wildcards, input, attempt):
     return needs.score_minutes(
-        PARAMETERS, needs.size_mb(input.rows), CONFIGURATION["evaluate"], attempt
+        PARAMETERS, size_mb([input.rows]), CONFIGURATION["evaluate"], attempt
     )
 
 
@@ -88,7 +96,9 @@ def results_folder(wildcards, output):
 
 def in_results(name):
     """A file or folder in it, as a param of a job."""
-    return lambda wildcards, output: f"{results_folder(wildcards, output)}/{name.format(**wildcards)}"
+    return (
+        lambda wildcards, output: f"{results_folder(wildcards, output)}/{name.format(**wildcards)}"
+    )
 
 
 def fetched(what, into=R):

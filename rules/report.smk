@@ -267,7 +267,7 @@ rule write_report:
             lambda: manifests([*checkpoints(), *calibrations(), *builds(VARIANTS)])
         ),
         model_manifest=rules.package_model.output.manifest,
-        page=here(str(HOME / "scripts/lib/report/page.html.j2")),
+        page=source(str(HOME / "scripts/lib/report/page.html.j2")),
         script=script("write_report"),
         modules=modules("write_report"),
     output:

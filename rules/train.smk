@@ -74,7 +74,7 @@ rule train_adapter:
         ),
         runtime=lambda wildcards, input, attempt: needs.train_minutes(
             PARAMETERS,
-            needs.size_mb(input.train),
+            size_mb([input.train]),
             RUNS[wildcards.run].finetune,
             attempt,
         ),

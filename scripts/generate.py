@@ -62,8 +62,8 @@ ENVIRONMENTS = {
     "profiles/azureml/conda.yaml": ("job", False),
     "profiles/azureml/conda-cuda.yaml": ("job", True),
 }
-# What stands in these instead of a package of the lock, which is of a machine without a GPU. `===` takes PyPI's own torch,
-# the CUDA build for Linux, even where pip is told of CPU builds, whose `2.13.0+cpu` would count as newer.
+# What stands in these instead of a package of the lock, which is of a machine without a GPU. `===` takes PyPI's own
+# torch, the CUDA build for Linux, even where pip is told of CPU builds, whose `2.13.0+cpu` would count as newer.
 # onnxruntime-gpu 1.32.0 is not on PyPI; 1.31.1 is the newest, and satisfies onnxruntime-genai-cuda.
 CUDA_BUILDS = {
     "torch": "torch==={locked}",

@@ -4,16 +4,20 @@
 2. `remove` leaves the blobs of a directory, and an upload those that the new directory lacks: old shards of a model
    would lie among new ones.
 3. A download holds the whole file in memory. Here it goes from the network to the disk in parts, several at a time.
+4. Who asks for the size or time of what is not there waits 12 seconds for three attempts. The client itself repeats
+   what fails on the way; what is not there is said at once.
 
 The Snakefile applies it, so it holds for the run and for each of its jobs. `tests/azure/test_storage.py` shows each
 fault in the plugin as it is, and says so when a new version no longer has it.
 """
 
+import errno
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from azure.core.exceptions import ResourceNotFoundError
-from snakemake_interface_storage_plugins.storage_object import retry_decorator
 from snakemake_storage_plugin_azure import StorageObject
 
 from lib.files import sha256_file
@@ -22,11 +26,19 @@ _PARTS_AT_A_TIME = 4
 
 
 def mend_storage_plugin() -> None:
-    for method in (exists, remove, store_object, download_blob_from_storage, upload_blob_to_storage):
+    for method in (
+        exists,
+        mtime,
+        size,
+        retrieve_object,
+        remove,
+        store_object,
+        download_blob_from_storage,
+        upload_blob_to_storage,
+    ):
         setattr(StorageObject, method.__name__, method)
 
 
-@retry_decorator
 def exists(self: StorageObject) -> bool:
     """Whether there is a blob of that name, or any below it."""
     try:
@@ -35,15 +47,32 @@ def exists(self: StorageObject) -> bool:
         return False
 
 
-@retry_decorator
+def mtime(self: StorageObject) -> float:
+    """Unix time; of a directory that of its newest blob. Raises `FileNotFoundError`."""
+    return max(blob.last_modified.timestamp() for blob in _blobs(self))
+
+
+def size(self: StorageObject) -> int:
+    """Bytes, of a directory of all its blobs. Raises `FileNotFoundError`."""
+    return sum(blob.size for blob in _blobs(self))
+
+
+def retrieve_object(self: StorageObject) -> None:
+    """Fetch the file, or the directory and nothing else. Raises `FileNotFoundError`."""
+    local = self.local_path()
+    shutil.rmtree(local, ignore_errors=True)
+    for blob in _blobs(self):
+        target = local / blob.name.removeprefix(f"{self.blob_path}/") if blob.name != self.blob_path else local
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.download_blob_from_storage(blob.name, target)
+
+
 def remove(self: StorageObject) -> None:
     """The blob, or all below it."""
     for name in [self.blob_path, *(blob.name for blob in self.get_prefix_blobs())]:
         _delete(self, name)
-    self._is_dir = None
 
 
-@retry_decorator
 def store_object(self: StorageObject) -> None:
     """A file, or a directory and nothing that was there before; an old manifest does not describe what comes now."""
     container = self.container_client()
@@ -53,7 +82,6 @@ def store_object(self: StorageObject) -> None:
     if not local.is_dir():
         self.upload_blob_to_storage(local, self.blob_path)
         return
-    self._is_dir = True
     _delete(self, f"{self.blob_path}.manifest.json")
     files = {f"{self.blob_path}/{path.relative_to(local).as_posix()}": path for path in _files(local)}
     for name in [blob.name for blob in self.get_prefix_blobs() if blob.name not in files]:
@@ -70,12 +98,19 @@ def upload_blob_to_storage(self: StorageObject, local_path: Path, remote_path: s
         )
 
 
-def download_blob_from_storage(
-    self: StorageObject, blob_path: str | None = None, local_path: Path | None = None
-) -> None:
-    blob = self.blob_client(blob_path=blob_path or self.blob_path)
-    with open(local_path or self.local_path(), "wb") as content:
-        blob.download_blob(max_concurrency=_PARTS_AT_A_TIME).readinto(content)
+def download_blob_from_storage(self: StorageObject, blob_path: str, local_path: Path) -> None:
+    with open(local_path, "wb") as content:
+        self.blob_client(blob_path=blob_path).download_blob(max_concurrency=_PARTS_AT_A_TIME).readinto(content)
+
+
+def _blobs(self: StorageObject) -> list[Any]:
+    """The blob of that name, or those below it. Raises `FileNotFoundError` when there is none."""
+    try:
+        if found := list(self.get_prefix_blobs()):
+            return found
+        return [self.blob_client().get_blob_properties()]
+    except ResourceNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, f"{self.query} is not there", str(self.local_path())) from None
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -1,0 +1,48 @@
+"""One storage emulator for all tests of this folder; each test has a container of its own."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .azurite import ACCOUNT, Azurite, running_azurite
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory) -> Iterator[Azurite]:
+    with running_azurite(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
+@pytest.fixture
+def container(azurite, request) -> str:
+    """The name of an empty container."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:50].strip("-")
+    azurite.client().create_container(name)
+    return name
+
+
+@pytest.fixture
+def in_storage(azurite, monkeypatch) -> None:
+    """This process reaches the storage as a job does."""
+    monkeypatch.setenv("AZURITE_CONNECTION_STRING", azurite.connection_string)
+    monkeypatch.setenv("SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME", ACCOUNT)
+
+
+def environment_of_jobs(azurite: Azurite) -> dict[str, str]:
+    """What a process needs to reach the storage, without what this machine knows of any other."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AZURE", "SNAKEMAKE", "MSI_"))}
+    return {
+        **kept,
+        "AZURITE_CONNECTION_STRING": azurite.connection_string,
+        "SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME": ACCOUNT,
+    }
+
+
+def write_files(folder: Path, **files: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    return folder

@@ -1,0 +1,194 @@
+"""A training whose disk goes with its job: progress in the storage, and one holder at a time."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from azure.storage.blob import BlobLeaseClient
+from test_training import adapter_hash, make_corpus, train_command
+
+from lib import blobs, mirror
+from lib.cli import Stopped, UserError
+from lib.mirror import mirrored
+
+from .conftest import environment_of_jobs, write_files
+
+pytestmark = [pytest.mark.azure, pytest.mark.usefixtures("in_storage")]
+
+
+def checkpoint(work: Path, step: int, content: str = "weights", whole: bool = True) -> Path:
+    folder = write_files(work / f"checkpoint-{step}", **{"model.safetensors": content})
+    if whole:
+        (folder / "complete.json").write_text("{}")
+    return folder
+
+
+def test_progress_is_restored_where_there_is_none(container, tmp_path):
+    url = f"az://{container}/work/key"
+    with mirrored(url, tmp_path / "a") as one:
+        checkpoint(tmp_path / "a", 5)
+        one.save()
+        checkpoint(tmp_path / "a", 10, "better")
+        checkpoint(tmp_path / "a", 15, whole=False)
+        one.save()
+    with mirrored(url, tmp_path / "b"):
+        assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["checkpoint-10"]
+        assert (tmp_path / "b/checkpoint-10/model.safetensors").read_text() == "better"
+
+
+def test_a_checkpoint_that_was_not_wholly_copied_does_not_count(azurite, container, tmp_path):
+    azurite.put(container, {"work/key/checkpoint-5/complete.json": b"{}", "work/key/checkpoint-5/model": b"1"})
+    azurite.put(container, {"work/key/checkpoint-10/model": b"2"})
+    with mirrored(f"az://{container}/work/key", tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-5"]
+
+
+def test_old_checkpoints_go(azurite, container, tmp_path):
+    with mirrored(f"az://{container}/work/key", tmp_path) as one:
+        old = checkpoint(tmp_path, 5)
+        one.save()
+        checkpoint(tmp_path, 10)
+        shutil.rmtree(old)
+        one.save()
+        assert {name.split("/")[2] for name in azurite.blobs(container, "work/key/")} == {"lock", "checkpoint-10"}
+        shutil.rmtree(tmp_path / "checkpoint-10")
+        write_files(tmp_path / "result", **{"training.json": "{}"})
+        one.save()
+        assert set(azurite.blobs(container, "work/key/")) == {"work/key/lock", "work/key/result/training.json"}
+
+
+def test_a_second_one_waits_until_the_first_has_ended(container, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(mirror, "_POLL", 0.1)
+    monkeypatch.setenv("AZUREML_RUN_ID", "the-first-job")
+    url, order = f"az://{container}/work/key", []
+
+    def second() -> None:
+        with mirrored(url, tmp_path / "b"):
+            order.append("second")
+            assert (tmp_path / "b/result/training.json").is_file()
+
+    with mirrored(url, tmp_path / "a") as one:
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(1)
+        order.append("first")
+        write_files(tmp_path / "a/result", **{"training.json": "{}"})
+        one.save()
+    thread.join(30)
+    assert order == ["first", "second"]
+    assert "waiting for it: the-first-job" in capfd.readouterr().err
+
+
+def test_waiting_ends_with_the_time(container, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror, "_POLL", 0.1)
+    url = f"az://{container}/work/key"
+    with (
+        mirrored(url, tmp_path / "a"),
+        pytest.raises(Stopped, match="the time is up"),
+        mirrored(url, tmp_path / "b", time.time()),
+    ):
+        pass
+
+
+def test_who_lost_the_lease_writes_nothing_more(azurite, container, tmp_path):
+    """As after a node was paused for longer than a lease: another one has taken over."""
+    lock = azurite.client().get_blob_client(container, "work/key/lock")
+    with mirrored(f"az://{container}/work/key", tmp_path) as one:
+        BlobLeaseClient(lock).break_lease(lease_break_period=0)
+        lock.acquire_lease(60)
+        checkpoint(tmp_path, 5)
+        with pytest.raises(Stopped, match="another process has taken over"):
+            one.save()
+    assert set(azurite.blobs(container, "work/key/")) == {"work/key/lock"}
+
+
+def test_a_lease_is_kept_alive(container, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror, "_LEASE", 15)  # the shortest that Azure has
+    monkeypatch.setattr(mirror, "_RENEW", 3.0)
+    monkeypatch.setattr(mirror, "_POLL", 0.5)
+    url = f"az://{container}/work/key"
+    with mirrored(url, tmp_path / "a"):
+        end = time.time() + 20
+        with pytest.raises(Stopped), mirrored(url, tmp_path / "b", end):
+            pass
+        assert time.time() > end
+
+
+def test_the_lease_of_one_that_died_is_free_again(azurite, container, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror, "_POLL", 0.5)
+    script = f"""
+import sys, time
+sys.path[:0] = {sys.path!r}
+from pathlib import Path
+from lib import mirror
+mirror._LEASE = 15
+with mirror.mirrored("az://{container}/work/key", Path({str(tmp_path / "a")!r})):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment_of_jobs(azurite)
+    )
+    assert process.stdout.readline() == "held\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with mirrored(f"az://{container}/work/key", tmp_path / "b", time.time() + 60):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("az://only-a-container", "is not az://CONTAINER/PATH"),
+        ("s3://bucket/path", "is not az://CONTAINER/PATH"),
+        ("az://no-such-container/work/key", "the storage has no such container"),
+    ],
+)
+def test_wrong_places_are_told(tmp_path, url, said):
+    with pytest.raises(UserError, match=said), mirrored(url, tmp_path):
+        pass
+
+
+def test_no_account(monkeypatch):
+    monkeypatch.delenv("AZURITE_CONNECTION_STRING")
+    monkeypatch.delenv(blobs.ACCOUNT)
+    with pytest.raises(UserError, match=f"no storage account is named; set {blobs.ACCOUNT}"):
+        blobs.place("az://container/path")
+
+
+def test_a_killed_training_goes_on_on_another_machine(azurite, container, tiny_llama, tmp_path):
+    """Its folder is lost with the machine; the adapter has the bytes of one that was not disturbed."""
+    corpus = make_corpus(tiny_llama, tmp_path)
+
+    def command(name: str, *more: str) -> list[str]:
+        out = tmp_path / name
+        out.mkdir()
+        return [*train_command(tiny_llama, corpus, out, out / "work", epochs=8), *more]
+
+    env = environment_of_jobs(azurite)
+    mirrored_to = ("--mirror", f"az://{container}/work/train")
+    process = subprocess.Popen(command("first", *mirrored_to), env=env)
+    deadline = time.monotonic() + 300
+    while not any(name.endswith("complete.json") for name in azurite.blobs(container)):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    shutil.rmtree(tmp_path / "first")
+
+    second = subprocess.run(command("second", *mirrored_to), env=env, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert "another process holds this adapter's progress" in second.stderr, "until the dead one's lease has ended"
+    assert "resumed at step" in second.stderr
+    subprocess.run(command("undisturbed"), env=env, check=True, capture_output=True)
+    assert adapter_hash(tmp_path / "second") == adapter_hash(tmp_path / "undisturbed")
+    third = subprocess.run(command("third", *mirrored_to), env=env, capture_output=True, text=True)
+    assert "already trained" in third.stderr, "the result is kept as well"
+    assert adapter_hash(tmp_path / "third") == adapter_hash(tmp_path / "second")
