@@ -1,0 +1,1 @@
+"""Runs through Azure Machine Learning's own client and Azure storage, all of it on this machine."""
