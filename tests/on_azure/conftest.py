@@ -1,19 +1,35 @@
-"""One storage emulator for all tests of this folder; each test has a container of its own."""
+"""One storage emulator for all tests of this folder, a container and a control plane for each that asks for one."""
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .azurite import ACCOUNT, Azurite, running_azurite
+from .control_plane import ControlPlane
+
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
 @pytest.fixture(scope="session")
 def azurite(tmp_path_factory) -> Iterator[Azurite]:
-    with running_azurite(tmp_path_factory.mktemp("azurite")) as server:
-        yield server
+    with running_azurite(tmp_path_factory.mktemp("azurite")) as azurite:
+        yield azurite
+
+
+@pytest.fixture
+def plane(azurite, tmp_path, monkeypatch) -> Iterator[ControlPlane]:
+    """With two computes, an empty registry folder and a client's environment in this process."""
+    registries = tmp_path / "registries"
+    registries.mkdir()
+    options = {"blob": azurite.connection_string, "registries": registries, "grace": 1}
+    with ControlPlane(tmp_path / "plane", path=PATH, **options) as plane:
+        for name, value in plane.environment().items():
+            monkeypatch.setenv(name, value)
+        yield plane
 
 
 @pytest.fixture

@@ -74,10 +74,11 @@ def _check_model(value: object, model: Any, where: str) -> list[str]:
     prefix = f"{where}." if where else ""
     for attribute, subtypes in getattr(model, "_subtype_map", {}).items():
         key = model._attribute_map[attribute]["key"]
-        if key in value and value[key] not in subtypes:
+        if key not in value:
+            return [f"{prefix}{key}: missing"]
+        if value[key] not in subtypes:
             return [f"{prefix}{key}: {value[key]!r} is none of {', '.join(subtypes)}"]
-        if key in value:
-            model = getattr(models, subtypes[value[key]])
+        model = getattr(models, subtypes[value[key]])
     found = []
     known = {description["key"]: attribute for attribute, description in model._attribute_map.items()}
     newer = NEWER.get(model.__name__, {})
@@ -110,7 +111,7 @@ def _check_attribute(value: object, model: Any, attribute: str, where: str) -> l
     if isinstance(value, str):
         if len(value) < rules.get("min_length", 0):
             found.append(f"{where}: shorter than {rules['min_length']}")
-        if "pattern" in rules and not re.search(rules["pattern"], value):
+        elif "pattern" in rules and not re.search(rules["pattern"], value):
             found.append(f"{where}: {value!r} does not match {rules['pattern']}")
     return found
 

@@ -1,0 +1,557 @@
+"""The stand-in for Azure itself: what it refuses, what its jobs see, how they end, and each fault it can make."""
+
+import copy
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import requests
+from azure.ai.ml import Input, MLClient, Output, command
+from azure.ai.ml.entities import Environment, ManagedIdentityConfiguration
+from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ResourceNotFoundError
+from azure.identity import CredentialUnavailableError, DefaultAzureCredential, ManagedIdentityCredential
+
+from . import contract
+from .azurite import running_azurite
+from .conftest import PATH
+from .control_plane import GROUP, SUBSCRIPTION, WORKSPACE, ControlPlane, Job
+
+pytestmark = pytest.mark.azure
+
+CONDA = "name: job\ndependencies:\n- python=3.11\n"
+REGISTRY_MODEL = "azureml://registries/azureml/models/Tiny/versions/1"
+
+
+def new_client() -> MLClient:
+    return MLClient(
+        DefaultAzureCredential(), SUBSCRIPTION, GROUP, WORKSPACE, show_progress=False, enable_telemetry=False
+    )
+
+
+def a_job(text: str, folder: Path, **more):
+    """A command with an environment of its own, on the AmlCompute cluster unless told otherwise."""
+    conda = folder / "conda.yaml"
+    conda.write_text(CONDA)
+    usual = {
+        "name": f"job-{uuid.uuid4().hex[:8]}",
+        "compute": "cpu-cluster",
+        "environment": Environment(image="example.azurecr.io/image", conda_file=str(conda)),
+    }
+    return command(command=text, **{**usual, **more})
+
+
+class Client:
+    """The real one, and the job that it made of what it sent."""
+
+    def __init__(self, plane: ControlPlane, folder: Path) -> None:
+        self.plane, self.folder, self.real = plane, folder, new_client()
+
+    def send(self, text: str, **more) -> Job:
+        sent = self.real.jobs.create_or_update(a_job(text, self.folder, **more))
+        return self.plane.jobs[sent.name]
+
+    def run(self, text: str, **more) -> Job:
+        return self.plane.wait_for(self.send(text, **more).name)
+
+    def start(self, text: str, **more) -> Job:
+        """Send a job and wait until its command has said `here`."""
+        job = self.send(text, **more)
+        self.plane.wait_until(lambda: "here" in job.log, f"{job.name} says where it is")
+        return job
+
+
+@pytest.fixture
+def client(plane, tmp_path) -> Client:
+    return Client(plane, tmp_path)
+
+
+@pytest.fixture
+def container(azurite) -> str:
+    name = f"c-{uuid.uuid4().hex[:8]}"
+    azurite.put(name, {})
+    return name
+
+
+# Contract
+
+ARC = {"compute": "arc-cluster", "instance_type": "gpu-a100", "environment": "azureml:registered:3"}
+
+
+@pytest.fixture(scope="module")
+def bodies(tmp_path_factory) -> dict[str, dict]:
+    """What the client sends for a job with all that a job can have: on both computes, and an environment."""
+    folder = tmp_path_factory.mktemp("bodies")
+    model = folder / "registries/azureml/Tiny/1"
+    model.mkdir(parents=True)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        ControlPlane(folder, path="", registries=folder / "registries") as plane,
+    ):
+        for name, value in plane.environment().items():
+            patch.setenv(name, value)
+        plane.add_environment("registered", "3")
+        client = Client(plane, folder)
+        data = "azureml://datastores/blobs/paths/"
+        settings = {
+            "inputs": {
+                "data": Input(type="uri_file", path=f"{data}rows.json", mode="ro_mount"),
+                "model": Input(type="mlflow_model", path=REGISTRY_MODEL, mode="download"),
+                "count": 3,
+            },
+            "outputs": {"out": Output(type="uri_folder", path=f"{data}out", mode="rw_mount")},
+            "environment_variables": {"A": "1"},
+            "identity": ManagedIdentityConfiguration(),
+            "shm_size": "8g",
+            "instance_count": 1,
+            "timeout": 600,
+            "tags": {"a": "b"},
+            "experiment_name": "tests",
+        }
+        sent = {
+            "aml": client.send("cat ${{inputs.data}}", **settings).body,
+            "arc": client.send("cat ${{inputs.data}}", **settings, **ARC).body,
+            "spot": client.send("true", job_tier="Spot").body,
+        }
+        (anonymous,) = (body for key, body in plane.environments.items() if key != ("registered", "3"))
+        return {**sent, "environment": anonymous}
+
+
+@pytest.mark.parametrize("name", ["aml", "arc", "spot"])
+def test_what_the_client_sends_is_accepted(bodies, name):
+    assert contract.violations(bodies[name]) == []
+
+
+def test_an_environment_that_the_client_sends_is_accepted(bodies):
+    assert contract.environment_violations(bodies["environment"]) == []
+    assert bodies["environment"]["properties"]["condaFile"]
+
+
+def change(*path: str, to: object = None) -> Callable[[dict], None]:
+    """Set a value of a body, or remove it (None)."""
+
+    def apply(body: dict) -> None:
+        for key in path[:-1]:
+            body = body[key]
+        if to is None:
+            del body[path[-1]]
+        else:
+            body[path[-1]] = to
+
+    return apply
+
+
+IN, OUT = ("properties", "inputs"), ("properties", "outputs")
+BROKEN_JOBS = {
+    "unknown key": (change("properties", "color", to="red"), "properties.color: unknown to CommandJob"),
+    "snake case": (change("properties", "compute_id", to="x"), "properties.compute_id: unknown to CommandJob"),
+    "unknown key outside": (change("sku", to="x"), "sku: unknown to JobBase"),
+    "name in the body": (change("name", to="x"), "name: read-only"),
+    "no properties": (change("properties"), "properties: missing"),
+    "no command": (change("properties", "command"), "properties.command: missing"),
+    "empty command": (change("properties", "command", to=""), "properties.command: shorter than 1"),
+    "no environment": (change("properties", "environmentId"), "properties.environmentId: missing"),
+    "environment of signs": (
+        change("properties", "environmentId", to="/:/"),
+        "properties.environmentId: '/:/' does not match [a-zA-Z0-9_]",
+    ),
+    "a status": (change("properties", "status", to="Completed"), "properties.status: read-only"),
+    "parameters": (change("properties", "parameters", to={}), "properties.parameters: read-only"),
+    "no job type": (change("properties", "jobType"), "properties.jobType: missing"),
+    "another job type": (change("properties", "jobType", to="Task"), "properties.jobType: 'Task' is none of"),
+    "tags as a list": (change("properties", "tags", to=["a"]), "properties.tags: no object: ['a']"),
+    "a tag that is a number": (change("properties", "tags", "a", to=1), "properties.tags.a: not of type str: 1"),
+    "a variable that is a number": (
+        change("properties", "environmentVariables", "A", to=1),
+        "properties.environmentVariables.A: not of type str: 1",
+    ),
+    "archived as text": (change("properties", "isArchived", to="no"), "properties.isArchived: not of type bool: 'no'"),
+    "input of another type": (
+        change(*IN, "data", "jobInputType", to="uri_blob"),
+        "properties.inputs.data.jobInputType: 'uri_blob' is none of",
+    ),
+    "input of no type": (change(*IN, "data", "jobInputType"), "properties.inputs.data.jobInputType: missing"),
+    "input without address": (change(*IN, "data", "uri"), "properties.inputs.data.uri: missing"),
+    "input with the client's word for a mode": (
+        change(*IN, "data", "mode", to="ro_mount"),
+        "properties.inputs.data.mode: 'ro_mount' is none of",
+    ),
+    "literal as a number": (change(*IN, "count", "value", to=3), "properties.inputs.count.value: not of type str: 3"),
+    "output of another type": (
+        change(*OUT, "out", "jobOutputType", to="literal"),
+        "properties.outputs.out.jobOutputType: 'literal' is none of",
+    ),
+    "output with an input's mode": (
+        change(*OUT, "out", "mode", to="Download"),
+        "properties.outputs.out.mode: 'Download' is none of",
+    ),
+    "identity of another type": (
+        change("properties", "identity", "identityType", to="managed"),
+        "properties.identity.identityType: 'managed' is none of",
+    ),
+    "shared memory without unit": (
+        change("properties", "resources", "shmSize", to="big"),
+        r"properties.resources.shmSize: 'big' does not match \d+[bBkKmMgG]",
+    ),
+    "nodes as text": (
+        change("properties", "resources", "instanceCount", to="1"),
+        "properties.resources.instanceCount: not of type int: '1'",
+    ),
+    "limit in seconds": (
+        change("properties", "limits", "timeout", to="600"),
+        "properties.limits.timeout: not of type duration: '600'",
+    ),
+    "a tier that is none": (
+        change("properties", "queueSettings", to={"jobTier": "Cheap"}),
+        "properties.queueSettings.jobTier: 'Cheap'",
+    ),
+    "another setting of the queue": (
+        change("properties", "queueSettings", to={"rank": "1"}),
+        "properties.queueSettings.rank: '1'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_JOBS)
+def test_a_broken_job_is_named(bodies, name):
+    apply, expected = BROKEN_JOBS[name]
+    body = copy.deepcopy(bodies["arc"])
+    apply(body)
+    (found,) = contract.violations(body)
+    assert found.startswith(expected)
+
+
+BROKEN_ENVIRONMENTS = {
+    "no properties": (change("properties"), "properties: missing"),
+    "neither image nor build": (change("properties", "image"), "properties: neither image nor build"),
+    "conda as an object": (change("properties", "condaFile", to={}), "properties.condaFile: not of type str: {}"),
+    "unknown key": (change("properties", "conda_file", to="x"), "properties.conda_file: unknown to EnvironmentVersion"),
+    "a type": (change("properties", "environmentType", to="UserCreated"), "properties.environmentType: read-only"),
+    "another system": (change("properties", "osType", to="Solaris"), "properties.osType: 'Solaris' is none of"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_ENVIRONMENTS)
+def test_a_broken_environment_is_named(bodies, name):
+    apply, expected = BROKEN_ENVIRONMENTS[name]
+    body = copy.deepcopy(bodies["environment"])
+    apply(body)
+    (found,) = contract.environment_violations(body)
+    assert found.startswith(expected)
+
+
+def put(plane: ControlPlane, name: str, body: object, token: str | None = "t") -> requests.Response:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    scope = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.MachineLearningServices"
+    url = f"{plane.url}{scope}/workspaces/{WORKSPACE}/jobs/{name}"
+    return requests.put(url, json=body, headers=headers, timeout=60)
+
+
+def test_the_server_refuses_what_breaks_the_contract(plane, bodies):
+    plane.add_environment("registered", "3")
+    body = copy.deepcopy(bodies["spot"])
+    body["properties"]["environmentId"] = bodies["arc"]["properties"]["environmentId"]
+    broken = copy.deepcopy(body)
+    broken["properties"]["status"] = "Completed"
+    answer = put(plane, "a", broken)
+    assert answer.status_code == 400
+    assert answer.json() == {"error": {"code": "UserError", "message": "properties.status: read-only"}}
+    assert put(plane, "a", body, token=None).status_code == 401
+    assert plane.jobs == {}
+    assert put(plane, "a", body).status_code == 201
+
+
+# What the workspace knows
+
+REFUSED = {
+    "unknown compute": ({"compute": "gone"}, "Compute gone not found"),
+    "unregistered environment": ({"environment": "azureml:nothing:1"}, "environments/nothing/versions/1 is not reg"),
+    "unbound input": ({"text": "cat ${{ inputs.rows }}"}, "does not define: inputs.rows"),
+    "unbound output": ({"text": "cat ${{outputs.out}}"}, "does not define: outputs.out"),
+    "instance type of a cluster": ({"instance_type": "gpu"}, "InstanceType cannot be chosen on an AmlCompute"),
+    "unknown model": (
+        {"inputs": {"model": Input(type="mlflow_model", path=REGISTRY_MODEL)}},
+        f"model: {REGISTRY_MODEL} was not found",
+    ),
+    "name": ({"name": "a.b"}, "'a.b' is no name of a job"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_job_is_refused(client, name):
+    settings, expected = REFUSED[name]
+    settings = {"text": "true", **settings}
+    with pytest.raises(HttpResponseError) as raised:
+        client.send(**settings)
+    assert raised.value.status_code == 400
+    assert expected in str(raised.value)
+    assert client.plane.jobs == {}
+
+
+def test_a_name_serves_once(client):
+    """The same job sent again is the same job; another one is refused, in Azure's words."""
+    job = client.run("echo once", name="one")
+    client.send("echo once", name="one", tags={"later": "yes"})
+    with pytest.raises(HttpResponseError, match=r"already exists.*the existing job's Command cannot be changed"):
+        client.send("echo twice", name="one")
+    assert (job.started, job.log, job.tags) == (1, "once\n", {"later": "yes"})
+
+
+def test_unknown_names_are_not_found(client):
+    jobs = client.real.jobs
+    for ask in (
+        lambda: jobs.get("nothing"),
+        lambda: jobs.begin_cancel("nothing"),
+        lambda: jobs._runs_operations.get_run_details("nothing"),
+        lambda: client.real.compute.get("nothing"),
+        lambda: client.real.datastores.get("nothing"),
+        lambda: client.real.environments.get("nothing", version="1"),
+    ):
+        with pytest.raises(ResourceNotFoundError):
+            ask()
+
+
+def test_the_client_reads_computes_datastores_and_jobs(client, azurite, container):
+    computes = [client.real.compute.get(name) for name in ("cpu-cluster", "arc-cluster")]
+    assert [(one.name, one.type) for one in computes] == [("cpu-cluster", "amlcompute"), ("arc-cluster", "kubernetes")]
+    store = client.real.datastores.get(container, include_secrets=True)
+    assert (store.container_name, store.account_name) == (container, "devstoreaccount1")
+    assert store.credentials.account_key in azurite.connection_string
+    sent = [client.send("true", tags=tags).name for tags in ({"run": "1"}, {})]
+    assert [job.name for job in client.real.jobs.list()] == sent[::-1]
+    assert [job.name for job in client.real.jobs.list(tag="run")] == sent[:1]
+
+
+# Jobs
+
+SEES = """
+ls -A; env | cut -d= -f1 | grep -v -e PWD -e SHLVL -e ^_$ | sort | xargs; which python
+cat ${{inputs.rows}} ${{ inputs.folder }}/deep/b ${{inputs.model}}/MLmodel; echo ${{inputs.count}} $RULE
+mkdir ${{outputs.out}}/sub; echo made > ${{outputs.out}}/sub/file
+"""
+
+
+@pytest.mark.parametrize("compute", [{}, ARC])
+def test_a_job_sees_its_inputs_and_nothing_else(client, azurite, container, tmp_path, compute):
+    client.plane.add_environment("registered", "3")
+    azurite.put(container, {"in/rows.json": b"rows\n", "dir/a": b"a\n", "dir/deep/b": b"b\n"})
+    model = tmp_path / "registries/azureml/Tiny/1"
+    model.mkdir(parents=True)
+    (model / "MLmodel").write_text("model\n")
+    at = f"azureml://datastores/{container}/paths"
+    job = client.run(
+        SEES,
+        inputs={
+            "rows": Input(type="uri_file", path=f"{at}/in/rows.json", mode="ro_mount"),
+            "folder": Input(type="uri_folder", path=f"{at}/dir", mode="download"),
+            "model": Input(type="mlflow_model", path=REGISTRY_MODEL, mode="download"),
+            "count": 3,
+        },
+        outputs={"out": Output(type="uri_folder", path=f"{at}/out", mode="rw_mount")},
+        environment_variables={"RULE": "train"},
+        **compute,
+    )
+    seen = ["AZUREML_RUN_ID HOME MSI_ENDPOINT MSI_SECRET PATH RULE", f"{PATH.split(':')[0]}/python"]
+    assert job.log.splitlines() == [*seen, "rows", "b", "model", "3 train"]
+    assert job.status == "Completed"
+    assert job.history == ["NotStarted", "Queued", "Preparing", "Running", "Finalizing", "Completed"]
+    assert azurite.blobs(container, "out/") == {"out/sub/file": 5}
+    assert client.real.jobs.get(job.name).status == "Completed"
+
+
+def test_a_failure_has_a_reason_and_a_log(client):
+    job = client.run("echo said; echo why >&2; exit 3")
+    assert client.real.jobs.get(job.name).status == "Failed"
+    details = client.real.jobs._runs_operations.get_run_details(job.name)
+    assert details.status == "Failed"
+    assert "exited with status code 3" in details.error.error.message
+    (log,) = details.log_files.values()
+    assert requests.get(log, timeout=60).text == "said\nwhy\n"
+    assert requests.get(log.partition("?")[0], timeout=60).status_code == 403
+
+
+def test_data_that_is_missing_fails_the_job(client, container):
+    rows = Input(type="uri_file", path=f"azureml://datastores/{container}/paths/rows.json")
+    job = client.run("cat ${{inputs.rows}}", inputs={"rows": rows})
+    assert (job.status, job.error["message"]) == (
+        "Failed",
+        f"DataAccessError(NotFound): no blob rows.json in {container}",
+    )
+
+
+def test_jobs_wait_for_a_node(client):
+    first, second = (client.start("echo here; sleep 600") for _ in range(2))
+    third, fourth = (client.send("echo ran") for _ in range(2))
+    assert [third.status, fourth.status] == ["Queued", "Queued"]
+    client.real.jobs.begin_cancel(third.name).wait()
+    client.real.jobs.begin_cancel(first.name).wait()
+    client.plane.wait_for(fourth.name, "Completed")
+    assert (third.status, third.started, third.log) == ("Canceled", 0, "")
+    assert second.status == "Running"
+
+
+def test_a_cancelled_job_is_told_to_end(client):
+    job = client.start("trap 'echo told; exit 0' TERM; echo here; sleep 600 & wait")
+    client.real.jobs.begin_cancel(job.name).wait()
+    assert job.log == "here\ntold\n"
+    assert job.history[-3:] == ["Running", "CancelRequested", "Canceled"]
+    assert client.real.jobs.get(job.name).status == "Canceled"
+
+
+def alive(pid: str) -> bool:
+    return Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+
+
+STUBBORN = "trap '' TERM; setsid bash -c \"trap '' TERM; echo \\$\\$ here; while :; do sleep 1; done\" & wait"
+
+
+def test_a_job_that_will_not_end_is_killed(client):
+    """With what has left its process group."""
+    job = client.start(STUBBORN)
+    child = job.log.split()[0]
+    assert alive(child)
+    begun = time.monotonic()
+    client.real.jobs.begin_cancel(job.name)
+    client.plane.wait_for(job.name, "Canceled")
+    assert time.monotonic() - begun > 1  # the grace
+    client.plane.wait_until(lambda: not alive(child), "its child is gone", 10)
+
+
+def test_a_job_is_stopped_at_its_limit(client):
+    job = client.run("sleep 600", timeout=1)
+    assert (job.status, job.error["code"]) == ("Canceled", "JobTimeout")
+
+
+def test_nothing_runs_on_when_the_control_plane_ends(azurite, tmp_path, monkeypatch):
+    with ControlPlane(tmp_path, path=PATH) as plane:
+        for name, value in plane.environment().items():
+            monkeypatch.setenv(name, value)
+        job = Client(plane, tmp_path).start(STUBBORN)
+        child = job.log.split()[0]
+    assert not alive(child)
+    with pytest.raises(requests.ConnectionError):
+        put(plane, "b", {})
+
+
+# Faults
+
+
+def statuses(plane: ControlPlane, kind: str) -> list[int | None]:
+    return [request.status for request in plane.requests if request.kind == kind]
+
+
+def test_a_throttled_client_waits_as_it_is_told(client):
+    client.plane.throttle(2, seconds=1, kind="submit")
+    client.send("true")
+    assert statuses(client.plane, "submit") == [429, 429, 201]
+    first, second, third = (request.time for request in client.plane.requests if request.kind == "submit")
+    assert second - first >= 1
+    assert third - second >= 1
+
+
+def test_throttling_without_end_reaches_the_caller(client):
+    client.plane.throttle(1000, seconds=0, kind="poll")
+    name = client.send("true").name
+    with pytest.raises(HttpResponseError) as raised:
+        client.real.jobs.get(name)
+    assert raised.value.status_code == 429
+    client.plane.mend()
+    assert client.real.jobs.get(name).name == name
+
+
+def test_broken_polls(client):
+    name = client.send("true").name
+    client.plane.break_polls(1)
+    assert client.real.jobs.get(name).name == name
+    assert statuses(client.plane, "poll") == [503, 200]
+    client.plane.break_polls(1000, status=500)
+    with pytest.raises(HttpResponseError) as raised:
+        client.real.jobs.get(name)
+    assert raised.value.status_code == 500
+
+
+def test_lost_polls(client):
+    name = client.send("true").name
+    client.plane.lose_connection(1, kind="poll")
+    assert client.real.jobs.get(name).name == name
+    assert statuses(client.plane, "poll") == [None, 200]
+
+
+@pytest.mark.parametrize(("late", "second"), [(False, 201), (True, 200)])
+def test_a_lost_answer_makes_no_second_job(client, late, second):
+    client.plane.lose_connection(1, kind="submit", late=late)
+    job = client.run("echo once")
+    assert statuses(client.plane, "submit") == [None, second]
+    assert (job.log, list(client.plane.jobs)) == ("once\n", [job.name])
+
+
+RESUMES = """
+ls -A; if [ -e ${{outputs.out}}/saved ]; then echo resumed; exit; fi
+trap 'echo told; exit 1' TERM; touch local ${{outputs.out}}/saved; echo here; sleep 600 & wait
+"""
+
+
+@pytest.mark.parametrize("requeue", [True, False])
+def test_a_preempted_node(client, azurite, container, requeue):
+    """What was written to a mounted output is there for the next start, what was on the node is not."""
+    out = Output(type="uri_folder", path=f"azureml://datastores/{container}/paths/out", mode="rw_mount")
+    job = client.start(RESUMES, outputs={"out": out})
+    client.plane.wait_until(lambda: azurite.blobs(container) == {"out/saved": 0}, "the mount has sent it on")
+    client.plane.preempt(job.name, requeue)
+    client.plane.wait_for(job.name)
+    if requeue:
+        assert (job.status, job.started, job.log) == ("Completed", 2, "here\ntold\nresumed\n")
+        assert job.history.count("Queued") == 2
+    else:
+        assert (job.status, job.started, job.log) == ("Failed", 1, "here\ntold\n")
+        details = client.real.jobs._runs_operations.get_run_details(job.name)
+        assert "preempted" in details.error.error.message
+
+
+# Identity
+
+ASKS = """
+from azure.identity import ManagedIdentityCredential
+print(ManagedIdentityCredential().get_token("https://storage.azure.com/.default").token.count("."))
+"""
+
+
+def test_a_job_has_the_identity_of_its_node(client, tmp_path):
+    script = tmp_path / "asks.py"
+    script.write_text(ASKS)
+    job = client.run(f"python {script}")
+    assert job.log == "2\n"
+    assert ("https://storage.azure.com", None) in client.plane.tokens
+
+
+def test_the_real_credential_gets_a_token(plane):
+    credential = ManagedIdentityCredential(client_id="mine")
+    token = credential.get_token("https://management.azure.com/.default")
+    assert token.expires_on > time.time() + 3600
+    assert plane.tokens == [("https://management.azure.com", "mine")]
+
+
+def test_a_wrong_secret_gets_none(plane, monkeypatch):
+    monkeypatch.setenv("MSI_SECRET", "wrong")
+    with pytest.raises((ClientAuthenticationError, CredentialUnavailableError), match="secret did not match"):
+        ManagedIdentityCredential().get_token("https://management.azure.com/.default")
+    assert plane.tokens == []
+
+
+# Azurite
+
+
+def test_what_lies_in_azurite(azurite, container):
+    azurite.put(container, {"a/b": b"12", "a/c": b"", "b": b"1"})
+    assert azurite.blobs(container, "a/") == {"a/b": 2, "a/c": 0}
+    assert azurite.read(container, "a/b") == b"12"
+
+
+def test_an_azurite_that_is_missing_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("AZURITE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", os.path.dirname(shutil.which("true")))
+    with pytest.raises(AssertionError, match="make azurite"), running_azurite(tmp_path):
+        pass
