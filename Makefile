@@ -5,13 +5,14 @@
 # make test-faults   each rule disturbed in each way, up to an hour
 # make browser   installs Chromium, which the tests of the report open it with
 # make test-slurm   installs Slurm and runs the workflow through it; test-slurm-slow: what takes minutes (both as root)
+# make test-azure   the workflow through Azure Machine Learning and Azure storage, both on loopback; installs Azurite
 PYTHON ?= python3.11
 BIN = .venv/bin
 ARGS ?=
 DAYS ?= 30
 
-.PHONY: run control test test-conda test-faults test-slurm test-slurm-slow check browser slurm generated clean clean-results \
-  clean-work
+.PHONY: run control test test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm generated \
+  clean clean-results clean-work
 
 run: .venv/installed
 	@$(BIN)/python scripts/run.py $(ARGS)
@@ -35,6 +36,19 @@ test-slurm: .venv/installed slurm
 test-slurm-slow: .venv/installed slurm
 	$(BIN)/python -m pytest tests/slurm -m slurm_slow --numprocesses 0 $(ARGS)
 
+test-azure: .venv/installed azurite
+	$(BIN)/python -m pytest tests/on_azure -m azure --dist load $(ARGS)
+
+# Microsoft's emulator of Azure storage, from npm.
+azurite: .azurite/installed
+
+.azurite/installed:
+	@command -v npm >/dev/null || \
+	  { sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo apt-get update -qq && \
+	    $$sudo apt-get install -y -qq --no-install-recommends nodejs npm; }
+	npm install --prefix .azurite --no-audit --no-fund --loglevel error azurite@3.37.0
+	touch $@
+
 # Controller, node daemon and commands; the tests start them, the system does not.
 slurm:
 	@command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v sbatch >/dev/null || \
@@ -55,9 +69,10 @@ check: .venv/installed
 	$(BIN)/snakemake --lint
 
 # A broken installation leaves no stamp, so the next make mends it.
-.venv/installed: requirements.lock
+.venv/installed: requirements.lock src/pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable src
 	touch $@
 
 # Files that are made from other files of the project; tests hold them equal.

@@ -14,6 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import yaml
 from workspaces import copy_project
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "resources.json"
@@ -22,11 +23,14 @@ PROFILES = {
     "gpu": ["--profile", "profiles/gpu"],
     "slurm": ["--profile", "profiles/slurm"],
     "slurm, second attempt": ["--profile", "profiles/slurm", "--attempt", "2"],
+    "azureml": ["--profile", "profiles/azureml-without-azure"],
 }
 # Kilobytes of files whose size decides, about those of the demo.
 SIZES = {"data/rows": 900, "data/kept": 800, "corpus/train": 600, "corpus/validation": 80, "corpus/test": 120}
 _OTHERS = ["base.manifest.json", "data/audit.json", "data/split.json", "corpus/template.json"]
 _SHOWN = {"threads", "mem_mb", "runtime", "gpu", "gpu_model", "gres", "slurm_partition", "nodes", "tasks", "mpi"}
+_SHOWN |= {"azureml_compute", "azureml_conda_file"}
+_AZURE = ("executor", "azureml-", "default-storage-", "storage-azure-", "shared-fs-")
 
 Table = dict[str, list[dict[str, Any]]]
 
@@ -45,7 +49,16 @@ def tables() -> dict[str, Table]:
         (root / "results/base").mkdir()
         (root / "data/raw").mkdir()
         (root / "data/raw/tweets.json").write_bytes(bytes(1000 * SIZES["data/rows"]))
+        _without_azure(root / "profiles")
         return {profile: _table(root, arguments) for profile, arguments in PROFILES.items()}
+
+
+def _without_azure(profiles: Path) -> None:
+    """The profile for Azure, less what would ask a storage there for files."""
+    profile = yaml.safe_load((profiles / "azureml/profile.yaml").read_text())
+    (profiles / "azureml-without-azure").mkdir()
+    kept = {key: value for key, value in profile.items() if not key.startswith(_AZURE)}
+    (profiles / "azureml-without-azure/profile.yaml").write_text(yaml.safe_dump(kept))
 
 
 def _table(root: Path, arguments: list[str]) -> Table:

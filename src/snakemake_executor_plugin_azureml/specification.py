@@ -143,7 +143,7 @@ class JobSpecification:
         )
 
         kind, _, client_id = self.identity.partition(":")
-        identity = {
+        identity: Any = {
             "managed": ManagedIdentityConfiguration(client_id=client_id or None),
             "user": UserIdentityConfiguration(),
             "token": AmlTokenConfiguration(),

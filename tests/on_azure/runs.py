@@ -1,0 +1,118 @@
+"""Workspaces whose runs go to Azure, as it is on loopback: jobs by the control plane, files by Azurite."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from workspaces import Workspace
+
+from lib.files import sha256_text
+
+from .azurite import ACCOUNT, Azurite
+from .conftest import environment_of_jobs
+from .control_plane import GROUP, PATIENCE, SUBSCRIPTION, WORKSPACE, ControlPlane
+from .nodes import Job
+
+ADAPTER = "results/runs/lora/adapter.manifest.json"
+PREFIX = "project"  # of all blobs of a run, in its container
+# What a test wants otherwise than a site: this storage and this workspace, no GPUs, quick looks at the jobs.
+PROFILE = [
+    *("--profile", "profiles/azureml", "--azureml-subscription-id", SUBSCRIPTION),
+    *("--azureml-resource-group", GROUP, "--azureml-workspace", WORKSPACE),
+    *("--storage-azure-account-name", ACCOUNT, "--envvars", "AZURITE_CONNECTION_STRING"),
+    *("--seconds-between-status-checks", "1", "--set-resources"),
+    *(f"{rule}:{what}" for rule in ("train_adapter", "score_checkpoint", "calibrate_weights") for what in ("gpu=0",)),
+]
+
+
+class AzureWorkspace(Workspace):
+    """`make run` with the Azure profile, in a git checkout."""
+
+    def __init__(self, root: Path, azurite: Azurite, plane: ControlPlane | None, container: str) -> None:
+        super().__init__(root)
+        self.azurite, self.plane, self.container = azurite, plane, container
+        self.env = {**environment_of_jobs(azurite), "GOMP_SPINCOUNT": "0", **(plane.environment() if plane else {})}
+        self.options = [*PROFILE, "--default-storage-prefix", f"az://{container}/{PREFIX}"]
+
+    def snakemake(self, *args: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+        command = [sys.executable, "scripts/run.py", *self.options, *args]
+        return subprocess.run(command, cwd=cwd or self.root, env=self.env, capture_output=True, text=True)
+
+    def start(self, *args: str, output: str = "run.txt") -> subprocess.Popen:
+        """As from a terminal: a process group of its own that heeds Ctrl-C."""
+        with open(self.root / output, "w") as file:
+            return subprocess.Popen(
+                [sys.executable, "scripts/run.py", *self.options, *args],
+                cwd=self.root,
+                env=self.env,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+
+    def finish(self, process: subprocess.Popen, output: str = "run.txt") -> str:
+        code = process.wait(PATIENCE)
+        said = (self.root / output).read_text()
+        assert code == 0, said[-5000:]
+        return said
+
+    def jobs(self, rule: str | None = None) -> list[Job]:
+        """What was submitted, in that order."""
+        jobs = sorted(self.plane.jobs.values(), key=lambda job: job.created)
+        return [job for job in jobs if rule is None or job.tags["snakemake_rule"] == rule]
+
+    def wait_for_job(self, rule: str, number: int = 0) -> Job:
+        self.plane.wait_until(lambda: len(self.jobs(rule)) > number, f"{rule} is submitted")
+        return self.jobs(rule)[number]
+
+    def until_saved(self) -> None:
+        """Wait until a training has saved its progress in the storage."""
+        self.plane.wait_until(
+            lambda: any("checkpoint-" in name and name.endswith("complete.json") for name in self.blobs()),
+            "a training has saved",
+        )
+
+    def blobs(self) -> dict[str, int]:
+        """By the path that a folder would have."""
+        found = self.azurite.blobs(self.container, f"{PREFIX}/")
+        return {name.removeprefix(f"{PREFIX}/"): size for name, size in found.items()}
+
+    def adapter(self) -> str:
+        """Hash of the adapter's manifest, which names the hashes of its files."""
+        return sha256_text(self.azurite.read(self.container, f"{PREFIX}/{ADAPTER}").decode())
+
+
+def as_checkout(root: Path) -> None:
+    """Make a copy of the project the git checkout that jobs get their sources from."""
+    (root / ".gitignore").write_text(".snakemake/\nresults/\nwork/\n__pycache__/\n*.txt\n")
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *command], cwd=root, check=True)
+
+
+def copy_run(source: AzureWorkspace, root: Path, plane: ControlPlane, container: str) -> AzureWorkspace:
+    """Another checkout with a storage of its own that holds the same blobs, as old as each other as they were."""
+    subprocess.run(["git", "clone", "-q", str(source.root), str(root)], check=True)
+    client = source.azurite.client()
+    blobs = client.get_container_client(source.container).list_blobs(include=["metadata"])
+    for blob in sorted(blobs, key=lambda blob: blob.last_modified):
+        content = source.azurite.read(source.container, blob.name)
+        client.get_blob_client(container, blob.name).upload_blob(content, metadata=blob.metadata)
+    return AzureWorkspace(root, source.azurite, plane, container)
+
+
+def undisturbed_adapter(source: Path, root: Path) -> str:
+    """Hash of the adapter's manifest as a run on this machine trains it."""
+    shutil.copytree(source, root, symlinks=True, ignore=shutil.ignore_patterns(".snakemake", ".git"))
+    Workspace(root).run(ADAPTER)
+    return sha256_text((root / ADAPTER).read_text())
+
+
+def interrupt(process: subprocess.Popen) -> int:
+    """Ctrl-C, which a terminal sends to everything in the foreground."""
+    os.killpg(process.pid, signal.SIGINT)
+    return process.wait(PATIENCE)
