@@ -18,6 +18,7 @@ HOME = Path(os.path.relpath(workflow.current_basedir))
 sys.path.insert(0, str(HOME / "scripts"))
 
 from lib import resources as needs
+from lib.azureml import job_address
 from lib.cli import or_exit
 from lib.closure import code_closure
 from lib.config_file import check_yaml, load_config
@@ -25,7 +26,13 @@ from lib.files import canonical_json
 from lib.headline import headline
 from lib.layout import Layout
 from lib.manifests import manifest_path
-from lib.stored import known_after, known_before, prepare_storage, storage_path
+from lib.stored import (
+    known_after,
+    known_before,
+    names_secret,
+    prepare_storage,
+    storage_path,
+)
 from lib.workflow import (
     environment_file,
     find_path,
@@ -57,6 +64,11 @@ if STORED:
 
     envvars:
         "SLMFLOW_CODE",
+
+    if names_secret():
+
+        envvars:
+            "SLMFLOW_HF_TOKEN_SECRET",
 
 
 def here(path):

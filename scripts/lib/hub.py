@@ -2,7 +2,7 @@
 
 Downloads go to the hub's own cache (HF_HOME) and stay there: files that were complete when a
 download was interrupted are not fetched again. HF_ENDPOINT and HF_HUB_OFFLINE work as always. The
-only token used is that of the variable HF_TOKEN.
+only token used is that of the variable HF_TOKEN, or of the secret that SLMFLOW_HF_TOKEN_SECRET names.
 """
 
 import hashlib
@@ -33,8 +33,17 @@ Hashes = dict[str, str | None]
 
 
 def hub_token() -> str | bool:
-    """The token of HF_TOKEN; False keeps the library from looking elsewhere for one."""
-    return os.environ.get("HF_TOKEN") or False
+    """The token of HF_TOKEN, or the secret of Key Vault that SLMFLOW_HF_TOKEN_SECRET names.
+
+    False keeps the library from looking elsewhere for one. Raises `UserError` when the vault does not give it.
+    """
+    if token := os.environ.get("HF_TOKEN"):
+        return token
+    if secret := os.environ.get("SLMFLOW_HF_TOKEN_SECRET"):
+        from lib.azure_identity import vault_secret
+
+        return vault_secret(secret)
+    return False
 
 
 def download_files(id_: str, revision: str, choose: Callable[[list[str]], list[str]]) -> Path:

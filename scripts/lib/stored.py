@@ -31,6 +31,11 @@ def prepare_storage(workflow: Any) -> None:
         os.environ[CODE] = json.dumps(code_facts())
 
 
+def names_secret() -> bool:
+    """Whether jobs are told where the hub's token is kept; the address is no secret."""
+    return "SLMFLOW_HF_TOKEN_SECRET" in os.environ
+
+
 def _check_sources(configuration: list[str]) -> None:
     known = subprocess.run(["git", "ls-files", "scripts"], capture_output=True, text=True)
     if not known.stdout:

@@ -1,0 +1,80 @@
+"""Models as MLflow packs them, seen as the flat folder that every other model comes in.
+
+Layouts (azureml-assets' model_selector.py, MLflow's transformers flavour): `hftransformers` and `hftransformersv2` keep
+`model`, `config` and `tokenizer` below their `model_data`; `transformers` keeps `model` and `components/tokenizer`.
+Some have all of it in the folder of the model. MLflow itself is not needed and no code of a model is run.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lib.cli import fail
+
+_PACKED = ("hftransformersv2", "hftransformers")
+
+
+def flat_folder(folder: Path, scratch: Path, label: str) -> Path:
+    """The folder with config, tokenizer and weights of a model that was packed by MLflow, or is in no package.
+
+    scratch: an empty folder for links to the files, where they lie in several. label: how messages name the model.
+    Raises `UserError` when the package holds no such model.
+    """
+    root = next((place for place in _candidates(folder) if (place / "MLmodel").is_file()), None)
+    if root is None:
+        return next((place for place in _candidates(folder) if _has_weights(place)), folder)
+    parts = [part for part in _parts(root, label) if part.is_dir()]
+    if not parts:
+        fail("its MLmodel names folders that are not there", "fetch the whole model", at=label)
+    for part in parts:  # the model's own files go last, so they win
+        for file in part.iterdir():
+            if file.is_file():
+                link = scratch / file.name
+                link.unlink(missing_ok=True)
+                link.symlink_to(file.resolve())
+    return scratch
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """The folder and those in it: a download puts the model into a folder of its name."""
+    if not folder.is_dir():
+        return [folder]
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    deeper = sorted(path for place in inside for path in place.iterdir() if path.is_dir())
+    return [folder, *inside, *deeper]
+
+
+def _has_weights(folder: Path) -> bool:
+    return folder.is_dir() and any((*folder.glob("*.safetensors"), *folder.glob("*.gguf")))
+
+
+def _parts(root: Path, label: str) -> list[Path]:
+    """Folders of the package that hold config, tokenizer and model, in this order."""
+    flavors = _flavors(root / "MLmodel", label)
+    for name in _PACKED:
+        if name in flavors:
+            data = str(flavors[name].get("model_data") or "data")
+            return [_inside(root, f"{data}/{part}", label) for part in ("config", "tokenizer", "model")]
+    if "transformers" in flavors:
+        model = str(flavors["transformers"].get("model_binary") or "model")
+        return [_inside(root, path, label) for path in ("components/tokenizer", model)]
+    fail(
+        f"its MLmodel has only {', '.join(flavors) or 'no flavor'}, which is code of its own",
+        "choose a model with the flavor transformers or hftransformersv2",
+        at=label,
+    )
+
+
+def _flavors(file: Path, label: str) -> dict[str, dict[str, Any]]:
+    try:
+        flavors = yaml.safe_load(file.read_text(encoding="utf-8"))["flavors"]
+        return {str(name): dict(value or {}) for name, value in flavors.items()}
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError):
+        fail("its MLmodel cannot be read", "choose another version of it", at=label)
+
+
+def _inside(root: Path, path: str, label: str) -> Path:
+    if not (root / path).resolve().is_relative_to(root.resolve()):
+        fail(f"its MLmodel points outside of it: {path}", "do not use this model", at=label)
+    return root / path
