@@ -200,6 +200,10 @@ BROKEN_JOBS = {
         change("properties", "resources", "instanceCount", to="1"),
         "properties.resources.instanceCount: not of type int: '1'",
     ),
+    "a truth as a number of nodes": (
+        change("properties", "resources", "instanceCount", to=True),
+        "properties.resources.instanceCount: not of type int: True",
+    ),
     "limit in seconds": (
         change("properties", "limits", "timeout", to="600"),
         "properties.limits.timeout: not of type duration: '600'",
@@ -259,6 +263,9 @@ def test_the_server_refuses_what_breaks_the_contract(plane, bodies):
     answer = put(plane, "a", broken)
     assert answer.status_code == 400
     assert answer.json() == {"error": {"code": "UserError", "message": "properties.status: read-only"}}
+    with_code = copy.deepcopy(body)
+    with_code["properties"]["codeId"] = "azureml:code:1"
+    assert "Code of jobs" in put(plane, "a", with_code).json()["error"]["message"]
     assert put(plane, "a", body, token=None).status_code == 401
     assert plane.jobs == {}
     assert put(plane, "a", body).status_code == 201
@@ -300,6 +307,19 @@ def test_a_name_serves_once(client):
     assert (job.started, job.log, job.tags) == (1, "once\n", {"later": "yes"})
 
 
+def test_an_environment_is_registered_once(client):
+    environments = client.real.environments
+    for image, outcome in (("a/image", "made"), ("a/image", "the same"), ("another/image", "refused")):
+        environment = Environment(name="mine", version="1", image=image)
+        if outcome == "refused":
+            with pytest.raises(HttpResponseError, match=r"mine:1 exists with other settings"):
+                environments.create_or_update(environment)
+        else:
+            environments.create_or_update(environment)
+    assert environments.get("mine", version="1").image == "a/image"
+    assert client.run("true", environment="azureml:mine:1").status == "Completed"
+
+
 def test_unknown_names_are_not_found(client):
     jobs = client.real.jobs
     for ask in (
@@ -330,7 +350,7 @@ def test_the_client_reads_computes_datastores_and_jobs(client, azurite, containe
 SEES = """
 ls -A; env | cut -d= -f1 | grep -v -e PWD -e SHLVL -e ^_$ | sort | xargs; which python
 cat ${{inputs.rows}} ${{ inputs.folder }}/deep/b ${{inputs.model}}/MLmodel; echo ${{inputs.count}} $RULE
-mkdir ${{outputs.out}}/sub; echo made > ${{outputs.out}}/sub/file
+touch mine; mkdir ${{outputs.out}}/sub; echo made > ${{outputs.out}}/sub/file
 """
 
 
@@ -359,6 +379,7 @@ def test_a_job_sees_its_inputs_and_nothing_else(client, azurite, container, tmp_
     assert job.status == "Completed"
     assert job.history == ["NotStarted", "Queued", "Preparing", "Running", "Finalizing", "Completed"]
     assert azurite.blobs(container, "out/") == {"out/sub/file": 5}
+    assert [path.name for path in job.folder.iterdir()] == ["mine"]
     assert client.real.jobs.get(job.name).status == "Completed"
 
 
@@ -380,6 +401,26 @@ def test_data_that_is_missing_fails_the_job(client, container):
         "Failed",
         f"DataAccessError(NotFound): no blob rows.json in {container}",
     )
+
+
+def test_a_job_ends_with_its_command(client):
+    job = client.run("setsid sleep 600 & echo $!; sleep 0.2")
+    assert job.status == "Completed"
+    client.plane.wait_until(lambda: not alive(job.log.strip()), "what it left behind is gone", 10)
+
+
+def test_a_mount_follows_what_is_removed(client, azurite, container):
+    azurite.put(container, {"out/before": b"1", "out/kept": b"2"})
+    out = Output(type="uri_folder", path=f"azureml://datastores/{container}/paths/out/", mode="rw_mount")
+    client.run("cd ${{outputs.out}}; rm before; echo new > after", outputs={"out": out})
+    assert azurite.blobs(container) == {"out/after": 4, "out/kept": 1}
+
+
+def test_an_uploaded_output_begins_empty(client, azurite, container):
+    azurite.put(container, {"out/before": b"1"})
+    out = Output(type="uri_folder", path=f"azureml://datastores/{container}/paths/out", mode="upload")
+    job = client.run("ls ${{outputs.out}}; touch ${{outputs.out}}/after", outputs={"out": out})
+    assert (job.log, azurite.blobs(container)) == ("", {"out/before": 1, "out/after": 0})
 
 
 def test_jobs_wait_for_a_node(client):
@@ -500,8 +541,10 @@ def test_a_preempted_node(client, azurite, container, requeue):
     out = Output(type="uri_folder", path=f"azureml://datastores/{container}/paths/out", mode="rw_mount")
     job = client.start(RESUMES, outputs={"out": out})
     client.plane.wait_until(lambda: azurite.blobs(container) == {"out/saved": 0}, "the mount has sent it on")
+    node = job.attempt
     client.plane.preempt(job.name, requeue)
     client.plane.wait_for(job.name)
+    assert node.exists() != requeue
     if requeue:
         assert (job.status, job.started, job.log) == ("Completed", 2, "here\ntold\nresumed\n")
         assert job.history.count("Queued") == 2
