@@ -253,12 +253,25 @@ def _signal_group(group: int, number: signal.Signals) -> None:
 
 
 def _kill_all(group: int, home: Path) -> None:
-    """Kill a command's group and what has left it, known by the home that nothing else has."""
+    """Kill a command's group and what has left it, known by the home that nothing else has; wait until all are gone."""
     _signal_group(group, signal.SIGKILL)
+    end = time.monotonic() + 10
+    while (found := _with_home(home)) and time.monotonic() < end:
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        time.sleep(0.01)
+
+
+def _with_home(home: Path) -> list[int]:
     mark = f"HOME={home}".encode()
+    found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (folder / "environ").read_bytes().split(b"\0"):
-                os.kill(int(folder.name), signal.SIGKILL)
+                found.append(int(folder.name))
         except OSError:  # it has ended, or is another user's
             continue
+    return found
