@@ -71,6 +71,9 @@ if STORED:
             "SLMFLOW_HF_TOKEN_SECRET",
 
 
+ELSEWHERE = STORED and not workflow.is_main_process
+
+
 def here(path):
     """A file of this machine, whatever becomes of those that the rules make; who reads it runs here."""
     return local(path) if STORED else path
@@ -78,13 +81,21 @@ def here(path):
 
 def source(path):
     """A file of the project, which jobs elsewhere are sent with the Snakefile."""
-    return sourcecache_entry(path, path) if STORED else path
+    return as_old(sourcecache_entry(path, path)) if STORED else path
+
+
+def as_old(path):
+    """The run decides what is made again. A job elsewhere has its sources since it began: by their times it would make
+    again, and first delete from the storage, all that its inputs come from.
+    """
+    return ancient(path) if ELSEWHERE else path
 
 
 def given(path, key, made=frozenset()):
-    """A path of the configuration. Jobs elsewhere have no use for it: who needs it runs here."""
-    elsewhere = STORED and not workflow.is_main_process
-    return here(path if elsewhere else or_exit(find_path, path, HOME, key, made))
+    """A path of the configuration, which only this machine has."""
+    return as_old(
+        here(path if ELSEWHERE else or_exit(find_path, path, HOME, key, made))
+    )
 
 
 TWEETS = here(str(HOME / "data/raw/tweets.json"))

@@ -9,8 +9,10 @@ import fcntl
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+_MOMENT = 3.0  # seconds in which Snakemake says that it was interrupted
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 # What stops Snakemake itself, and what to do; a script that meets it says so in a line of its own.
 STOPPED = {
@@ -59,16 +61,24 @@ def follow(command: list[str]) -> tuple[int, list[str]]:
     """Run `command`, show its output as it comes, and return exit code and lines."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     assert process.stdout is not None
-    lines = []
-    try:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines.append(line.rstrip("\n"))
-    except KeyboardInterrupt:
+    lines: list[str] = []
+    interrupted = False
+    while True:
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                lines.append(line.rstrip("\n"))
+            code = process.wait()
+            return (130 if interrupted else code), lines
+        except KeyboardInterrupt:  # what is cancelled, and what may be left, is told by the lines that follow
+            interrupted = True
+            threading.Timer(_MOMENT, _pass_on, (process, lines)).start()
+
+
+def _pass_on(process: subprocess.Popen, lines: list[str]) -> None:
+    """Interrupt Snakemake, unless the terminal did so too: a second Ctrl-C would end its cancelling."""
+    if process.poll() is None and not any("Terminating processes on user request" in line for line in lines):
         process.send_signal(signal.SIGINT)
-        process.wait()
-        return 130, lines
-    return process.wait(), lines
 
 
 if __name__ == "__main__":

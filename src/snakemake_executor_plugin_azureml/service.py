@@ -40,7 +40,7 @@ _BUSY = (408, 429, 500, 502, 503, 504)
 _ATTEMPTS = 6  # of a submission, after the client's own; the pauses between them add up to about a minute
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 120.0  # seconds
 _CANCEL_SECONDS = 120.0  # how long an answer to a cancellation is waited for
-_LAST_LINES = 30  # of the log of a failed job
+_LAST_LINES = 60  # of the log of a failed job
 
 # Notices of experimental classes and of uploads; what goes wrong is raised.
 for _name in ("azure.ai.ml", "azure.identity", "azure.core", "msrest"):
@@ -114,7 +114,7 @@ class Service:
 
     def look(self, name: str) -> Look:
         try:
-            return Look(status=self._client.jobs.get(name).status)
+            return Look(status=self._status(name))
         except ResourceNotFoundError:
             return Look(status="gone: somebody deleted it")
         except AzureError as error:
@@ -144,7 +144,7 @@ class Service:
                 if not asked:
                     self._client.jobs.begin_cancel(name, polling=False)
                     asked = True
-                status = self._client.jobs.get(name).status
+                status = self._status(name)
                 if status not in _RUNNING:
                     return None
                 reason = f"it is {status}"
@@ -155,6 +155,10 @@ class Service:
             time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
             pause = min(2 * pause, 10.0)
         return reason
+
+    def _status(self, name: str) -> str:
+        status: Any = self._client.jobs.get(name).status
+        return str(getattr(status, "value", status))
 
     def _find(self, name: str) -> Any:
         try:
@@ -217,4 +221,4 @@ def _last_lines(client: MLClient, files: dict[str, str]) -> str:
         text = client._requests_pipeline.get(urls[0]).text()
     except Exception:  # a hint is not worth another failure
         return ""
-    return "\n".join(f"    {line}" for line in text.splitlines()[-_LAST_LINES:])
+    return "\n".join(text.splitlines()[-_LAST_LINES:])

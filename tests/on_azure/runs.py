@@ -1,10 +1,12 @@
 """Workspaces whose runs go to Azure, as it is on loopback: jobs by the control plane, files by Azurite."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from workspaces import Workspace
@@ -65,16 +67,20 @@ class AzureWorkspace(Workspace):
         jobs = sorted(self.plane.jobs.values(), key=lambda job: job.created)
         return [job for job in jobs if rule is None or job.tags["snakemake_rule"] == rule]
 
-    def wait_for_job(self, rule: str, number: int = 0) -> Job:
-        self.plane.wait_until(lambda: len(self.jobs(rule)) > number, f"{rule} is submitted")
-        return self.jobs(rule)[number]
+    def wait_for_job(self, rule: str, process: subprocess.Popen) -> Job:
+        """The first job of a rule, when it has been submitted."""
+        self._wait(lambda: bool(self.jobs(rule)), f"{rule} is submitted", process)
+        return self.jobs(rule)[0]
 
-    def until_saved(self) -> None:
+    def until_saved(self, process: subprocess.Popen) -> None:
         """Wait until a training has saved its progress in the storage."""
-        self.plane.wait_until(
-            lambda: any("checkpoint-" in name and name.endswith("complete.json") for name in self.blobs()),
-            "a training has saved",
+        self._wait(
+            lambda: any(re.search(r"work/train/.*/complete\.json$", name) for name in self.blobs()), "saved", process
         )
+
+    def _wait(self, condition: Callable[[], bool], what: str, process: subprocess.Popen) -> None:
+        self.plane.wait_until(lambda: condition() or process.poll() is not None, what)
+        assert process.poll() is None, (self.root / "run.txt").read_text()[-3000:]
 
     def blobs(self) -> dict[str, int]:
         """By the path that a folder would have."""

@@ -211,7 +211,7 @@ def test_a_failed_job_shows_its_reason_and_its_log(workspace):
 
 def test_ctrl_c_cancels_the_jobs_and_the_next_run_goes_on(workspace, undisturbed):
     process = workspace.start("--", ADAPTER)
-    workspace.until_saved()
+    workspace.until_saved(process)
     assert interrupt(process) == 130
     said = (workspace.root / "run.txt").read_text()
     assert "Cancelling 1 jobs of Azure Machine Learning" in said
@@ -228,8 +228,8 @@ def test_ctrl_c_cancels_the_jobs_and_the_next_run_goes_on(workspace, undisturbed
 def test_a_preempted_training_goes_on(workspace, undisturbed, requeue):
     """Azure starts a preempted job again in an empty folder, or it fails and the profile's retry does."""
     process = workspace.start("--", ADAPTER)
-    job = workspace.wait_for_job("train_adapter")
-    workspace.until_saved()
+    job = workspace.wait_for_job("train_adapter", process)
+    workspace.until_saved(process)
     workspace.plane.preempt(job.name, requeue=requeue)
     said = workspace.finish(process)
     jobs = workspace.jobs("train_adapter")
@@ -246,7 +246,7 @@ def test_a_busy_service_loses_no_job_and_starts_none_twice(workspace, undisturbe
     plane.throttle(3, seconds=1, kind="submit")
     plane.lose_connection(1, kind="submit", late=True)
     process = workspace.start("--", ADAPTER)
-    workspace.wait_for_job("train_adapter")
+    workspace.wait_for_job("train_adapter", process)
     plane.break_polls(6)
     plane.throttle(2, seconds=2, kind="poll")
     plane.lose_connection(2, kind="poll")
@@ -269,7 +269,7 @@ def test_throttling_is_respected(workspace):
 
 def test_a_cancellation_that_is_not_answered_is_told(workspace):
     process = workspace.start("--", ADAPTER)
-    job = workspace.wait_for_job("train_adapter")
+    job = workspace.wait_for_job("train_adapter", process)
     workspace.plane.wait_for(job.name, "Running")
     workspace.plane.throttle(3, seconds=1, kind="cancel")
     assert interrupt(process) == 130
@@ -278,7 +278,7 @@ def test_a_cancellation_that_is_not_answered_is_told(workspace):
 
 def test_a_killed_run_leaves_a_job_that_the_next_one_waits_for(workspace, undisturbed):
     process = workspace.start("--", ADAPTER)
-    workspace.until_saved()
+    workspace.until_saved(process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     workspace.finish(workspace.start("--", ADAPTER, output="again.txt"), "again.txt")
