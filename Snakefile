@@ -9,7 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-from snakemake.io import sourcecache_entry
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -26,13 +25,7 @@ from lib.files import canonical_json
 from lib.headline import headline
 from lib.layout import Layout
 from lib.manifests import manifest_path
-from lib.stored import (
-    known_after,
-    known_before,
-    names_secret,
-    prepare_storage,
-    storage_path,
-)
+from lib.stored import known_after, known_before
 from lib.workflow import (
     environment_file,
     find_path,
@@ -57,45 +50,8 @@ for file in SOURCES:
     or_exit(check_yaml, file)
 CONFIG = or_exit(load_config, config, SOURCES)
 
-# Jobs that share no files with this machine: what the rules make goes through a storage (profiles/azureml).
-STORED = workflow.storage_settings.default_storage_provider is not None
-if STORED:
-    or_exit(prepare_storage, workflow)
 
-    envvars:
-        "SLMFLOW_CODE",
-
-    if names_secret():
-
-        envvars:
-            "SLMFLOW_HF_TOKEN_SECRET",
-
-
-ELSEWHERE = STORED and not workflow.is_main_process
-
-
-def here(path):
-    """A file of this machine, whatever becomes of those that the rules make; who reads it runs here."""
-    return local(path) if STORED else path
-
-
-def source(path):
-    """A file of the project, which jobs elsewhere are sent with the Snakefile."""
-    return as_old(sourcecache_entry(path, path)) if STORED else path
-
-
-def as_old(path):
-    """The run decides what is made again. A job elsewhere has its sources since it began: by their times it would make
-    again, and first delete from the storage, all that its inputs come from.
-    """
-    return ancient(path) if ELSEWHERE else path
-
-
-def given(path, key, made=frozenset()):
-    """A path of the configuration, which only this machine has."""
-    return as_old(
-        here(path if ELSEWHERE else or_exit(find_path, path, HOME, key, made))
-    )
+include: "rules/stored.smk"
 
 
 TWEETS = here(str(HOME / "data/raw/tweets.json"))
