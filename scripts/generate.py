@@ -17,9 +17,11 @@ from lib.workflow import locked_versions
 ROOT = Path(__file__).resolve().parent.parent
 
 # What the scripts of a group import; everything else follows from what these packages require.
+_AZURE = ["azure-ai-ml", "azure-identity", "azure-keyvault-secrets", "azure-storage-blob"]  # sources, progress
 GROUPS = {
-    "data": ["datasets", "huggingface-hub", "jinja2", "numpy", "tokenizers", "xxhash"],
+    "data": [*_AZURE, "datasets", "huggingface-hub", "jinja2", "numpy", "tokenizers", "xxhash"],
     "train": [
+        *_AZURE,
         "accelerate",
         "bitsandbytes",
         "gguf",
@@ -47,9 +49,6 @@ GROUPS = {
 # A job of Azure Machine Learning is one environment for whatever rule it runs, Snakemake and the storage included.
 GROUPS["job"] = [
     *dict.fromkeys(name for group in GROUPS.values() for name in group),
-    "azure-identity",
-    "azure-keyvault-secrets",
-    "azure-storage-blob",
     "snakemake",
     "snakemake-storage-plugin-azure",
 ]

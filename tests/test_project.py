@@ -75,6 +75,7 @@ def pip_lines(environment: Path) -> list[str]:
 MODULE_OF = {
     "scikit-learn": "sklearn",
     "pyyaml": "yaml",
+    "azure-core": "azure",
     "onnxruntime-gpu": "onnxruntime",
     "onnxruntime-genai-cuda": "onnxruntime_genai",
 }
