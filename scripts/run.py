@@ -53,7 +53,8 @@ def _cores(arguments: list[str]) -> list[str]:
 def _reason(lines: list[str]) -> str:
     """Why Snakemake stopped, where no script says it."""
     known = (f"error: {advice}" for text, advice in STOPPED.items() if any(text in line for line in lines))
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    said = (line.strip() for line in reversed(lines) if line.strip() and not line.startswith('  File "'))
+    last = next(said, "it said nothing")
     return next(known, f"error: the workflow stopped: {last}; see above")
 
 

@@ -32,6 +32,7 @@ NEEDED = {
     "fetch_data": "",
     "fetch_merged": "numpy torch",
     "fetch_model": "",
+    "fetch_results": "",
     "fetch_tweets": "",
     "generate": "pydantic",
     "keep_selected": "",

@@ -1,5 +1,6 @@
 """The workflow through Azure Machine Learning on loopback: the whole way, and what goes wrong in a cloud."""
 
+import hashlib
 import json
 import os
 import re
@@ -337,6 +338,43 @@ def test_a_configuration_from_outside_is_refused(workspace, tmp_path):
     done = workspace.snakemake("--configfile", str(tmp_path / "mine.yaml"), "--", ADAPTER)
     assert done.returncode == 1
     assert "jobs elsewhere get no files from outside of this folder; put it into" in done.stderr.splitlines()[-1]
+
+
+# Rows and models that lie in Azure
+
+
+def test_jobs_get_rows_from_a_datastore_and_the_model_from_a_registry(to_train, container, tiny_llama, tmp_path):
+    azurite, rows = to_train.azurite, (to_train.root / "rows.json").read_bytes()
+    azurite.put("rowstore", {"train/rows.json": rows})
+    shutil.copytree(tiny_llama, tmp_path / "registries/company/tiny/3/model")
+    options = {"blob": azurite.connection_string, "registries": tmp_path / "registries", "grace": 1}
+    with ControlPlane(tmp_path / "plane", path=PATH, **options) as plane:
+        workspace = copy_run(to_train, tmp_path / "copy", plane, container)
+        uri, model = (
+            "azureml://datastores/rowstore/paths/train/rows.json",
+            "azureml://registries/company/models/tiny/versions/3",
+        )
+
+        def from_azure(config: dict) -> None:
+            config["data"] |= {"source": uri, "sha256": hashlib.sha256(rows).hexdigest()}
+            config["base_model"] |= {"source": model}
+            del config["data"]["files"], config["base_model"]["path"]
+
+        workspace.configure(from_azure)
+        workspace.run("--", "results/corpus/leakage.json")
+        jobs = {job.tags["snakemake_rule"]: job for job in workspace.jobs()}
+        assert {"fetch_data", "fetch_model"} <= jobs.keys()
+        assert jobs["fetch_data"].properties["inputs"]["data"] == {
+            "jobInputType": "uri_file",
+            "mode": "ReadOnlyMount",
+            "uri": uri,
+        }
+        assert jobs["fetch_model"].properties["inputs"]["model"]["jobInputType"] == "mlflow_model"
+        assert json.loads(azurite.read(container, "project/results/data/rows.jsonl").splitlines()[0])["file"] == uri
+        base = json.loads(azurite.read(container, "project/results/base.manifest.json"))
+        assert base["settings"]["source"] == {"source": model}
+        before = json.loads(azurite.read("to-train", "project/results/base.manifest.json"))
+        assert base["files"] == before["files"], "the same model as from a folder"
 
 
 # Kubernetes
