@@ -37,7 +37,8 @@ def vault_secret(url: str) -> str:
 
     parts = _SECRET.fullmatch(url)
     if parts is None:
-        fail(f"{url!r} is not the address of a secret", "write https://VAULT.vault.azure.net/secrets/NAME")
+        # Not repeated: it may be the secret itself.
+        fail("what is given as the address of a secret is none", "write https://VAULT.vault.azure.net/secrets/NAME")
     vault, name, version = parts.groups()
     try:
         value = SecretClient(vault, credential()).get_secret(name, version).value

@@ -6,8 +6,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,22 +82,34 @@ def _holder(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _signs_of_life(folder: Path) -> Iterator[None]:
-    path, ended = folder / "holder.json", threading.Event()
+    path = folder / "holder.json"
     job = os.environ.get("SLURM_JOB_ID")
     write_json(path, {"host": socket.gethostname(), "process": os.getpid(), "job": job})
 
     def beat() -> None:
-        while not ended.wait(_BEAT):
-            try:
-                os.utime(path)
-            except OSError:  # a server that is away for a moment
-                continue
+        with suppress(OSError):  # a server that is away for a moment
+            os.utime(path)
 
-    thread = threading.Thread(target=beat, daemon=True)
+    try:
+        with meanwhile(beat, _BEAT):
+            yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def meanwhile(action: Callable[[], object], seconds: float) -> Iterator[None]:
+    """Call `action` again and again, with so many seconds between two calls."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        path.unlink(missing_ok=True)

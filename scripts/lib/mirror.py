@@ -7,10 +7,9 @@ two nodes respect, and how it renames and when it writes is the mount's affair.
 
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from azure.core.exceptions import AzureError, HttpResponseError, ResourceExistsError
@@ -18,6 +17,7 @@ from azure.storage.blob import BlobLeaseClient
 
 from lib import blobs
 from lib.cli import Stopped, progress
+from lib.lock import meanwhile
 
 _LEASE = 60  # seconds until the lease of a holder that died is free again: the longest that Azure has
 _RENEW = 15.0  # seconds between two renewals
@@ -129,23 +129,13 @@ def _holder() -> str:
 
 @contextmanager
 def _renewed(lease: BlobLeaseClient) -> Iterator[None]:
-    ended = threading.Event()
-
     def renew() -> None:
-        while not ended.wait(_RENEW):
-            try:
-                lease.renew()
-            except AzureError:  # away for a moment, or lost: the next save tells
-                continue
+        with suppress(AzureError):  # away for a moment, or lost: the next save tells
+            lease.renew()
 
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
     try:
-        yield
+        with meanwhile(renew, _RENEW):
+            yield
     finally:
-        ended.set()
-        thread.join()
-        try:
+        with suppress(AzureError):  # it ends by itself
             lease.release()
-        except AzureError:
-            pass  # it ends by itself

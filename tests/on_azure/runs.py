@@ -14,7 +14,7 @@ from workspaces import Workspace
 from lib.files import sha256_text
 
 from .azurite import ACCOUNT, Azurite
-from .conftest import environment_of_jobs
+from .conftest import PATH, environment_of_jobs
 from .control_plane import GROUP, PATIENCE, SUBSCRIPTION, WORKSPACE, ControlPlane
 from .nodes import Job
 
@@ -122,3 +122,7 @@ def interrupt(process: subprocess.Popen) -> int:
     """Ctrl-C, which a terminal sends to everything in the foreground."""
     os.killpg(process.pid, signal.SIGINT)
     return process.wait(PATIENCE)
+
+
+def running_plane(azurite: Azurite, folder: Path) -> ControlPlane:
+    return ControlPlane(folder, path=PATH, blob=azurite.connection_string, grace=2)
