@@ -63,17 +63,21 @@ def follow(command: list[str]) -> tuple[int, list[str]]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     assert process.stdout is not None
     lines: list[str] = []
-    interrupted = False
-    while True:
-        try:
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                lines.append(line.rstrip("\n"))
-            code = process.wait()
-            return (130 if interrupted else code), lines
-        except KeyboardInterrupt:  # what is cancelled, and what may be left, is told by the lines that follow
-            interrupted = True
-            threading.Timer(_MOMENT, _pass_on, (process, lines)).start()
+    interrupted = threading.Event()
+
+    def on_interrupt(*_: object) -> None:  # what is cancelled, and what may be left, is told by the lines that follow
+        interrupted.set()
+        timer = threading.Timer(_MOMENT, _pass_on, (process, lines))
+        timer.daemon = True
+        timer.start()
+
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # an exception would lose what is being read
+        signal.signal(signal.SIGINT, on_interrupt)
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        lines.append(line.rstrip("\n"))
+    code = process.wait()
+    return (130 if interrupted.is_set() else code), lines
 
 
 def _pass_on(process: subprocess.Popen, lines: list[str]) -> None:
