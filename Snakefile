@@ -17,7 +17,7 @@ HOME = Path(os.path.relpath(workflow.current_basedir))
 sys.path.insert(0, str(HOME / "scripts"))
 
 from lib import resources as needs
-from lib.azureml import job_address
+from lib.azureml import job_address, job_type
 from lib.cli import or_exit
 from lib.closure import code_closure
 from lib.config_file import check_yaml, load_config

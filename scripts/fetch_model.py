@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, parser, run, settings_argument
-from lib.files import published_directory
+from lib.files import canonical_json, published_directory, sha256_text
 from lib.gguf_import import import_gguf
-from lib.lineage import sha256_of
-from lib.manifests import write_manifest
+from lib.manifests import file_hashes, write_manifest
 from lib.model_files import SMALL_FILES, Source, import_safetensors, weight_files
 
 
@@ -24,7 +23,10 @@ def main(args: argparse.Namespace) -> None:
         with published_directory(args.output) as out:
             importer = import_gguf if source.gguf else import_safetensors
             facts = importer(source, out, args.settings["parameters"])
-    write_manifest(args.output, inputs={}, settings=args.settings, extra={**source.extra, **facts})
+    # The hash that the configuration states is among the facts: stating it later makes no other manifest.
+    stated = {key: value for key, value in args.settings["source"].items() if key != "sha256"}
+    settings = {**args.settings, "source": stated}
+    write_manifest(args.output, inputs={}, settings=settings, extra={**source.extra, **facts})
 
 
 def locate(source: dict[str, Any], path: Path | None, scratch: Path) -> Source:
@@ -56,17 +58,17 @@ def locate(source: dict[str, Any], path: Path | None, scratch: Path) -> Source:
 
 def azure_source(uri: str, sha256: str | None, scratch: Path) -> Source:
     """A model of Azure Machine Learning, checked by hash where the configuration states one."""
-    from lib.azureml import model_folder
-    from lib.mlflow_layout import flat_folder
+    from lib.azureml import model_files
+    from lib.mlflow_layout import flat_folder, model_root
 
-    for name in ("fetched", "flat"):
+    for name in ("fetched", "single", "flat"):
         (scratch / name).mkdir()
-    fetched = model_folder(uri, scratch / "fetched")
-    found = sha256_of(fetched)
+    root = model_root(model_files(uri, scratch / "fetched"), scratch / "single")
+    found = sha256_text(canonical_json(file_hashes(root)))
     if sha256 and found != sha256:
         what = f"has sha256 {found}, the configuration states {sha256}"
         fail(what, "if it may have changed, write the new one into base_model.sha256", at=uri)
-    folder = flat_folder(fetched, scratch / "flat", uri)
+    folder = flat_folder(root, scratch / "flat", uri)
     weights, gguf = weight_files([file.name for file in folder.iterdir()], uri)
     return Source(folder, uri, weights, gguf, {"source_sha256": found}, shared=True)
 

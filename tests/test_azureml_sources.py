@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT, SCRIPTS
 from workspaces import parameters_of, tiny_config, tiny_workspace
 
-from lib.azureml import ModelVersion, StoredPath, Workspace, job_address, parse_data, parse_model
+from lib.azureml import ModelVersion, StoredPath, Workspace, job_address, job_type, parse_data, parse_model
 from lib.cli import UserError
 from lib.config import Config
 from lib.files import read_json, sha256_file
@@ -29,7 +29,8 @@ LONG = "azureml://subscriptions/s/resourcegroups/g/workspaces/w/"
 
 def test_addresses_of_files():
     assert parse_data(FILE) == StoredPath(None, "workspaceblobstore", "train/tickets.jsonl")
-    assert parse_data(f"{LONG}datastores/d/paths/a b.csv") == StoredPath(Workspace("s", "g", "w"), "d", "a b.csv")
+    assert parse_data(f"{LONG}datastores/d/paths/a/b.csv") == StoredPath(Workspace("s", "g", "w"), "d", "a/b.csv")
+    assert parse_data(f"{LONG.upper().replace('AZUREML', 'azureml')}Datastores/d/Paths/B.csv").path == "B.csv"
     assert parse_data(FILE.replace("datastores", "Datastores")).datastore == "workspaceblobstore"
 
 
@@ -63,6 +64,13 @@ def test_a_job_names_a_model_of_its_workspace_in_azures_own_way():
             {"source": "azureml://registries/r/models/m/labels/latest"},
             "names no version, and a label moves",
         ),
+        ("base_model", {"source": "azureml://models/m/versions/Latest"}, "names no version, and a label moves"),
+        ("base_model", {"source": "azureml://models/m/versions/"}, "names no version, and a label moves"),
+        ("base_model", {"source": "azureml:m@latest"}, "names no version, and a label moves"),
+        ("base_model", {"source": "azureml://models/my model/versions/1"}, "holds white space"),
+        ("data", {"source": FILE.replace(".jsonl", ".txt"), "sha256": "0" * 64}, "use .json, .jsonl, .ndjson, .csv or"),
+        ("data", {"source": "azureml://datastores/d/paths/train/", "sha256": "0" * 64}, "is not a file that is read"),
+        ("data", {"source": FILE, "sha256": "abc"}, "should match pattern"),
         ("base_model", {"source": "azureml:m:1"}, "is not azureml://registries/R/models/NAME/versions/N"),
         ("base_model", {"source": "azureml://datastores/d/paths/model"}, "source: needs sha256:"),
         ("base_model", {"path": "base", "asset_type": "custom_model"}, "asset_type: belongs to source:"),
@@ -114,6 +122,13 @@ def packed(base: Path, folder: Path, layout: str) -> Path:
         shutil.rmtree(root / "data/tokenizer")
     (root / "MLmodel").write_text(yaml.safe_dump({"flavors": flavors, "mlflow_version": "3.17.2"}))
     return folder
+
+
+def test_what_a_job_takes_the_model_for():
+    assert job_type(REGISTRY, "mlflow_model") == "mlflow_model"
+    assert job_type("azureml://models/mine/versions/2", "custom_model") == "custom_model"
+    assert job_type("azureml://Datastores/d/paths/model", "mlflow_model") == "uri_folder"
+    assert job_type("azureml://datastores/d/paths/model.gguf", "mlflow_model") == "uri_file"
 
 
 def fetch_model(source: dict, parameters: int, output: Path, given: Path) -> subprocess.CompletedProcess:

@@ -53,4 +53,6 @@ def vault_secret(url: str) -> str:
         fail(f"{vault} refuses the secret ({first_line(error)})", "who asks needs the role Key Vault Secrets User")
     except AzureError as error:
         fail(f"{vault} does not answer ({first_line(error)})", "check its name and the network")
+    except ValueError as error:  # it asks for a token in another way, or for one of another service
+        fail(f"{vault} does not answer as a key vault does ({first_line(error)})", "check its name")
     return value or fail(f"the secret {name} of {vault} is empty", "write it again")

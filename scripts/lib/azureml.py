@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from lib.cli import fail, first_line, progress
 
@@ -21,7 +22,10 @@ _MODEL = re.compile(
     rf"azureml://(?:registries/(?P<registry>[^/]+)/|{_WORKSPACE})models/(?P<name>[^/]+)/versions/(?P<version>[^/]+)",
     re.IGNORECASE,
 )
+# A model without one, and the ways to name a label in its place.
+_NO_VERSION = re.compile(r"/labels/|/models/[^/]+(/versions)?/?$|@[^/]+$", re.IGNORECASE)
 _VARIABLES = ("SUBSCRIPTION_ID", "RESOURCE_GROUP", "WORKSPACE")  # SNAKEMAKE_AZUREML_..., those of the executor
+_PARTS = 4  # of a file, downloaded at a time
 
 
 class Workspace(NamedTuple):
@@ -49,7 +53,7 @@ class ModelVersion(NamedTuple):
 
 def parse_data(uri: str) -> StoredPath:
     """The file that an address names. Raises `ValueError` with what a person should write."""
-    match = _DATASTORE.fullmatch(uri)
+    match = _DATASTORE.fullmatch(_one_word(uri))
     if match is None:
         raise ValueError(f"{uri} is not azureml://datastores/NAME/paths/FILE")
     return StoredPath(_workspace(match), match["datastore"], match["path"].rstrip("/"))
@@ -57,11 +61,12 @@ def parse_data(uri: str) -> StoredPath:
 
 def parse_model(uri: str) -> ModelVersion | StoredPath:
     """The model that an address names. Raises `ValueError` with what a person should write."""
-    if (match := _MODEL.fullmatch(uri)) is not None:
+    match = _MODEL.fullmatch(_one_word(uri))
+    if match and match["version"].lower() != "latest":
         return ModelVersion(match["registry"], _workspace(match), match["name"], match["version"])
     if _DATASTORE.fullmatch(uri):
         return parse_data(uri)
-    if "/labels/" in uri.lower() or re.search(r"/models/[^/]+/?$", uri, re.IGNORECASE):
+    if match or _NO_VERSION.search(uri):
         raise ValueError(
             f"{uri} names no version, and a label moves: write azureml://registries/R/models/NAME/versions/N"
         )
@@ -79,6 +84,20 @@ def job_address(uri: str) -> str:
     return uri
 
 
+def job_type(uri: str, registered_as: str) -> str:
+    """What a job takes the model for: what a version is registered as; what lies in a datastore is no asset."""
+    source = parse_model(uri)
+    if isinstance(source, ModelVersion):
+        return registered_as
+    return "uri_file" if source.path.lower().endswith(".gguf") else "uri_folder"
+
+
+def _one_word(uri: str) -> str:
+    if re.search(r"\s", uri):
+        raise ValueError(f"{uri} holds white space, with which jobs cannot be given it: rename what it names")
+    return uri
+
+
 def _workspace(match: re.Match[str]) -> Workspace | None:
     if match["subscription"] is None:
         return None
@@ -90,53 +109,111 @@ def data_file(uri: str, scratch: Path) -> Path:
 
     Raises `UserError` when it is not there, or Azure refuses or does not answer.
     """
-    if given := os.environ.get("AZUREML_INPUT_DATA"):
-        return Path(given)
-    stored = parse_data(uri)
-    with _explained(uri):
-        download_stored(stored, scratch)
-    return scratch / Path(stored.path).name
+    file = _input_of_job("AZUREML_INPUT_DATA", uri)
+    if file is None:
+        stored = parse_data(uri)
+        with _explained(uri):
+            file = _download_file(_container(stored), stored.path, scratch)
+    if not file.is_file():
+        fail("it is not a file", "name the one file that holds the rows", at=uri)
+    return file
 
 
-def model_folder(uri: str, scratch: Path) -> Path:
-    """The folder of a model, in the same way."""
-    if given := os.environ.get("AZUREML_INPUT_MODEL"):
-        return Path(given)
-    source = parse_model(uri)
+def model_files(uri: str, scratch: Path) -> Path:
+    """The files of a model, in the same way: a folder, or the one file that it is."""
+    if given := _input_of_job("AZUREML_INPUT_MODEL", uri):
+        return given
     with _explained(uri):
-        if isinstance(source, StoredPath):
-            download_stored(source, scratch)
-        else:
-            progress(f"downloading {uri}")
-            _client(source.workspace, source.registry).models.download(source.name, source.version, str(scratch))
+        container, path = _place(parse_model(uri))
+        _download(container, path, scratch)
     return scratch
 
 
-def download_stored(stored: StoredPath, scratch: Path) -> None:
-    """A file by its own name, or what is in a folder, into `scratch`."""
-    from azure.core.exceptions import ResourceNotFoundError
+def _input_of_job(variable: str, uri: str) -> Path | None:
+    given = os.environ.get(variable)
+    if given and not Path(given).exists():
+        fail(f"{given}, which {variable} names, does not exist", "unset it where this is no job of Azure", at=uri)
+    return Path(given) if given else None
 
-    from lib import blobs
 
-    container = _container(stored)
-    folder = blobs.Place(container, stored.path)
-    inside = blobs.listed(folder)
-    if inside:
-        progress(f"downloading {len(inside)} files, {sum(inside.values()) / 1e6:.0f} MB")
-        for path in inside:
-            blobs.download(folder, path, scratch / path)
+def _download(container: Any, path: str, scratch: Path) -> None:
+    """What is in a folder, or a file by its own name, into `scratch`."""
+    inside = _listed(container, path)
+    if not inside:
+        _download_file(container, path, scratch)
         return
-    parent, _, name = stored.path.rpartition("/")
-    if not container.get_blob_client(stored.path).exists():
-        raise ResourceNotFoundError(f"the datastore {stored.datastore} has no {stored.path}")
-    progress(f"downloading {name}")
-    blobs.download(blobs.Place(container, parent), name, scratch / name)
+    progress(f"downloading {len(inside)} files, {sum(inside.values()) / 1e6:.1f} MB")
+    for name in inside:
+        _stream(container, f"{path}/{name}", scratch / name)
+
+
+def _download_file(container: Any, path: str, scratch: Path) -> Path:
+    file = scratch / path.rpartition("/")[2]
+    progress(f"downloading {file.name}, {container.get_blob_client(path).get_blob_properties().size / 1e6:.1f} MB")
+    _stream(container, path, file)
+    return file
+
+
+def _stream(container: Any, path: str, target: Path) -> None:
+    """Several parts at a time, and none of them stays in memory, as files would with the client's own download."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "wb") as content:
+        container.download_blob(path, max_concurrency=_PARTS).readinto(content)
+
+
+def _listed(container: Any, folder: str) -> dict[str, int]:
+    """Sizes of the files below a folder, by path relative to it."""
+    found = {}
+    for blob in container.list_blobs(name_starts_with=f"{folder}/", include=["metadata"]):
+        path = blob.name.removeprefix(f"{folder}/")
+        # Accounts with folders list each of them as an empty blob; so do some programs.
+        if not path or path.endswith("/") or "hdi_isfolder" in (blob.metadata or {}):
+            continue
+        if path.startswith("/") or ".." in path.split("/"):
+            fail(f"{blob.name} would be written outside of its folder", "do not use what lies there", at=folder)
+        found[path] = blob.size
+    return found
+
+
+def _place(source: ModelVersion | StoredPath) -> tuple[Any, str]:
+    """The container in which a model lies, and the path of its folder there."""
+    if isinstance(source, StoredPath):
+        return _container(source), source.path
+    models = _client(source.workspace, source.registry).models
+    address = models.get(source.name, source.version).path
+    if source.registry:
+        return _registry_place(models, source.registry, source, address)
+    try:
+        stored = parse_data(address)
+    except ValueError:
+        fail(f"its files lie at {address}, which is no path of a datastore", "register them from a datastore")
+    return _container(stored), stored.path
+
+
+def _registry_place(models: Any, registry: str, source: ModelVersion, address: str) -> tuple[Any, str]:
+    """A registry lends a signature for the container; the client has no public function that only asks for it."""
+    from azure.ai.ml._utils._registry_utils import get_storage_details_for_registry_assets
+    from azure.storage.blob import ContainerClient
+
+    server, _, path = address.partition("://")[2].partition("/")
+    url = f"https://{server}/{path.partition('/')[0]}"
+    with contextlib.suppress(KeyError):  # no signature in the answer: everybody may read it
+        url, _ = get_storage_details_for_registry_assets(
+            service_client=models._registry_service_client,
+            asset_type="models",
+            asset_name=source.name,
+            asset_version=source.version,
+            rg_name=models._resource_group_name,
+            reg_name=registry,
+            uri=address,
+        )
+    container = ContainerClient.from_container_url(url)
+    return container, f"/{path}".removeprefix(urlsplit(container.url).path).strip("/")
 
 
 def _container(stored: StoredPath) -> Any:
     from azure.core.exceptions import HttpResponseError
 
-    from lib.azure_identity import credential
     from lib.blobs import service
 
     datastores = _client(stored.workspace).datastores
@@ -146,10 +223,24 @@ def _container(stored: StoredPath) -> Any:
         if error.status_code not in (401, 403):
             raise
         datastore = datastores.get(stored.datastore)  # who may not read its key may still read its files
-    kept = datastore.credentials
-    key = getattr(kept, "account_key", None) or getattr(kept, "sas_token", None) or credential()
+    # A file system of Data Lake Gen2 is a container as well.
+    name = getattr(datastore, "container_name", None) or getattr(datastore, "filesystem", None)
+    if name is None:
+        kind = str(getattr(datastore.type, "value", datastore.type))
+        fail(f"the datastore {stored.datastore} is of the kind {kind}", "use one of Blob storage or Data Lake Gen2")
     account = f"{datastore.protocol}://{datastore.account_name}.blob.{datastore.endpoint}"
-    return service(account, key).get_container_client(datastore.container_name)
+    return service(account, _key(datastore.credentials)).get_container_client(name)
+
+
+def _key(kept: Any) -> Any:
+    """What opens a datastore: what it keeps for that, or else the identity of who asks."""
+    from lib.azure_identity import credential
+
+    if secret := getattr(kept, "client_secret", None):
+        from azure.identity import ClientSecretCredential
+
+        return ClientSecretCredential(kept.tenant_id, kept.client_id, secret, authority=kept.authority_url)
+    return getattr(kept, "account_key", None) or getattr(kept, "sas_token", None) or credential()
 
 
 def _client(workspace: Workspace | None, registry: str | None = None) -> Any:
@@ -190,13 +281,16 @@ def _explained(uri: str) -> Iterator[None]:
     except ResourceNotFoundError as error:
         fail(f"it is not there ({first_line(error)})", "check the address", at=uri)
     except ClientAuthenticationError as error:
-        fail(f"Azure does not know who you are ({first_line(error)})", "run: az login", at=uri)
+        hint = "run: az login"
+        if getattr(error, "error_code", None) == "AuthenticationFailed":  # a storage says so of keys and signatures
+            hint = "renew the key that the datastore keeps in the workspace; where it keeps none, run: az login"
+        fail(f"Azure does not know who you are ({first_line(error)})", hint, at=uri)
     except HttpResponseError as error:
-        hint = (
-            "you need the roles AzureML Data Scientist in the workspace and Storage Blob Data Reader in the storage"
-            if error.status_code == 403
-            else "start again later"
-        )
+        hint = "start again later"
+        if error.status_code == 403:
+            hint = "you need the roles AzureML Data Scientist (workspace) and Storage Blob Data Reader (its storage)"
+        if getattr(error, "error_code", None) == "KeyBasedAuthenticationNotPermitted":
+            hint = "its storage takes no keys: let the datastore use identities instead"
         fail(f"Azure refuses it ({first_line(error)})", hint, at=uri)
     except AzureError as error:
         kind = "does not answer" if not isinstance(error, MlException) else "does not give it"

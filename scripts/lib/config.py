@@ -6,12 +6,14 @@ What determines results stands here; how and where they are made stands in profi
 """
 
 import difflib
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from lib.azureml import StoredPath, parse_data, parse_model
 from lib.cli import UserError
+from lib.readers import FORMATS, SUFFIXES
 from lib.sweep import Run, expand_runs, expand_variants
 from lib.templates import parse_segments, template_columns
 from lib.variants import Count, Section, Variant
@@ -87,7 +89,8 @@ class Data(Section):
     def _one_source(self) -> "Data":
         _exactly_one(self, "files", "hub", "package", "source")
         if self.source:
-            parse_data(self.source)
+            if PurePath(parse_data(self.source).path).suffix.lower() not in SUFFIXES:
+                raise ValueError(f"source: {self.source} is not a file that is read here, use {FORMATS}")
             if self.sha256 is None:
                 raise ValueError("source: needs sha256: (of the file), since a datastore's files can change")
         elif self.sha256:

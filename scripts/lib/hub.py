@@ -147,6 +147,7 @@ def _unreachable(id_: str, error: BaseException) -> None:
 
 
 def _token_hint() -> str:
-    if os.environ.get("HF_TOKEN"):
-        return "the token in HF_TOKEN has no access: accept the terms on its page, or use another token"
+    for name in ("HF_TOKEN", "SLMFLOW_HF_TOKEN_SECRET"):
+        if os.environ.get(name):
+            return f"the token of {name} has no access: accept the terms on its page, or use another token"
     return "accept the terms on its page and set HF_TOKEN to a token of yours"

@@ -15,15 +15,27 @@ from lib.cli import fail
 _PACKED = ("hftransformersv2", "hftransformers")
 
 
-def flat_folder(folder: Path, scratch: Path, label: str) -> Path:
+def model_root(fetched: Path, scratch: Path) -> Path:
+    """The folder that holds the model, however deep a job or a download has put it; names in it are the same then.
+
+    fetched: a folder, or the model as one file. scratch: an empty folder for a link to that.
+    """
+    if fetched.is_file():
+        (scratch / fetched.name).symlink_to(fetched.resolve())
+        return scratch
+    places = _candidates(fetched)
+    packed = (place for place in places if (place / "MLmodel").is_file())
+    return next(packed, next((place for place in places if _has_weights(place)), fetched))
+
+
+def flat_folder(root: Path, scratch: Path, label: str) -> Path:
     """The folder with config, tokenizer and weights of a model that was packed by MLflow, or is in no package.
 
-    scratch: an empty folder for links to the files, where they lie in several. label: how messages name the model.
-    Raises `UserError` when the package holds no such model.
+    root: as `model_root` finds it. scratch: an empty folder for links to the files, where they lie in several.
+    label: how messages name the model. Raises `UserError` when the package holds no such model.
     """
-    root = next((place for place in _candidates(folder) if (place / "MLmodel").is_file()), None)
-    if root is None:
-        return next((place for place in _candidates(folder) if _has_weights(place)), folder)
+    if not (root / "MLmodel").is_file():
+        return root
     parts = [part for part in _parts(root, label) if part.is_dir()]
     if not parts:
         fail("its MLmodel names folders that are not there", "fetch the whole model", at=label)
@@ -38,15 +50,13 @@ def flat_folder(folder: Path, scratch: Path, label: str) -> Path:
 
 def _candidates(folder: Path) -> list[Path]:
     """The folder and those in it: a download puts the model into a folder of its name."""
-    if not folder.is_dir():
-        return [folder]
     inside = sorted(path for path in folder.iterdir() if path.is_dir())
     deeper = sorted(path for place in inside for path in place.iterdir() if path.is_dir())
     return [folder, *inside, *deeper]
 
 
 def _has_weights(folder: Path) -> bool:
-    return folder.is_dir() and any((*folder.glob("*.safetensors"), *folder.glob("*.gguf")))
+    return any((*folder.glob("*.safetensors"), *folder.glob("*.gguf")))
 
 
 def _parts(root: Path, label: str) -> list[Path]:

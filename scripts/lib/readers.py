@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, NoReturn
 from lib.cli import fail, first_line
 
 _SPACE = re.compile(r"[ \t\r\n]*")  # what JSON calls white space
-FORMATS = ".json, .jsonl, .ndjson, .csv or .parquet"
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
+FORMATS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
 
 class SourceRow(NamedTuple):

@@ -170,4 +170,9 @@ def _gate_table(checks: Sequence[dict[str, Any]]) -> Table:
 
 
 def _base_name(source: dict[str, Any]) -> str:
-    return source["hub"]["id"] if source["hub"] else Path(source["path"] or source["package"]["file"]).stem
+    if source["hub"]:
+        return source["hub"]["id"]
+    if address := source.get("source"):
+        *_, name, kind, last = address.rstrip("/").split("/")  # models/NAME/versions/N, or a path in a datastore
+        return name if kind.lower() == "versions" else Path(last).stem
+    return Path(source["path"] or source["package"]["file"]).stem
