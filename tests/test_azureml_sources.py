@@ -1,5 +1,6 @@
 """Rows and models of Azure Machine Learning: addresses, MLflow's layouts, and inputs as a job of Azure finds them."""
 
+import argparse
 import json
 import os
 import shutil
@@ -7,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fetch_model
 import pytest
 import yaml
 from conftest import ROOT, SCRIPTS
+from control import derived
+from test_fetch_model import write_gguf
 from workspaces import parameters_of, tiny_config, tiny_workspace
 
 from lib.azureml import ModelVersion, StoredPath, Workspace, job_address, job_type, parse_data, parse_model
@@ -18,6 +22,7 @@ from lib.config import Config
 from lib.files import read_json, sha256_file
 from lib.lineage import sha256_of
 from lib.mlflow_layout import flat_folder
+from lib.report.choice import _base_name
 
 REGISTRY = "azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/11"
 FILE = "azureml://datastores/workspaceblobstore/paths/train/tickets.jsonl"
@@ -131,11 +136,17 @@ def test_what_a_job_takes_the_model_for():
     assert job_type("azureml://datastores/d/paths/model.gguf", "mlflow_model") == "uri_file"
 
 
-def fetch_model(source: dict, parameters: int, output: Path, given: Path) -> subprocess.CompletedProcess:
-    settings = {"source": source, "parameters": parameters, "versions": {}}
-    command = [sys.executable, SCRIPTS / "fetch_model.py", "--settings", json.dumps(settings), "--output", output]
-    env = {**os.environ, "AZUREML_INPUT_MODEL": str(given)}
-    return subprocess.run(command, env=env, capture_output=True, text=True)
+@pytest.fixture
+def fetch(monkeypatch, tmp_path):
+    """Fetch a model that a job has at `given`, in this process: each new one imports torch. Returns the manifest."""
+
+    def fetched(source: dict, model: Path, name: str, given: Path | None = None) -> dict:
+        monkeypatch.setenv("AZUREML_INPUT_MODEL", str(given or model))
+        settings = {"source": source, "parameters": parameters_of(model), "versions": {}}
+        fetch_model.main(argparse.Namespace(settings=settings, path=None, output=tmp_path / name))
+        return read_json(tmp_path / f"{name}.manifest.json")
+
+    return fetched
 
 
 LAYOUTS = [
@@ -149,37 +160,58 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_packed_model_is_the_model_that_was_packed(tiny_model, tmp_path, layout):
-    parameters = parameters_of(tiny_model)
-    plain, unpacked = tmp_path / "plain", tmp_path / "unpacked"
-    assert fetch_model({"source": REGISTRY}, parameters, plain, tiny_model).returncode == 0
-    done = fetch_model({"source": REGISTRY}, parameters, unpacked, packed(tiny_model, tmp_path / "packed", layout))
-    assert done.returncode == 0, done.stderr
-    hashes = [read_json(path.with_name(f"{path.name}.manifest.json"))["files"] for path in (plain, unpacked)]
-    assert hashes[0] == hashes[1]
-    assert not any(path.is_symlink() for path in unpacked.iterdir()), "what is fetched outlives the job's inputs"
+def test_a_packed_model_is_the_model_that_was_packed(tiny_model, tmp_path, layout, fetch):
+    plain = fetch({"source": REGISTRY}, tiny_model, "plain")
+    unpacked = fetch({"source": REGISTRY}, tiny_model, "unpacked", packed(tiny_model, tmp_path / "packed", layout))
+    assert plain["files"] == unpacked["files"]
+    assert not any(path.is_symlink() for path in (tmp_path / "unpacked").iterdir()), "it outlives the job's inputs"
 
 
-def test_the_manifest_tells_where_it_came_from_and_which_files(tiny_llama, tmp_path):
-    done = fetch_model({"source": REGISTRY}, parameters_of(tiny_llama), tmp_path / "base", tiny_llama)
-    assert done.returncode == 0, done.stderr
-    manifest = read_json(tmp_path / "base.manifest.json")
+@pytest.mark.parametrize("layout", ["hftransformersv2", "transformers", "plain"])
+def test_the_hash_is_that_of_the_model_wherever_it_lies(tiny_llama, tmp_path, layout, fetch):
+    """Of a model `registered/folder` a job may be given either folder; a download gives what is in the second."""
+    folder = tmp_path / "job/registered/folder"
+    shutil.copytree(tiny_llama, folder) if layout == "plain" else packed(tiny_llama, folder, layout)
+    found = [fetch({"source": REGISTRY}, tiny_llama, f"base-{up}", place) for up, place in enumerate(
+        (folder, folder.parent, folder.parent.parent)
+    )]  # fmt: skip
+    assert found[0] == found[1] == found[2]
+    assert found[0]["source_sha256"] == sha256_of(folder)
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_model_that_is_one_gguf_file(tiny_llama, tmp_path, as_folder, fetch):
+    (tmp_path / "model").mkdir()
+    file = write_gguf(tiny_llama, tmp_path / "model/tiny.gguf")
+    found = fetch({"source": REGISTRY}, tiny_llama, "base", file.parent if as_folder else file)
+    assert found["source_format"] == "gguf"
+    assert found["source_sha256"] == sha256_of(file.parent)
+
+
+def test_the_manifest_tells_where_it_came_from_and_which_files(tiny_llama, fetch):
+    manifest = fetch({"source": REGISTRY}, tiny_llama, "base")
     assert manifest["settings"]["source"] == {"source": REGISTRY}
     assert manifest["source_sha256"] == sha256_of(tiny_llama)
+    stated = fetch({"source": REGISTRY, "sha256": manifest["source_sha256"]}, tiny_llama, "again")
+    assert stated == manifest, "to state the hash afterwards makes nothing else again"
 
 
-def test_other_files_than_the_configuration_states_are_refused(tiny_llama, tmp_path):
+def test_other_files_than_the_configuration_states_are_refused(tiny_llama, tmp_path, fetch):
     source = {"source": REGISTRY, "sha256": sha256_of(tiny_llama)}
-    assert fetch_model(source, parameters_of(tiny_llama), tmp_path / "base", tiny_llama).returncode == 0
     changed = shutil.copytree(tiny_llama, tmp_path / "changed")
     (changed / "generation_config.json").write_text("{}")
-    done = fetch_model(source, parameters_of(tiny_llama), tmp_path / "again", changed)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        f"error: {REGISTRY}: has sha256 {sha256_of(changed)}, the configuration states {source['sha256']};"
+    with pytest.raises(UserError) as error:
+        fetch(source, tiny_llama, "base", changed)
+    assert str(error.value) == (
+        f"{REGISTRY}: has sha256 {sha256_of(changed)}, the configuration states {source['sha256']};"
         " if it may have changed, write the new one into base_model.sha256"
     )
-    assert not (tmp_path / "again").exists()
+    assert not (tmp_path / "base").exists()
+
+
+def test_an_input_that_the_job_has_not_is_told(tiny_llama, tmp_path, fetch):
+    with pytest.raises(UserError, match="which AZUREML_INPUT_MODEL names, does not exist; unset it where"):
+        fetch({"source": REGISTRY}, tiny_llama, "base", tmp_path / "gone")
 
 
 @pytest.mark.parametrize(
@@ -205,12 +237,11 @@ def test_packages_without_a_model_are_told(tmp_path, mlmodel, said, monkeypatch)
     assert not (tmp_path / "executed").exists()
 
 
-def test_weights_that_can_run_code_are_refused(tiny_llama, tmp_path):
+def test_weights_that_can_run_code_are_refused(tiny_llama, tmp_path, fetch):
     folder = packed(tiny_llama, tmp_path / "packed", "hftransformersv2")
     (folder / "data/model/model.safetensors").rename(folder / "data/model/pytorch_model.bin")
-    done = fetch_model({"source": REGISTRY}, parameters_of(tiny_llama), tmp_path / "base", folder)
-    assert done.returncode == 1
-    assert "its weights are only in pytorch_model.bin; only safetensors and GGUF are loaded" in done.stderr
+    with pytest.raises(UserError, match="only in pytorch_model.bin; only safetensors and GGUF are loaded"):
+        fetch({"source": REGISTRY}, tiny_llama, "base", folder)
 
 
 # Rows
@@ -243,6 +274,20 @@ def test_another_file_than_the_configuration_states_is_refused(tmp_path):
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+def test_a_broken_file_is_told_by_its_address(tmp_path):
+    rows = tmp_path / "rows.json"
+    rows.write_text('[{"a": 1},\n{"a"')
+    done = fetch_data({"source": FILE, "sha256": sha256_file(rows)}, tmp_path / "rows.jsonl", rows)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {FILE}:2: ")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    done = fetch_data({"source": FILE, "sha256": "0" * 64}, tmp_path / "rows.jsonl", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {FILE}: it is not a file; name the one file that holds the rows\n"
+
+
 def test_without_a_workspace_a_person_is_told_what_to_set(tmp_path):
     settings = {"source": {"source": FILE, "sha256": "0" * 64}, "unreadable": "error", "versions": {}}
     command = [
@@ -258,3 +303,28 @@ def test_without_a_workspace_a_person_is_told_what_to_set(tmp_path):
     assert done.returncode == 1
     assert "it is not known which workspace is meant" in done.stderr.splitlines()[-1]
     assert "set SNAKEMAKE_AZUREML_SUBSCRIPTION_ID, SNAKEMAKE_AZUREML_RESOURCE_GROUP" in done.stderr.splitlines()[-1]
+
+
+# Who else reads the sources of a configuration
+
+
+def test_the_control_takes_the_place_of_azures_sources():
+    config = tiny_config(Path("base"))
+    del config["data"]["files"], config["base_model"]["path"]
+    config["data"] |= {"source": FILE, "sha256": "0" * 64}
+    config["base_model"] |= {"source": REGISTRY, "sha256": "0" * 64, "asset_type": "custom_model"}
+    changed = Config.model_validate(derived(Config.model_validate(config), "results-control", Path("rows.jsonl")))
+    assert (changed.data.files, changed.base_model.path) == (["rows.jsonl"], "results/base")
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        (REGISTRY, "Phi-3-mini-4k-instruct"),
+        ("azureml://models/mine/versions/2", "mine"),
+        ("azureml://datastores/d/paths/models/tiny/", "tiny"),
+        ("azureml://datastores/d/paths/tiny.gguf", "tiny"),
+    ],
+)
+def test_the_report_names_the_model(uri, name):
+    assert _base_name({"path": None, "hub": None, "package": None, "source": uri}) == name

@@ -195,8 +195,8 @@ def _registry_place(models: Any, registry: str, source: ModelVersion, address: s
     from azure.ai.ml._utils._registry_utils import get_storage_details_for_registry_assets
     from azure.storage.blob import ContainerClient
 
-    server, _, path = address.partition("://")[2].partition("/")
-    url = f"https://{server}/{path.partition('/')[0]}"
+    parts = urlsplit(address)
+    url = f"{parts.scheme}://{parts.netloc}/{parts.path.split('/')[1]}"
     with contextlib.suppress(KeyError):  # no signature in the answer: everybody may read it
         url, _ = get_storage_details_for_registry_assets(
             service_client=models._registry_service_client,
@@ -208,7 +208,7 @@ def _registry_place(models: Any, registry: str, source: ModelVersion, address: s
             uri=address,
         )
     container = ContainerClient.from_container_url(url)
-    return container, f"/{path}".removeprefix(urlsplit(container.url).path).strip("/")
+    return container, parts.path.removeprefix(urlsplit(container.url).path).strip("/")
 
 
 def _container(stored: StoredPath) -> Any:
@@ -229,18 +229,21 @@ def _container(stored: StoredPath) -> Any:
         kind = str(getattr(datastore.type, "value", datastore.type))
         fail(f"the datastore {stored.datastore} is of the kind {kind}", "use one of Blob storage or Data Lake Gen2")
     account = f"{datastore.protocol}://{datastore.account_name}.blob.{datastore.endpoint}"
-    return service(account, _key(datastore.credentials)).get_container_client(name)
+    return service(account, _key(datastore)).get_container_client(name)
 
 
-def _key(kept: Any) -> Any:
+def _key(datastore: Any) -> Any:
     """What opens a datastore: what it keeps for that, or else the identity of who asks."""
     from lib.azure_identity import credential
 
+    kept = datastore.credentials
     if secret := getattr(kept, "client_secret", None):
         from azure.identity import ClientSecretCredential
 
         return ClientSecretCredential(kept.tenant_id, kept.client_id, secret, authority=kept.authority_url)
-    return getattr(kept, "account_key", None) or getattr(kept, "sas_token", None) or credential()
+    if key := getattr(kept, "account_key", None):
+        return {"account_name": datastore.account_name, "account_key": key}  # not every address tells the name
+    return getattr(kept, "sas_token", None) or credential()
 
 
 def _client(workspace: Workspace | None, registry: str | None = None) -> Any:
@@ -271,7 +274,6 @@ def _explained(uri: str) -> Iterator[None]:
     from azure.ai.ml.exceptions import MlException
     from azure.core.exceptions import (
         AzureError,
-        ClientAuthenticationError,
         HttpResponseError,
         ResourceNotFoundError,
     )
@@ -280,18 +282,24 @@ def _explained(uri: str) -> Iterator[None]:
         yield
     except ResourceNotFoundError as error:
         fail(f"it is not there ({first_line(error)})", "check the address", at=uri)
-    except ClientAuthenticationError as error:
-        hint = "run: az login"
-        if getattr(error, "error_code", None) == "AuthenticationFailed":  # a storage says so of keys and signatures
-            hint = "renew the key that the datastore keeps in the workspace; where it keeps none, run: az login"
-        fail(f"Azure does not know who you are ({first_line(error)})", hint, at=uri)
     except HttpResponseError as error:
-        hint = "start again later"
-        if error.status_code == 403:
-            hint = "you need the roles AzureML Data Scientist (workspace) and Storage Blob Data Reader (its storage)"
-        if getattr(error, "error_code", None) == "KeyBasedAuthenticationNotPermitted":
-            hint = "its storage takes no keys: let the datastore use identities instead"
-        fail(f"Azure refuses it ({first_line(error)})", hint, at=uri)
+        fail(f"Azure refuses it ({first_line(error)})", _hint(error), at=uri)
     except AzureError as error:
         kind = "does not answer" if not isinstance(error, MlException) else "does not give it"
         fail(f"Azure {kind} ({first_line(error)})", "check the address and the network", at=uri)
+
+
+def _hint(error: Any) -> str:
+    """What to do about a request that was refused."""
+    from azure.core.exceptions import ClientAuthenticationError
+
+    said = f"{getattr(error, 'error_code', '')} {error}"
+    if "failed to authenticate the request" in said:  # a storage, of keys and signatures
+        return "renew the key that the datastore keeps in the workspace; where it keeps none, run: az login"
+    if "KeyBasedAuthenticationNotPermitted" in said:
+        return "its storage takes no keys: let the datastore use identities instead"
+    if isinstance(error, ClientAuthenticationError):
+        return "Azure does not know who you are: run az login"
+    if error.status_code == 403:
+        return "you need the roles AzureML Data Scientist (workspace) and Storage Blob Data Reader (its storage)"
+    return "start again later"

@@ -22,7 +22,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         name = self.path.split("?")[0].split("/")[2]
-        if "Authorization" not in self.headers:
+        if name == "elsewhere":
+            challenge = (
+                'Bearer authorization="https://login.microsoftonline.com/tenant", resource="https://vault.azure.net"'
+            )
+            self.answer(401, {}, {"WWW-Authenticate": challenge})
+        elif "Authorization" not in self.headers:
             # The client wants a vault to be below the domain it asks tokens for: 127.0.0.1 is below 0.0.1.
             resource = f"https://0.0.1:{self.server.server_port}"
             challenge = f'Bearer authorization="https://login.microsoftonline.com/tenant", resource="{resource}"'
@@ -89,6 +94,7 @@ def test_an_identity_that_was_chosen_for_the_job_is_the_one_that_asks(vault, pla
     [
         ("gone", "has no secret gone; check its name"),
         ("forbidden", "refuses the secret .*; who asks needs the role Key Vault Secrets User"),
+        ("elsewhere", "does not answer as a key vault does .*; check its name"),
         ("empty", "the secret empty of .* is empty; write it again"),
     ],
 )
