@@ -298,6 +298,8 @@ def _hint(error: Any) -> str:
         return "renew the key that the datastore keeps in the workspace; where it keeps none, run: az login"
     if "KeyBasedAuthenticationNotPermitted" in said:
         return "its storage takes no keys: let the datastore use identities instead"
+    if "AuthorizationFailure" in said:
+        return "the network rules of its storage keep this machine out, or it may not be read with what was given"
     if isinstance(error, ClientAuthenticationError):
         return "Azure does not know who you are: run az login"
     if error.status_code == 403:

@@ -149,5 +149,5 @@ def _unreachable(id_: str, error: BaseException) -> None:
 def _token_hint() -> str:
     for name in ("HF_TOKEN", "SLMFLOW_HF_TOKEN_SECRET"):
         if os.environ.get(name):
-            return f"the token of {name} has no access: accept the terms on its page, or use another token"
+            return f"the token in {name} has no access: accept the terms on its page, or use another token"
     return "accept the terms on its page and set HF_TOKEN to a token of yours"

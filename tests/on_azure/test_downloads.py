@@ -203,6 +203,15 @@ def test_a_folder_of_a_datastore(service, azurite, container, scratch):
     assert inside(model_files(f"{uri}m/", scratch)) == MODEL
 
 
+def test_the_workspace_of_a_config_json(service, azurite, container, scratch, monkeypatch):
+    for name in ("SUBSCRIPTION_ID", "RESOURCE_GROUP", "WORKSPACE"):
+        monkeypatch.delenv(f"SNAKEMAKE_AZUREML_{name}")
+    known = {"subscription_id": SUBSCRIPTION, "resource_group": GROUP, "workspace_name": WORKSPACE}
+    Path("config.json").write_text(json.dumps(known))
+    azurite.put(container, {"rows.jsonl": ROWS})
+    assert data_file(add_datastore(service, azurite, container) + "rows.jsonl", scratch).read_bytes() == ROWS
+
+
 def test_a_single_file_of_a_datastore(service, azurite, container, scratch):
     azurite.put(container, {"m/tiny.gguf": b"GGUF"})
     assert inside(model_files(add_datastore(service, azurite, container) + "m/tiny.gguf", scratch)) == {
