@@ -99,9 +99,8 @@ localrules:
     enforce_gate,
 
 
-if (
-    not STORED or CONFIG.data.files
-):  # jobs on nodes of a cluster have no internet; those elsewhere have it, and no files
+# Nodes of a cluster may have no internet. Jobs elsewhere have it, but not the files of this machine.
+if not STORED or CONFIG.data.files:
 
     localrules:
         fetch_data,
@@ -113,13 +112,14 @@ if not STORED or MODEL_PATH:
         fetch_model,
 
 
-if STORED:  # a job of their own takes minutes to start
+# Elsewhere a job takes minutes to start; but weights are copied where they are.
+if STORED:
 
     localrules:
         summarise,
         write_report,
 
-else:  # weights are copied where they are
+else:
 
     localrules:
         keep_selected,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lib import blobs
 from lib.cli import fail, parser, progress, run
+from lib.manifests import STAMP
 
 SHOWN = (
     "lineage.json",
@@ -20,7 +21,6 @@ SHOWN = (
     "gate.json",
     "gate.passed",
 )
-_STAMP = ".snakemake_timestamp"
 
 
 def main(args: argparse.Namespace) -> None:
@@ -29,16 +29,13 @@ def main(args: argparse.Namespace) -> None:
     below = SHOWN if args.shown else [name.rstrip("/") for name in args.only] or ("",)
     folder = blobs.place(args.storage)
     with blobs.explained_storage_errors(args.storage):
-        found = {path: size for path, size in blobs.listed(folder, below).items() if Path(path).name != _STAMP}
-        if not found and not args.shown and not args.only:
-            fail(
-                "there is nothing",
-                "give your profile's default-storage-prefix, and the results folder",
-                at=args.storage,
-            )
+        found = {path: size for path, size in blobs.listed(folder, below).items() if Path(path).name != STAMP}
+        for name in () if args.shown else below:
+            if not any(path.startswith(name) for path in found):
+                hint = "give your profile's default-storage-prefix and the results folder, and what is in it"
+                fail(f"there is no {name}" if name else "there is nothing", hint, at=args.storage)
         fetched = [path for path, size in found.items() if _bring(folder, path, size, args.results / path)]
-    if not args.only:
-        progress(f"fetch_results: {len(fetched)} of {len(found)} files were new; they are in {args.results}")
+    progress(f"fetch_results: {len(fetched)} of {len(found)} files were new; they are in {args.results}")
 
 
 def _bring(folder: blobs.Place, path: str, size: int, target: Path) -> bool:

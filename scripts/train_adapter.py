@@ -57,10 +57,10 @@ def main(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def progress_held(mirror: str | None, work: Path, deadline: float | None) -> Iterator[Callable[[], object]]:
+def progress_held(mirror: str | None, work: Path, deadline: float | None) -> Iterator[Callable[[], None]]:
     """Hold the progress, here and in the storage, for all processes; yields what copies it there."""
     with ExitStack() as stack:
-        saved: Callable[[], object] = bool  # does nothing
+        saved: Callable[[], None] = _nothing
         if processes.rank() == 0:
             stack.enter_context(held(work, deadline))
             if mirror:
@@ -68,6 +68,10 @@ def progress_held(mirror: str | None, work: Path, deadline: float | None) -> Ite
 
                 saved = stack.enter_context(mirrored(f"{mirror}/{work.name}", work, deadline)).save
         yield saved
+
+
+def _nothing() -> None:
+    """What copies progress that is kept nowhere else."""
 
 
 def time_limit(minutes: float | None) -> float | None:
@@ -92,7 +96,7 @@ def progress_key(args: argparse.Namespace) -> str:
     return sha256_text(canonical_json(parts))[:16]
 
 
-def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callable[[], object]) -> None:
+def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callable[[], None]) -> None:
     """Train from the last whole checkpoint in `work`, or from the start, and leave `work/result`.
 
     saved: called after each checkpoint. Raises `Stopped`, with progress saved, when the time is up.

@@ -7,7 +7,7 @@
 4. Who asks for the size or time of what is not there waits 12 seconds for three attempts. The client itself repeats
    what fails on the way; what is not there is said at once.
 
-The Snakefile applies it, so it holds for the run and for each of its jobs. `tests/azure/test_storage.py` shows each
+The Snakefile applies it, so it holds for the run and for each of its jobs. `tests/on_azure/test_storage.py` shows each
 fault in the plugin as it is, and says so when a new version no longer has it.
 """
 
@@ -20,9 +20,8 @@ from typing import Any
 from azure.core.exceptions import ResourceNotFoundError
 from snakemake_storage_plugin_azure import StorageObject
 
+from lib import blobs
 from lib.files import sha256_file
-
-_PARTS_AT_A_TIME = 4
 
 
 def mend_storage_plugin() -> None:
@@ -63,7 +62,6 @@ def retrieve_object(self: StorageObject) -> None:
     shutil.rmtree(local, ignore_errors=True)
     for blob in _blobs(self):
         target = local / blob.name.removeprefix(f"{self.blob_path}/") if blob.name != self.blob_path else local
-        target.parent.mkdir(parents=True, exist_ok=True)
         self.download_blob_from_storage(blob.name, target)
 
 
@@ -75,9 +73,6 @@ def remove(self: StorageObject) -> None:
 
 def store_object(self: StorageObject) -> None:
     """A file, or a directory and nothing that was there before; an old manifest does not describe what comes now."""
-    container = self.container_client()
-    if not container.exists():
-        container.create_container()
     local = self.local_path()
     if not local.is_dir():
         self.upload_blob_to_storage(local, self.blob_path)
@@ -92,15 +87,11 @@ def store_object(self: StorageObject) -> None:
 
 def upload_blob_to_storage(self: StorageObject, local_path: Path, remote_path: str) -> None:
     facts = {"sha256": sha256_file(local_path)}  # so that the lineage needs no download
-    with open(local_path, "rb") as content:
-        self.blob_client(blob_path=remote_path).upload_blob(
-            content, overwrite=True, max_concurrency=_PARTS_AT_A_TIME, metadata=facts
-        )
+    blobs.upload(local_path, blobs.Place(self.container_client(), ""), remote_path, facts)
 
 
 def download_blob_from_storage(self: StorageObject, blob_path: str, local_path: Path) -> None:
-    with open(local_path, "wb") as content:
-        self.blob_client(blob_path=blob_path).download_blob(max_concurrency=_PARTS_AT_A_TIME).readinto(content)
+    blobs.download(blobs.Place(self.container_client(), ""), blob_path, local_path)
 
 
 def _blobs(self: StorageObject) -> list[Any]:
@@ -118,7 +109,4 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _delete(self: StorageObject, name: str) -> None:
-    try:
-        self.blob_client(blob_path=name).delete_blob()
-    except ResourceNotFoundError:
-        pass
+    blobs.delete(blobs.Place(self.container_client(), ""), name)

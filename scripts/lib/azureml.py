@@ -25,7 +25,6 @@ _MODEL = re.compile(
 # A model without one, and the ways to name a label in its place.
 _NO_VERSION = re.compile(r"/labels/|/models/[^/]+(/versions)?/?$|@[^/]+$", re.IGNORECASE)
 _VARIABLES = ("SUBSCRIPTION_ID", "RESOURCE_GROUP", "WORKSPACE")  # SNAKEMAKE_AZUREML_..., those of the executor
-_PARTS = 4  # of a file, downloaded at a time
 
 
 class Workspace(NamedTuple):
@@ -155,10 +154,10 @@ def _download_file(container: Any, path: str, scratch: Path) -> Path:
 
 
 def _stream(container: Any, path: str, target: Path) -> None:
-    """Several parts at a time, and none of them stays in memory, as files would with the client's own download."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target, "wb") as content:
-        container.download_blob(path, max_concurrency=_PARTS).readinto(content)
+    """Through little memory, unlike the client's own download."""
+    from lib import blobs
+
+    blobs.download(blobs.Place(container, ""), path, target)
 
 
 def _listed(container: Any, folder: str) -> dict[str, int]:

@@ -28,13 +28,13 @@ _AT_A_TIME = 4  # parts of a file
 
 
 class Place(NamedTuple):
-    """A folder of blobs. prefix: its path in the container, without a slash at its end."""
+    """A folder of blobs. prefix: its path in the container, without a slash at its end; empty for all of it."""
 
     container: ContainerClient
     prefix: str
 
     def name(self, path: str) -> str:
-        return f"{self.prefix}/{path}"
+        return f"{self.prefix}/{path}" if self.prefix else path
 
 
 def place(url: str) -> Place:
@@ -95,9 +95,11 @@ def download(folder: Place, path: str, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def upload(source: Path, folder: Place, path: str) -> None:
+def upload(source: Path, folder: Place, path: str, metadata: dict[str, str] | None = None) -> None:
     with open(source, "rb") as content:
-        folder.container.upload_blob(folder.name(path), content, overwrite=True, max_concurrency=_AT_A_TIME)
+        folder.container.upload_blob(
+            folder.name(path), content, overwrite=True, max_concurrency=_AT_A_TIME, metadata=metadata
+        )
 
 
 def delete(folder: Place, path: str) -> None:

@@ -93,7 +93,7 @@ class Progress(TrainerCallback):
 class Copied(TrainerCallback):
     """Calls `copy`, in the first process, when a checkpoint is whole."""
 
-    def __init__(self, copy: Callable[[], object]) -> None:
+    def __init__(self, copy: Callable[[], None]) -> None:
         self.copy = copy
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -6,23 +6,18 @@ What determines results stands here; how and where they are made stands in profi
 """
 
 import difflib
-from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from lib.azureml import StoredPath, parse_data, parse_model
 from lib.cli import UserError
-from lib.readers import FORMATS, SUFFIXES
+from lib.config_sources import BaseModelSource, Data, Share
 from lib.sweep import Run, expand_runs, expand_variants
 from lib.templates import parse_segments, template_columns
 from lib.variants import Count, Section, Variant
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 S = TypeVar("S", bound="Section")
 
@@ -30,103 +25,6 @@ METRICS = {
     "classification": ("macro_f1", "accuracy"),
     "generation": ("chrf", "token_f1", "exact_match"),
 }
-
-
-class DataHub(Section):
-    """A dataset on the Hugging Face hub."""
-
-    id: str
-    revision: Commit
-    """The commit, 40 hex digits: a branch name would change under you."""
-    split: str = "train"
-    config: str | None = None
-
-
-class ModelHub(Section):
-    """A model on the Hugging Face hub; a gated one reads its token from the variable HF_TOKEN."""
-
-    id: str
-    revision: Commit
-    """The commit, 40 hex digits: a branch name would change under you."""
-
-
-class Package(Section):
-    """A file inside a Python package."""
-
-    name: str
-    version: str
-    sha256: Sha256
-    """Of the package file (wheel or sdist), checked before anything in it is opened."""
-    file: str
-    """Path inside the package; `a.tar.gz!b.txt` reaches into an archive."""
-
-
-class Data(Section):
-    """Where the rows come from and what is a usable row."""
-
-    files: list[str] | None = None
-    """JSON list, JSON Lines, CSV or Parquet files; relative to the working folder, else to the Snakefile."""
-    hub: DataHub | None = None
-    package: Package | None = None
-    source: str | None = None
-    """A file of Azure Machine Learning: azureml://datastores/NAME/paths/FILE."""
-    sha256: Sha256 | None = None
-    """Of the file that `source` names: a datastore's files can change under you."""
-    target: str
-    """Column with the label (classification) or the answer (generation)."""
-    labels: list[str] | None = Field(None, min_length=2)
-    """All labels; rows with another one are set aside. Left out: the labels that the data holds."""
-    unreadable: Literal["error", "reject"] = "error"
-    """A row that cannot be read stops the workflow, or is set aside."""
-    special_tokens: Literal["reject", "strip"] = "reject"
-    """A value that contains the text of a control token is set aside, or loses that text."""
-    near_duplicates: Share = 0.8
-    """Rows at least this similar (Jaccard of character 5-grams) never land in different splits."""
-    min_rows_per_class: Count = 20
-    """Fewer usable rows in a class stop the workflow."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "Data":
-        _exactly_one(self, "files", "hub", "package", "source")
-        if self.source:
-            if PurePath(parse_data(self.source).path).suffix.lower() not in SUFFIXES:
-                raise ValueError(f"source: {self.source} is not a file that is read here, use {FORMATS}")
-            if self.sha256 is None:
-                raise ValueError("source: needs sha256: (of the file), since a datastore's files can change")
-        elif self.sha256:
-            raise ValueError("sha256: belongs to source:")
-        return self
-
-
-class BaseModelSource(Section):
-    """The model to fine-tune: safetensors, or GGUF that is dequantised. No code of a model is run."""
-
-    path: str | None = None
-    """Folder (or .gguf file); relative to the working folder, else to the Snakefile."""
-    hub: ModelHub | None = None
-    package: Package | None = None
-    source: str | None = None
-    """A model of Azure Machine Learning: azureml://registries/R/models/NAME/versions/N, azureml://models/NAME/versions/N
-    of the workspace, or a folder azureml://datastores/NAME/paths/FOLDER."""
-    asset_type: Literal["mlflow_model", "custom_model"] | None = None
-    """What the model of `source` is registered as; left out: mlflow_model."""
-    sha256: Sha256 | None = None
-    """Of the files that `source` names: `source_sha256` in base.manifest.json, for a folder needed."""
-    parameters: Count
-    """Number of parameters: memory and time of the rules follow from it before the model is there."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "BaseModelSource":
-        _exactly_one(self, "path", "hub", "package", "source")
-        if not self.source:
-            for name in ("sha256", "asset_type"):
-                if getattr(self, name):
-                    raise ValueError(f"{name}: belongs to source:")
-        elif isinstance(parse_model(self.source), StoredPath) and self.sha256 is None:
-            raise ValueError(
-                "source: needs sha256:, since a datastore's files can change; write 64 zeros to be told it"
-            )
-        return self
 
 
 class Split(Section):
@@ -407,15 +305,6 @@ def _validated(where: str, kind: type[S], values: dict[str, Any]) -> S:
             str(first["ctx"]["error"]) if first["type"] == "value_error" else f"{first['msg']} ({first['input']!r})"
         )
         raise ValueError(f"{where}: {reason}") from None
-
-
-def _exactly_one(section: Section, *names: str) -> None:
-    given = [name for name in names if getattr(section, name) is not None]
-    if len(given) != 1:
-        found = " and ".join(given) if given else "none"
-        raise ValueError(f"give exactly one of {', '.join(names)} (found {found})")
-    if getattr(section, given[0]) == []:
-        raise ValueError(f"{given[0]} is empty")
 
 
 def _checked(function: Any, text: str) -> None:

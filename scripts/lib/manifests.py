@@ -14,7 +14,7 @@ from lib.cli import fail
 from lib.files import canonical_json, published, read_json, sha256_file
 
 RUN_CARD = "run_card.json"
-_NOT_OURS = ".snakemake_timestamp"  # Snakemake puts one into every directory output
+STAMP = ".snakemake_timestamp"  # Snakemake puts one into every directory output; it is no part of it
 
 
 def manifest_path(directory: Path) -> Path:
@@ -23,7 +23,7 @@ def manifest_path(directory: Path) -> Path:
 
 def file_hashes(directory: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """sha256 of each file below `directory`, by path relative to it; those in `known` are not read."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != _NOT_OURS)
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != STAMP)
     names = {path.relative_to(directory).as_posix(): path for path in files}
     return {name: known.get(name) or sha256_file(path) for name, path in names.items()}
 

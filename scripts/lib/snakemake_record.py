@@ -21,14 +21,14 @@ from snakemake.persistence.file import FilePersistence
 from lib.cli import UserError, fail, place_of
 from lib.files import canonical_json, sha256_text
 from lib.lineage import NAME, Job, Lineage, input_hashes, read_lineage, sha256_of, write_lineage
-from lib.manifests import manifest_path
+from lib.manifests import STAMP, manifest_path
 
 _STATE = Path(".snakemake")
 # Repeated, or of one output alone, or another one in every process.
 _NOT_RECORDED = {"shellcmd", "conda_env", "external_jobid", "incomplete", "starttime", "endtime", "job_hash", "log"}
 _NOT_ARTEFACTS = {"logs", "timings", NAME}
-_STAMP = ".snakemake_timestamp"
-_UNKNOWN = "bytes that no job wrote"
+# The record of an output that Snakemake is to make again.
+UNKNOWN = {"params": [repr("bytes that no job wrote")], "record_format_version": RECORD_FORMAT_VERSION}
 
 
 def agree(results: Path, *, during_run: bool = False) -> None:
@@ -82,7 +82,7 @@ def _agree(results: Path) -> None:
             new.add(path, known, sha256)
         else:
             if not as_recorded:
-                _teach(records, path, {"params": [repr(_UNKNOWN)], "record_format_version": RECORD_FORMAT_VERSION})
+                _teach(records, path, UNKNOWN)
                 unknown.append(path)
             if known is not None:  # so that it is found to be broken until it is made again
                 new.add(path, known, known["outputs"][path])
@@ -154,14 +154,14 @@ def _as_recorded(path: str, records: FilePersistence) -> bool:
 
 def _written(path: Path) -> float:
     """When an output was written, in Unix time as Snakemake takes it."""
-    stamp = path / _STAMP
+    stamp = path / STAMP
     return (stamp if stamp.exists() else path).lstat().st_mtime
 
 
 def _stamped(path: Path) -> float:
     """The same, after what stands for the time of a directory was made newer than all that is in it."""
     if path.is_dir():
-        (path / _STAMP).touch()
+        (path / STAMP).touch()
     return _written(path)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,6 @@ from typing import Any
 from lib.cli import fail
 from lib.run_card import CODE, code_facts
 from lib.snakemake_record import agree
-
-_ACCOUNT = "SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME"  # the storage plugin's own variable, which jobs get
 
 
 def prepare_storage(workflow: Any) -> None:
@@ -20,12 +19,13 @@ def prepare_storage(workflow: Any) -> None:
     """
     if workflow.storage_settings.default_storage_provider == "azure":
         from lib.azure_storage import mend_storage_plugin
+        from lib.blobs import ACCOUNT
 
         mend_storage_plugin()
         settings = workflow.storage_provider_settings.get("azure")
         account = settings and settings.get_field_settings("account_name").get(None)
         if account:
-            os.environ[_ACCOUNT] = account
+            os.environ[ACCOUNT] = account
     if workflow.is_main_process:
         _check_sources(workflow.configfiles)
         os.environ[CODE] = json.dumps(code_facts())
@@ -54,7 +54,12 @@ def storage_path(workflow: Any, path: str) -> str:
 
 
 def known_before(workflow: Any, results: str) -> None:
-    """Before a plan: hold Snakemake's record against the results, and against their lineage."""
+    """Before a plan: hold Snakemake's record against the results, and against their lineage.
+
+    Raises `UserError` where it cannot, or where jobs elsewhere could not write to such a folder.
+    """
+    if workflow.storage_settings.default_storage_provider and not re.match(r"\w", results):
+        fail(f"results: {results} is no folder below this one", "jobs elsewhere need one, such as results")
     if workflow.storage_settings.default_storage_provider == "azure":
         from lib import stored_lineage
 

@@ -5,23 +5,21 @@ read again. Paths in it are those of a folder: results that are fetched from the
 makes nothing of them again. The other way round, a run in a fresh clone learns from it how the blobs were made.
 """
 
-from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from azure.core.exceptions import ResourceNotFoundError
 from snakemake.persistence import MetadataRecord
 
 from lib import blobs
-from lib.cli import fail
 from lib.files import canonical_json, sha256_text
 from lib.lineage import NAME, Job, Lineage, as_lineage, lineage_text
-from lib.snakemake_record import LineageBuilder, job_facts, recorded, snakemake_records
-
-_STAMP = ".snakemake_timestamp"
+from lib.manifests import STAMP
+from lib.snakemake_record import UNKNOWN, LineageBuilder, job_facts, recorded, snakemake_records
 
 
 class Blob(NamedTuple):
-    """sha256: as it was uploaded; None for a blob that somebody else put there. written: Unix time."""
+    """A file or a directory. sha256: as it was uploaded; None where somebody else put it there. written: Unix time."""
 
     sha256: str | None
     written: float
@@ -33,30 +31,21 @@ class Stored:
     def __init__(self, results: str, name: str) -> None:
         self.folder = blobs.place(results)
         self.root = results.removesuffix(name)
-        self.name = name
-        self.blobs = dict(self._listed())
-
-    def _listed(self) -> Iterator[tuple[str, Blob]]:
+        self.found: dict[str, Blob] = {}
+        self.inside: dict[str, dict[str, Blob]] = {}  # blobs of each directory, by path relative to it
         start = f"{self.folder.prefix}/"
-        try:
-            for blob in self.folder.container.list_blobs(name_starts_with=start, include=["metadata"]):
-                if not blob.name.endswith(_STAMP):
-                    sha256 = (blob.metadata or {}).get("sha256")
-                    path = f"{self.name}/{blob.name.removeprefix(start)}"
-                    yield path, Blob(sha256, blob.last_modified.timestamp())
-        except ResourceNotFoundError:  # no container yet
-            return
+        for blob in self.folder.container.list_blobs(name_starts_with=start, include=["metadata"]):
+            path = f"{name}/{blob.name.removeprefix(start)}"
+            self.found[path] = Blob((blob.metadata or {}).get("sha256"), blob.last_modified.timestamp())
+            for parent in PurePosixPath(path).parents:
+                self.inside.setdefault(str(parent), {})[path.removeprefix(f"{parent}/")] = self.found[path]
 
     def find(self, path: str) -> Blob | None:
-        """A file or a directory, whose sha256 is that of its files' names and hashes (`lib.lineage.sha256_of`)."""
-        if path in self.blobs:
-            return self.blobs[path]
-        inside = {
-            name.removeprefix(f"{path}/"): blob for name, blob in self.blobs.items() if name.startswith(f"{path}/")
-        }
-        if not inside:
-            return None
-        hashes = {name: blob.sha256 for name, blob in sorted(inside.items())}
+        """The sha256 of a directory is that of its files' names and hashes (`lib.lineage.sha256_of`)."""
+        inside = self.inside.get(path)
+        if inside is None:
+            return self.found.get(path)
+        hashes = {name: blob.sha256 for name, blob in sorted(inside.items()) if PurePosixPath(name).name != STAMP}
         known = None if None in hashes.values() else sha256_text(canonical_json(hashes))
         return Blob(known, max(blob.written for blob in inside.values()))
 
@@ -68,45 +57,45 @@ class Stored:
         except (ResourceNotFoundError, ValueError, TypeError, KeyError, AttributeError):
             return Lineage({})
 
-    def local(self, path: str) -> str:
-        """A path of Snakemake's record as a folder has it."""
-        return path.removeprefix(self.root)
-
 
 def learn(results: str, name: str) -> None:
-    """Before a plan: tell Snakemake how blobs were made that it knows nothing of, as the lineage beside them says."""
+    """Before a plan: make Snakemake's record say how the blobs were made that are there now.
+
+    A blob whose time is the one that Snakemake recorded is as it says. Any other was written by another machine's run:
+    then the lineage beside it tells how, or nobody knows, and it is made again.
+    Raises `UserError` when the storage refuses or does not answer.
+    """
     with blobs.explained_storage_errors(results):
         stored = Stored(results, name)
-        records = snakemake_records()
-        for path, job in stored.lineage().by_output.items():
-            query = stored.root + path
-            blob = stored.find(path)
-            if blob is None or blob.sha256 != job["outputs"][path] or records._read_record(query) is not None:
+        lineage, records = stored.lineage(), snakemake_records()
+        for query in {query for query in recorded() if query.startswith(stored.root)} | {
+            stored.root + path for path in lineage.by_output
+        }:
+            path = query.removeprefix(stored.root)
+            blob, record = stored.find(path), records._read_record(query)
+            if blob is None or records._filter_incomplete_keys([query]) or _as_recorded(blob, record):
                 continue
-            if records._filter_incomplete_keys([query]):
-                continue
-            facts = job["record"] | {
-                "input": [stored.root + one if stored.find(one) else one for one in job["record"]["input"] or []],
-                "endtime": blob.written,
-            }
-            records._write_record(query, MetadataRecord.model_validate(facts))
+            job = lineage.by_output.get(path)
+            facts = UNKNOWN
+            if job is not None and blob.sha256 == job["outputs"][path]:
+                inputs = job["record"]["input"] or []
+                facts = job["record"] | {"input": [stored.root + one if stored.find(one) else one for one in inputs]}
+            records._write_record(query, MetadataRecord.model_validate(facts | {"endtime": blob.written}))
 
 
 def write(results: str, name: str) -> None:
-    """After a run: write the lineage of all blobs that Snakemake has a record of, beside them."""
+    """After a run: write beside the blobs how they were made, those of other machines' runs as the lineage has them."""
     with blobs.explained_storage_errors(results):
         stored = Stored(results, name)
-        before, new = stored.lineage(), LineageBuilder()
-        records = snakemake_records()
+        new, records = LineageBuilder(), snakemake_records()
         for query in sorted(recorded()):
-            path = stored.local(query)
+            path, record = query.removeprefix(stored.root), records._read_record(query)
             blob = stored.find(path) if query.startswith(stored.root) else None
-            record = records._read_record(query)
-            if blob is None or blob.sha256 is None or record is None or record.rule is None:
+            if blob is None or blob.sha256 is None or not _as_recorded(blob, record) or record.rule is None:
                 continue
             if not records._filter_incomplete_keys([query]):
-                new.add(path, _job(stored, job_facts(record, None), blob), blob.sha256)
-        for path, job in before.by_output.items():  # of other machines' runs
+                new.add(path, _job(stored, record, blob), blob.sha256)
+        for path, job in stored.lineage().by_output.items():
             blob = stored.find(path)
             if path not in new.by_output and blob is not None and blob.sha256 == job["outputs"][path]:
                 new.add(path, job, blob.sha256)
@@ -115,23 +104,18 @@ def write(results: str, name: str) -> None:
             stored.folder.container.upload_blob(stored.folder.name(NAME), text, overwrite=True)
 
 
-def _job(stored: Stored, job: Job, output: Blob) -> Job:
+def _as_recorded(blob: Blob, record: Any) -> bool:
+    return record is not None and record.endtime == blob.written
+
+
+def _job(stored: Stored, record: Any, output: Blob) -> Job:
     """The job with the paths of a folder, and the sha256 of inputs of which Snakemake saw no copy."""
-    record: dict[str, Any] = dict(job["record"])
-    inputs = [stored.local(path) for path in record["input"] or []]
-    checksums = {
-        path: value for path, value in (record["input_checksums"] or {}).items() if not path.startswith(".snakemake/")
-    }
+    job = job_facts(record, None)
+    facts = job["record"]
+    inputs = [path.removeprefix(stored.root) for path in facts["input"] or []]
+    checksums = {path: value for path, value in (facts["input_checksums"] or {}).items() if path in inputs}
     for path in inputs:
-        blob = stored.find(path)
-        if path in stored.blobs and blob is not None and blob.sha256 and blob.written <= output.written:
+        blob = stored.found.get(path)
+        if blob is not None and blob.sha256 and blob.written <= output.written:
             checksums[path] = f"sha256:{blob.sha256}"
-    return {**job, "record": record | {"input": inputs, "input_checksums": checksums}}
-
-
-def check_storage(results: str) -> None:
-    """Raises `UserError` when the storage cannot be reached or read, before anything is planned."""
-    folder = blobs.place(results)
-    with blobs.explained_storage_errors(results):
-        if not folder.container.exists():
-            fail(f"there is no container {folder.container.container_name}", "az storage container create", at=results)
+    return {**job, "record": facts | {"input": inputs, "input_checksums": checksums}}

@@ -120,6 +120,7 @@ class Executor(RemoteExecutor):
         # By name, from before a job is submitted until its end is known: Snakemake's own list is empty during a check.
         self.unfinished: dict[str, SubmittedJobInfo] = {}
         self.unfinished_lock = threading.Lock()
+        self.cancelling = False
 
     def run_job(self, job: JobExecutorInterface) -> None:
         name = f"{_slug(job.name)}-{self.run_id}-{uuid.uuid4().hex[:8]}"
@@ -163,7 +164,7 @@ class Executor(RemoteExecutor):
             elif look.completed:
                 self._forget(name)
                 self.report_job_success(submitted)
-            else:
+            elif not self.cancelling:
                 self._forget(name)
                 why = await asyncio.to_thread(self.service.why_failed, name)
                 self.report_job_error(submitted, msg=f"Azure Machine Learning: {look.status}. {why}\n")
@@ -184,6 +185,7 @@ class Executor(RemoteExecutor):
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
         """Cancel all that is not known to have ended, and wait until the service says that it is."""
+        self.cancelling = True
         with self.unfinished_lock:
             names = list(self.unfinished)
         if not names:

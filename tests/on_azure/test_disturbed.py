@@ -66,6 +66,7 @@ def test_ctrl_c_cancels_the_jobs_and_the_next_run_goes_on(workspace, undisturbed
     said = (workspace.root / "run.txt").read_text()
     assert "Cancelling 1 jobs of Azure Machine Learning" in said
     assert "All are cancelled." in said
+    assert "Error in rule" not in said, "a job that was cancelled has not failed"
     assert [job.status for job in workspace.jobs("train_adapter")] == ["Canceled"], (
         "when the run has ended, not some time later"
     )
@@ -145,6 +146,8 @@ def test_a_killed_run_leaves_a_job_that_the_next_one_waits_for(workspace, undist
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["--config", "results=."], "results: . is no folder below this one"),
+        (["--default-storage-prefix", "az://no-such-container/a"], "has no such container"),
         (["--azureml-compute", "no-such-cluster"], "has no compute no-such-cluster"),
         (["--azureml-workspace", "elsewhere"], "workspace elsewhere"),
         (["--azureml-identity", "root"], "--azureml-identity: root is not"),

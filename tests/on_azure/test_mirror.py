@@ -30,7 +30,7 @@ def checkpoint(work: Path, step: int, content: str = "weights", whole: bool = Tr
 
 
 def test_progress_is_restored_where_there_is_none(container, tmp_path):
-    url = f"az://{container}/work/key"
+    url = f"az://{container}/progress/key"
     with mirrored(url, tmp_path / "a") as one:
         checkpoint(tmp_path / "a", 5)
         one.save()
@@ -43,30 +43,33 @@ def test_progress_is_restored_where_there_is_none(container, tmp_path):
 
 
 def test_a_checkpoint_that_was_not_wholly_copied_does_not_count(azurite, container, tmp_path):
-    azurite.put(container, {"work/key/checkpoint-5/complete.json": b"{}", "work/key/checkpoint-5/model": b"1"})
-    azurite.put(container, {"work/key/checkpoint-10/model": b"2"})
-    with mirrored(f"az://{container}/work/key", tmp_path):
+    azurite.put(container, {"progress/key/checkpoint-5/complete.json": b"{}", "progress/key/checkpoint-5/model": b"1"})
+    azurite.put(container, {"progress/key/checkpoint-10/model": b"2"})
+    with mirrored(f"az://{container}/progress/key", tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-5"]
 
 
 def test_old_checkpoints_go(azurite, container, tmp_path):
-    with mirrored(f"az://{container}/work/key", tmp_path) as one:
+    with mirrored(f"az://{container}/progress/key", tmp_path) as one:
         old = checkpoint(tmp_path, 5)
         one.save()
         checkpoint(tmp_path, 10)
         shutil.rmtree(old)
         one.save()
-        assert {name.split("/")[2] for name in azurite.blobs(container, "work/key/")} == {"lock", "checkpoint-10"}
+        assert {name.split("/")[2] for name in azurite.blobs(container, "progress/key/")} == {"lock", "checkpoint-10"}
         shutil.rmtree(tmp_path / "checkpoint-10")
         write_files(tmp_path / "result", **{"training.json": "{}"})
         one.save()
-        assert set(azurite.blobs(container, "work/key/")) == {"work/key/lock", "work/key/result/training.json"}
+        assert set(azurite.blobs(container, "progress/key/")) == {
+            "progress/key/lock",
+            "progress/key/result/training.json",
+        }
 
 
 def test_a_second_one_waits_until_the_first_has_ended(container, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(mirror, "_POLL", 0.1)
     monkeypatch.setenv("AZUREML_RUN_ID", "the-first-job")
-    url, order = f"az://{container}/work/key", []
+    url, order = f"az://{container}/progress/key", []
 
     def second() -> None:
         with mirrored(url, tmp_path / "b"):
@@ -87,7 +90,7 @@ def test_a_second_one_waits_until_the_first_has_ended(container, tmp_path, capfd
 
 def test_waiting_ends_with_the_time(container, tmp_path, monkeypatch):
     monkeypatch.setattr(mirror, "_POLL", 0.1)
-    url = f"az://{container}/work/key"
+    url = f"az://{container}/progress/key"
     with (
         mirrored(url, tmp_path / "a"),
         pytest.raises(Stopped, match="the time is up"),
@@ -98,21 +101,21 @@ def test_waiting_ends_with_the_time(container, tmp_path, monkeypatch):
 
 def test_who_lost_the_lease_writes_nothing_more(azurite, container, tmp_path):
     """As after a node was paused for longer than a lease: another one has taken over."""
-    lock = azurite.client().get_blob_client(container, "work/key/lock")
-    with mirrored(f"az://{container}/work/key", tmp_path) as one:
+    lock = azurite.client().get_blob_client(container, "progress/key/lock")
+    with mirrored(f"az://{container}/progress/key", tmp_path) as one:
         BlobLeaseClient(lock).break_lease(lease_break_period=0)
         lock.acquire_lease(60)
         checkpoint(tmp_path, 5)
         with pytest.raises(Stopped, match="another process has taken over"):
             one.save()
-    assert set(azurite.blobs(container, "work/key/")) == {"work/key/lock"}
+    assert set(azurite.blobs(container, "progress/key/")) == {"progress/key/lock"}
 
 
 def test_a_lease_is_kept_alive(container, tmp_path, monkeypatch):
     monkeypatch.setattr(mirror, "_LEASE", 15)  # the shortest that Azure has
     monkeypatch.setattr(mirror, "_RENEW", 3.0)
     monkeypatch.setattr(mirror, "_POLL", 0.5)
-    url = f"az://{container}/work/key"
+    url = f"az://{container}/progress/key"
     with mirrored(url, tmp_path / "a"):
         end = time.time() + 20
         with pytest.raises(Stopped), mirrored(url, tmp_path / "b", end):
@@ -128,7 +131,7 @@ sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from lib import mirror
 mirror._LEASE = 15
-with mirror.mirrored("az://{container}/work/key", Path({str(tmp_path / "a")!r})):
+with mirror.mirrored("az://{container}/progress/key", Path({str(tmp_path / "a")!r})):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -138,7 +141,7 @@ with mirror.mirrored("az://{container}/work/key", Path({str(tmp_path / "a")!r}))
     assert process.stdout.readline() == "held\n"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    with mirrored(f"az://{container}/work/key", tmp_path / "b", time.time() + 60):
+    with mirrored(f"az://{container}/progress/key", tmp_path / "b", time.time() + 60):
         pass
 
 
@@ -147,7 +150,7 @@ with mirror.mirrored("az://{container}/work/key", Path({str(tmp_path / "a")!r}))
     [
         ("az://only-a-container", "is not az://CONTAINER/PATH"),
         ("s3://bucket/path", "is not az://CONTAINER/PATH"),
-        ("az://no-such-container/work/key", "the storage has no such container"),
+        ("az://no-such-container/progress/key", "the storage has no such container"),
     ],
 )
 def test_wrong_places_are_told(tmp_path, url, said):
@@ -172,7 +175,7 @@ def test_a_killed_training_goes_on_on_another_machine(azurite, container, tiny_l
         return [*train_command(tiny_llama, corpus, out, out / "work", epochs=8), *more]
 
     env = environment_of_jobs(azurite)
-    mirrored_to = ("--mirror", f"az://{container}/work/train")
+    mirrored_to = ("--mirror", f"az://{container}/progress")
     process = subprocess.Popen(command("first", *mirrored_to), env=env)
     deadline = time.monotonic() + 300
     while not any(name.endswith("complete.json") for name in azurite.blobs(container)):

@@ -13,7 +13,7 @@ from workspaces import Workspace, tiny_workspace
 from lib.files import read_json
 
 from .azurite import KEY
-from .runs import AzureWorkspace, as_checkout, running_plane
+from .runs import ADAPTER, AzureWorkspace, as_checkout, copy_run, running_plane
 
 pytestmark = pytest.mark.azure
 
@@ -135,6 +135,28 @@ def test_a_fresh_clone_has_nothing_to_do(ran, tmp_path):
     assert "train_adapter" in clone.planned(), "it knows what they were made by"
 
 
+def test_what_another_machine_made_again_is_known_here(ran, container, tmp_path):
+    """Its blobs are newer than the record here, which says how older ones were made."""
+    with running_plane(ran.azurite, tmp_path / "plane") as plane:
+        here = copy_run(ran, tmp_path / "here", plane, container)
+        assert here.planned("--", ADAPTER) == set()
+        there = AzureWorkspace(tmp_path / "there", ran.azurite, plane, container)
+        shutil.copytree(here.root, there.root)
+        there.configure(lambda config: config["finetune"].update(alpha=16))
+        there.run("--", ADAPTER)
+        assert len(there.jobs()) == 1
+        assert "train_adapter" in here.planned("--", ADAPTER), "the adapter there is another one"
+        here.configure(lambda config: config["finetune"].update(alpha=16))
+        assert here.planned("--", ADAPTER) == set()
+
+
+def test_bytes_that_no_job_wrote_are_made_again(ran, container, tmp_path):
+    here = copy_run(ran, tmp_path / "here", ran.plane, container)
+    assert here.planned() == set()
+    ran.azurite.put(container, {"project/results/data/split.json": b"{}"})
+    assert {"split_data", "train_adapter"} <= here.planned()
+
+
 def test_fetched_results_are_those_of_a_run_here(ran):
     """Snakemake has nothing to make, and every artefact leads back to its source."""
     fetched = copy_tree(ran, "fetched")
@@ -149,6 +171,9 @@ def test_fetched_results_are_those_of_a_run_here(ran):
     assert verified.returncode == 0, verified.stdout + verified.stderr
     again = subprocess.run(command, cwd=fetched.root, env=ran.env, capture_output=True, text=True)
     assert "fetch_results: 0 of" in again.stderr
+    wrong = subprocess.run([*command, "--only", "modle"], cwd=fetched.root, env=ran.env, capture_output=True, text=True)
+    assert wrong.returncode == 1
+    assert wrong.stderr.splitlines()[-1].startswith("error: az://ran/project/results: there is no modle; give your")
 
 
 def copy_tree(ran: AzureWorkspace, name: str) -> AzureWorkspace:
