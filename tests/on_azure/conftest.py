@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def plane(azurite, tmp_path, monkeypatch) -> Iterator[ControlPlane]:
 @pytest.fixture
 def container(azurite, request) -> str:
     """The name of an empty container."""
-    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:50].strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:40].strip("-")
+    name = f"{name}-{uuid.uuid4().hex[:8]}"  # names that begin alike stay apart
     azurite.client().create_container(name)
     return name
 
