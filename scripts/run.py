@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _MOMENT = 3.0  # seconds in which Snakemake says that it was interrupted
+_TRACEBACK = ("Traceback (most recent call last)", "Exception ignored in")
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 # What stops Snakemake itself, and what to do; a script that meets it says so in a line of its own.
 STOPPED = {
@@ -73,11 +75,25 @@ def follow(command: list[str]) -> tuple[int, list[str]]:
 
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # an exception would lose what is being read
         signal.signal(signal.SIGINT, on_interrupt)
-    for line in process.stdout:
+    for line in without_interrupts(process.stdout, interrupted):
         print(line, end="", flush=True)
         lines.append(line.rstrip("\n"))
     code = process.wait()
     return (130 if interrupted.is_set() else code), lines
+
+
+def without_interrupts(lines: Iterable[str], interrupted: threading.Event) -> Iterator[str]:
+    """The lines without the tracebacks that Python itself shows for a Ctrl-C, as it starts or ends."""
+    held: list[str] = []
+    for line in lines:
+        if not held and not (interrupted.is_set() and line.startswith(_TRACEBACK)):
+            yield line
+            continue
+        held.append(line)
+        if not line.startswith((" ", "^", "~", "\n", *_TRACEBACK)):  # the last line names the exception
+            yield from [] if line.startswith("KeyboardInterrupt") else held
+            held = []
+    yield from held
 
 
 def _pass_on(process: subprocess.Popen, lines: list[str]) -> None:

@@ -63,7 +63,9 @@ def committed(finished, tmp_path_factory) -> Path:
     for name in (".dvcignore", ".gitignore", "dvc.yaml", "Makefile"):
         shutil.copy2(ROOT / name, root / name)
     (root / ".venv").symlink_to(sys.prefix)
-    os.utime(root / "requirements.lock", (0, 0))  # so that make takes the environment as it is
+    shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("requirements.lock", "src/pyproject.toml"):  # so that make takes the environment as it is
+        os.utime(root / name, (0, 0))
     use_own_rows(root)
     repository.tool("git", "init", "-q", "-b", "main")
     (root / ".git/info/exclude").write_text(".venv\n")  # a link here, a folder for users

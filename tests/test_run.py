@@ -1,6 +1,7 @@
 """`make run` ends with the line that says what went wrong, whoever found it."""
 
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,26 @@ def test_a_failed_run_ends_with_one_line(ended, said, expected):
 def test_a_run_that_went_well_or_was_interrupted_ends_without(ended):
     assert ended("error: of an attempt that was repeated", 0) == []
     assert ended("", 130) == []
+
+
+@pytest.mark.parametrize(
+    ("interrupted", "said", "shown"),
+    [
+        (True, "done\n{ctrl_c}\ncancelled\n", "done\ncancelled\n"),
+        (True, "done\nException ignored in: <module 'threading'>\n{ctrl_c}: \n", "done\n"),
+        (True, "{fault}\ndone\n", "{fault}\ndone\n"),
+        (True, "done\n{cut}\n", "done\n{cut}\n"),
+        (False, "done\n{ctrl_c}\n", "done\n{ctrl_c}\n"),
+    ],
+)
+def test_what_python_says_of_a_ctrl_c_is_not_shown(interrupted, said, shown):
+    cut = 'Traceback (most recent call last):\n  File "x.py", line 1\n    f(\n^^^^^^\n'
+    says = {"cut": cut, "ctrl_c": f"{cut}\nKeyboardInterrupt", "fault": f"{cut}\nValueError: x"}
+    event = threading.Event()
+    if interrupted:
+        event.set()
+    lines = run.without_interrupts(said.format(**says).splitlines(keepends=True), event)
+    assert "".join(lines) == shown.format(**says)
 
 
 def test_a_folder_that_may_not_be_written_is_one_line(tmp_path, monkeypatch, capfd):

@@ -81,6 +81,7 @@ def train(base: Path, corpus: Path, out: Path, **changes: object) -> dict[str, A
             validation=corpus / "validation.jsonl",
             base=base,
             work=out / "work",
+            mirror=None,
             adapter=out / "adapter",
             training=out / "training.json",
             threads=1,
