@@ -27,6 +27,7 @@ from lib.layout import Layout
 from lib.manifests import manifest_path
 from lib.stored import known_after, known_before
 from lib.workflow import (
+    check_gpus,
     environment_file,
     find_path,
     fitting,
@@ -127,6 +128,7 @@ else:
 
 # Before the DAG is believed; in a job the driver has done so already.
 if workflow.is_main_process:
+    or_exit(check_gpus, workflow.resource_settings.overwrite_resources)
     or_exit(known_before, workflow, R)
 
 

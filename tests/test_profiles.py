@@ -6,8 +6,10 @@ import pytest
 import yaml
 from conftest import ROOT
 from resource_table import GOLDEN, as_text, tables
+from workspaces import tiny_workspace
 
-from lib.workflow import tell_unused_gpus
+from lib.cli import UserError
+from lib.workflow import check_gpus, tell_unused_gpus
 
 PROFILES = {path.parent.name: yaml.safe_load(path.read_text()) for path in ROOT.glob("profiles/*/profile.yaml")}
 RULES = {name for path in ROOT.glob("rules/*.smk") for name in path.read_text().split() if name.endswith(":")}
@@ -43,3 +45,19 @@ def test_unused_gpus_are_told_to_those_who_asked_for_none(tmp_path, monkeypatch,
     assert capsys.readouterr().err == ""
     tell_unused_gpus({"train_adapter": {"runtime": "1"}})
     assert "--profile profiles/gpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("resources", [{"gpu": 6, "nodes": 3}, {"gpu": 2}, {"nodes": 3}, {"gpu": 0, "nodes": 2}])
+def test_gpus_that_nodes_share_evenly_are_taken(resources):
+    check_gpus({"train_adapter": resources})
+
+
+def test_gpus_that_nodes_cannot_share_are_refused_before_anything_runs(tmp_path, tiny_llama):
+    """Some node would train without any, as slow as a CPU is."""
+    with pytest.raises(UserError, match="multiple of 3"):
+        check_gpus({"train_adapter": {"gpu": 2, "nodes": 3}})
+    workspace = tiny_workspace(tmp_path, tiny_llama)
+    done = workspace.snakemake("--set-resources", "train_adapter:gpu=2", "train_adapter:nodes=3")
+    assert done.returncode == 1
+    assert "error: set-resources: train_adapter: gpu=2 cannot be shared evenly by nodes=3; gpu counts" in done.stderr
+    assert not workspace.results.exists()

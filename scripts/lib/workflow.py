@@ -46,9 +46,13 @@ def environment_file(group: str, resources: Mapping[str, Any]) -> str:
 
     resources: what the command line or a profile sets for the rule, as Snakemake keeps it.
     """
-    gpu = resources.get("gpu")
-    number = getattr(gpu, "raw", gpu)  # Snakemake's own type by its command line, a plain number by its API
-    return f"../envs/{'cuda/' if number not in (None, 0) else ''}{group}.yaml"
+    return f"../envs/{'cuda/' if _asked(resources, 'gpu') not in (None, 0) else ''}{group}.yaml"
+
+
+def _asked(resources: Mapping[str, Any], name: str) -> Any:
+    """What is set for one resource: Snakemake's own type by its command line, a plain number by its API."""
+    value = resources.get(name)
+    return getattr(value, "raw", value)
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -82,6 +86,15 @@ def fitting(settings: str) -> str:
     if len(settings.encode()) >= _LONGEST_ARGUMENT:
         fail("sweep: has more runs than the command that compares them can name", "make several configurations of it")
     return settings
+
+
+def check_gpus(asked: Mapping[str, Mapping[str, object]]) -> None:
+    """Raises `UserError` when nodes of a job would not get equally many GPUs. asked: resources set, by rule."""
+    for rule, resources in asked.items():
+        gpu, nodes = _asked(resources, "gpu"), _asked(resources, "nodes")
+        if isinstance(gpu, int) and isinstance(nodes, int) and nodes > 0 and gpu % nodes:
+            what = f"set-resources: {rule}: gpu={gpu} cannot be shared evenly by nodes={nodes}"
+            fail(what, f"gpu counts those of all nodes; make it a multiple of {nodes}")
 
 
 def tell_unused_gpus(asked: Mapping[str, Mapping[str, object]]) -> None:
