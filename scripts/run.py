@@ -15,6 +15,7 @@ from pathlib import Path
 
 _MOMENT = 3.0  # seconds in which Snakemake says that it was interrupted
 _TRACEBACK = ("Traceback (most recent call last)", "Exception ignored in")
+_IN_TRACEBACK = (" ", "\n", "^", "~", "During handling of", "The above exception", "KeyboardInterrupt")
 SNAKEMAKE = [sys.executable, "-m", "snakemake"]
 # What stops Snakemake itself, and what to do; a script that meets it says so in a line of its own.
 STOPPED = {
@@ -83,17 +84,16 @@ def follow(command: list[str]) -> tuple[int, list[str]]:
 
 
 def without_interrupts(lines: Iterable[str], interrupted: threading.Event) -> Iterator[str]:
-    """The lines without the tracebacks that Python itself shows for a Ctrl-C, as it starts or ends."""
-    held: list[str] = []
+    """The lines, after a Ctrl-C without Python's tracebacks: of what starts or ends, and mixed with other lines.
+
+    What such a traceback names besides the interrupt itself stays.
+    """
+    inside = False
     for line in lines:
-        if not held and not (interrupted.is_set() and line.startswith(_TRACEBACK)):
+        inside = inside or (interrupted.is_set() and line.startswith(_TRACEBACK))
+        if not (inside and line.startswith((*_TRACEBACK, *_IN_TRACEBACK))):
             yield line
-            continue
-        held.append(line)
-        if not line.startswith((" ", "^", "~", "\n", *_TRACEBACK)):  # the last line names the exception
-            yield from [] if line.startswith("KeyboardInterrupt") else held
-            held = []
-    yield from held
+        inside = inside and not line.startswith("KeyboardInterrupt")
 
 
 def _pass_on(process: subprocess.Popen, lines: list[str]) -> None:
