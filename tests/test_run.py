@@ -50,8 +50,9 @@ def test_a_run_that_went_well_or_was_interrupted_ends_without(ended):
     [
         (True, "done\n{ctrl_c}\ncancelled\n", "done\ncancelled\n"),
         (True, "done\nException ignored in: <module 'threading'>\n{ctrl_c}: \n", "done\n"),
-        (True, "{fault}\ndone\n", "{fault}\ndone\n"),
-        (True, "done\n{cut}\n", "done\n{cut}\n"),
+        (True, "{fault}\ndone\n", "ValueError: x\ndone\n"),
+        (True, "{cut}\nTerminating\n  more\n{ctrl_c}\n  told\n", "Terminating\n  told\n"),
+        (True, "done\n  more\n{cut}\n", "done\n  more\n"),
         (False, "done\n{ctrl_c}\n", "done\n{ctrl_c}\n"),
     ],
 )
