@@ -7,6 +7,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from workspaces import Workspace
@@ -104,10 +107,18 @@ def copy_run(source: AzureWorkspace, root: Path, plane: ControlPlane, container:
     """Another checkout with a storage of its own that holds the same blobs, as old as each other as they were."""
     subprocess.run(["git", "clone", "-q", str(source.root), str(root)], check=True)
     client = source.azurite.client()
+    target = client.get_container_client(container)
     blobs = client.get_container_client(source.container).list_blobs(include=["metadata"])
-    for blob in sorted(blobs, key=lambda blob: blob.last_modified):
-        content = source.azurite.read(source.container, blob.name)
-        client.get_blob_client(container, blob.name).upload_blob(content, metadata=blob.metadata)
+    when = attrgetter("last_modified")  # whole seconds
+    for _, group in groupby(sorted(blobs, key=when), key=when):
+        contents = [(blob, source.azurite.read(source.container, blob.name)) for blob in group]
+        written: set[datetime] = set()
+        while len(written) != 1:  # a new second began between them: an output would be older than its input
+            copies = [
+                target.upload_blob(blob.name, content, metadata=blob.metadata, overwrite=True)
+                for blob, content in contents
+            ]
+            written = {copy.get_blob_properties().last_modified for copy in copies}
     return AzureWorkspace(root, source.azurite, plane, container)
 
 
