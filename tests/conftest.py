@@ -15,14 +15,10 @@ SCRIPTS = ROOT / "scripts"
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-
-@pytest.fixture(scope="session", autouse=True)
-def two_threads_at_most():
-    """Tiny models run slower on many threads, and a test machine has few cores."""
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
-    os.environ.setdefault(
-        "GOMP_SPINCOUNT", "0"
-    )  # tests run side by side: a thread that waits leaves the core to others
+# Read when torch is loaded, which the first test module may do. Tiny models run slower on many threads, and tests run
+# side by side: a thread that waits leaves the core to others.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
 @pytest.fixture(scope="session")
