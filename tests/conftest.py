@@ -15,9 +15,9 @@ SCRIPTS = ROOT / "scripts"
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-# Read when torch is loaded, which the first test module may do. Tiny models run slower on many threads, and tests run
+# Read when torch is loaded, which the first test module may do. Tiny models run slower on several threads, and tests run
 # side by side: a thread that waits leaves the core to others.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
