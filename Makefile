@@ -37,7 +37,7 @@ test-slurm-slow: .venv/installed slurm
 	$(BIN)/python -m pytest tests/slurm -m slurm_slow --numprocesses 0 $(ARGS)
 
 test-azure: .venv/installed azurite
-	$(BIN)/python -m pytest tests/on_azure -m azure $(ARGS)
+	$(BIN)/python -m pytest tests/on_azure -m azure --numprocesses 3 $(ARGS)
 
 # Microsoft's emulator of Azure storage, from npm.
 azurite: .azurite/installed

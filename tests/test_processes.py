@@ -63,15 +63,17 @@ def test_every_row_of_an_epoch_falls_to_one_process_and_all_take_as_many_batches
     assert together == list(order)
 
 
+OF_BOTH = {"dropout": 0.0, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+
+
 @pytest.fixture(scope="module")
 def both(tiny_llama, tmp_path_factory) -> tuple[Path, Path, subprocess.CompletedProcess]:
     """Trained by one process, and by two; 41 rows leave one process without a row at the end of an epoch."""
     corpus = make_corpus(tiny_llama, tmp_path_factory.mktemp("corpus"), rows=41)
     places = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    changes = {"dropout": 0.0, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     done = [
         run(
-            train_command(tiny_llama, corpus, place, place / "work", **changes),
+            train_command(tiny_llama, corpus, place, place / "work", **OF_BOTH),
             *("--processes", number, "--log", str(place / "log.txt")),
         )
         for number, place in zip("12", places, strict=True)
@@ -173,20 +175,19 @@ def test_several_processes_die_with_their_parent(tiny_llama, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "starts"), [("1", 2), ("2", 1)])
-def test_a_training_stops_before_its_limit_and_goes_on_to_the_same_bytes(tiny_llama, tmp_path, number, starts):
-    corpus = make_corpus(tiny_llama, tmp_path / "corpus")
-    calm, limited = tmp_path / "calm", tmp_path / "limited"
-    assert run(train_command(tiny_llama, corpus, calm, calm / "work"), "--processes", number).returncode == 0
-    command = train_command(tiny_llama, corpus, limited, limited / "work")
+def test_a_training_stops_before_its_limit_and_goes_on_to_the_same_bytes(tiny_llama, both, tmp_path, number, starts):
+    corpus, calm, limited = make_corpus(tiny_llama, tmp_path / "corpus", rows=41), both[int(number) - 1], tmp_path
+    steps = read_json(calm / "training.json")["steps"]
+    command = train_command(tiny_llama, corpus, limited, limited / "work", **OF_BOTH)
     for step in range(1, starts + 1):  # a limit too short for anything: a step each time
         done = run(command, "--limit", "0.01", "--processes", number)
         assert done.returncode == 75, done.stderr
-        assert f"the time is up at step {step} of 20, and saved; start again to go on" in done.stderr
+        assert f"the time is up at step {step} of {steps}, and saved; start again to go on" in done.stderr
         assert "error:" not in done.stderr
         assert not (limited / "adapter").exists()
     done = run(command, "--limit", "60", "--processes", number)
     assert done.returncode == 0, done.stderr
-    assert f"resumed at step {starts} of 20" in done.stderr
+    assert f"resumed at step {starts} of {steps}" in done.stderr
     assert adapter_hash(limited) == adapter_hash(calm)
     facts = [read_json(place / "training.json") for place in (calm, limited)]
     for name in ("steps", "best_step", "best_value", "real_tokens", "computed_tokens", "supervised_tokens"):

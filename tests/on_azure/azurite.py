@@ -93,3 +93,13 @@ def _free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
+
+
+def environment_of_jobs(azurite: Azurite) -> dict[str, str]:
+    """What a process needs to reach the storage, without what this machine knows of any other."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AZURE", "SNAKEMAKE", "MSI_"))}
+    return {
+        **kept,
+        "AZURITE_CONNECTION_STRING": azurite.connection_string,
+        "SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME": ACCOUNT,
+    }

@@ -1,18 +1,17 @@
 """One storage emulator for all tests of this folder, a container and a control plane for each that asks for one."""
 
-import os
 import re
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from workspaces import tiny_workspace
 
 from .azurite import ACCOUNT, Azurite, running_azurite
 from .control_plane import ControlPlane
-
-PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+from .nodes import PATH
+from .runs import AzureWorkspace, as_checkout, copy_run, running_plane, undisturbed_adapter
 
 
 @pytest.fixture(scope="session")
@@ -49,14 +48,31 @@ def in_storage(azurite, monkeypatch) -> None:
     monkeypatch.setenv("SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME", ACCOUNT)
 
 
-def environment_of_jobs(azurite: Azurite) -> dict[str, str]:
-    """What a process needs to reach the storage, without what this machine knows of any other."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AZURE", "SNAKEMAKE", "MSI_"))}
-    return {
-        **kept,
-        "AZURITE_CONNECTION_STRING": azurite.connection_string,
-        "SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME": ACCOUNT,
-    }
+@pytest.fixture(scope="session")
+def to_train(azurite, tiny_llama, tmp_path_factory) -> Iterator[AzureWorkspace]:
+    """A workspace with all that the training needs, which takes 108 steps."""
+    root = tmp_path_factory.mktemp("to-train") / "workspace"
+    root.mkdir()
+    workspace = tiny_workspace(root, tiny_llama)
+    workspace.configure(lambda config: config["finetune"].update(epochs=6))
+    as_checkout(root)
+    azurite.client().create_container("to-train")
+    with running_plane(azurite, root.parent / "plane") as plane:
+        workspace = AzureWorkspace(root, azurite, plane, "to-train")
+        workspace.run("--", "results/corpus/leakage.json")
+        yield workspace
+
+
+@pytest.fixture(scope="session")
+def undisturbed(to_train, tmp_path_factory) -> str:
+    return undisturbed_adapter(to_train.root, tmp_path_factory.mktemp("undisturbed") / "copy")
+
+
+@pytest.fixture
+def workspace(to_train, container, tmp_path) -> Iterator[AzureWorkspace]:
+    """A copy of `to_train`, with a workspace of Azure Machine Learning of its own."""
+    with running_plane(to_train.azurite, tmp_path / "plane") as plane:
+        yield copy_run(to_train, tmp_path / "copy", plane, container)
 
 
 def write_files(folder: Path, **files: str) -> Path:

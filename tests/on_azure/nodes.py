@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from .data import Data, DataError, Mount
 
 FINAL = ("Completed", "Failed", "Canceled")
 BINDING = re.compile(r"\$\{\{\s*(.*?)\s*\}\}")
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # of a node whose environment is this one
 SYNC_EVERY = 1.0  # seconds between two looks at the files of a mounted output
 
 

@@ -16,10 +16,9 @@ from workspaces import Workspace
 
 from lib.files import sha256_text
 
-from .azurite import ACCOUNT, Azurite
-from .conftest import PATH, environment_of_jobs
+from .azurite import ACCOUNT, Azurite, environment_of_jobs
 from .control_plane import GROUP, PATIENCE, SUBSCRIPTION, WORKSPACE, ControlPlane
-from .nodes import Job
+from .nodes import PATH, Job
 
 ADAPTER = "results/runs/lora/adapter.manifest.json"
 PREFIX = "project"  # of all blobs of a run, in its container

@@ -14,8 +14,8 @@ from azure.identity import CredentialUnavailableError, ManagedIdentityCredential
 
 from .azurite import running_azurite
 from .client import ARC, REGISTRY_MODEL, Client, put
-from .conftest import PATH
 from .control_plane import ControlPlane
+from .nodes import PATH
 
 pytestmark = pytest.mark.azure
 

@@ -2,46 +2,15 @@
 
 import hashlib
 import json
-import os
 import shutil
-import signal
-from collections.abc import Iterator
 
 import pytest
-from workspaces import tiny_workspace
 
-from .conftest import PATH
 from .control_plane import ControlPlane
-from .runs import ADAPTER, AzureWorkspace, as_checkout, copy_run, interrupt, running_plane, undisturbed_adapter
+from .nodes import PATH
+from .runs import ADAPTER, copy_run, interrupt
 
 pytestmark = pytest.mark.azure
-
-
-@pytest.fixture(scope="module")
-def to_train(azurite, tiny_llama, tmp_path_factory) -> Iterator[AzureWorkspace]:
-    """A workspace with all that the training needs, which takes 216 steps."""
-    root = tmp_path_factory.mktemp("to-train") / "workspace"
-    root.mkdir()
-    workspace = tiny_workspace(root, tiny_llama)
-    workspace.configure(lambda config: config["finetune"].update(epochs=12))
-    as_checkout(root)
-    azurite.client().create_container("to-train")
-    with running_plane(azurite, root.parent / "plane") as plane:
-        workspace = AzureWorkspace(root, azurite, plane, "to-train")
-        workspace.run("--", "results/corpus/leakage.json")
-        yield workspace
-
-
-@pytest.fixture(scope="module")
-def undisturbed(to_train, tmp_path_factory) -> str:
-    return undisturbed_adapter(to_train.root, tmp_path_factory.mktemp("undisturbed") / "copy")
-
-
-@pytest.fixture
-def workspace(to_train, container, tmp_path) -> Iterator[AzureWorkspace]:
-    """A copy of `to_train`, with a workspace of Azure Machine Learning of its own."""
-    with running_plane(to_train.azurite, tmp_path / "plane") as plane:
-        yield copy_run(to_train, tmp_path / "copy", plane, container)
 
 
 # What goes wrong
@@ -57,39 +26,6 @@ def test_a_failed_job_shows_its_reason_and_its_log(workspace):
         "error: finetune.target_modules: the base model has no layer no_such_layer"
     )
     assert "results/runs/lora/adapter" not in workspace.blobs()
-
-
-def test_ctrl_c_cancels_the_jobs_and_the_next_run_goes_on(workspace, undisturbed):
-    process = workspace.start("--", ADAPTER)
-    workspace.until_saved(process)
-    assert interrupt(process) == 130
-    said = (workspace.root / "run.txt").read_text()
-    assert "Cancelling 1 jobs of Azure Machine Learning" in said
-    assert "All are cancelled." in said
-    assert "Error in rule" not in said, "a job that was cancelled has not failed"
-    assert [job.status for job in workspace.jobs("train_adapter")] == ["Canceled"], (
-        "when the run has ended, not some time later"
-    )
-    workspace.finish(workspace.start("--", ADAPTER, output="again.txt"), "again.txt")
-    assert "resumed at step" in workspace.jobs("train_adapter")[1].log
-    assert workspace.adapter() == undisturbed
-
-
-@pytest.mark.parametrize("requeue", [True, False])
-def test_a_preempted_training_goes_on(workspace, undisturbed, requeue):
-    """Azure starts a preempted job again in an empty folder, or it fails and the profile's retry does."""
-    process = workspace.start("--", ADAPTER)
-    job = workspace.wait_for_job("train_adapter", process)
-    workspace.until_saved(process)
-    workspace.plane.preempt(job.name, requeue=requeue)
-    said = workspace.finish(process)
-    jobs = workspace.jobs("train_adapter")
-    assert [(job.started, job.status) for job in jobs] == (
-        [(2, "Completed")] if requeue else [(1, "Failed"), (1, "Completed")]
-    )
-    assert requeue or "preempted" in said
-    assert "resumed at step" in jobs[-1].log
-    assert workspace.adapter() == undisturbed
 
 
 def test_a_busy_service_loses_no_job_and_starts_none_twice(workspace, undisturbed):
@@ -125,19 +61,6 @@ def test_a_cancellation_that_is_not_answered_is_told(workspace):
     workspace.plane.throttle(3, seconds=1, kind="cancel")
     assert interrupt(process) == 130
     assert job.status == "Canceled", "it is asked again"
-
-
-def test_a_killed_run_leaves_a_job_that_the_next_one_waits_for(workspace, undisturbed):
-    process = workspace.start("--", ADAPTER)
-    workspace.until_saved(process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    workspace.finish(workspace.start("--", ADAPTER, output="again.txt"), "again.txt")
-    first, second = workspace.jobs("train_adapter")
-    assert {first.status, second.status} == {"Completed"}
-    assert ("sequences" in first.log) + ("sequences" in second.log) <= 2
-    assert "another process holds" in second.log or "already trained" in second.log
-    assert workspace.adapter() == undisturbed
 
 
 # What is refused before anything runs

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from .conftest import environment_of_jobs, write_files
+from .azurite import environment_of_jobs
+from .conftest import write_files
 
 pytestmark = pytest.mark.azure
 

@@ -17,7 +17,8 @@ from lib import blobs, mirror
 from lib.cli import Stopped, UserError
 from lib.mirror import mirrored
 
-from .conftest import environment_of_jobs, write_files
+from .azurite import environment_of_jobs
+from .conftest import write_files
 
 pytestmark = [pytest.mark.azure, pytest.mark.usefixtures("in_storage")]
 

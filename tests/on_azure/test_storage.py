@@ -14,8 +14,8 @@ import snakemake_storage_plugin_azure as installed
 from lib.azure_storage import mend_storage_plugin
 from lib.files import sha256_file
 
-from .azurite import ACCOUNT
-from .conftest import environment_of_jobs, write_files
+from .azurite import ACCOUNT, environment_of_jobs
+from .conftest import write_files
 
 pytestmark = [pytest.mark.azure, pytest.mark.usefixtures("in_storage")]
 
