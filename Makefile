@@ -36,6 +36,7 @@ test-slurm: .venv/installed slurm
 test-slurm-slow: .venv/installed slurm
 	$(BIN)/python -m pytest tests/slurm -m slurm_slow --numprocesses 0 $(ARGS)
 
+# One more than there are cores: they mostly wait for jobs.
 test-azure: .venv/installed azurite
 	$(BIN)/python -m pytest tests/on_azure -m azure --numprocesses 3 $(ARGS)
 

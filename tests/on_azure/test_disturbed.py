@@ -12,6 +12,8 @@ from .runs import ADAPTER, copy_run, interrupt
 
 pytestmark = pytest.mark.azure
 
+BASELINES = "results/scores/baselines.json"  # of a job that takes a second
+
 
 # What goes wrong
 
@@ -48,7 +50,7 @@ def test_a_busy_service_loses_no_job_and_starts_none_twice(workspace, undisturbe
 def test_throttling_is_respected(workspace):
     """A service that says when to come back is not asked before."""
     workspace.plane.throttle(1, seconds=6, kind="submit")
-    workspace.run("--", ADAPTER)
+    workspace.run("--", BASELINES)
     first, second = [request for request in workspace.plane.requests if request.kind == "submit"][:2]
     assert first.status == 429
     assert second.time - first.time >= 6
@@ -158,11 +160,10 @@ def test_jobs_get_rows_from_a_datastore_and_the_model_from_a_registry(to_train, 
 def test_rules_choose_compute_and_instance_type(workspace):
     workspace.run(
         "--set-resources",
-        "train_adapter:azureml_compute='arc-cluster'",
-        "train_adapter:azureml_instance_type='gpu-a100'",
-        "train_adapter:gpu=0",
+        "score_baselines:azureml_compute='arc-cluster'",
+        "score_baselines:azureml_instance_type='gpu-a100'",
         "--",
-        ADAPTER,
+        BASELINES,
     )
     (job,) = workspace.jobs()
     assert job.properties["computeId"].endswith("/computes/arc-cluster")
