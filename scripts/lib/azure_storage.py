@@ -6,18 +6,21 @@
 3. A download holds the whole file in memory. Here it goes from the network to the disk in parts, several at a time.
 4. Who asks for the size or time of what is not there waits 12 seconds for three attempts. The client itself repeats
    what fails on the way; what is not there is said at once.
+5. A plan asks for each file, and twice more for each directory: what lists the storage once (`inventory`) does nothing.
 
-The Snakefile applies it, so it holds for the run and for each of its jobs. `tests/on_azure/test_storage.py` shows each
-fault in the plugin as it is, and says so when a new version no longer has it.
+The Snakefile applies it, so it holds for the run and for each of its jobs; only a run's plan lists the storage.
+`tests/on_azure/test_storage.py` shows each fault in the plugin as it is, and says so when a new version no longer has
+it.
 """
 
 import errno
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from azure.core.exceptions import ResourceNotFoundError
+from snakemake_interface_storage_plugins.io import IOCacheStorageInterface, Mtime
 from snakemake_storage_plugin_azure import StorageObject
 
 from lib import blobs
@@ -36,6 +39,32 @@ def mend_storage_plugin() -> None:
         upload_blob_to_storage,
     ):
         setattr(StorageObject, method.__name__, method)
+
+
+def list_once(folder: str) -> None:
+    """Let a plan know all that lies below az://CONTAINER/PATH by one listing: what is not in it is not there."""
+    container, _, prefix = folder.removeprefix("az://").partition("/")
+
+    def get_inventory_parent(self: StorageObject) -> str | None:
+        within = self.container_name == container and self.blob_path.startswith(f"{prefix}/")
+        return self.cache_key(f"{container}/{prefix}") if within else None
+
+    async def inventory(self: StorageObject, cache: IOCacheStorageInterface) -> None:
+        parent, known = self.get_inventory_parent(), cache.exists_in_storage
+        if parent is None or parent in known.has_inventory:
+            return
+        for blob in self.container_client().list_blobs(name_starts_with=f"{prefix}/"):
+            time, path = blob.last_modified.timestamp(), PurePosixPath(blob.name.removeprefix(f"{prefix}/"))
+            for each in (path, *path.parents[:-1]):  # and the directories that it lies in
+                key = self.cache_key(f"{container}/{prefix}/{each}")
+                newest = cache.mtime[key].storage() if key in known else time
+                cache.mtime[key] = Mtime(storage=max(time, newest))
+                cache.size[key] = cache.size.get(key, 0) + blob.size
+                known[key] = True
+        known.has_inventory.add(parent)
+
+    StorageObject.get_inventory_parent = get_inventory_parent
+    StorageObject.inventory = inventory
 
 
 def exists(self: StorageObject) -> bool:

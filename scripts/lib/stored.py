@@ -61,9 +61,10 @@ def known_before(workflow: Any, results: str) -> None:
     if workflow.storage_settings.default_storage_provider and not re.match(r"\w", results):
         fail(f"results: {results} is no folder below this one", "jobs elsewhere need one, such as results")
     if workflow.storage_settings.default_storage_provider == "azure":
-        from lib import stored_lineage
+        from lib import azure_storage, stored_lineage
 
         stored_lineage.learn(storage_path(workflow, results), results)
+        azure_storage.list_once(storage_path(workflow, results))
     else:
         agree(Path(results))
 

@@ -1,5 +1,6 @@
 """The storage plugin as it is, and as the workflow mends it (`scripts/lib/azure_storage.py`)."""
 
+import asyncio
 import importlib.util
 import logging
 import subprocess
@@ -10,8 +11,9 @@ from types import ModuleType
 
 import pytest
 import snakemake_storage_plugin_azure as installed
+from snakemake.io import IOCache
 
-from lib.azure_storage import mend_storage_plugin
+from lib.azure_storage import list_once, mend_storage_plugin
 from lib.files import sha256_file
 
 from .azurite import ACCOUNT, environment_of_jobs
@@ -140,3 +142,27 @@ print(peak() - before)
     assert done.returncode == 0, done.stderr
     grown = int(done.stdout)
     assert grown > 150 if as_it_is else grown < 90, f"{grown} MiB"
+
+
+def test_a_plan_lists_the_storage_once(mended, azurite, container, tmp_path, monkeypatch):
+    """And knows by it what it else learns by asking for each file."""
+    azurite.put(container, {f"project/results/{name}": b"12" for name in ("a", "model/b", "model/deep/c", "model-2")})
+    azurite.put(container, {"project/other": b"1"})
+    names = ("a", "model", "model/b", "model/deep", "model/deep/c", "model-2", "mod", "nothing/at/all")
+    files = {name: stored(mended, container, f"project/results/{name}", tmp_path) for name in names}
+    asked = {name: (one.exists(), one.mtime(), one.size()) for name, one in files.items() if one.exists()}
+
+    monkeypatch.setattr(mended.StorageObject, "inventory", mended.StorageObject.inventory)
+    monkeypatch.setattr(mended.StorageObject, "get_inventory_parent", mended.StorageObject.get_inventory_parent)
+    list_once(f"az://{container}/project/results")
+    cache = IOCache(0)
+    for one in files.values():
+        asyncio.run(one.inventory(cache))
+    known, parent = cache.exists_in_storage, files["a"].get_inventory_parent()
+    assert list(asked) == [*names[:6]]
+    assert {files[name].cache_key() for name in asked} == set(known)
+    for name, (_, mtime, size) in asked.items():
+        key = files[name].cache_key()
+        assert (cache.mtime[key].storage(), cache.size[key]) == (mtime, size), name
+    assert {one.get_inventory_parent() for one in files.values()} == {parent} == known.has_inventory
+    assert stored(mended, container, "project/other", tmp_path).get_inventory_parent() is None
