@@ -6,7 +6,7 @@
 3. A download holds the whole file in memory. Here it goes from the network to the disk in parts, several at a time.
 4. Who asks for the size or time of what is not there waits 12 seconds for three attempts. The client itself repeats
    what fails on the way; what is not there is said at once.
-5. A plan asks for each file, and twice more for each directory: what lists the storage once (`inventory`) does nothing.
+5. A plan asks several times for each file: `inventory`, which should list what is there once, does nothing.
 
 The Snakefile applies it, so it holds for the run and for each of its jobs; only a run's plan lists the storage.
 `tests/on_azure/test_storage.py` shows each fault in the plugin as it is, and says so when a new version no longer has
@@ -43,7 +43,8 @@ def mend_storage_plugin() -> None:
 
 def list_once(folder: str) -> None:
     """Let a plan know all that lies below az://CONTAINER/PATH by one listing: what is not in it is not there."""
-    container, _, prefix = folder.removeprefix("az://").partition("/")
+    place = blobs.place(folder)
+    container, prefix = place.container.container_name, place.prefix
 
     def get_inventory_parent(self: StorageObject) -> str | None:
         within = self.container_name == container and self.blob_path.startswith(f"{prefix}/")
@@ -53,7 +54,7 @@ def list_once(folder: str) -> None:
         parent, known = self.get_inventory_parent(), cache.exists_in_storage
         if parent is None or parent in known.has_inventory:
             return
-        for blob in self.container_client().list_blobs(name_starts_with=f"{prefix}/"):
+        for blob in place.container.list_blobs(name_starts_with=f"{prefix}/"):
             time, path = blob.last_modified.timestamp(), PurePosixPath(blob.name.removeprefix(f"{prefix}/"))
             for each in (path, *path.parents[:-1]):  # and the directories that it lies in
                 key = self.cache_key(f"{container}/{prefix}/{each}")

@@ -38,7 +38,7 @@ class AzureWorkspace(Workspace):
     def __init__(self, root: Path, azurite: Azurite, plane: ControlPlane | None, container: str) -> None:
         super().__init__(root)
         self.azurite, self.plane, self.container = azurite, plane, container
-        self.env = {**environment_of_jobs(azurite), "GOMP_SPINCOUNT": "0", **(plane.environment() if plane else {})}
+        self.env = {**environment_of_jobs(azurite), **(plane.environment() if plane else {})}
         self.options = [*PROFILE, "--default-storage-prefix", f"az://{container}/{PREFIX}"]
 
     def snakemake(self, *args: str, cwd: Path | None = None) -> subprocess.CompletedProcess:

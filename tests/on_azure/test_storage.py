@@ -144,7 +144,7 @@ print(peak() - before)
     assert grown > 150 if as_it_is else grown < 90, f"{grown} MiB"
 
 
-def test_a_plan_lists_the_storage_once(mended, azurite, container, tmp_path, monkeypatch):
+def test_a_plan_lists_the_storage_once(as_it_is, mended, azurite, container, tmp_path, monkeypatch):
     """And knows by it what it else learns by asking for each file."""
     azurite.put(container, {f"project/results/{name}": b"12" for name in ("a", "model/deep/c", "model-2")})
     time.sleep(1.1)  # blobs know whole seconds
@@ -153,14 +153,17 @@ def test_a_plan_lists_the_storage_once(mended, azurite, container, tmp_path, mon
     files = {name: stored(mended, container, f"project/results/{name}", tmp_path) for name in names}
     asked = {name: (one.exists(), one.mtime(), one.size()) for name, one in files.items() if one.exists()}
 
+    cache = IOCache(0)
+    asyncio.run(stored(as_it_is, container, "project/results/a", tmp_path).inventory(cache))
+    assert not cache.exists_in_storage, "the plugin has learnt it: mend it less"
+    # Put back at the end of this test, for those that come after it.
     monkeypatch.setattr(mended.StorageObject, "inventory", mended.StorageObject.inventory)
     monkeypatch.setattr(mended.StorageObject, "get_inventory_parent", mended.StorageObject.get_inventory_parent)
     list_once(f"az://{container}/project/results")
-    cache = IOCache(0)
     for one in files.values():
         asyncio.run(one.inventory(cache))
     known, parent = cache.exists_in_storage, files["a"].get_inventory_parent()
-    assert list(asked) == [*names[:6]]
+    assert list(asked) == list(names[:6])
     assert {files[name].cache_key() for name in asked} == set(known)
     for name, (_, mtime, size) in asked.items():
         key = files[name].cache_key()
