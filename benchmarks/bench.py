@@ -10,6 +10,8 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+import lib.cli  # noqa: E402, F401 (turns telemetry off before the libraries that would report are imported)
+
 
 def machine(*packages: str, threads: int | None = None) -> str:
     """Processor, cores, memory, system and the versions of `packages`, in one line."""

@@ -1,12 +1,14 @@
-"""Start-up: no script loads a library that it does not use, neither to begin nor in its run."""
+"""Start-up: no script loads a library that it does not use, and none lets a library report to its maker."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 from conftest import SCRIPTS
 
+from lib.cli import NO_TELEMETRY
 from lib.files import write_jsonl
 
 HEAVY = (
@@ -53,6 +55,7 @@ NEEDED = {
     "write_plots": "",
     "write_report": "numpy",
 }
+REPORTING = ("onnxruntime", "onnxruntime_genai", "huggingface_hub", "dvc")  # unless told not to when they are imported
 # Prints what is loaded when the script leaves, by os._exit after a run, by SystemExit after --help.
 WATCH = f"""
 import os, runpy, sys
@@ -60,6 +63,14 @@ import os, runpy, sys
 def leave(code, real=os._exit):
     print("loaded:", *sorted(set({HEAVY!r}) & set(sys.modules)), flush=True)
     real(code)
+
+class Guard:
+    def find_spec(name, path=None, target=None):
+        if name in {REPORTING!r} and not {{*{NO_TELEMETRY!r}}} <= os.environ.keys():
+            print(f"{{name}} was imported before telemetry was turned off", flush=True)
+            os._exit(3)
+
+sys.meta_path.insert(0, Guard)
 
 os._exit = leave
 sys.argv = sys.argv[1:]
@@ -74,8 +85,9 @@ except SystemExit as error:
 def loaded(name: str, *words: object) -> set[str]:
     texts = [json.dumps(word) if isinstance(word, dict) else str(word) for word in words]
     command = [sys.executable, "-c", WATCH, str(SCRIPTS / f"{name}.py"), *texts]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    silent = {name: value for name, value in os.environ.items() if name not in NO_TELEMETRY}
+    done = subprocess.run(command, capture_output=True, text=True, env=silent)
+    assert done.returncode == 0, done.stdout + done.stderr
     return set(done.stdout.splitlines()[-1].removeprefix("loaded:").split())
 
 
@@ -86,6 +98,23 @@ def test_every_script_is_here():
 @pytest.mark.parametrize("name", sorted(NEEDED))
 def test_script_begins_with_what_it_needs_and_no_more(name):
     assert loaded(name, "--help") == set(NEEDED[name].split())
+
+
+LOAD = """
+import sys
+{first}
+import onnx.parser, onnxruntime
+graph = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 17]> g (float[1] a) => (float[1] b) {{ b = Identity(a) }}')
+onnxruntime.InferenceSession(graph.SerializeToString())
+"""
+
+
+@pytest.mark.parametrize(("first", "left"), [("", True), (f"sys.path.insert(0, {str(SCRIPTS)!r}); import lib.cli", False)])
+def test_onnx_runtime_reports_nothing_once_lib_cli_is_imported(first, left, tmp_path):
+    """Its telemetry keeps a device id in the home folder; the CI variable would hide that."""
+    outside = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    subprocess.run([sys.executable, "-c", LOAD.format(first=first)], check=True, env=outside)
+    assert any(tmp_path.rglob("deviceid")) == left
 
 
 def test_data_rules_run_without_what_they_do_not_use(tmp_path, tiny_phi3):

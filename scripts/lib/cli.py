@@ -20,6 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+# Libraries report to their makers unless told otherwise: ONNX Runtime and ONNX Runtime GenAI on Linux since 1.29 (its
+# Privacy.md), the hub's clients, DVC. They read these variables when they are imported, and every script, the Snakefile
+# and the benchmarks import this module first. Azure's clients take an argument instead (enable_telemetry).
+NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DVC_NO_ANALYTICS", "DO_NOT_TRACK")
+os.environ.update(dict.fromkeys(NO_TELEMETRY, "1"))
+
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 # Its import, which comes with the Trainer's, says on some processors that it lacks a kernel which nothing here calls.
