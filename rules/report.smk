@@ -139,8 +139,8 @@ rule check_gate:
     input:
         score=f"{R}/scores/model.test.json",
         predictions=f"{R}/scores/model.test.predictions.jsonl",
-        baselines=rules.score_baselines.output.scores,
         baseline_predictions=rules.score_baselines.output.predictions,
+        base_predictions=f"{R}/scores/base.test.predictions.jsonl",
         script=script("check_gate"),
         modules=modules("check_gate"),
     output:
@@ -153,12 +153,16 @@ rule check_gate:
         "../envs/report.yaml"
     params:
         settings=settings(
-            "numpy scipy sacrebleu", task=CONFIG.task, gate=CONFIGURATION["gate"]
+            "numpy scipy sacrebleu",
+            task=CONFIG.task,
+            seed=CONFIG.seed,
+            gate=CONFIGURATION["gate"],
+            evaluate=part("evaluate", "bootstrap_samples"),
         ),
     shell:
         "exec python {input.script} --settings {params.settings:q} --score {input.score}"
-        " --predictions {input.predictions} --baselines {input.baselines}"
-        " --baseline-predictions {input.baseline_predictions} --output {output.gate} --log {log}"
+        " --predictions {input.predictions} --baseline-predictions {input.baseline_predictions}"
+        " --base-predictions {input.base_predictions} --output {output.gate} --log {log}"
 
 
 rule summarise:

@@ -14,6 +14,7 @@ def main(args: argparse.Namespace) -> None:
     for check in failed:
         progress(f"gate: {_sentence(check)}")
     if failed:
+        progress(read_json(args.summary)["verdict"]["text"])
         names = ", ".join(check["name"] for check in failed)
         fail(f"the model does not pass the gate: {names}", f"see {args.report} and {args.summary}", at=args.gate)
     with published(args.output) as partial:
@@ -22,6 +23,11 @@ def main(args: argparse.Namespace) -> None:
 
 def _sentence(check: dict[str, Any]) -> str:
     value, limit = ("unknown" if check[key] is None else f"{check[key]:.4f}" for key in ("value", "limit"))
+    if check.get("required") == "shown":
+        metric = check["name"].partition("_above_")[0]
+        return (
+            f"{metric} {value} is not shown to be better than {limit} of {check['rival']}, p = {check['mcnemar_p']:.2g}"
+        )
     return f"{check['name']} is {value}, the limit is {limit}"
 
 
@@ -29,6 +35,6 @@ if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument("--gate", type=Path, required=True, help="gate.json")
     arguments.add_argument("--report", type=Path, required=True, help="named in the error")
-    arguments.add_argument("--summary", type=Path, required=True, help="named in the error")
+    arguments.add_argument("--summary", type=Path, required=True, help="its verdict is told")
     arguments.add_argument("--output", type=Path, required=True, help="gate.passed, written when it did")
     run(arguments, main)

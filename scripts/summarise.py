@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, parser, run, settings_argument
-from lib.comparison import compare, difference
+from lib.comparison import compare_with_intervals
 from lib.files import read_json, read_jsonl, sha256_file, write_json
 from lib.layout import Layout, results_argument
 from lib.manifests import manifest_path
 from lib.metrics import BASELINE, Prediction
+from lib.report.findings import verdict
 
 _TRAINING = (
     "real_tokens",
@@ -44,7 +45,8 @@ def main(args: argparse.Namespace) -> None:
         "model": _model(args, read_json(args.results.speed(selection["run"], selection["variant"]))),
         "gate": read_json(args.gate),
     }
-    write_json(args.output, summary)
+    text, ship = verdict(args.settings["task"], summary)
+    write_json(args.output, {"verdict": {"ship": ship, "text": text}, **summary})
 
 
 def _data(audit: dict[str, Any], split: dict[str, Any]) -> dict[str, int]:
@@ -108,10 +110,8 @@ def _comparison(
     settings: dict[str, Any], before: Sequence[Prediction], after: Sequence[Prediction], name: str
 ) -> dict[str, Any]:
     """`flips`, `kl` and `against` of a stage; `against` has the paired test and the intervals of the difference."""
-    found = compare(settings["task"], before, after, name=name)
     draw = {"seed": settings["seed"], "samples": settings["evaluate"]["bootstrap_samples"]}
-    found["against"] |= difference(settings["task"], before, after, name=name, **draw)
-    return found
+    return compare_with_intervals(settings["task"], before, after, name=name, **draw)
 
 
 def _stage(

@@ -287,18 +287,17 @@ def gate(tmp_path, run_script):
         measured = quality("classification", rows, LABELS, seed=0, samples=50)
         write_json(tmp_path / "score", measured)
         write_jsonl(tmp_path / "predictions", rows)
-        baselines, others = {"extra": {}}, []
+        others = []
         for name, wrong in {"majority": set(range(50)), "tfidf_logreg": set(rival)}.items():
-            said = predictions(wrong)
-            test = quality("classification", said, LABELS, seed=0, samples=50)["quality"]
             # What a baseline does on validation rows must not decide.
-            baselines[name] = {"test": test, "validation": test | {"accuracy": 1.0}}
-            others += [{"baseline": name, "split": split, **row} for split in ("test", "validation") for row in said]
-        write_json(tmp_path / "baselines", baselines)
+            others += [{"baseline": name, "split": "test", **row} for row in predictions(wrong)]
+            others += [{"baseline": name, "split": "validation", **row} for row in predictions(set())]
         write_jsonl(tmp_path / "others", others)
+        write_jsonl(tmp_path / "base", predictions(set(range(70))))
         words = ["--score", tmp_path / "score", "--predictions", tmp_path / "predictions"]
-        words += ["--baselines", tmp_path / "baselines", "--baseline-predictions", tmp_path / "others"]
-        settings = {"task": "classification", "gate": {"minimum": {}, "beat_baseline": False} | settings}
+        words += ["--baseline-predictions", tmp_path / "others", "--base-predictions", tmp_path / "base"]
+        gate = {"minimum": {}, "beat_baseline": False} | settings
+        settings = {"task": "classification", "seed": 0, "evaluate": {"bootstrap_samples": 200}, "gate": gate}
         done = run_script("check_gate", "--settings", settings, *words, "--output", tmp_path / "gate.json", check=check)
         return json.loads((tmp_path / "gate.json").read_text()) if check else done
 
@@ -317,15 +316,28 @@ def test_a_metric_without_a_value_fails_its_check(gate):
     assert gate(minimum={"greedy_accuracy": 0.0})["passed"] is False
 
 
-def test_gate_against_the_best_baseline_records_the_paired_test(gate):
-    check = gate(beat_baseline=True)["checks"][0]
+def test_gate_against_the_baselines_records_the_paired_test(gate):
+    checks = {check["rival"]: check for check in gate(beat_baseline="shown")["checks"]}
+    assert list(checks) == ["majority", "tfidf_logreg", "base"]
+    check = checks["tfidf_logreg"]
     assert check["name"] == "accuracy_above_tfidf_logreg"
-    assert (check["limit"], check["value"], check["passed"]) == (0.8, 0.9, True)
+    assert (check["limit"], check["value"], check["passed"]) == (pytest.approx(0.8), 0.9, True)
     assert (check["wins"], check["losses"]) == (10, 0)
     assert check["mcnemar_p"] == pytest.approx(2 / 2**10)
-    assert gate(beat_baseline=True, rival=range(10))["passed"] is False  # as good is not better
-    # Here the majority is better than TF-IDF, so it is what counts.
-    assert gate(beat_baseline=True, rival=range(60))["checks"][0]["name"] == "accuracy_above_majority"
+
+
+@pytest.mark.parametrize(
+    ("rival", "shown", "point"),
+    [(20, True, True), (13, False, True), (10, False, False)],  # 3 rows more are luck; as good is not better
+)
+def test_a_gate_asks_for_a_difference_that_is_shown_or_for_a_higher_value(gate, rival, shown, point):
+    assert gate(beat_baseline="shown", rival=range(rival))["passed"] is shown
+    assert gate(beat_baseline="point", rival=range(rival))["passed"] is point
+
+
+def test_a_higher_value_is_asked_of_the_best_baseline_alone(gate):
+    [check] = gate(beat_baseline="point", rival=range(60))["checks"]
+    assert check["rival"] == "majority"  # better than TF-IDF here
 
 
 def test_gate_refuses_an_unknown_metric(gate):
@@ -336,12 +348,16 @@ def test_gate_refuses_an_unknown_metric(gate):
 
 def test_enforcing_a_failed_gate_names_the_checks_and_the_evidence(gate, tmp_path, run_script):
     words = ["--gate", "gate.json", "--report", "r.html", "--summary", "s.json", "--output", "gate.passed"]
-    gate(minimum={"accuracy": 0.95}, beat_baseline=True)
+    write_json(tmp_path / "s.json", {"verdict": {"text": "Do not ship it."}})
+    gate(minimum={"accuracy": 0.95}, beat_baseline="shown", rival=range(13))
     done = run_script("enforce_gate", *words, check=False, cwd=tmp_path)
     assert done.returncode == 1
-    lines = done.stderr.splitlines()
-    assert lines[0] == "gate: accuracy is 0.9000, the limit is 0.9500"
-    assert lines[1:] == ["error: gate.json: the model does not pass the gate: accuracy; see r.html and s.json"]
+    assert done.stderr.splitlines() == [
+        "gate: accuracy is 0.9000, the limit is 0.9500",
+        "gate: accuracy 0.9000 is not shown to be better than 0.8700 of tfidf_logreg, p = 0.25",
+        "Do not ship it.",
+        "error: gate.json: the model does not pass the gate: accuracy, accuracy_above_tfidf_logreg; see r.html and s.json",
+    ]
     assert not (tmp_path / "gate.passed").exists()
     gate(minimum={"accuracy": 0.85})
     run_script("enforce_gate", *words, cwd=tmp_path)

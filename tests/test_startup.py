@@ -109,7 +109,9 @@ onnxruntime.InferenceSession(graph.SerializeToString())
 """
 
 
-@pytest.mark.parametrize(("first", "left"), [("", True), (f"sys.path.insert(0, {str(SCRIPTS)!r}); import lib.cli", False)])
+@pytest.mark.parametrize(
+    ("first", "left"), [("", True), (f"sys.path.insert(0, {str(SCRIPTS)!r}); import lib.cli", False)]
+)
 def test_onnx_runtime_reports_nothing_once_lib_cli_is_imported(first, left, tmp_path):
     """Its telemetry keeps a device id in the home folder; the CI variable would hide that."""
     outside = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from lib.headline import headline
+from lib.report import findings
 
 QUALITY = {
     "classification": {"n", "accuracy", "accuracy_ci95", "macro_f1", "invalid_rate", "flips", "kl", "against"},
@@ -18,7 +19,7 @@ TRAINING = {"real_tokens", "supervised_tokens", "tokens_per_second", "matmul_pea
 
 def test_summary_has_every_promised_key(made):
     summary = made.read("summary.json")
-    assert list(summary) == ["data", "baselines", "base", "runs", "selected", "ranking", "model", "gate"]
+    assert list(summary) == ["verdict", "data", "baselines", "base", "runs", "selected", "ranking", "model", "gate"]
     assert "extra" not in summary["baselines"]
     run = summary["runs"]["lora"]
     assert set(run["training"]) == TRAINING | {"best_step"}
@@ -204,7 +205,10 @@ def test_the_last_lines_of_a_run_come_from_its_summary(made_sweep):
     summary = made_sweep.read("summary.json")
     text = headline(made_sweep.folder)
     assert text.startswith(f"chosen: {summary['selected']['run']}/{summary['selected']['variant']}. macro-F1 0.")
-    assert "gate passed" in text
+    assert summary["verdict"]["text"] in text
+    assert summary["verdict"] == dict(
+        zip(("text", "ship"), findings.verdict("classification", summary), strict=True)
+    )  # the report's own sentence
 
 
 def test_a_score_of_another_model_is_refused(made, tmp_path):

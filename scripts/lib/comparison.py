@@ -27,6 +27,7 @@ _COMPARED = {  # metrics whose difference between stages has an interval
     "classification": ("accuracy", "macro_f1"),
     "generation": ("chrf", "token_f1", "exact_match", "perplexity"),
 }
+ALPHA = 0.05
 _Z_95, _Z_80 = 1.959964, 0.841621  # normal quantiles: of a two-sided test at 95 %, of a power of 80 %
 
 
@@ -73,6 +74,32 @@ def compare(task: str, before: Sequence[Prediction], after: Sequence[Prediction]
         "kl": _mean_kl(before, after) if task == "classification" else None,
         "against": {"name": name, "wins": wins, "losses": losses, "mcnemar_p": mcnemar_p(wins, losses)},
     }
+
+
+def compare_with_intervals(
+    task: str, before: Sequence[Prediction], after: Sequence[Prediction], *, name: str, seed: int, samples: int
+) -> dict[str, Any]:
+    """Return what `compare` returns, with the differences and intervals of `difference` in `against`."""
+    found = compare(task, before, after, name=name)
+    found["against"] |= difference(task, before, after, name=name, seed=seed, samples=samples)
+    return found
+
+
+def is_shown(against: dict[str, Any], metric: str) -> bool:
+    """Tell whether a difference is more than the luck of the rows.
+
+    The paired test has p < 0.05 and the 95 % interval of the difference lies on the same side of 0.
+    against: as `compare_with_intervals` returns it.
+    """
+    ends = against["difference_ci95"][metric]
+    if ends is None or against["mcnemar_p"] >= ALPHA:
+        return False
+    return ends[0] > 0 if against["wins"] > against["losses"] else ends[1] < 0
+
+
+def is_better(against: dict[str, Any], metric: str) -> bool:
+    """Tell whether a stage is shown to be better than the one it is compared with."""
+    return is_shown(against, metric) and against["difference"][metric] > 0
 
 
 def mcnemar_p(wins: int, losses: int) -> float:

@@ -8,7 +8,7 @@ What determines results stands here; how and where they are made stands in profi
 import difflib
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from lib.cli import UserError
 from lib.config_sources import BaseModelSource, Data, Share
@@ -181,8 +181,14 @@ class Gate(Section):
 
     minimum: dict[str, float] = Field(default={})
     """Lowest value by metric."""
-    beat_baseline: bool = False
-    """Better than the best baseline (TF-IDF; for generation the nearest question)."""
+    beat_baseline: Literal["shown", "point", False] = False
+    """shown (or true): better than every baseline and the untouched base, by the paired test and the interval.
+    point: a higher value than the best baseline, whatever the luck of the rows."""
+
+    @field_validator("beat_baseline", mode="before")
+    @classmethod
+    def _true_is_shown(cls, value: Any) -> Any:
+        return "shown" if value is True else value
 
 
 class Sweep(Section):

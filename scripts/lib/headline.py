@@ -18,7 +18,7 @@ def headline(results: Path) -> str:
         "",
         f"size {model['size_mb']:.0f} MB, first token after {model['first_token_ms']:.0f} ms,"
         f" {model['tokens_per_second']:.0f} tokens/s, {model['peak_rss_mb']:.0f} MB of memory, on this machine",
-        f"gate {'passed' if summary['gate']['passed'] else 'failed'}",
+        summary["verdict"]["text"],
         "",
         f"report   {results}/report.html",
         f"summary  {results}/summary.json",

@@ -1,13 +1,12 @@
 """Sentences that follow from the numbers, whatever these turn out to be.
 
-A difference counts as shown when the paired test says so (p below 0.05) and the 95 % interval of the
-difference lies on the same side of 0. Everything else is called what it is: not shown.
+A difference counts as shown when `lib.comparison.is_shown` says so. Everything else is called what it is: not shown.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from lib.comparison import least_shown
+from lib.comparison import ALPHA, is_better, is_shown, least_shown
 from lib.metrics import BASELINE, MAIN_METRIC
 from lib.report.words import (
     about,
@@ -24,35 +23,30 @@ from lib.report.words import (
     signed,
 )
 
-ALPHA = 0.05
 NAMED = 4  # of many in one sentence
 Against = dict[str, Any]
 Quality = dict[str, Any]
 
 
-def is_shown(against: Against, name: str) -> bool:
-    """Whether the difference in the metric `name` is more than the luck of the rows."""
-    found = against["difference_ci95"][name]
-    if found is None or against["mcnemar_p"] >= ALPHA:
-        return False
-    return found[0] > 0 if against["wins"] > against["losses"] else found[1] < 0
-
-
-def is_better(against: Against, name: str) -> bool:
-    return is_shown(against, name) and against["difference"][name] > 0
-
-
 def verdict(task: str, summary: dict[str, Any]) -> tuple[str, bool]:
-    """Whether to ship the model and why, in two sentences at most; and whether that is a yes."""
+    """Return whether to ship the model and why, in one sentence, and whether that is a yes.
+
+    `summarise` puts it into summary.json, from where terminal, report and model card take it.
+    """
     name, gate, compared = MAIN_METRIC[task], summary["gate"], summary["model"]["compared"]
     model = f"variant {summary['selected']['variant']} of run {summary['selected']['run']}"
-    failed = [check["name"] for check in gate["checks"] if not check["passed"]]
+    missed = [check_name(check["name"]) for check in gate["checks"] if not check["passed"] and "rival" not in check]
     unbeaten = [said(rival) for rival, against in compared.items() if not is_better(against, name)]
     rows = f"the same {summary['model']['test']['n']:,} test rows"
-    if failed:
-        return f"Do not ship {model}: it fails the gate on {listed([check_name(one) for one in failed])}.", False
+    doubt = f"on {rows} it is not shown to be better than {listed(unbeaten)}"
+    if missed:
+        return (
+            f"Do not ship {model}: it fails the gate on {listed(missed)}{f', and {doubt}' if unbeaten else ''}.",
+            False,
+        )
     if unbeaten:
-        return f"Do not ship {model} yet: on {rows} it is not shown to be better than {listed(unbeaten)}.", False
+        passed = "it passed the gate, but " if gate["checks"] and gate["passed"] else ""
+        return f"Do not ship {model} yet: {passed}{doubt}.", False
     rival = BASELINE[task]
     gain = _range(name, compared[rival]["difference_ci95"][name])
     worth = f"on {rows} it is better than every baseline, than {said(rival)} by {gain}"
