@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import io
 import logging
-import random
 import re
 import shutil
 from collections.abc import Sequence
@@ -19,15 +18,15 @@ from typing import Any
 
 import torch
 
-from lib.checkpoints import linear_weights, load_model
-from lib.cli import fail, loaded, parser, progress, run, settings_argument
+from lib.calibration_rows import calibration_rows, pack_ids
+from lib.checkpoints import load_model
+from lib.cli import loaded, parser, progress, run, settings_argument
 from lib.corpus import read_rows
 from lib.files import published_directory, read_json, write_json
 from lib.machine import use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import LIBRARIES_MB, require_memory
-from lib.streaming import empty_model, stored_weights
-from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
+from lib.tokens import load_tokenizer
 
 BLOCK_SIZE = 32  # what the builder takes where a variant names none
 _BATCH = 4  # sequences in a step
@@ -40,14 +39,8 @@ def main(args: argparse.Namespace) -> None:
     require_memory(LIBRARIES_MB + 2 * weights / 1e6, "calibrate_weights")
     variant, seed = args.settings["variant"], args.settings["seed"]
     rows = calibration_rows(read_rows(args.rows), variant["calibration"]["rows"], seed)
-    sequences = pack(load_tokenizer(args.merged), rows, variant["calibration"]["length"])
-    if not sequences:
-        fail(
-            f"its {len(rows)} calibration rows fill no sequence of {variant['calibration']['length']} tokens",
-            "lower calibration.length",
-            at=args.rows,
-        )
-    check_block(args.merged, variant["block_size"] or BLOCK_SIZE)
+    packed = pack_ids(load_tokenizer(args.merged), rows, variant["calibration"]["length"])
+    sequences = [torch.tensor([ids]) for ids in packed]
     with published_directory(args.output) as folder:
         progress(
             f"calibrate_weights: {len(rows)} training rows, {len(sequences)} sequences of"
@@ -62,28 +55,6 @@ def main(args: argparse.Namespace) -> None:
         settings=args.settings,
         extra={"calibration_rows": [row["id"] for row in rows], "sequences": len(sequences)},
     )
-
-
-def check_block(merged: Path, size: int) -> None:
-    """Raises `UserError` when blocks of `size` do not divide the rows of a linear layer."""
-    weights = stored_weights(merged)
-    for name in sorted(linear_weights(empty_model(merged)) & weights.keys()):
-        columns = weights[name].shape[1]
-        if columns % size:
-            what = f"block_size {size} does not divide the {columns} columns of {name}"
-            fail(what, "take a smaller one, or another algo_config", at=merged)
-
-
-def calibration_rows(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
-    """At most `count` of the training rows, drawn by the seed."""
-    return random.Random(seed).sample(list(rows), min(count, len(rows)))
-
-
-def pack(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], length: int) -> list[torch.Tensor]:
-    """Prompts with their answers one behind the other, cut into sequences [1, length]; a shorter rest is left off."""
-    pairs = encode_pairs(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
-    ids = [id_ for prompt, answer in pairs for id_ in prompt + answer]
-    return [torch.tensor([ids[start : start + length]]) for start in range(0, len(ids) - length + 1, length)]
 
 
 def auto_round(

@@ -45,6 +45,7 @@ def main(args: argparse.Namespace) -> None:
                 for row, inputs in zip(batch, values, strict=True)
             ]
             _check_tokens(batch, pairs, tokenizer, corpus["max_length"])
+            _check_choices(batch, pairs, tokenizer, template, split_of)
             for row, (prompt, completion) in zip(batch, pairs, strict=True):
                 if row["id"] not in split_of:
                     fail(f"has no row {row['id']}", "it is of another run: make it again", at=args.split)
@@ -103,6 +104,25 @@ def _check_tokens(
         if tokens > max_length:
             what = f"{tokens} tokens, corpus.max_length is {max_length}"
             fail(what, "audit the data again", at=row["file"], line=row["line"])
+
+
+def _check_choices(
+    rows: Sequence[dict[str, Any]],
+    pairs: Sequence[tuple[str, str]],
+    tokenizer: Tokenizer,
+    template: Template,
+    split_of: dict[str, str],
+) -> None:
+    """Raise `UserError` with the row whose prompt joins with some label: scoring asks for the probability of each."""
+    choices = [render_completion(template, label) for label in template["labels"] or []]
+    scored = [
+        (row, (prompt, choice))
+        for row, (prompt, _) in zip(rows, pairs, strict=True)
+        if split_of.get(row["id"]) in ("validation", "test")
+        for choice in choices
+    ]
+    for _ in _encoded([row for row, _ in scored], [pair for _, pair in scored], tokenizer):
+        pass
 
 
 def _encoded(

@@ -33,7 +33,7 @@ from lib.machine import matmul_peak, training_dtype, use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import peak_rss_mb
 from lib.metrics import SELECTED_BY
-from lib.tokens import load_tokenizer
+from lib.tokens import load_tokenizer, max_tokens
 from lib.torch_scorer import task_quality
 from lib.training import AdapterTrainer, adapter_trainer
 
@@ -107,9 +107,7 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
     evaluate = args.settings["evaluate"] | {"batch_size": settings["per_device_eval_batch_size"]}
     template = load_template(args.template)
     tokenizer = load_tokenizer(args.base)
-    config = read_json(args.base / "config.json")
-    # The built model cannot read on behind a sliding window: better said now than after the training.
-    longest = min(config.get(name) or 1 << 30 for name in ("max_position_embeddings", "sliding_window"))
+    longest = max_tokens(args.base)  # of the built model: better said now than after the training
     rows = {name: read_rows(path) for name, path in (("train", args.train), ("validation", args.validation))}
     encoded = {
         name: batches.encode_rows(tokenizer, part, loss=settings["loss"], max_length=longest)

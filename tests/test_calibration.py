@@ -165,18 +165,6 @@ def test_fused_layers_are_calibrated_too(tiny_phi3, tmp_path):
     assert read_json(calibrated / "generation_config.json")["eos_token_id"] == [2, 3]
 
 
-def test_too_few_tokens_are_one_line(tiny_llama, corpus, tmp_path):
-    with pytest.raises(UserError, match=r"1 calibration rows fill no sequence of 400 tokens; lower calibration.length"):
-        calibrate(tiny_llama, corpus, tmp_path / "weights", rows=1, length=400)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_block_that_divides_no_row_is_told_before_the_work(tiny_llama, corpus, tmp_path):
-    with pytest.raises(UserError, match="block_size 128 does not divide the 64 columns of model.layers.0"):
-        calibrate(tiny_llama, corpus, tmp_path / "weights", block=128)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_weights_of_another_model_are_refused(tiny_llama, tiny_phi3, corpus, calibrated, tmp_path):
     with pytest.raises(UserError, match="calibrated from another merged model"):
         build(

@@ -77,6 +77,8 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
         ("{text}", "{text[0]}", "corpus", "corpus: template: {text[0]} is not a column"),
         ("{text}", "{text", "corpus", "corpus: template"),
         ("    accuracy: 0.70", "    chrf: 0.70", "    chrf", "gate.minimum.chrf: task classification has no metric chrf"),
+        ("    accuracy: 0.70", "    accuracy: 70", "    accuracy", "gate.minimum.accuracy: 70 can never be reached, accuracy goes up to 1"),
+        ("max_size_mb: 200", "min_quality: 77.5", "  min_quality", "selection.min_quality: 77.5 can never be reached, macro_f1 goes up to 1"),
         ("max_size_mb: 200", "metric: chrf", "  metric", "selection.metric: task classification has no metric chrf"),
     ],
 )  # fmt: skip

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -44,12 +45,13 @@ def render(
     corpus: dict,
     task: str = "classification",
     split_rows: list[dict] | None = None,
+    labels: Sequence[str] = ("fear", "joy"),
     **limits: object,
 ) -> Path:
     """Render rows, those of `split_rows` dealt to the splits in turn; returns the folder of the corpus."""
     import render_corpus
 
-    write_json(folder / "audit.json", {"labels": ["fear", "joy"] if task == "classification" else None})
+    write_json(folder / "audit.json", {"labels": labels if task == "classification" else None})
     write_jsonl(folder / "kept.jsonl", rows)
     dealt = {row["id"]: SPLITS[index % 3] for index, row in enumerate(split_rows or rows)}
     write_json(folder / "split.json", {"rows": dealt})
@@ -147,14 +149,19 @@ def test_row_over_the_limit_is_an_error(tmp_path, tiny_phi3):
     assert nothing_written(tmp_path)
 
 
-def test_seam_that_the_tokenizer_joins_names_the_row(tmp_path, tiny_phi3):
+@pytest.mark.parametrize("joining", ["answer", "label"])
+def test_seam_that_the_tokenizer_joins_names_the_row(tmp_path, tiny_phi3, joining):
+    """The answer of any row; and any label behind a row that is scored, the first of which is the second row."""
     vocabulary = load_tokenizer(tiny_phi3).backend.get_vocab()
     word = max((word for word in vocabulary if word.isascii() and word.isalpha()), key=len)
-    rows = kept_rows()
-    rows[3]["target"] = word[1:]
     corpus = {**TEXT, "text_template": "{phrase}\n" + word[:1] + "{tone}"}
-    with pytest.raises(UserError, match=r"^data/a\.json:13: the tokenizer joins"):
-        render(tmp_path, tiny_phi3, rows, corpus)
+    rows, labels = kept_rows(), ["fear", "joy"]
+    if joining == "answer":
+        rows[3]["target"] = word[1:]
+    else:
+        labels.append(word[1:])
+    with pytest.raises(UserError, match=rf"^data/a\.json:{13 if joining == 'answer' else 11}: the tokenizer joins"):
+        render(tmp_path, tiny_phi3, rows, corpus, labels=labels)
     assert nothing_written(tmp_path)
 
 

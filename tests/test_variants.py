@@ -104,14 +104,6 @@ def test_an_8_bit_head_is_nearer_to_the_checkpoint(tiny_phi3, tmp_path):
     assert not any("lm_head" in node for node in Graph(whole / "model.onnx").quantized)
 
 
-def test_a_block_that_fits_no_row_is_one_line(tiny_phi3, tmp_path):
-    from lib.cli import UserError
-
-    rows = write_corpus(tmp_path / "corpus", tiny_phi3) / "rows.jsonl"
-    with pytest.raises(UserError, match="block_size 256 divides no row"):
-        build(tiny_phi3, rows, tmp_path / "model", algo_config="k_quant", block_size=256)
-
-
 @pytest.mark.parametrize(("provider", "width"), [("cuda", "FLOAT16"), ("dml", "FLOAT16"), ("cpu", "FLOAT")])
 def test_a_whole_head_is_in_the_precision_of_its_provider(tiny_phi3, tmp_path, provider, width):
     import onnx

@@ -245,6 +245,16 @@ class Config(Section):
         for key, name in named.items():
             if name and name not in metrics:
                 raise ValueError(f"{key}: task {self.task} has no metric {name}, use one of {', '.join(metrics)}")
+        limits = {f"gate.minimum.{name}": (name, value) for name, value in self.gate.minimum.items()}
+        limits["selection.min_quality"] = (self.selection.metric or metrics[0], self.selection.min_quality or 0)
+        for key, (name, value) in limits.items():
+            highest = 100 if name == "chrf" else 1
+            if value > highest:
+                raise ValueError(f"{key}: {value:g} can never be reached, {name} goes up to {highest}")
+        if self.task == "generation" and self.evaluate.greedy_rows == 0:
+            raise ValueError(
+                "evaluate.greedy_rows: 0 leaves no free answers, from which checkpoint and variant are chosen: raise it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -262,12 +272,6 @@ class Config(Section):
         trained = [run.finetune for run in self.runs.values() if run.trained]
         if self.sweep.seed and not trained:
             raise ValueError("sweep.seed: nothing is trained here, so no seed changes anything: leave it out")
-        by_answers = self.task == "generation" and any(one["metric_for_best_model"] == "task" for one in trained)
-        if by_answers and self.evaluate.greedy_rows == 0:
-            raise ValueError(
-                "evaluate.greedy_rows: 0 leaves no answers to choose the best checkpoint by:"
-                " raise it, or set finetune.metric_for_best_model: loss"
-            )
         return self
 
     @property

@@ -102,6 +102,15 @@ def end_token_ids(model: Path) -> frozenset[int]:
     fail("no eos_token_id in generation_config.json or config.json", "the model would never stop: add it", at=model)
 
 
+def max_tokens(model: Path) -> int:
+    """Return how many tokens a model reads at most, by its config.json.
+
+    A built model cannot read on behind a sliding window, so that is a limit, too.
+    """
+    config = read_json(model / "config.json")
+    return min(config.get(name) or 1 << 30 for name in ("max_position_embeddings", "sliding_window"))
+
+
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
     """Ids of prompt and completion, the completion encoded behind its prompt.
 

@@ -1,0 +1,134 @@
+"""Refuse before the training what would stop the ONNX stages after it.
+
+Block sizes, node names, calibration rows and lengths follow from the configuration, the corpus and the base model's
+config.json. So they are checked as soon as these are there, in seconds, and not when hours of training are done.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.calibration_rows import calibration_rows, pack_ids
+from lib.cli import fail, parser, progress, run, settings_argument
+from lib.corpus import load_template, read_rows
+from lib.files import read_json, write_json
+from lib.manifests import read_manifest
+from lib.scoring import answer_limit, encode_choices
+from lib.tokens import Tokenizer, encode_pairs, load_tokenizer, max_tokens
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+_BLOCK_SIZE = 32  # the builder's default
+# The builder joins and splits these, whatever the checkpoint has.
+_FUSED = ("qkv_proj", "q_proj", "k_proj", "v_proj", "gate_up_proj", "gate_proj", "up_proj")
+
+Variant = Mapping[str, Any]
+
+
+def main(args: argparse.Namespace) -> None:
+    read_manifest(args.base)
+    settings, tokenizer = args.settings, load_tokenizer(args.base)
+    template = load_template(args.template)
+    columns = linear_columns(args.base)
+    layers = read_json(args.base / "config.json")["num_hidden_layers"]
+    rows = {split: read_rows(getattr(args, split)) for split in ("train", "validation", "test")}
+    for name, variant in settings["variants"].items():
+        check_block_size(name, variant, columns)
+        check_nodes(name, variant, columns, layers)
+        check_calibration(name, variant, rows["train"], tokenizer, settings["seed"])
+    choices = encode_choices(tokenizer, template, [rows["test"][0]["prompt"]])[0][1] if template["labels"] else []
+    limit = answer_limit(template, choices, settings["evaluate"]["max_new_tokens"])
+    for split in ("validation", "test"):
+        check_lengths(getattr(args, split), rows[split], tokenizer, limit, max_tokens(args.base))
+    prompts = rows["validation"][: settings["benchmark"]["prompts"]]
+    check_lengths(args.validation, prompts, tokenizer, settings["benchmark"]["new_tokens"], max_tokens(args.base))
+    write_json(args.output, {"variants": list(settings["variants"]), "max_tokens": max_tokens(args.base)})
+    progress(f"check_build: {len(settings['variants'])} variants fit the base model and the corpus")
+
+
+def linear_columns(base: Path) -> dict[str, int]:
+    """Return the row length of every weight that a build quantizes, by name, without reading weights."""
+    from lib.streaming import empty_model, linear_weights, stored_weights
+
+    stored = stored_weights(base)
+    names = linear_weights(empty_model(base)) & stored.keys()
+    return {name: stored[name].shape[1] for name in sorted(names)}
+
+
+def check_block_size(name: str, variant: Variant, columns: Mapping[str, int]) -> None:
+    """Raise `UserError` when the method cannot cut the rows of some weight into blocks of this size."""
+    size = variant["block_size"] or _BLOCK_SIZE
+    weight = next((weight for weight, length in columns.items() if not fits(variant, size, length)), None)
+    if weight is None:
+        return
+    sizes = [str(one) for one in BLOCK_SIZES if all(fits(variant, one, length) for length in columns.values())]
+    fail(
+        f"variants.{name}: {variant['algo_config']} cannot cut the {columns[weight]} columns of {weight} into blocks of"
+        f" block_size {size}",
+        f"take {' or '.join([*sizes, 'algo_config: default'])}",
+    )
+
+
+def fits(variant: Variant, size: int, length: int) -> bool:
+    """Tell whether a variant's method can cut a row of `length` weights into blocks of `size`.
+
+    AutoRound needs whole blocks. Zero points in 4 bits are packed in pairs, but an odd number of them in a row fails in
+    onnxruntime 1.32 (`quantization/neural_compressor/weight_only.py`, `make_matmul_weight_only_node`).
+    """
+    algo = variant["algo_config"]
+    if algo == "auto_round":
+        return length % size == 0
+    has_zero_points = algo == "k_quant" or (algo == "rtn" and variant["is_symmetric"] is False)
+    return variant["precision"] != "int4" or not has_zero_points or -(-length // size) % 2 == 0
+
+
+def check_nodes(name: str, variant: Variant, columns: Mapping[str, int], layers: int) -> None:
+    """Raise `UserError` for a node of `nodes_to_exclude` that no build of this model has."""
+    projections = "|".join(sorted({weight.split(".")[-2] for weight in columns} | set(_FUSED)))
+    for node in variant["nodes_to_exclude"] or []:
+        found = re.fullmatch(rf"/lm_head/MatMul|/model/layers\.(\d+)/\w+/(?:{projections})/MatMul", node)
+        if not found or int(found[1] or 0) >= layers:
+            what = f"variants.{name}: nodes_to_exclude: this model of {layers} layers has no node {node}"
+            fail(what, f"names are /lm_head/MatMul and such as /model/layers.0/mlp/{projections.split('|')[0]}/MatMul")
+
+
+def check_calibration(
+    name: str, variant: Variant, rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, seed: int
+) -> None:
+    """Raise `UserError` when the calibration rows fill no sequence."""
+    if variant["algo_config"] != "auto_round":
+        return
+    length, count = variant["calibration"]["length"], variant["calibration"]["rows"]
+    chosen = calibration_rows(rows, count, seed)
+    if not pack_ids(tokenizer, chosen, length):
+        what = f"variants.{name}: its {len(chosen)} calibration rows fill no sequence of {length} tokens"
+        fail(what, "lower calibration.length or raise calibration.rows")
+
+
+def check_lengths(
+    file: Path, rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, new_tokens: int, limit: int
+) -> None:
+    """Raise `UserError`, naming the row, when prompt and answer are longer than what the model reads.
+
+    new_tokens: of the longest free answer.
+    """
+    pairs = encode_pairs(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
+    for line, (prompt, completion) in enumerate(pairs, start=1):
+        answer = max(len(completion), new_tokens)
+        if len(prompt) + answer > limit:
+            what = f"a prompt of {len(prompt)} tokens and an answer of up to {answer} exceed the model's {limit}"
+            fail(what, "lower corpus.max_length, evaluate.max_new_tokens or benchmark.new_tokens", at=file, line=line)
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument(
+        "--settings", type=settings_argument, required=True, help="seed, variants, evaluate, benchmark, versions"
+    )
+    arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    for split in ("train", "validation", "test"):
+        arguments.add_argument(f"--{split}", type=Path, required=True, help=f"corpus/{split}.jsonl")
+    arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
+    arguments.add_argument("--output", type=Path, required=True, help="what was checked")
+    run(arguments, main)
