@@ -13,8 +13,7 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-HOME = Path(os.path.relpath(workflow.current_basedir))
-sys.path.insert(0, str(HOME / "scripts"))
+sys.path.insert(0, os.path.join(workflow.current_basedir, "scripts"))
 
 from lib import resources as needs
 from lib.azureml import job_address, job_type
@@ -33,11 +32,13 @@ from lib.workflow import (
     fitting,
     locked_versions,
     one_of,
+    project_folder,
     tell_unused_gpus,
     use_own_interpreter,
 )
 
 use_own_interpreter()
+HOME = or_exit(project_folder, workflow.current_basedir)
 
 
 if not workflow.overwrite_configfiles:
@@ -139,7 +140,8 @@ onstart:
 onsuccess:
     or_exit(known_after, workflow, R)
     if STORED:
-        shell(fetched("--shown"))
+        command = fetched("--shown")
+        shell("{command:q}")
     if Path(f"{R}/gate.passed").exists():
         print(headline(Path(R)), flush=True)
 

@@ -9,8 +9,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from snakemake.pathvars import PATHVAR_REGEX
+from snakemake_interface_storage_plugins.io import WILDCARD_REGEX
+
 from lib.cli import fail
 
+# What Snakemake reads in every path, however it is given; nothing escapes it.
+_READ_IN_PATHS = {
+    "a wildcard": WILDCARD_REGEX,
+    "a path variable": PATHVAR_REGEX,
+    "a control character": re.compile(r"[\x00-\x1f\x7f]"),
+}
 _LONGEST_ARGUMENT = 125_000  # bytes; the kernel's limit is 131,072, and quotes are added
 
 
@@ -29,16 +38,33 @@ def locked_versions(lock: Path) -> dict[str, str]:
     return {match[1].lower().replace("_", "-"): match[2].partition("+")[0] for match in matches if match}
 
 
-def find_path(name: str, home: Path, key: str, made: Set[str] = frozenset()) -> str:
-    """A path from the configuration: as it stands, else relative to the folder of the Snakefile.
+def project_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder of the Snakefile as rules name it: relative, so that a moved folder reruns nothing.
 
-    made: paths that a rule of the workflow makes. Raises `UserError`, naming the configuration's
-    `key`, when the path is neither there nor made.
+    Raises `UserError` when Snakemake cannot take files from it.
     """
-    path = Path(name) if Path(name).exists() else home / name
-    if not path.exists() and str(path) not in made:
+    relative = os.path.relpath(folder)
+    _check_signs(relative, "the folder of the Snakefile")
+    return Path(os.path.abspath(folder) if relative.startswith("-") else relative)
+
+
+def find_path(name: str, home: Path, key: str, made: Set[str] = frozenset()) -> str:
+    """Find a path from the configuration: as it stands, else relative to the folder of the Snakefile.
+
+    made: paths that a rule of the workflow makes. Returns what no command takes for an option. Raises `UserError`,
+    naming the configuration's `key`, when the path is neither there nor made, or is one that Snakemake cannot take.
+    """
+    _check_signs(name, key)
+    path = str(Path(name) if Path(name).exists() else home / name)
+    if not Path(path).exists() and path not in made:
         fail(f"{key}: {name} does not exist", "check the path, or put the file there")
-    return str(path)
+    return f"./{path}" if path.startswith("-") else path
+
+
+def _check_signs(path: str, what: str) -> None:
+    for kind, pattern in _READ_IN_PATHS.items():
+        if found := pattern.search(path):
+            fail(f"{what}: {path!r} holds {found[0]!r}, for Snakemake {kind}", "rename the file or folder")
 
 
 def environment_file(group: str, resources: Mapping[str, Any]) -> str:
