@@ -27,6 +27,7 @@ from lib.manifests import manifest_path
 from lib.stored import known_after, known_before
 from lib.workflow import (
     check_gpus,
+    check_unquoted,
     environment_file,
     find_path,
     fitting,
@@ -81,6 +82,8 @@ SPLITS = ["train", "validation", "test"]
 PARAMETERS = CONFIG.base_model.parameters
 LOCKED = locked_versions(HOME / "requirements.lock")
 CONFIGURATION = CONFIG.model_dump(mode="json")
+# What makes commands long.
+TEXTS = canonical_json([CONFIGURATION, *RUNS, *DATA_FILES])
 
 
 wildcard_constraints:
@@ -130,10 +133,12 @@ else:
 # Before the DAG is believed; in a job the driver has done so already.
 if workflow.is_main_process:
     or_exit(check_gpus, workflow.resource_settings.overwrite_resources)
+    or_exit(check_unquoted, workflow, TEXTS)
     or_exit(known_before, workflow, R)
 
 
 onstart:
+    or_exit(check_unquoted, workflow, TEXTS)  # who runs the jobs is known only now
     tell_unused_gpus(workflow.resource_settings.overwrite_resources)
 
 

@@ -16,7 +16,8 @@ from lib.sweep import Run, expand_runs, expand_variants
 from lib.templates import parse_segments, template_columns
 from lib.variants import Count, Section, Variant
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+_PART = "[A-Za-z0-9._][A-Za-z0-9._-]*"  # of a path; what begins with - would be an option
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 S = TypeVar("S", bound="Section")
@@ -199,7 +200,7 @@ class Sweep(Section):
 class Config(Section):
     """A whole run."""
 
-    results: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]+$")] = "results"
+    results: Annotated[str, StringConstraints(pattern=rf"^/*{_PART}(/+{_PART})*/*$")] = "results"
     """Output folder; two configurations never share one."""
     seed: int = 0
     task: Literal["classification", "generation"] = "classification"

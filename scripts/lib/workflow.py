@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from snakemake.pathvars import PATHVAR_REGEX
+from snakemake.settings.types import DeploymentMethod
 from snakemake_interface_storage_plugins.io import WILDCARD_REGEX
 
 from lib.cli import fail
@@ -20,6 +21,7 @@ _READ_IN_PATHS = {
     "a path variable": PATHVAR_REGEX,
     "a control character": re.compile(r"[\x00-\x1f\x7f]"),
 }
+_LONG_TEXTS = 12_000  # characters; from a command of 65,535 on Snakemake writes it to a file, and each text may recur
 _LONGEST_ARGUMENT = 125_000  # bytes; the kernel's limit is 131,072, and quotes are added
 
 
@@ -43,9 +45,10 @@ def project_folder(folder: str | os.PathLike[str]) -> Path:
 
     Raises `UserError` when Snakemake cannot take files from it.
     """
-    relative = os.path.relpath(folder)
-    _check_signs(relative, "the folder of the Snakefile")
-    return Path(os.path.abspath(folder) if relative.startswith("-") else relative)
+    whole, relative = os.path.abspath(folder), os.path.relpath(folder)
+    # Snakemake puts this folder before `../envs/x.yaml` and formats the result.
+    _check_signs(whole, "the folder of the Snakefile", _READ_IN_PATHS | {"a placeholder": re.compile(r"[{}]")})
+    return Path(whole if relative.startswith("-") else relative)
 
 
 def find_path(name: str, home: Path, key: str, made: Set[str] = frozenset()) -> str:
@@ -61,10 +64,31 @@ def find_path(name: str, home: Path, key: str, made: Set[str] = frozenset()) -> 
     return f"./{path}" if path.startswith("-") else path
 
 
-def _check_signs(path: str, what: str) -> None:
-    for kind, pattern in _READ_IN_PATHS.items():
+def _check_signs(path: str, what: str, signs: Mapping[str, re.Pattern[str]] = _READ_IN_PATHS) -> None:
+    for kind, pattern in signs.items():
         if found := pattern.search(path):
             fail(f"{what}: {path!r} holds {found[0]!r}, for Snakemake {kind}", "rename the file or folder")
+
+
+def check_unquoted(workflow: Any, texts: str) -> None:
+    """Refuse names that Snakemake would write unquoted into commands of its own: a shell could run what is in them.
+
+    It does so for conda, for jobs that it submits, and for a command so long that it goes through a file.
+    texts: all that makes commands long. Raises `UserError`.
+    """
+    conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+    if workflow.local_exec and not conda and len(texts) < _LONG_TEXTS:
+        return
+    for name in [os.getcwd(), workflow.main_snakefile, *workflow.overwrite_configfiles]:
+        _check_quoted(str(name), r"""['"$`\\]""")
+    for words in workflow.config_settings.config_args or []:  # as they were typed, with quotes around file names
+        _check_quoted(words, r"[$`\\]")
+
+
+def _check_quoted(text: str, signs: str) -> None:
+    if found := re.search(signs, text):
+        what = f"{text!r} holds {found[0]}, which Snakemake does not quote for conda, submitted jobs and long commands"
+        fail(what, "rename the file or folder")
 
 
 def environment_file(group: str, resources: Mapping[str, Any]) -> str:
