@@ -67,7 +67,9 @@ def test_trace_prints_the_chain_with_hashes(inside):
     done = trace(inside, "results/model")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert all(any(line.strip().startswith(name) for line in lines) for name in ("results/base ", f"./{inside.rows.name}"))
+    assert all(
+        any(line.strip().startswith(name) for line in lines) for name in ("results/base ", f"./{inside.rows.name}")
+    )
     rows = next(line for line in lines if line.strip().startswith(f"./{inside.rows.name}"))
     assert sha256_file(inside.rows)[:12] in rows
     assert "ok  source" in rows

@@ -1,11 +1,13 @@
 """`make run` ends with the line that says what went wrong, whoever found it."""
 
+import json
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 import run
+from workspaces import HOSTILE
 
 
 def stand_in(folder: Path, said: str, code: int) -> list[str]:
@@ -43,6 +45,13 @@ def test_a_failed_run_ends_with_one_line(ended, said, expected):
 def test_a_run_that_went_well_or_was_interrupted_ends_without(ended):
     assert ended("error: of an attempt that was repeated", 0) == []
     assert ended("", 130) == []
+
+
+def test_arguments_reach_snakemake_as_they_are(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "SNAKEMAKE", [sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"])
+    assert run.main(["--configfile", f"{HOSTILE}.yaml"]) == 0
+    assert json.loads(capfd.readouterr().out) == ["--cores", "all", "--configfile", f"{HOSTILE}.yaml"]
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,8 @@ def _column_names(path: Path, line: int, cells: list[str], problem: str | None) 
 def _read_parquet(path: Path) -> Iterator[SourceRow]:
     import datasets
 
+    if "::" in str(path):
+        fail("its name holds ::, which the reader of Parquet takes for an archive", "rename the file", at=path)
     try:
         # Streaming: no second copy of the data in a cache, and none of an older file with this name.
         rows = datasets.load_dataset("parquet", data_files=[glob.escape(str(path))], split="train", streaming=True)
