@@ -1,12 +1,14 @@
 """`make run` ends with the line that says what went wrong, whoever found it."""
 
 import json
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 import run
+from conftest import ROOT
 from workspaces import HOSTILE
 
 
@@ -52,6 +54,14 @@ def test_arguments_reach_snakemake_as_they_are(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(run, "SNAKEMAKE", [sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"])
     assert run.main(["--configfile", f"{HOSTILE}.yaml"]) == 0
     assert json.loads(capfd.readouterr().out) == ["--cores", "all", "--configfile", f"{HOSTILE}.yaml"]
+
+
+def test_make_passes_arguments_as_they_were_typed(tmp_path):
+    words = f"--configfile '$(shell touch {tmp_path}/OWNED) $x.yaml'"
+    command = ["make", "--directory", ROOT, "--dry-run", "run", f"ARGS={words}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert f"scripts/run.py {words}\n" in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
