@@ -6,9 +6,10 @@ What determines results stands here; how and where they are made stands in profi
 """
 
 import difflib
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from lib.cli import UserError
 from lib.config_sources import BaseModelSource, Data, Share
@@ -200,7 +201,11 @@ class Sweep(Section):
 class Config(Section):
     """A whole run."""
 
-    results: Annotated[str, StringConstraints(pattern=rf"^/*{_PART}(/+{_PART})*/*$")] = "results"
+    results: Annotated[
+        str,
+        StringConstraints(pattern=rf"^/*{_PART}(/+{_PART})*/*$"),
+        AfterValidator(lambda folder: str(PurePath(folder))),
+    ] = "results"
     """Output folder; two configurations never share one."""
     seed: int = 0
     task: Literal["classification", "generation"] = "classification"
