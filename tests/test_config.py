@@ -90,7 +90,9 @@ def test_a_mistake_is_told_with_its_line_and_the_nearest_name(tmp_path, old, new
     assert str(caught.value).startswith(f"{tmp_path}/config.yaml:{number}: {expected}"), caught.value
 
 
-@pytest.mark.parametrize(("written", "meant"), [("./out/", "out"), ("a//b", "a/b"), ("../out", "../out"), ("/out", "/out")])
+@pytest.mark.parametrize(
+    ("written", "meant"), [("./out/", "out"), ("a//b", "a/b"), ("../out", "../out"), ("/out", "/out")]
+)
 def test_a_results_folder_has_one_spelling(tmp_path, written, meant):
     assert load(changed("results: results", f"results: {written}"), tmp_path).results == meant
 

@@ -77,6 +77,7 @@ def test_without_a_name_nothing_matches():
         ("<results>.csv", "holds '<results>', for Snakemake a path variable"),
         ("a\nb.csv", r"holds '\n', for Snakemake a control character"),
         ("\x1b[31m.csv", r"holds '\x1b', for Snakemake a control character"),
+        (os.fsdecode(b"\xff.csv"), r"holds '\udcff', for Snakemake no text"),
     ],
 )
 def test_what_snakemake_would_read_in_a_path_is_refused_in_one_line(tmp_path, name, kind):

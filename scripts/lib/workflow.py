@@ -20,6 +20,7 @@ _READ_IN_PATHS = {
     "a wildcard": WILDCARD_REGEX,
     "a path variable": PATHVAR_REGEX,
     "a control character": re.compile(r"[\x00-\x1f\x7f]"),
+    "no text": re.compile(r"[\ud800-\udfff]"),  # how Python reads a name that is not UTF-8
 }
 _LONG_TEXTS = 12_000  # characters; from a command of 65,535 on Snakemake writes it to a file, and each text may recur
 _LONGEST_ARGUMENT = 125_000  # bytes; the kernel's limit is 131,072, and quotes are added
