@@ -8,37 +8,39 @@
 # make test-azure   the workflow through Azure Machine Learning and Azure storage, both on loopback; installs Azurite
 PYTHON ?= python3.11
 BIN = .venv/bin
+# As they were typed, in recipes by $(value ...): make would read a $ in the name of a file.
 ARGS ?=
 DAYS ?= 30
+unexport ARGS DAYS
 
 .PHONY: run control test test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm generated \
   clean clean-results clean-work
 
 run: .venv/installed
-	@$(BIN)/python scripts/run.py $(ARGS)
+	@$(BIN)/python scripts/run.py $(value ARGS)
 
 # Shuffled labels, trained and scored the same way: above the commonest label's rate something leaks.
 control: .venv/installed
-	@$(BIN)/python scripts/control.py $(ARGS)
+	@$(BIN)/python scripts/control.py $(value ARGS)
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(value ARGS)
 
 test-conda: .venv/installed
-	$(BIN)/python -m pytest -m conda tests/conda $(ARGS)
+	$(BIN)/python -m pytest -m conda tests/conda $(value ARGS)
 
 test-faults: .venv/installed
-	$(BIN)/python tests/faults/campaign.py --output tests/faults/table.md $(ARGS)
+	$(BIN)/python tests/faults/campaign.py --output tests/faults/table.md $(value ARGS)
 
 test-slurm: .venv/installed slurm
-	$(BIN)/python -m pytest tests/slurm -m slurm --numprocesses 0 $(ARGS)
+	$(BIN)/python -m pytest tests/slurm -m slurm --numprocesses 0 $(value ARGS)
 
 test-slurm-slow: .venv/installed slurm
-	$(BIN)/python -m pytest tests/slurm -m slurm_slow --numprocesses 0 $(ARGS)
+	$(BIN)/python -m pytest tests/slurm -m slurm_slow --numprocesses 0 $(value ARGS)
 
 # One more than there are cores: they mostly wait for jobs.
 test-azure: .venv/installed azurite
-	$(BIN)/python -m pytest tests/on_azure -m azure --numprocesses 3 $(ARGS)
+	$(BIN)/python -m pytest tests/on_azure -m azure --numprocesses 3 $(value ARGS)
 
 # Microsoft's emulator of Azure storage, from npm.
 azurite: .azurite/installed
@@ -65,9 +67,9 @@ browser:
 check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check Snakefile rules
-	$(BIN)/mypy
-	$(BIN)/snakemake --lint
+	$(BIN)/python -m snakefmt --check Snakefile rules
+	$(BIN)/python -m mypy
+	$(BIN)/python -m snakemake --lint
 
 # A broken installation leaves no stamp, so the next make mends it.
 .venv/installed: requirements.lock src/pyproject.toml
@@ -82,7 +84,7 @@ generated: .venv/installed
 	$(BIN)/python tests/resource_table.py
 
 clean-work: .venv/installed
-	@$(BIN)/python scripts/clean.py work --days $(DAYS)
+	@$(BIN)/python scripts/clean.py work --days $(value DAYS)
 
 clean-results: .venv/installed
 	@$(BIN)/python scripts/clean.py results

@@ -13,8 +13,7 @@ from snakemake.utils import min_version
 
 min_version("9.27")
 
-HOME = Path(os.path.relpath(workflow.current_basedir))
-sys.path.insert(0, str(HOME / "scripts"))
+sys.path.insert(0, os.path.join(workflow.current_basedir, "scripts"))
 
 from lib import resources as needs
 from lib.azureml import job_address, job_type
@@ -28,16 +27,19 @@ from lib.manifests import manifest_path
 from lib.stored import known_after, known_before
 from lib.workflow import (
     check_gpus,
+    check_unquoted,
     environment_file,
     find_path,
     fitting,
     locked_versions,
     one_of,
+    project_folder,
     tell_unused_gpus,
     use_own_interpreter,
 )
 
 use_own_interpreter()
+HOME = or_exit(project_folder, workflow.current_basedir)
 
 
 if not workflow.overwrite_configfiles:
@@ -80,6 +82,8 @@ SPLITS = ["train", "validation", "test"]
 PARAMETERS = CONFIG.base_model.parameters
 LOCKED = locked_versions(HOME / "requirements.lock")
 CONFIGURATION = CONFIG.model_dump(mode="json")
+# What makes commands long.
+TEXTS = canonical_json([CONFIGURATION, *RUNS, *DATA_FILES])
 
 
 wildcard_constraints:
@@ -129,17 +133,20 @@ else:
 # Before the DAG is believed; in a job the driver has done so already.
 if workflow.is_main_process:
     or_exit(check_gpus, workflow.resource_settings.overwrite_resources)
+    or_exit(check_unquoted, workflow, TEXTS)
     or_exit(known_before, workflow, R)
 
 
 onstart:
+    or_exit(check_unquoted, workflow, TEXTS)  # who runs the jobs is known only now
     tell_unused_gpus(workflow.resource_settings.overwrite_resources)
 
 
 onsuccess:
     or_exit(known_after, workflow, R)
     if STORED:
-        shell(fetched("--shown"))
+        command = fetched("--shown")
+        shell("{command:q}")
     if Path(f"{R}/gate.passed").exists():
         print(headline(Path(R)), flush=True)
 

@@ -1,5 +1,7 @@
 """What the rules share: scripts, settings, and which files a stage is made of."""
 
+import shlex
+
 
 def script(name):
     return source(str(HOME / "scripts" / f"{name}.py"))
@@ -60,20 +62,24 @@ def score_time(wildcards, input, attempt):
 
 
 def on_gpus(wildcards, resources, threads):
-    """What a command begins with that runs on the GPUs of its job; without any it sees none, so that it shares none.
+    """Return the words before a command that reserve the GPUs of its job; a job without GPUs has them hidden.
 
     On several nodes it is started on each. As a param that follows from resources it reruns nothing.
     """
     launcher = []
     if resources.get("mpi"):
         launcher = [
-            f"{resources.mpi} -n {resources.tasks} -N {resources.nodes} --cpus-per-task={threads}"
+            *shlex.split(str(resources.mpi)),
+            *("-n", resources.tasks, "-N", resources.nodes),
+            f"--cpus-per-task={threads}",
         ]
     gpus = needs.gpus(resources)
     own = (
-        f"python {script('with_gpus')} {gpus}" if gpus else "env CUDA_VISIBLE_DEVICES="
+        ["python", script("with_gpus"), gpus]
+        if gpus
+        else ["env", "CUDA_VISIBLE_DEVICES="]
     )
-    return " ".join([*launcher, own])
+    return [*launcher, *own]
 
 
 def processes(wildcards, resources):
@@ -83,7 +89,7 @@ def processes(wildcards, resources):
 
 def limit(wildcards, resources):
     """The time that a scheduler gives this job; on the machine of the run itself there is none."""
-    return f"--limit {resources.runtime}" if workflow.remote_exec else ""
+    return ["--limit", resources.runtime] if workflow.remote_exec else []
 
 
 def results_folder(wildcards, output):
@@ -101,23 +107,26 @@ def in_results(name):
     )
 
 
-def fetched(what, into=R):
-    """The command that brings some of the results from the storage; see scripts/fetch_results.py."""
-    return f"python {script('fetch_results')} --storage {storage_path(workflow, R)} --results {into} {what}"
+def fetched(*what, into=R):
+    """Return the command that fetches some of the results from the storage; see scripts/fetch_results.py."""
+    command = ["python", script("fetch_results")]
+    place = ["--storage", storage_path(workflow, R), "--results", into]
+    return [*command, *place, *what]
 
 
 def records(wildcards, output):
-    """What a command begins with that reads logs and timings of all jobs, which are no inputs."""
+    """Return the command that fetches logs and timings of all jobs, which are no inputs; here they lie already."""
     if not STORED:
-        return ""
-    return f"{fetched('--only logs timings', results_folder(wildcards, output))} && "
+        return ["true"]
+    into = results_folder(wildcards, output)
+    return fetched("--only", "logs", "timings", into=into)
 
 
 def mirror(wildcards, output):
     """Where a training keeps its progress, when what a job writes beside its outputs goes with the job."""
     if workflow.storage_settings.default_storage_provider != "azure":
-        return ""
-    return f"--mirror {storage_path(workflow, 'work/train')}"
+        return []
+    return ["--mirror", storage_path(workflow, "work/train")]
 
 
 def azure_input(name, how, source):

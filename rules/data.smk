@@ -13,7 +13,7 @@ rule fetch_tweets:
     conda:
         "../envs/data.yaml"
     shell:
-        "exec python {input.script} --output {output} --log {log}"
+        "exec python {input.script:q} --output {output:q} --log {log:q}"
 
 
 rule fetch_data:
@@ -40,10 +40,9 @@ rule fetch_data:
             source=source_of("data", "files", "hub", "package", "source", "sha256"),
             unreadable=CONFIG.data.unreadable,
         ),
-        files=f"--files {' '.join(DATA_FILES)}" if DATA_FILES else "",
     shell:
-        "exec python {input.script} --settings {params.settings:q} {params.files}"
-        " --output {output.rows} --log {log}"
+        "exec python {input.script:q} --settings {params.settings:q} --files {input.files:q}"
+        " --output {output.rows:q} --log {log:q}"
 
 
 rule fetch_model:
@@ -74,10 +73,10 @@ rule fetch_model:
             ),
             parameters=PARAMETERS,
         ),
-        path=f"--path {MODEL_PATH}" if MODEL_PATH else "",
+        path=["--path", MODEL_PATH] if MODEL_PATH else [],
     shell:
-        "exec python {input.script} --settings {params.settings:q} {params.path}"
-        " --output {output.model} --log {log}"
+        "exec python {input.script:q} --settings {params.settings:q} {params.path:q}"
+        " --output {output.model:q} --log {log:q}"
 
 
 rule audit_data:
@@ -116,8 +115,8 @@ rule audit_data:
             corpus=CONFIGURATION["corpus"],
         ),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --rows {input.rows} --base {input.base}"
-        " --audit {output.audit} --rejected {output.rejected} --kept {output.kept} --log {log}"
+        "exec python {input.script:q} --settings {params.settings:q} --rows {input.rows:q} --base {input.base:q}"
+        " --audit {output.audit:q} --rejected {output.rejected:q} --kept {output.kept:q} --log {log:q}"
 
 
 rule split_data:
@@ -143,8 +142,8 @@ rule split_data:
             task=CONFIG.task, seed=CONFIG.seed, split=CONFIGURATION["split"]
         ),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --audit {input.audit} --kept {input.kept}"
-        " --output {output.split} --log {log}"
+        "exec python {input.script:q} --settings {params.settings:q} --audit {input.audit:q} --kept {input.kept:q}"
+        " --output {output.split:q} --log {log:q}"
 
 
 rule render_corpus:
@@ -177,9 +176,9 @@ rule render_corpus:
             corpus=CONFIGURATION["corpus"],
         ),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --audit {input.audit} --kept {input.kept}"
-        " --split {input.split} --base {input.base} --train {output.train} --validation {output.validation}"
-        " --test {output.test} --template {output.template} --log {log}"
+        "exec python {input.script:q} --settings {params.settings:q} --audit {input.audit:q} --kept {input.kept:q}"
+        " --split {input.split:q} --base {input.base:q} --train {output.train:q} --validation {output.validation:q}"
+        " --test {output.test:q} --template {output.template:q} --log {log:q}"
 
 
 rule check_leakage:
@@ -203,6 +202,6 @@ rule check_leakage:
     params:
         settings=settings("numpy", near_duplicates=CONFIG.data.near_duplicates),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --train {input.train}"
-        " --validation {input.validation} --test {input.test} --template {input.template}"
-        " --output {output.leakage} --log {log}"
+        "exec python {input.script:q} --settings {params.settings:q} --train {input.train:q}"
+        " --validation {input.validation:q} --test {input.test:q} --template {input.template:q}"
+        " --output {output.leakage:q} --log {log:q}"

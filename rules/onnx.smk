@@ -46,8 +46,8 @@ rule calibrate_weights:
             variant=lambda wildcards: calibration(wildcards.variant),
         ),
     shell:
-        "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --merged {input.merged} --rows {input.rows}"
-        " --output {output.calibrated} --threads {threads} --log {log}"
+        "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --merged {input.merged:q} --rows {input.rows:q}"
+        " --output {output.calibrated:q} --threads {threads:q} --log {log:q}"
 
 
 rule build_onnx:
@@ -78,11 +78,11 @@ rule build_onnx:
             variant=lambda wildcards: VARIANTS[wildcards.variant],
         ),
         calibrated=lambda wildcards, input: (
-            f"--calibrated {input.calibrated}" if "calibrated" in input.keys() else ""
+            ["--calibrated", input.calibrated] if "calibrated" in input.keys() else []
         ),
     shell:
-        "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --merged {input.merged} {params.calibrated}"
-        " --rows {input.rows} --output {output.onnx} --threads {threads} --log {log}"
+        "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --merged {input.merged:q} {params.calibrated:q}"
+        " --rows {input.rows:q} --output {output.onnx:q} --threads {threads:q} --log {log:q}"
 
 
 rule score_onnx:
@@ -123,9 +123,9 @@ rule score_onnx:
             evaluate=CONFIGURATION["evaluate"],
         ),
     shell:
-        "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --model {input.model} --tokenizer {input.base}"
-        " --rows {input.rows} --template {input.template} --stage {wildcards.stage} --split {wildcards.split}"
-        " --output {output.score} --predictions {output.predictions} --threads {threads} --log {log}"
+        "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --model {input.model:q} --tokenizer {input.base:q}"
+        " --rows {input.rows:q} --template {input.template:q} --stage {wildcards.stage:q} --split {wildcards.split:q}"
+        " --output {output.score:q} --predictions {output.predictions:q} --threads {threads:q} --log {log:q}"
 
 
 rule benchmark_onnx:
@@ -158,5 +158,5 @@ rule benchmark_onnx:
             "onnxruntime-genai onnxruntime", benchmark=CONFIGURATION["benchmark"]
         ),
     shell:
-        "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --model {input.model} --rows {input.rows}"
-        " --output {output.speed} --threads {threads} --log {log}"
+        "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --model {input.model:q} --rows {input.rows:q}"
+        " --output {output.speed:q} --threads {threads:q} --log {log:q}"

@@ -28,9 +28,9 @@ rule score_baselines:
             evaluate=CONFIGURATION["evaluate"],
         ),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --train {input.train}"
-        " --validation {input.validation} --test {input.test} --template {input.template}"
-        " --output {output.scores} --predictions {output.predictions} --log {log}"
+        "exec python {input.script:q} --settings {params.settings:q} --train {input.train:q}"
+        " --validation {input.validation:q} --test {input.test:q} --template {input.template:q}"
+        " --output {output.scores:q} --predictions {output.predictions:q} --log {log:q}"
 
 
 rule select_model:
@@ -63,8 +63,8 @@ rule select_model:
         ),
         results=results_folder,
     shell:
-        "exec python {input.script} --settings {params.settings:q} --results {params.results}"
-        " --output {output.selection} --log {log}"
+        "exec python {input.script:q} --settings {params.settings:q} --results {params.results:q}"
+        " --output {output.selection:q} --log {log:q}"
 
 
 rule package_model:
@@ -105,9 +105,9 @@ rule package_model:
         records=records,
         timings=in_results("timings"),
     shell:
-        "{params.records}exec python {input.script} --settings {params.settings:q} --selection {input.selection}"
-        " --results {params.results} --template {input.template} --base {input.base} --timings {params.timings}"
-        " --output {output.model} --log {log}"
+        "{params.records:q} && exec python {input.script:q} --settings {params.settings:q} --selection {input.selection:q}"
+        " --results {params.results:q} --template {input.template:q} --base {input.base:q} --timings {params.timings:q}"
+        " --output {output.model:q} --log {log:q}"
 
 
 rule keep_selected:
@@ -130,8 +130,8 @@ rule keep_selected:
     params:
         results=results_folder,
     shell:
-        "exec python {input.script} --selection {input.selection} --results {params.results}"
-        " --output {output.selected} --log {log}"
+        "exec python {input.script:q} --selection {input.selection:q} --results {params.results:q}"
+        " --output {output.selected:q} --log {log:q}"
 
 
 rule check_gate:
@@ -160,9 +160,9 @@ rule check_gate:
             evaluate=part("evaluate", "bootstrap_samples"),
         ),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --score {input.score}"
-        " --predictions {input.predictions} --baseline-predictions {input.baseline_predictions}"
-        " --base-predictions {input.base_predictions} --output {output.gate} --log {log}"
+        "exec python {input.script:q} --settings {params.settings:q} --score {input.score:q}"
+        " --predictions {input.predictions:q} --baseline-predictions {input.baseline_predictions:q}"
+        " --base-predictions {input.base_predictions:q} --output {output.gate:q} --log {log:q}"
 
 
 rule summarise:
@@ -214,14 +214,14 @@ rule summarise:
         base=in_results("base"),
         results=results_folder,
     shell:
-        "exec python {input.script} --settings {params.settings:q} --audit {input.audit} --split {input.split}"
-        " --baselines {input.baselines} --baseline-predictions {input.baseline_predictions}"
-        " --base-validation {input.base_validation}"
-        " --base-validation-predictions {input.base_validation_predictions} --base-test {input.base_test}"
-        " --base-test-predictions {input.base_test_predictions} --base {params.base}"
-        " --results {params.results} --selection {input.selection}"
-        " --gate {input.gate} --model-score {input.model_score} --model-predictions {input.model_predictions}"
-        " --model-manifest {input.model_manifest} --output {output.summary} --log {log}"
+        "exec python {input.script:q} --settings {params.settings:q} --audit {input.audit:q} --split {input.split:q}"
+        " --baselines {input.baselines:q} --baseline-predictions {input.baseline_predictions:q}"
+        " --base-validation {input.base_validation:q}"
+        " --base-validation-predictions {input.base_validation_predictions:q} --base-test {input.base_test:q}"
+        " --base-test-predictions {input.base_test_predictions:q} --base {params.base:q}"
+        " --results {params.results:q} --selection {input.selection:q}"
+        " --gate {input.gate:q} --model-score {input.model_score:q} --model-predictions {input.model_predictions:q}"
+        " --model-manifest {input.model_manifest:q} --output {output.summary:q} --log {log:q}"
 
 
 rule write_plots:
@@ -246,10 +246,10 @@ rule write_plots:
     params:
         results=results_folder,
     shell:
-        "exec python {input.script} --summary {input.summary} --results {params.results}"
-        " --model-predictions {input.model_predictions} --metrics {output.metrics}"
-        " --learning-curve {output.learning_curve}"
-        " --confusion {output.confusion} --variants {output.variants} --log {log}"
+        "exec python {input.script:q} --summary {input.summary:q} --results {params.results:q}"
+        " --model-predictions {input.model_predictions:q} --metrics {output.metrics:q}"
+        " --learning-curve {output.learning_curve:q}"
+        " --confusion {output.confusion:q} --variants {output.variants:q} --log {log:q}"
 
 
 rule write_report:
@@ -286,18 +286,18 @@ rule write_report:
         settings=lambda wildcards: canonical_json(CONFIGURATION),
         versions=settings("jinja2"),
         results=results_folder,
-        calibrated=" ".join(ROUNDED),
+        calibrated=ROUNDED,
         records=records,
         timings=in_results("timings"),
         logs=in_results("logs"),
     shell:
-        "{params.records}exec python {input.script} --settings {params.settings:q} --summary {input.summary}"
-        " --selection {input.selection} --audit {input.audit} --split {input.split}"
-        " --leakage {input.leakage} --baselines {input.baselines}"
-        " --results {params.results} --calibrated {params.calibrated} --model-score {input.model_score} --model-predictions {input.model_predictions}"
-        " --rows {input.rows} --template {input.template}"
-        " --timings {params.timings} --logs {params.logs}"
-        " --output {output.report} --log {log}"
+        "{params.records:q} && exec python {input.script:q} --settings {params.settings:q} --summary {input.summary:q}"
+        " --selection {input.selection:q} --audit {input.audit:q} --split {input.split:q}"
+        " --leakage {input.leakage:q} --baselines {input.baselines:q}"
+        " --results {params.results:q} --calibrated {params.calibrated:q} --model-score {input.model_score:q} --model-predictions {input.model_predictions:q}"
+        " --rows {input.rows:q} --template {input.template:q}"
+        " --timings {params.timings:q} --logs {params.logs:q}"
+        " --output {output.report:q} --log {log:q}"
 
 
 rule enforce_gate:
@@ -315,5 +315,5 @@ rule enforce_gate:
     conda:
         "../envs/report.yaml"
     shell:
-        "exec python {input.script} --gate {input.gate} --report {input.report} --summary {input.summary}"
-        " --output {output.passed} --log {log}"
+        "exec python {input.script:q} --gate {input.gate:q} --report {input.report:q} --summary {input.summary:q}"
+        " --output {output.passed:q} --log {log:q}"

@@ -38,8 +38,8 @@ rule fetch_adapter:
             quantization=lambda wildcards: quantization(wildcards.run),
         ),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --path {input.path} --base {input.base}"
-        " --adapter {output.adapter} --log {log}"
+        "exec python {input.script:q} --settings {params.settings:q} --path {input.path:q} --base {input.base:q}"
+        " --adapter {output.adapter:q} --log {log:q}"
 
 
 rule train_adapter:
@@ -97,10 +97,10 @@ rule train_adapter:
             ),
         ),
     shell:
-        "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --train {input.train}"
-        " --validation {input.validation} --template {input.template} --base {input.base} --work work/train"
-        " --adapter {output.adapter} --training {output.training} --threads {threads}"
-        " --processes {params.processes} {params.limit} {params.mirror} --log {log}"
+        "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --train {input.train:q}"
+        " --validation {input.validation:q} --template {input.template:q} --base {input.base:q} --work work/train"
+        " --adapter {output.adapter:q} --training {output.training:q} --threads {threads:q}"
+        " --processes {params.processes:q} {params.limit:q} {params.mirror:q} --log {log:q}"
 
 
 rule merge_adapter:
@@ -145,8 +145,8 @@ rule merge_adapter:
             ),
         ),
     shell:
-        "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --base {input.base} --adapter {input.adapter}"
-        " --rows {input.rows} --merged {output.merged} --threads {threads} --log {log}"
+        "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --base {input.base:q} --adapter {input.adapter:q}"
+        " --rows {input.rows:q} --merged {output.merged:q} --threads {threads:q} --log {log:q}"
 
 
 rule choose_merge:
@@ -190,9 +190,9 @@ rule choose_merge:
         ),
         scores=in_results("scores/{run}"),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --original {input.original}"
-        " --dequantised {input.dequantised} --scores {params.scores} --merged {output.merged}"
-        " --choice {output.choice} --log {log}"
+        "exec python {input.script:q} --settings {params.settings:q} --original {input.original:q}"
+        " --dequantised {input.dequantised:q} --scores {params.scores:q} --merged {output.merged:q}"
+        " --choice {output.choice:q} --log {log:q}"
 
 
 rule fetch_merged:
@@ -219,8 +219,8 @@ rule fetch_merged:
             "safetensors tokenizers transformers", merged=CONFIG.finetune.merged
         ),
     shell:
-        "exec python {input.script} --settings {params.settings:q} --path {input.path} --base {input.base}"
-        " --merged {output.merged} --log {log}"
+        "exec python {input.script:q} --settings {params.settings:q} --path {input.path:q} --base {input.base:q}"
+        " --merged {output.merged:q} --log {log:q}"
 
 
 rule score_checkpoint:
@@ -256,9 +256,9 @@ rule score_checkpoint:
             evaluate=CONFIGURATION["evaluate"],
         ),
         adapter=lambda wildcards, input: (
-            f"--adapter {input.adapter}" if "adapter" in input.keys() else ""
+            ["--adapter", input.adapter] if "adapter" in input.keys() else []
         ),
     shell:
-        "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --model {input.model} {params.adapter}"
-        " --rows {input.rows} --template {input.template} --stage {wildcards.stage} --split {wildcards.split}"
-        " --output {output.score} --predictions {output.predictions} --threads {threads} --log {log}"
+        "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --model {input.model:q} {params.adapter:q}"
+        " --rows {input.rows:q} --template {input.template:q} --stage {wildcards.stage:q} --split {wildcards.split:q}"
+        " --output {output.score:q} --predictions {output.predictions:q} --threads {threads:q} --log {log:q}"

@@ -320,7 +320,7 @@ def _refuse(what: str, error: Exception | None = None) -> NoReturn:
 
 
 def _reason(error: Exception) -> str:
-    return re.sub(r"^Load model from \S+ failed: ?", "", first_line(error))
+    return re.sub(r"^Load model from .*? failed: ?", "", first_line(error))
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:

@@ -78,10 +78,10 @@ def made_sweep(tmp_path_factory, run_script):
 @pytest.fixture(scope="session")
 def finished(tiny_llama, tmp_path_factory, worker_id) -> Path:
     """A workspace that was run from raw rows to the report, once for all that test side by side."""
-    from workspaces import finished_workspace
+    from workspaces import HOSTILE, finished_workspace
 
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "workspace"
+    folder = (base if worker_id == "master" else base.parent) / f"-workspace {HOSTILE}"
     with FileLock(f"{folder}.lock"):
         if not (folder / "results/report.html").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -93,9 +93,9 @@ def finished(tiny_llama, tmp_path_factory, worker_id) -> Path:
 @pytest.fixture
 def workspace(finished, tmp_path):
     """The finished workspace, restored: bytes, time stamps and Snakemake's own record."""
-    from workspaces import restored
+    from workspaces import HOSTILE, restored
 
-    return restored(finished, tmp_path / "copy")
+    return restored(finished, tmp_path / HOSTILE)
 
 
 def _with_manifest(folder: Path) -> Path:

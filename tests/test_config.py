@@ -65,7 +65,9 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
         ("seed: 0", "seed: 0\nepochs: 2", "epochs", "epochs is not a known key; it belongs to finetune.epochs"),
         ("seed: 0", "seed: zero", "seed", "seed: input should be a valid integer"),
         ("  r: 16", "  r: -1", "  r:", "finetune.r: input should be greater than or equal to 1"),
-        ("  int4: {}", "  Int4: {}", "  Int4", "variants: the name 'Int4' cannot be used; use a-z, 0-9 and -"),
+        ("  int4: {}", "  Int4: {}", "  Int4", "variants: the name 'Int4' cannot be used; use a-z, 0-9 and - (not first)"),
+        ("  int4: {}", "  -int4: {}", "  -int4", "variants: the name '-int4' cannot be used; use a-z, 0-9 and - (not first)"),
+        *(("results: results", f"results: {name}", "results", f"results: the folder '{name}' cannot be used; use A-Z, a-z, 0-9 . _ / and - (not first)") for name in ("my results", "-out", "./-out", "$(x)")),
         ("  int4: {}", "  int4: {precision: fp16}", "  int4:", "variants.int4: cpu cannot run fp16"),
         ("  int4: {}", "  int4: {blocksize: 32}", "  int4:", "variants.int4.blocksize is not a known key; did you mean block_size"),
         ("algo_config: k_quant", "algo_config: gptq", "    algo_config", "variants.int4-k-quant.algo_config: input should be"),
@@ -88,6 +90,13 @@ def test_a_mistake_is_told_with_its_line_and_the_nearest_name(tmp_path, old, new
     with pytest.raises(UserError) as caught:
         load(text, tmp_path)
     assert str(caught.value).startswith(f"{tmp_path}/config.yaml:{number}: {expected}"), caught.value
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("./out/", "out"), ("a//b", "a/b"), ("../out", "../out"), ("/out", "/out")]
+)
+def test_a_results_folder_has_one_spelling(tmp_path, written, meant):
+    assert load(changed("results: results", f"results: {written}"), tmp_path).results == meant
 
 
 def test_a_branch_is_not_a_revision(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import fetch_data
 import pytest
 from fake_hub import COMMIT, FakeHub
+from workspaces import HOSTILE
 
 from lib import packages
 from lib.cli import UserError
@@ -199,6 +200,15 @@ def test_parquet_rows_are_numbered_and_become_json(tmp_path):
         (2, {"text": "NA", "n": None, "nested": {"a": 2}, "day": "2024-01-02"}),
         (3, {"text": None, "n": 2.0, "nested": {"a": 3}, "day": "2024-01-02"}),
     ]
+
+
+def test_a_parquet_file_is_known_by_its_name_and_not_by_a_pattern(tmp_path):
+    """`datasets` takes `*`, `?` and `[]` for patterns, of which other files may be the better match."""
+    assert "its name holds ::" in refusal(tmp_path, "a::b.parquet", parquet({"x": ["y"]}))
+    other = tmp_path / "a1 b.parquet"
+    other.write_bytes(parquet({"x": ["wrong"]}))
+    for name in ("a[1]?b.parquet", "a*b.parquet", f"{HOSTILE.replace('::', '')}.parquet"):
+        assert [row["row"] for row in fetch(tmp_path, (name, parquet({"x": [name]})))] == [{"x": name}]
 
 
 def test_parquet_value_that_json_cannot_hold_names_its_row(tmp_path):

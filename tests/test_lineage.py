@@ -60,16 +60,18 @@ def test_every_number_leads_back_to_the_rows_and_the_base_weights(inside):
     base = yaml.safe_load(Path("config.yaml").read_text())["base_model"]["path"]
     for start in ("results/summary.json", "results/report.html", "results/model", "results/scores/model.test.json"):
         sources = {path for path in walk(lineage, [start]) if path not in lineage.by_output}
-        assert sources == {"rows.json", base}, start
+        assert sources == {f"./{inside.rows.name}", base}, start
 
 
 def test_trace_prints_the_chain_with_hashes(inside):
     done = trace(inside, "results/model")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert all(any(line.strip().startswith(name) for line in lines) for name in ("results/base ", "rows.json"))
-    rows = next(line for line in lines if line.strip().startswith("rows.json"))
-    assert sha256_file(Path("rows.json"))[:12] in rows
+    assert all(
+        any(line.strip().startswith(name) for line in lines) for name in ("results/base ", f"./{inside.rows.name}")
+    )
+    rows = next(line for line in lines if line.strip().startswith(f"./{inside.rows.name}"))
+    assert sha256_file(inside.rows)[:12] in rows
     assert "ok  source" in rows
     assert "CHANGED" not in done.stdout
     assert "MISSING" not in done.stdout
@@ -127,8 +129,9 @@ def test_any_changed_byte_of_any_artefact_is_found(inside):
     assert list(broken_links(lineage, sorted(lineage.by_output))) == []
 
 
-@pytest.mark.parametrize("source", ["rows.json", "scripts/lib/batches.py"])
+@pytest.mark.parametrize("source", ["rows", "scripts/lib/batches.py"])
 def test_changed_rows_and_changed_code_are_broken_links(inside, source):
+    source = f"./{inside.rows.name}" if source == "rows" else source
     inside.edit(source, "a", "A")
     done = trace(inside, "--verify")
     assert done.returncode == 1

@@ -1,22 +1,24 @@
-"""Big sweeps: constraints of wildcards that stay short, and commands that a shell can start."""
+"""Before a run: constraints of wildcards that stay short, names of files, and commands that a shell can start."""
 
 import itertools
 import os
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from snakemake.settings.types import DeploymentMethod
 from test_selection import predictions, write_candidate
-from workspaces import Workspace, copy_project, tiny_config, write_rows
+from workspaces import HOSTILE, Workspace, copy_project, tiny_config, write_rows
 
 from lib.cli import UserError
 from lib.config_file import load_config
 from lib.files import read_json
 from lib.layout import Layout
 from lib.manifests import manifest_path
-from lib.workflow import fitting, one_of
+from lib.workflow import check_unquoted, find_path, fitting, one_of, project_folder
 
 WHOLE_SWEEP = ["select_model", "keep_selected", "package_model", "summarise", "write_plots", "write_report"]
 TARGETS = ["selected.manifest.json", "metrics.json", "report.html"]
@@ -62,6 +64,76 @@ def test_settings_that_no_command_can_hold_are_told_and_all_others_start():
 
 def test_without_a_name_nothing_matches():
     assert not re.match(one_of([]), "")
+
+
+# Names of files and folders
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("rows{v2}.csv", "holds '{v2}', for Snakemake a wildcard"),
+        ("rows{{ a.b , c }}.csv", "holds '{ a.b , c }', for Snakemake a wildcard"),
+        ("<results>.csv", "holds '<results>', for Snakemake a path variable"),
+        ("a\nb.csv", r"holds '\n', for Snakemake a control character"),
+        ("\x1b[31m.csv", r"holds '\x1b', for Snakemake a control character"),
+        (os.fsdecode(b"\xff.csv"), r"holds '\udcff', for Snakemake no text"),
+    ],
+)
+def test_what_snakemake_would_read_in_a_path_is_refused_in_one_line(tmp_path, name, kind):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError) as caught:
+        find_path(str(tmp_path / name), tmp_path, "data.files")
+    assert str(caught.value) == f"data.files: {str(tmp_path / name)!r} {kind}; rename the file or folder"
+
+
+def test_a_path_is_never_an_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("-clone", HOSTILE):
+        Path(folder).mkdir()
+        Path(folder, "-rows.csv").touch()
+    assert find_path("-clone/-rows.csv", Path(), "data.files") == "./-clone/-rows.csv"
+    assert project_folder("-clone") == tmp_path / "-clone"
+    assert project_folder(HOSTILE) == Path(HOSTILE)
+    assert find_path("-rows.csv", Path(HOSTILE), "data.files") == f"{HOSTILE}/-rows.csv"
+    monkeypatch.chdir("-clone")
+    assert project_folder(tmp_path / "-clone") == Path()
+    assert find_path("-rows.csv", Path(), "data.files") == "./-rows.csv"
+
+
+def test_a_clone_in_a_folder_with_braces_is_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=re.escape("holds '{', for Snakemake a placeholder; rename the file or folder")):
+        project_folder(tmp_path / "{% name %}")
+
+
+def started(local: bool = True, conda: bool = False, words: str = "") -> SimpleNamespace:
+    """What Snakemake knows of how a run was started."""
+    return SimpleNamespace(
+        local_exec=local,
+        deployment_settings=SimpleNamespace(deployment_method={DeploymentMethod.CONDA} if conda else set()),
+        main_snakefile="/clone/Snakefile",
+        overwrite_configfiles=["mine.yaml"],
+        config_settings=SimpleNamespace(config_args=[words]),
+    )
+
+
+@pytest.mark.parametrize("sign", ["'", '"', "$", "`", "\\"])
+def test_a_folder_that_snakemake_does_not_quote_itself_is_refused(tmp_path, monkeypatch, sign):
+    """For conda, jobs that it submits, and commands that are too long for one argument."""
+    (tmp_path / f"a{sign}b").mkdir()
+    monkeypatch.chdir(tmp_path / f"a{sign}b")
+    check_unquoted(started(), "x" * 11_999)
+    for how, length in [(started(local=False), 0), (started(conda=True), 0), (started(), 12_000)]:
+        with pytest.raises(UserError, match=re.escape(f"holds {sign}, which Snakemake does not quote for conda")):
+            check_unquoted(how, "x" * length)
+
+
+def test_harmless_folders_and_typed_settings_go_everywhere(tmp_path, monkeypatch):
+    (tmp_path / "my models (new) ü").mkdir()
+    monkeypatch.chdir(tmp_path / "my models (new) ü")
+    check_unquoted(started(local=False, conda=True, words="""data={files: ["a.csv", 'b c.csv']}"""), "x" * 99_999)
+    with pytest.raises(UserError, match=re.escape("$(touch OWNED).csv]}' holds $, which Snakemake does not quote")):
+        check_unquoted(started(local=False, words="data={files: [$(touch OWNED).csv]}"), "")
 
 
 @pytest.fixture(scope="module")

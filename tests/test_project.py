@@ -2,6 +2,7 @@
 
 import ast
 import re
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +168,26 @@ def test_the_environment_follows_from_the_gpu(kind):
     assert environment_file("train", kind({"mem_mb": 9})) == "../envs/train.yaml"
     assert environment_file("train", kind({"gpu": 0})) == "../envs/train.yaml"
     assert environment_file("onnx", kind({"gpu": 1})) == "../envs/cuda/onnx.yaml"
+
+
+def test_every_value_in_a_command_is_quoted():
+    """Else a file's name could run a command. `:q` quotes a list word by word, so no param is more than words."""
+    blocks = re.findall(r"^    shell:\n((?: +\".*\"\n)+)", TEXT, flags=re.MULTILINE)
+    calls = re.findall(r"\bshell\((.*)\)$", TEXT, flags=re.MULTILINE)
+    assert len(blocks) == len(RULE_SCRIPTS)
+    assert len(blocks) + len(calls) == len(re.findall(r"\bshell\b", TEXT))
+    for command in (ast.literal_eval(f"({text})") for text in [*blocks, *calls]):
+        for before, field, how, _ in string.Formatter().parse(command):
+            assert field is None or how == "q", f"{{{field}}} in {command}"
+            assert not before.endswith(("'", '"', "\\")), f"quoted twice: {{{field}}} in {command}"
+
+
+def test_no_program_is_started_through_a_shell():
+    for path in [path for folder in ("scripts", "src", "benchmarks") for path in (ROOT / folder).rglob("*.py")]:
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            name, options = ast.unparse(call.func), {keyword.arg for keyword in call.keywords}
+            through = re.fullmatch(r"os\.(system|popen)|subprocess\.get(status)?output", name) or "shell" in options
+            assert not through, f"{path}:{call.lineno}"
 
 
 def test_no_code_of_a_model_is_ever_run():

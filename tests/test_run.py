@@ -1,11 +1,15 @@
 """`make run` ends with the line that says what went wrong, whoever found it."""
 
+import json
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 import run
+from conftest import ROOT
+from workspaces import HOSTILE
 
 
 def stand_in(folder: Path, said: str, code: int) -> list[str]:
@@ -43,6 +47,21 @@ def test_a_failed_run_ends_with_one_line(ended, said, expected):
 def test_a_run_that_went_well_or_was_interrupted_ends_without(ended):
     assert ended("error: of an attempt that was repeated", 0) == []
     assert ended("", 130) == []
+
+
+def test_arguments_reach_snakemake_as_they_are(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "SNAKEMAKE", [sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"])
+    assert run.main(["--configfile", f"{HOSTILE}.yaml"]) == 0
+    assert json.loads(capfd.readouterr().out) == ["--cores", "all", "--configfile", f"{HOSTILE}.yaml"]
+
+
+def test_make_passes_arguments_as_they_were_typed(tmp_path):
+    words = f"--configfile '$(shell touch {tmp_path}/OWNED) $x.yaml'"
+    command = ["make", "--directory", ROOT, "--dry-run", "run", f"ARGS={words}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert f"scripts/run.py {words}\n" in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
-from workspaces import Workspace, copy_project, parameters_of, tiny_config, write_rows
+from workspaces import HOSTILE, Workspace, copy_project, parameters_of, tiny_config, write_rows
 
 from lib.files import read_json, read_jsonl, sha256_file
 
@@ -188,8 +188,8 @@ def test_calibration_saw_training_rows_alone(quantized_only):
 
 
 def test_an_adapter_of_yours_is_merged_and_built_as_if_trained_here(tiny_llama, swept, tmp_path):
-    shutil.copytree(swept / "results/selected/adapter", tmp_path / "mine")
-    workspace = make(tmp_path / "workspace", tiny_llama, finetune={"adapter": str(tmp_path / "mine")})
+    workspace = make(tmp_path / "workspace", tiny_llama, finetune={"adapter": f"-{HOSTILE}"})
+    shutil.copytree(swept / "results/selected/adapter", workspace.root / f"-{HOSTILE}")
     planned = workspace.planned()
     assert {"fetch_adapter", "merge_adapter", "build_onnx"} <= planned
     assert not planned & {"train_adapter", "fetch_merged", "choose_merge"}
@@ -205,8 +205,8 @@ def test_an_adapter_of_yours_is_merged_and_built_as_if_trained_here(tiny_llama, 
 
 
 def test_a_merged_model_of_yours_is_only_built_and_measured(tiny_llama, swept, tmp_path):
-    shutil.copytree(swept / "results/selected/merged", tmp_path / "mine")
-    workspace = make(tmp_path / "workspace", tiny_llama, finetune={"merged": str(tmp_path / "mine")})
+    workspace = make(tmp_path / "workspace", tiny_llama, finetune={"merged": f"-{HOSTILE}"})
+    shutil.copytree(swept / "results/selected/merged", workspace.root / f"-{HOSTILE}")
     planned = workspace.planned()
     assert {"fetch_merged", "build_onnx"} <= planned
     assert not planned & (TRAINING | {"fetch_adapter", "choose_merge"})

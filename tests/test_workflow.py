@@ -15,7 +15,7 @@ import uuid
 
 import pytest
 import yaml
-from workspaces import Workspace, copy_project, parameters_of, tiny_config, write_rows
+from workspaces import HOSTILE, Workspace, copy_project, parameters_of, tiny_config, write_rows
 
 from lib.files import read_json, read_jsonl, sha256_file
 
@@ -40,6 +40,12 @@ AFTER_TRAINING = {
 
 
 # The finished run
+
+
+def test_no_name_of_a_file_or_folder_was_run_as_a_command(finished):
+    assert HOSTILE in finished.name
+    assert HOSTILE in Workspace(finished).rows.name
+    assert not list(finished.parent.rglob("OWNED"))
 
 
 def test_a_finished_run_has_everything_and_nothing_is_left_to_do(workspace):
@@ -125,13 +131,13 @@ def test_generation_goes_the_whole_way_with_the_recipes_template(tiny_phi3, tmp_
 
 def test_touching_everything_reruns_nothing(workspace):
     now = time.time() + 5
-    for path in [workspace.root / "rows.json", *(workspace.root / "scripts").rglob("*.py")]:
+    for path in [workspace.rows, *(workspace.root / "scripts").rglob("*.py")]:
         os.utime(path, (now, now))
     assert workspace.planned() == set()
 
 
 def test_a_changed_row_reruns_from_the_rows_on(workspace):
-    workspace.edit("rows.json", '"phrase": "', '"phrase": "Suddenly: ')
+    workspace.edit(workspace.rows.name, '"phrase": "', '"phrase": "Suddenly: ')
     planned = workspace.planned()
     assert {"fetch_data", "audit_data", "train_adapter"} <= planned
     assert "fetch_model" not in planned
@@ -257,12 +263,13 @@ def test_config_on_the_command_line_changes_single_keys(workspace):
     assert workspace.planned("--config", "finetune={epochs: 1}") == set()
 
 
-def test_a_configfile_stands_alone(workspace):
+def test_a_configfile_stands_alone_whatever_its_name(workspace):
     values = yaml.safe_load((workspace.root / "config.yaml").read_text())
     values["results"] = "other"
     del values["benchmark"]
-    (workspace.root / "other.yaml").write_text(yaml.safe_dump(values))
-    planned = workspace.planned("--configfile", "other.yaml")
+    name = f"{HOSTILE}{{v2}}.yaml"
+    (workspace.root / name).write_text(yaml.safe_dump(values))
+    planned = workspace.planned("--configfile", name)
     assert {"fetch_model", "train_adapter", "enforce_gate"} <= planned
     assert not (workspace.root / "other").exists()
 
@@ -270,11 +277,10 @@ def test_a_configfile_stands_alone(workspace):
 def test_another_working_directory_finds_scripts_and_data(workspace, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    planned = workspace.planned("--snakefile", "../copy/Snakefile", "--directory", str(elsewhere), cwd=elsewhere)
+    there = ["--snakefile", f"../{workspace.root.name}/Snakefile", "--directory", str(elsewhere)]
+    planned = workspace.planned(*there, cwd=elsewhere)
     assert {"fetch_data", "train_adapter"} <= planned
-    done = workspace.snakemake(
-        *("--snakefile", "../copy/Snakefile", "--directory", str(elsewhere), "results/data/rows.jsonl"), cwd=elsewhere
-    )
+    done = workspace.snakemake(*there, "results/data/rows.jsonl", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
     assert (elsewhere / "results/data/rows.jsonl").read_bytes() == (workspace.results / "data/rows.jsonl").read_bytes()
 
@@ -312,7 +318,7 @@ def bad_config(workspace: Workspace, old: str, new: str) -> str:
         ("learning_rate: 0.01", "learning_rate: fast", r"config.yaml:\d+: finetune.learning_rate: .* \(found 'fast'\)"),
         ("epochs: 1", "epochs: 1\n  epochs: 2", r"config.yaml:\d+: epochs stands twice"),
         ("epochs: 1", "epochs: [1", r"config.yaml:\d+: not YAML"),
-        ("rows.json", "missing.json", r"data.files: missing.json does not exist"),
+        ("rows.json", "missing.json", r"data.files: .*missing.json does not exist"),
         ("{phrase}", "{phrase.__class__}", r"config.yaml:\d+: corpus: .*not a column"),
     ],
 )
@@ -338,15 +344,15 @@ def test_an_unknown_column_stops_early_with_the_columns_there_are(workspace):
 
 
 def test_a_broken_json_line_is_named(workspace):
-    lines = (workspace.root / "rows.json").read_text().splitlines()
+    lines = workspace.rows.read_text().splitlines()
     lines[7] = lines[7].replace('"tone"', "tone")
-    (workspace.root / "rows.json").write_text("\n".join(lines))
+    workspace.rows.write_text("\n".join(lines))
     assert re.search(r"rows.json:8: ", failed_run(workspace))
 
 
 def test_rows_of_one_class_make_no_model(workspace):
-    rows = json.loads((workspace.root / "rows.json").read_text())
-    write_rows(workspace.root / "rows.json", [{**row, "tone": "joy"} for row in rows])
+    rows = json.loads(workspace.rows.read_text())
+    write_rows(workspace.rows, [{**row, "tone": "joy"} for row in rows])
     error = failed_run(workspace)
     assert "audit.json" in error
     assert (workspace.results / "data/audit.json").is_file(), "the evidence stays"

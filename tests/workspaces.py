@@ -12,6 +12,9 @@ from conftest import ROOT
 
 PROJECT = ["Snakefile", "rules", "config.yaml", "scripts", "envs", "examples", "profiles", "requirements.lock", "data"]
 
+# As a shell, a glob, a regular expression and a URL would like it least. Braces are refused in a clone's folder.
+HOSTILE = """it's "ü" $(touch OWNED) `touch OWNED`;touch OWNED&|>OWNED *?[1]::<B>~#%20\\1!"""
+
 
 class Workspace:
     """A copy of the project with a configuration, in a folder of its own."""
@@ -19,6 +22,11 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.results = root / "results"
+
+    @property
+    def rows(self) -> Path:
+        """The first file of raw rows."""
+        return self.root / yaml.safe_load((self.root / "config.yaml").read_text())["data"]["files"][0]
 
     def snakemake(self, *args: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "snakemake", "--cores", "2", *args]
@@ -102,8 +110,12 @@ def tiny_workspace(root: Path, base: Path) -> Workspace:
 
 
 def finished_workspace(root: Path, base: Path) -> Path:
-    """A tiny workspace, run from raw rows to the report."""
-    tiny_workspace(root, base).run()
+    """A tiny workspace whose files have the worst of names, run from raw rows to the report."""
+    name = f"-{HOSTILE}{{v-2}}"
+    workspace = tiny_workspace(root, shutil.copytree(base, root.parent / name, dirs_exist_ok=True))
+    workspace.rows.rename(root / f"{name} rows.json")
+    workspace.configure(lambda config: config["data"].update(files=[f"{name} rows.json"]))
+    workspace.run()
     return root
 
 

@@ -6,9 +6,10 @@ What determines results stands here; how and where they are made stands in profi
 """
 
 import difflib
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from lib.cli import UserError
 from lib.config_sources import BaseModelSource, Data, Share
@@ -16,7 +17,8 @@ from lib.sweep import Run, expand_runs, expand_variants
 from lib.templates import parse_segments, template_columns
 from lib.variants import Count, Section, Variant
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]+$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+_PART = "[A-Za-z0-9._][A-Za-z0-9._-]*"  # of a path; what begins with - would be an option
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 S = TypeVar("S", bound="Section")
@@ -205,7 +207,11 @@ class Sweep(Section):
 class Config(Section):
     """A whole run."""
 
-    results: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]+$")] = "results"
+    results: Annotated[
+        str,
+        StringConstraints(pattern=rf"^/*{_PART}(/+{_PART})*/*$"),
+        AfterValidator(lambda folder: str(PurePath(folder))),
+    ] = "results"
     """Output folder; two configurations never share one."""
     seed: int = 0
     task: Literal["classification", "generation"] = "classification"

@@ -103,8 +103,13 @@ def _explain(error: Any, path: list[int | str]) -> tuple[str, str]:
         prefix = f"{name}: " if path else ""
         return prefix + str(error["ctx"]["error"]), ""
     if "[key]" in path:
-        return f"{'.'.join(map(str, path[:-2]))}: the name {path[-2]!r} cannot be used", "use a-z, 0-9 and -"
+        return (
+            f"{'.'.join(map(str, path[:-2]))}: the name {path[-2]!r} cannot be used",
+            "use a-z, 0-9 and - (not first)",
+        )
     given = error["input"]
+    if path == ["results"] and kind == "string_pattern_mismatch":
+        return f"results: the folder {given!r} cannot be used", "use A-Z, a-z, 0-9 . _ / and - (not first)"
     shown = "" if isinstance(given, (dict, list)) else f" (found {given!r})"
     if "revision" in path and kind == "string_pattern_mismatch":
         return f"{name} is not a commit{shown}", "give the commit's 40 hex digits, a branch or tag can move"

@@ -5,6 +5,7 @@ JSON and CSV are read here and not by `datasets`: that has no line numbers, and 
 """
 
 import csv
+import glob
 import json
 import math
 import re
@@ -264,9 +265,11 @@ def _column_names(path: Path, line: int, cells: list[str], problem: str | None) 
 def _read_parquet(path: Path) -> Iterator[SourceRow]:
     import datasets
 
+    if "::" in str(path):
+        fail("its name holds ::, which the reader of Parquet takes for an archive", "rename the file", at=path)
     try:
         # Streaming: no second copy of the data in a cache, and none of an older file with this name.
-        rows = datasets.load_dataset("parquet", data_files=[str(path)], split="train", streaming=True)
+        rows = datasets.load_dataset("parquet", data_files=[glob.escape(str(path))], split="train", streaming=True)
         yield from typed_rows(rows)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         fail(f"not Parquet: {first_line(error)}", "write the file again", at=path)

@@ -9,8 +9,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from snakemake.pathvars import PATHVAR_REGEX
+from snakemake.settings.types import DeploymentMethod
+from snakemake_interface_storage_plugins.io import WILDCARD_REGEX
+
 from lib.cli import fail
 
+# What Snakemake reads in every path, however it is given; nothing escapes it.
+_READ_IN_PATHS = {
+    "a wildcard": WILDCARD_REGEX,
+    "a path variable": PATHVAR_REGEX,
+    "a control character": re.compile(r"[\x00-\x1f\x7f]"),
+    "no text": re.compile(r"[\ud800-\udfff]"),  # how Python reads a name that is not UTF-8
+}
+_LONG_TEXTS = 12_000  # characters; from a command of 65,535 on Snakemake writes it to a file, and each text may recur
 _LONGEST_ARGUMENT = 125_000  # bytes; the kernel's limit is 131,072, and quotes are added
 
 
@@ -29,16 +41,55 @@ def locked_versions(lock: Path) -> dict[str, str]:
     return {match[1].lower().replace("_", "-"): match[2].partition("+")[0] for match in matches if match}
 
 
-def find_path(name: str, home: Path, key: str, made: Set[str] = frozenset()) -> str:
-    """A path from the configuration: as it stands, else relative to the folder of the Snakefile.
+def project_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder of the Snakefile as rules name it: relative, so that a moved folder reruns nothing.
 
-    made: paths that a rule of the workflow makes. Raises `UserError`, naming the configuration's
-    `key`, when the path is neither there nor made.
+    Raises `UserError` when Snakemake cannot take files from it.
     """
-    path = Path(name) if Path(name).exists() else home / name
-    if not path.exists() and str(path) not in made:
+    whole, relative = os.path.abspath(folder), os.path.relpath(folder)
+    # Snakemake puts this folder before `../envs/x.yaml` and formats the result.
+    _check_signs(whole, "the folder of the Snakefile", _READ_IN_PATHS | {"a placeholder": re.compile(r"[{}]")})
+    return Path(whole if relative.startswith("-") else relative)
+
+
+def find_path(name: str, home: Path, key: str, made: Set[str] = frozenset()) -> str:
+    """Find a path from the configuration: as it stands, else relative to the folder of the Snakefile.
+
+    made: paths that a rule of the workflow makes. Returns what no command takes for an option. Raises `UserError`,
+    naming the configuration's `key`, when the path is neither there nor made, or is one that Snakemake cannot take.
+    """
+    _check_signs(name, key)
+    path = str(Path(name) if Path(name).exists() else home / name)
+    if not Path(path).exists() and path not in made:
         fail(f"{key}: {name} does not exist", "check the path, or put the file there")
-    return str(path)
+    return f"./{path}" if path.startswith("-") else path
+
+
+def _check_signs(path: str, what: str, signs: Mapping[str, re.Pattern[str]] = _READ_IN_PATHS) -> None:
+    for kind, pattern in signs.items():
+        if found := pattern.search(path):
+            fail(f"{what}: {path!r} holds {found[0]!r}, for Snakemake {kind}", "rename the file or folder")
+
+
+def check_unquoted(workflow: Any, texts: str) -> None:
+    """Refuse names that Snakemake would write unquoted into commands of its own: a shell could run what is in them.
+
+    It does so for conda, for jobs that it submits, and for a command so long that it goes through a file.
+    texts: all that makes commands long. Raises `UserError`.
+    """
+    conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+    if workflow.local_exec and not conda and len(texts) < _LONG_TEXTS:
+        return
+    for name in [os.getcwd(), workflow.main_snakefile, *workflow.overwrite_configfiles]:
+        _check_quoted(str(name), r"""['"$`\\]""")
+    for words in workflow.config_settings.config_args or []:  # as they were typed, with quotes around file names
+        _check_quoted(words, r"[$`\\]")
+
+
+def _check_quoted(text: str, signs: str) -> None:
+    if found := re.search(signs, text):
+        what = f"{text!r} holds {found[0]}, which Snakemake does not quote for conda, submitted jobs and long commands"
+        fail(what, "rename the file or folder")
 
 
 def environment_file(group: str, resources: Mapping[str, Any]) -> str:
