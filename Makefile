@@ -5,6 +5,7 @@
 # make test-faults   each rule disturbed in each way, up to an hour
 # make browser   installs Chromium, which the tests of the report open it with
 # make test-slurm   installs Slurm and runs the workflow through it; test-slurm-slow: what takes minutes (both as root)
+# make test-gguf   tokenizers of GGUF files against llama.cpp, which it builds first (about 4 minutes)
 # make test-azure   the workflow through Azure Machine Learning and Azure storage, both on loopback; installs Azurite
 PYTHON ?= python3.11
 BIN = .venv/bin
@@ -13,8 +14,8 @@ ARGS ?=
 DAYS ?= 30
 unexport ARGS DAYS
 
-.PHONY: run control test test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm generated \
-  clean clean-results clean-work
+.PHONY: run control test test-gguf test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm \
+  generated clean clean-results clean-work
 
 run: .venv/installed
 	@$(BIN)/python scripts/run.py $(value ARGS)
@@ -25,6 +26,15 @@ control: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(value ARGS)
+
+test-gguf: .venv/installed .llama-cpp/installed
+	PYTHONPATH=.llama-cpp:scripts $(BIN)/python tests/gguf_against_llama_cpp.py
+
+# Its tokenizers are wanted, not its kernels for the CPU nor its image models.
+.llama-cpp/installed:
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_CPU=OFF -DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --quiet \
+	  --disable-pip-version-check --no-deps --no-binary llama-cpp-python --target .llama-cpp llama-cpp-python==0.3.36
+	touch $@
 
 test-conda: .venv/installed
 	$(BIN)/python -m pytest -m conda tests/conda $(value ARGS)

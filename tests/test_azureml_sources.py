@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT, SCRIPTS
 from control import derived
-from test_fetch_model import write_gguf
+from gguf_files import write_gguf
 from workspaces import parameters_of, tiny_config, tiny_workspace
 
 from lib.azureml import ModelVersion, StoredPath, Workspace, job_address, job_type, parse_data, parse_model

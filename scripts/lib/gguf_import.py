@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, first_line, progress
+from lib.gguf_tokenizer import load_gguf_tokenizer
 from lib.model_files import FLOATS, Source, causal_config, check_parameters, import_tokenizer
 
 
@@ -17,9 +18,10 @@ def import_gguf(source: Source, out: Path, parameters: int) -> dict[str, Any]:
     assert source.gguf is not None
     try:
         reader = GGUFReader(source.folder / source.gguf)
+        metadata = {key: field.contents() for key, field in reader.fields.items()}
     except (ValueError, IndexError) as error:
         fail(f"{source.gguf} is not a whole GGUF file: {first_line(error)}", "fetch it again", at=source.label)
-    if "tokenizer.ggml.tokens" not in reader.fields:
+    if "tokenizer.ggml.tokens" not in metadata:
         fail(f"{source.gguf} holds no tokenizer", "choose a model that ships its tokenizer", at=source.label)
     sizes: Counter[str] = Counter()
     for tensor in reader.tensors:
@@ -29,7 +31,7 @@ def import_gguf(source: Source, out: Path, parameters: int) -> dict[str, Any]:
     del reader  # it maps the whole file
 
     config = causal_config(source)
-    import_tokenizer(source, out, config)
+    import_tokenizer(source, out, config, load_gguf_tokenizer(metadata, source.label))
     progress(f"dequantising {source.gguf} ({stored}) to float32")
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         source.folder,

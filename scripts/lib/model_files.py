@@ -280,15 +280,19 @@ def check_parameters(count: int, stated: int, label: str) -> None:
         )
 
 
-def import_tokenizer(source: Source, out: Path, config: Any) -> None:
-    """Write the tokenizer as transformers understands it, and the generation config; check both."""
+def import_tokenizer(source: Source, out: Path, config: Any, tokenizer: Any = None) -> None:
+    """Write the tokenizer as transformers understands it, and the generation config; check both.
+
+    tokenizer: a PreTrainedTokenizer where another module has built it; else transformers loads it.
+    """
     import transformers
 
     if not source.gguf and not any((source.folder / name).is_file() for name in VOCABULARIES):
         fail("it has no tokenizer (tokenizer.json)", "choose a model that ships its tokenizer", at=source.label)
     extra = {"gguf_file": source.gguf} if source.gguf else {}
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, **extra)
+        if tokenizer is None:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, **extra)
     except Exception as error:  # each tokenizer class fails in its own way
         fail(
             f"its tokenizer cannot be loaded: {first_line(error)}",
