@@ -129,7 +129,8 @@ else:
 # Before the DAG is believed; in a job the driver has done so already.
 if workflow.is_main_process:
     or_exit(check_gpus, workflow.resource_settings.overwrite_resources)
-    or_exit(known_before, workflow, R)
+    user_paths = {*DATA_FILES, MODEL_PATH, *GIVEN.values()} - {TWEETS, None}
+    or_exit(known_before, workflow, R, user_paths)
 
 
 onstart:

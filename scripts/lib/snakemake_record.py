@@ -23,7 +23,7 @@ from lib.files import canonical_json, sha256_text
 from lib.lineage import NAME, Job, Lineage, input_hashes, read_lineage, sha256_of, write_lineage
 from lib.manifests import STAMP, manifest_path
 
-_STATE = Path(".snakemake")
+STATE = Path(".snakemake")
 # Repeated, or of one output alone, or another one in every process.
 _NOT_RECORDED = {"shellcmd", "conda_env", "external_jobid", "incomplete", "starttime", "endtime", "job_hash", "log"}
 _NOT_ARTEFACTS = {"logs", "timings", NAME}
@@ -31,8 +31,8 @@ _NOT_ARTEFACTS = {"logs", "timings", NAME}
 UNKNOWN = {"params": [repr("bytes that no job wrote")], "record_format_version": RECORD_FORMAT_VERSION}
 
 
-def agree(results: Path, *, during_run: bool = False) -> None:
-    """Make Snakemake's record and the lineage of `results` agree with what is on disk.
+def agree(results: Path, *, during_run: bool = False) -> Lineage:
+    """Make Snakemake's record and the lineage of `results` agree with what is on disk, and return that lineage.
 
     An output whose time is the one that Snakemake recorded is as Snakemake says: the lineage learns it. Any other is
     known by its bytes, and then Snakemake learns from the lineage how it was made, or it is unknown, and Snakemake
@@ -42,16 +42,16 @@ def agree(results: Path, *, during_run: bool = False) -> None:
     during_run: called by the run that holds the lock of the folder; else nothing is done while another one does.
     Raises `UserError` when the disk is full or may not be written.
     """
-    if not results.is_dir() or (not during_run and any((_STATE / "locks").glob("*"))):
-        return
+    if not results.is_dir() or (not during_run and any((STATE / "locks").glob("*"))):
+        return _lineage(results)
     try:
-        _agree(results)
+        return _agree(results)
     except OSError as error:
         what = error.strerror or str(error)
         fail(what, "free some space or mend the permissions, then start again", at=place_of(error) or results)
 
 
-def _agree(results: Path) -> None:
+def _agree(results: Path) -> Lineage:
     records = snakemake_records()
     old, new = _lineage(results), LineageBuilder()
     brought = _remembered(results) != sha256_of(results / NAME)
@@ -92,11 +92,12 @@ def _agree(results: Path) -> None:
         write_lineage(results, Lineage(new.by_output))
     _remember(results)
     _tell(results, restored, sorted(unknown))
+    return Lineage(new.by_output)
 
 
 def snakemake_records() -> FilePersistence:
     """Snakemake's record of this folder."""
-    return FilePersistence(path=_STATE.absolute())
+    return FilePersistence(path=STATE.absolute())
 
 
 def _teach(records: FilePersistence, path: str, facts: dict[str, Any]) -> None:
@@ -119,7 +120,7 @@ def _remember(results: Path) -> None:
 
 
 def _note(results: Path) -> Path:
-    return _STATE / "lineage" / sha256_text(results.as_posix())[:16]
+    return STATE / "lineage" / sha256_text(results.as_posix())[:16]
 
 
 class LineageBuilder:
@@ -179,14 +180,15 @@ def job_facts(record: MetadataRecord, before: Job | None) -> Job:
     if before is not None and before["record"] == facts:
         return before
     # Folders of ours have a manifest among the inputs.
-    folders = {path for path in facts["input"] if Path(path).is_dir() and f"{path}.manifest.json" not in facts["input"]}
+    known = {*(facts["input_checksums"] or {}), *(path.removesuffix(".manifest.json") for path in facts["input"])}
+    folders = {path for path in facts["input"] if Path(path).is_dir() and path not in known}
     sources = {path: sha256 for path in sorted(folders) if (sha256 := sha256_of(Path(path), trust_manifest=True))}
     return {"rule": facts["rule"], "outputs": {}, "record": facts, "sources": sources}
 
 
 def recorded() -> Iterator[str]:
     """Paths that Snakemake has a record of: its file names in base64, long ones in several parts."""
-    folder = _STATE / "metadata"
+    folder = STATE / "metadata"
     for place, _, names in os.walk(folder):
         for name in names:
             parts = (Path(place) / name).relative_to(folder).parts
