@@ -98,7 +98,7 @@ def _read(path: str, size: int) -> str | None:
 
 
 def _state(path: Path) -> _State:
-    files = visible_files(path) if path.is_dir() else {"": path}
+    files = visible_files(path) if path.is_dir() else {"": path} if path.exists() else {}
     stats = {name: file.stat() for name, file in files.items()}
     facts = {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for name, stat in stats.items()}
     changed = max((stat.st_ctime for stat in stats.values()), default=0.0)
@@ -116,15 +116,15 @@ def _read_note() -> dict[str, list[str]]:
 def _patch_snakemake(given: Set[str], now: Mapping[str, str], read: Mapping[str, Set[str]]) -> None:
     """Answer Snakemake's questions about inputs by their hashes.
 
-    An input counts as newer when some job read other bytes than there are now; which job, Snakemake finds by the
-    checksums in its record.
+    An input counts as newer unless all jobs read the bytes that it has now; the checksums in its own record then tell
+    Snakemake which job is to run again.
     """
 
     async def is_newer(self: _IOFile, time: float) -> bool:
         path = str(self)
-        if self.is_ancient or path not in now or path not in read:
+        if self.is_ancient or path not in now:
             return await _is_newer(self, time)
-        return read[path] != {now[path]}
+        return read.get(path) != {now[path]}
 
     async def is_checksum_eligible(self: _IOFile, threshold: Any) -> bool:
         return str(self) in given or await _is_checksum_eligible(self, threshold)

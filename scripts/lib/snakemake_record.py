@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from snakemake.jobs import Job as SnakemakeJob
 from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 from snakemake.persistence.file import FilePersistence
 
@@ -29,6 +30,7 @@ _NOT_RECORDED = {"shellcmd", "conda_env", "external_jobid", "incomplete", "start
 _NOT_ARTEFACTS = {"logs", "timings", NAME}
 # The record of an output that Snakemake is to make again.
 UNKNOWN = {"params": [repr("bytes that no job wrote")], "record_format_version": RECORD_FORMAT_VERSION}
+_postprocess, _finished = SnakemakeJob.postprocess, FilePersistence.finished
 
 
 def agree(results: Path, *, during_run: bool = False) -> Lineage:
@@ -93,6 +95,37 @@ def _agree(results: Path) -> Lineage:
     _remember(results)
     _tell(results, restored, sorted(unknown))
     return Lineage(new.by_output)
+
+
+def keep_records_of_failed_jobs() -> None:
+    """Have this process's Snakemake record only jobs that succeed.
+
+    It records a failed job like any other, then removes the outputs. Where what was made from them is still there, the
+    next plan would find nothing to do, and old results would pass for those of the new rows or settings.
+    """
+    failed: set[SnakemakeJob] = set()
+
+    async def postprocess(self: SnakemakeJob, *args: Any, error: bool = False, **options: Any) -> None:
+        if error:
+            failed.add(self)
+        try:
+            await _postprocess(self, *args, error=error, **options)
+        finally:
+            failed.discard(self)
+
+    async def finished(self: FilePersistence, job: SnakemakeJob) -> None:
+        if job in failed:
+            self.cleanup(job)
+        else:
+            await _finished(self, job)
+
+    def cleanup(self: FilePersistence, job: SnakemakeJob) -> None:  # else it deletes the record
+        for file in job.output:
+            self._unmark_incomplete(self._get_key(file))
+
+    setattr(SnakemakeJob, postprocess.__name__, postprocess)
+    for method in (finished, cleanup):
+        setattr(FilePersistence, method.__name__, method)
 
 
 def snakemake_records() -> FilePersistence:

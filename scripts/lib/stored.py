@@ -11,7 +11,7 @@ from typing import Any
 from lib.cli import fail
 from lib.input_content import compare_by_content
 from lib.run_card import CODE, code_facts
-from lib.snakemake_record import agree
+from lib.snakemake_record import agree, keep_records_of_failed_jobs
 
 
 def prepare_storage(workflow: Any) -> None:
@@ -72,6 +72,7 @@ def known_before(workflow: Any, results: str, given: Iterable[str]) -> None:
     else:
         outputs, lineage = results, agree(Path(results))
     compare_by_content(given, outputs, lineage)
+    keep_records_of_failed_jobs()
 
 
 def known_after(workflow: Any, results: str) -> None:
