@@ -134,7 +134,8 @@ else:
 if workflow.is_main_process:
     or_exit(check_gpus, workflow.resource_settings.overwrite_resources)
     or_exit(check_unquoted, workflow, TEXTS)
-    or_exit(known_before, workflow, R)
+    user_paths = {*DATA_FILES, MODEL_PATH, *GIVEN.values()} - {TWEETS, None}
+    or_exit(known_before, workflow, R, user_paths)
 
 
 onstart:

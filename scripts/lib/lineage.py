@@ -9,12 +9,12 @@ import ast
 import json
 from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypedDict
 
 from lib.cli import fail
 from lib.files import canonical_json, published, read_json, sha256_file, sha256_text
-from lib.manifests import file_hashes, manifest_path
+from lib.manifests import manifest_path
 
 NAME = "lineage.json"
 
@@ -23,7 +23,7 @@ class Job(TypedDict):
     """One job. outputs: sha256 by path, as `sha256_of` has it.
 
     record: what Snakemake keeps of it, the same for all its outputs; `input_checksums` are in there. sources: sha256 of
-    the folders that the job read and no job wrote, of which Snakemake keeps none.
+    the folders that the job read and no job wrote, where the record has none (`lib.input_content` has it keep them).
     """
 
     rule: str
@@ -87,6 +87,8 @@ def lineage_text(lineage: Lineage) -> str:
 def sha256_of(path: Path, *, trust_manifest: bool = False) -> str | None:
     """sha256 of a file; of a directory that of its files' names and hashes; None when there is nothing.
 
+    Hidden files do not count: no rule reads `.git`, `.cache` or `.DS_Store` of a model, and other programs change them.
+
     trust_manifest: take the hashes that the directory's manifest names instead of reading weights again, for a
     directory that was written just now.
     """
@@ -97,7 +99,18 @@ def sha256_of(path: Path, *, trust_manifest: bool = False) -> str | None:
     known: dict[str, str] = {}
     if trust_manifest and manifest_path(path).is_file():
         known = read_json(manifest_path(path))["files"]
-    return sha256_text(canonical_json(file_hashes(path, known)))
+    files = visible_files(path)
+    return sha256_text(canonical_json({name: known.get(name) or sha256_file(file) for name, file in files.items()}))
+
+
+def visible_files(folder: Path) -> dict[str, Path]:
+    """Return all files below a folder but hidden ones, by path relative to it."""
+    names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    return {name: path for name, path in names.items() if not is_hidden(name) and path.is_file()}
+
+
+def is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
 def input_hashes(job: Job) -> dict[str, str | None]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from snakemake.jobs import Job as SnakemakeJob
 from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 from snakemake.persistence.file import FilePersistence
 
@@ -23,16 +24,17 @@ from lib.files import canonical_json, sha256_text
 from lib.lineage import NAME, Job, Lineage, input_hashes, read_lineage, sha256_of, write_lineage
 from lib.manifests import STAMP, manifest_path
 
-_STATE = Path(".snakemake")
+STATE = Path(".snakemake")
 # Repeated, or of one output alone, or another one in every process.
 _NOT_RECORDED = {"shellcmd", "conda_env", "external_jobid", "incomplete", "starttime", "endtime", "job_hash", "log"}
 _NOT_ARTEFACTS = {"logs", "timings", NAME}
 # The record of an output that Snakemake is to make again.
 UNKNOWN = {"params": [repr("bytes that no job wrote")], "record_format_version": RECORD_FORMAT_VERSION}
+_postprocess, _finished = SnakemakeJob.postprocess, FilePersistence.finished
 
 
-def agree(results: Path, *, during_run: bool = False) -> None:
-    """Make Snakemake's record and the lineage of `results` agree with what is on disk.
+def agree(results: Path, *, during_run: bool = False) -> Lineage:
+    """Make Snakemake's record and the lineage of `results` agree with what is on disk, and return that lineage.
 
     An output whose time is the one that Snakemake recorded is as Snakemake says: the lineage learns it. Any other is
     known by its bytes, and then Snakemake learns from the lineage how it was made, or it is unknown, and Snakemake
@@ -42,16 +44,16 @@ def agree(results: Path, *, during_run: bool = False) -> None:
     during_run: called by the run that holds the lock of the folder; else nothing is done while another one does.
     Raises `UserError` when the disk is full or may not be written.
     """
-    if not results.is_dir() or (not during_run and any((_STATE / "locks").glob("*"))):
-        return
+    if not results.is_dir() or (not during_run and any((STATE / "locks").glob("*"))):
+        return _lineage(results)
     try:
-        _agree(results)
+        return _agree(results)
     except OSError as error:
         what = error.strerror or str(error)
         fail(what, "free some space or mend the permissions, then start again", at=place_of(error) or results)
 
 
-def _agree(results: Path) -> None:
+def _agree(results: Path) -> Lineage:
     records = snakemake_records()
     old, new = _lineage(results), LineageBuilder()
     brought = _remembered(results) != sha256_of(results / NAME)
@@ -92,11 +94,43 @@ def _agree(results: Path) -> None:
         write_lineage(results, Lineage(new.by_output))
     _remember(results)
     _tell(results, restored, sorted(unknown))
+    return Lineage(new.by_output)
+
+
+def keep_records_of_failed_jobs() -> None:
+    """Have this process's Snakemake record only jobs that succeed.
+
+    It records a failed job like any other, then removes the outputs. Where what was made from them is still there, the
+    next plan would find nothing to do, and old results would pass for those of the new rows or settings.
+    """
+    failed: set[SnakemakeJob] = set()
+
+    async def postprocess(self: SnakemakeJob, *args: Any, error: bool = False, **options: Any) -> None:
+        if error:
+            failed.add(self)
+        try:
+            await _postprocess(self, *args, error=error, **options)
+        finally:
+            failed.discard(self)
+
+    async def finished(self: FilePersistence, job: SnakemakeJob) -> None:
+        if job in failed:
+            self.cleanup(job)
+        else:
+            await _finished(self, job)
+
+    def cleanup(self: FilePersistence, job: SnakemakeJob) -> None:  # else it deletes the record
+        for file in job.output:
+            self._unmark_incomplete(self._get_key(file))
+
+    setattr(SnakemakeJob, postprocess.__name__, postprocess)
+    for method in (finished, cleanup):
+        setattr(FilePersistence, method.__name__, method)
 
 
 def snakemake_records() -> FilePersistence:
     """Snakemake's record of this folder."""
-    return FilePersistence(path=_STATE.absolute())
+    return FilePersistence(path=STATE.absolute())
 
 
 def _teach(records: FilePersistence, path: str, facts: dict[str, Any]) -> None:
@@ -119,7 +153,7 @@ def _remember(results: Path) -> None:
 
 
 def _note(results: Path) -> Path:
-    return _STATE / "lineage" / sha256_text(results.as_posix())[:16]
+    return STATE / "lineage" / sha256_text(results.as_posix())[:16]
 
 
 class LineageBuilder:
@@ -179,14 +213,15 @@ def job_facts(record: MetadataRecord, before: Job | None) -> Job:
     if before is not None and before["record"] == facts:
         return before
     # Folders of ours have a manifest among the inputs.
-    folders = {path for path in facts["input"] if Path(path).is_dir() and f"{path}.manifest.json" not in facts["input"]}
+    known = {*(facts["input_checksums"] or {}), *(path.removesuffix(".manifest.json") for path in facts["input"])}
+    folders = {path for path in facts["input"] if Path(path).is_dir() and path not in known}
     sources = {path: sha256 for path in sorted(folders) if (sha256 := sha256_of(Path(path), trust_manifest=True))}
     return {"rule": facts["rule"], "outputs": {}, "record": facts, "sources": sources}
 
 
 def recorded() -> Iterator[str]:
     """Paths that Snakemake has a record of: its file names in base64, long ones in several parts."""
-    folder = _STATE / "metadata"
+    folder = STATE / "metadata"
     for place, _, names in os.walk(folder):
         for name in names:
             parts = (Path(place) / name).relative_to(folder).parts

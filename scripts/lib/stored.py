@@ -4,12 +4,14 @@ import json
 import os
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lib.cli import fail
+from lib.input_content import compare_by_content
 from lib.run_card import CODE, code_facts
-from lib.snakemake_record import agree
+from lib.snakemake_record import agree, keep_records_of_failed_jobs
 
 
 def prepare_storage(workflow: Any) -> None:
@@ -53,9 +55,10 @@ def storage_path(workflow: Any, path: str) -> str:
     return f"{workflow.storage_settings.default_storage_prefix.rstrip('/')}/{path}"
 
 
-def known_before(workflow: Any, results: str) -> None:
-    """Before a plan: hold Snakemake's record against the results, and against their lineage.
+def known_before(workflow: Any, results: str, given: Iterable[str]) -> None:
+    """Before a plan: hold Snakemake's record against the results and their lineage, and its inputs against their bytes.
 
+    given: files and folders of the configuration that no rule makes.
     Raises `UserError` where it cannot, or where jobs elsewhere could not write to such a folder.
     """
     if workflow.storage_settings.default_storage_provider and not re.match(r"\w", results):
@@ -63,10 +66,13 @@ def known_before(workflow: Any, results: str) -> None:
     if workflow.storage_settings.default_storage_provider == "azure":
         from lib import azure_storage, stored_lineage
 
-        stored_lineage.learn(storage_path(workflow, results), results)
-        azure_storage.list_once(storage_path(workflow, results))
+        outputs = storage_path(workflow, results)
+        lineage = stored_lineage.learn(outputs, results)
+        azure_storage.list_once(outputs)
     else:
-        agree(Path(results))
+        outputs, lineage = results, agree(Path(results))
+    compare_by_content(given, outputs, lineage)
+    keep_records_of_failed_jobs()
 
 
 def known_after(workflow: Any, results: str) -> None:

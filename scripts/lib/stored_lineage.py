@@ -13,8 +13,7 @@ from snakemake.persistence import MetadataRecord
 
 from lib import blobs
 from lib.files import canonical_json, sha256_text
-from lib.lineage import NAME, Job, Lineage, as_lineage, lineage_text
-from lib.manifests import STAMP
+from lib.lineage import NAME, Job, Lineage, as_lineage, is_hidden, lineage_text
 from lib.snakemake_record import UNKNOWN, LineageBuilder, job_facts, recorded, snakemake_records
 
 
@@ -45,7 +44,7 @@ class Stored:
         inside = self.inside.get(path)
         if inside is None:
             return self.found.get(path)
-        hashes = {name: blob.sha256 for name, blob in sorted(inside.items()) if PurePosixPath(name).name != STAMP}
+        hashes = {name: blob.sha256 for name, blob in sorted(inside.items()) if not is_hidden(name)}
         known = None if None in hashes.values() else sha256_text(canonical_json(hashes))
         return Blob(known, max(blob.written for blob in inside.values()))
 
@@ -58,8 +57,8 @@ class Stored:
             return Lineage({})
 
 
-def learn(results: str, name: str) -> None:
-    """Before a plan: make Snakemake's record say how the blobs were made that are there now.
+def learn(results: str, name: str) -> Lineage:
+    """Before a plan: make Snakemake's record say how the blobs were made that are there now. Return their lineage.
 
     A blob whose time is the one that Snakemake recorded is as it says. Any other was written by another machine's run:
     then the lineage beside it tells how, or nobody knows, and it is made again.
@@ -81,6 +80,7 @@ def learn(results: str, name: str) -> None:
                 inputs = job["record"]["input"] or []
                 facts = job["record"] | {"input": [stored.root + one if stored.find(one) else one for one in inputs]}
             records._write_record(query, MetadataRecord.model_validate(facts | {"endtime": blob.written}))
+        return lineage
 
 
 def write(results: str, name: str) -> None:
