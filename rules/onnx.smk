@@ -11,6 +11,35 @@ for name in VARIANTS:
 ROUNDED = sorted(set(CALIBRATED.values()))
 
 
+rule check_tokenizer:
+    """What ONNX Runtime GenAI's own tokenizer reads otherwise: told before the training, no error."""
+    input:
+        **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
+        base=ancient(rules.fetch_model.output.model),
+        base_manifest=rules.fetch_model.output.manifest,
+        script=script("check_tokenizer"),
+        modules=modules("check_tokenizer"),
+    output:
+        check=f"{R}/corpus/onnx_tokenizer.json",
+        # What training waits for: its bytes never change, so a new verdict breaks no adapter's lineage.
+        done=touch(f"{R}/corpus/onnx_tokenizer.done"),
+    log:
+        f"{R}/logs/check_tokenizer/log.txt",
+    benchmark:
+        f"{R}/timings/check_tokenizer/time.tsv"
+    conda:
+        "../envs/onnx.yaml"
+    resources:
+        mem_mb=data_memory,
+        runtime=data_time,
+    params:
+        versions=settings("onnxruntime-genai tokenizers"),
+    shell:
+        "exec python {input.script} --base {input.base}"
+        " --train {input.train} --validation {input.validation} --test {input.test}"
+        " --output {output.check} --log {log}"
+
+
 rule calibrate_weights:
     """Weights rounded to 4 bits so that the answers to training rows stay; no other rows are seen."""
     input:
@@ -86,7 +115,7 @@ rule build_onnx:
 
 
 rule score_onnx:
-    """An ONNX stage on the rows of one split, tokenizer compared with the training tokenizer's."""
+    """An ONNX stage on the rows of one split, its tokenizer compared with that of the training."""
     input:
         unpack(onnx_model),
         rows=f"{R}/corpus/{{split}}.jsonl",
@@ -155,7 +184,8 @@ rule benchmark_onnx:
     params:
         on_gpus=on_gpus,
         settings=settings(
-            "onnxruntime-genai onnxruntime", benchmark=CONFIGURATION["benchmark"]
+            "onnxruntime-genai onnxruntime tokenizers",
+            benchmark=CONFIGURATION["benchmark"],
         ),
     shell:
         "exec {params.on_gpus} python {input.script} --settings {params.settings:q} --model {input.model} --rows {input.rows}"

@@ -72,6 +72,7 @@ rule package_model:
     input:
         selection=rules.select_model.output.selection,
         template=rules.render_corpus.output.template,
+        tokenizer=rules.check_tokenizer.output.check,
         base=ancient(rules.fetch_model.output.model),
         base_manifest=rules.fetch_model.output.manifest,
         onnx=ancient(every(lambda: builds(SCORED))),
@@ -106,8 +107,8 @@ rule package_model:
         timings=in_results("timings"),
     shell:
         "{params.records}exec python {input.script} --settings {params.settings:q} --selection {input.selection}"
-        " --results {params.results} --template {input.template} --base {input.base} --timings {params.timings}"
-        " --output {output.model} --log {log}"
+        " --results {params.results} --template {input.template} --tokenizer {input.tokenizer}"
+        " --base {input.base} --timings {params.timings} --output {output.model} --log {log}"
 
 
 rule keep_selected:
@@ -166,6 +167,7 @@ rule summarise:
     input:
         audit=rules.audit_data.output.audit,
         split=rules.split_data.output.split,
+        tokenizer=rules.check_tokenizer.output.check,
         baselines=rules.score_baselines.output.scores,
         baseline_predictions=rules.score_baselines.output.predictions,
         base_validation=f"{R}/scores/base.validation.json",
@@ -211,6 +213,7 @@ rule summarise:
         results=results_folder,
     shell:
         "exec python {input.script} --settings {params.settings:q} --audit {input.audit} --split {input.split}"
+        " --tokenizer {input.tokenizer}"
         " --baselines {input.baselines} --baseline-predictions {input.baseline_predictions}"
         " --base-validation {input.base_validation}"
         " --base-validation-predictions {input.base_validation_predictions} --base-test {input.base_test}"
