@@ -12,10 +12,11 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 import onnxruntime_genai as og
@@ -53,10 +54,10 @@ def check_rows(base: Path, rows: list[tuple[str, int, dict[str, Any]]]) -> Token
     tokenizer = load_tokenizer(base)
     differences, at = [], ""
     try:
-        with tempfile.TemporaryDirectory() as folder, closing(OnnxTokenizer(write_empty_model(folder, base))) as theirs:
+        with tempfile.TemporaryDirectory() as folder, open_onnx_tokenizer(write_empty_model(folder, base)) as theirs:
             loaded()
             for split, line, row in rows:
-                at = f" (line {line} of {split}.jsonl)"
+                at = f" at line {line} of {split}.jsonl"
                 if difference := compare_row(tokenizer, theirs, row):
                     differences.append({"split": split, "line": line, **difference})
     except UnreadableError as error:
@@ -75,39 +76,49 @@ def compare_row(tokenizer: Tokenizer, theirs: "OnnxTokenizer", row: dict[str, An
     return None
 
 
-class OnnxTokenizer:
-    """`og.Tokenizer` in a process of its own: long texts or a foreign regular expression can crash or block it."""
+@contextmanager
+def open_onnx_tokenizer(model: Path) -> Iterator["OnnxTokenizer"]:
+    """Start `og.Tokenizer` in a process of its own: a long text or a foreign regular expression can crash or block it.
 
-    def __init__(self, model: Path) -> None:
-        """model: a folder that ONNX Runtime GenAI loads. Raises `UnreadableError` when it cannot read its tokenizer."""
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other_end = context.Pipe()
-        self._process = context.Process(target=_serve_ids, args=(model, other_end))
-        self._process.start()
-        other_end.close()
-        self._receive(_START_SECONDS)
+    model: a folder that ONNX Runtime GenAI loads. Raises `UnreadableError` when it cannot read its tokenizer.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipe, other_end = context.Pipe()
+    process = context.Process(target=_serve_ids, args=(model, other_end))
+    process.start()
+    other_end.close()
+    try:
+        tokenizer = OnnxTokenizer(process, pipe)
+        tokenizer.receive(_START_SECONDS)
+        yield tokenizer
+    finally:
+        process.kill()
+        process.join()
+
+
+class OnnxTokenizer(NamedTuple):
+    """The process of `og.Tokenizer`, and the pipe to it."""
+
+    process: BaseProcess
+    pipe: Connection
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text, nothing added. Raises `UnreadableError`."""
-        self._pipe.send(texts)
-        return self._receive(_ROW_SECONDS)
+        self.pipe.send(texts)
+        return self.receive(_ROW_SECONDS)
 
-    def close(self) -> None:
-        self._process.kill()
-        self._process.join()
-
-    def _receive(self, seconds: int) -> list[list[int]]:
-        if not self._pipe.poll(seconds):
-            self.close()
+    def receive(self, seconds: int) -> list[list[int]]:
+        """Wait for what the process sends. Raises `UnreadableError`."""
+        if not self.pipe.poll(seconds):
             raise UnreadableError(f"it needs more than {seconds} s for a text")
         try:
-            reply = self._pipe.recv()
+            reply: list[list[int]] | str = self.pipe.recv()
         except EOFError:
-            self._process.join()
-            code = self._process.exitcode or 0
+            self.process.join()
+            code = self.process.exitcode or 0
             if code >= 0:
                 raise RuntimeError(f"the process of og.Tokenizer ended with {code}") from None
-            raise UnreadableError(f"it crashes ({signal.Signals(-code).name})") from None
+            raise UnreadableError(f"it crashes with {signal.Signals(-code).name}") from None
         if isinstance(reply, str):
             raise UnreadableError(reply)
         return reply

@@ -21,7 +21,8 @@ from lib.workflow import fitting, one_of
 WHOLE_SWEEP = ["select_model", "keep_selected", "package_model", "summarise", "write_plots", "write_report"]
 TARGETS = ["selected.manifest.json", "metrics.json", "report.html"]
 OTHERS = """
-    base.manifest.json data/audit.json data/split.json corpus/leakage.json corpus/template.json corpus/test.jsonl
+    base.manifest.json data/audit.json data/split.json corpus/leakage.json corpus/onnx_tokenizer.json
+    corpus/template.json corpus/test.jsonl
     scores/baselines.json scores/baselines.predictions.jsonl scores/base.validation.json
     scores/base.validation.predictions.jsonl scores/base.test.json scores/base.test.predictions.jsonl
     scores/model.test.json scores/model.test.predictions.jsonl gate.json

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
 from lib import processes
 from lib.cli import progress
@@ -200,6 +199,8 @@ def add_answers(
 @torch.inference_mode()
 def greedy(model: Any, tokenizer: Tokenizer, prompts: list[list[int]], limit: int) -> list[list[int]]:
     """Greedy continuations of at most `limit` tokens, with the end token where one came."""
+    from transformers import GenerationConfig
+
     ids, mask = padded(prompts, max(map(len, prompts)), model.device)
     own = model.generation_config
     # What a call leaves open, generate() takes from the model's own settings: a base model's repetition_penalty would
