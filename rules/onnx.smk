@@ -11,6 +11,68 @@ for name in VARIANTS:
 ROUNDED = sorted(set(CALIBRATED.values()))
 
 
+rule check_tokenizer:
+    """What ONNX Runtime GenAI's own tokenizer reads otherwise: told before the training, no error."""
+    input:
+        **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
+        base=ancient(rules.fetch_model.output.model),
+        base_manifest=rules.fetch_model.output.manifest,
+        script=script("check_tokenizer"),
+        modules=modules("check_tokenizer"),
+    output:
+        check=f"{R}/corpus/onnx_tokenizer.json",
+        # What training waits for: its bytes never change, so a new verdict breaks no adapter's lineage.
+        done=touch(f"{R}/corpus/onnx_tokenizer.done"),
+    log:
+        f"{R}/logs/check_tokenizer/log.txt",
+    benchmark:
+        f"{R}/timings/check_tokenizer/time.tsv"
+    conda:
+        "../envs/onnx.yaml"
+    resources:
+        mem_mb=data_memory,
+        runtime=data_time,
+    params:
+        versions=settings("onnxruntime-genai tokenizers"),
+    shell:
+        "exec python {input.script:q} --base {input.base:q}"
+        " --train {input.train:q} --validation {input.validation:q} --test {input.test:q}"
+        " --output {output.check:q} --log {log:q}"
+
+
+rule check_build:
+    """Told before the training: variants that this base model, or lengths that this corpus, could not take after it."""
+    input:
+        **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
+        template=rules.render_corpus.output.template,
+        base=ancient(rules.fetch_model.output.model),
+        base_manifest=rules.fetch_model.output.manifest,
+        script=script("check_build"),
+        modules=modules("check_build"),
+    output:
+        done=touch(f"{R}/corpus/build.done"),
+    log:
+        f"{R}/logs/check_build/log.txt",
+    benchmark:
+        f"{R}/timings/check_build/time.tsv"
+    conda:
+        "../envs/onnx.yaml"
+    resources:
+        mem_mb=memory(needs.CHECK_BUILD_MB),
+        runtime=data_time,
+    params:
+        settings=settings(
+            "transformers tokenizers",
+            seed=CONFIG.seed,
+            variants=VARIANTS,
+            evaluate=part("evaluate", "max_new_tokens"),
+            benchmark=CONFIGURATION["benchmark"],
+        ),
+    shell:
+        "exec python {input.script:q} --settings {params.settings:q} --base {input.base:q} --train {input.train:q}"
+        " --validation {input.validation:q} --test {input.test:q} --template {input.template:q} --log {log:q}"
+
+
 rule calibrate_weights:
     """Weights rounded to 4 bits so that the answers to training rows stay; no other rows are seen."""
     input:
@@ -18,6 +80,7 @@ rule calibrate_weights:
         merged_manifest=lambda wildcards: f"{merged_folder(wildcards.run)}.manifest.json",
         rows=rules.render_corpus.output.train,
         leakage=rules.check_leakage.output.leakage,
+        checked=ancient(rules.check_build.output.done),
         script=script("calibrate_weights"),
         modules=modules("calibrate_weights"),
     output:
@@ -55,6 +118,7 @@ rule build_onnx:
     input:
         unpack(build_source),
         rows=rules.render_corpus.output.validation,
+        checked=ancient(rules.check_build.output.done),
         script=script("build_onnx"),
         modules=modules("build_onnx"),
     output:
@@ -86,7 +150,7 @@ rule build_onnx:
 
 
 rule score_onnx:
-    """An ONNX stage on the rows of one split, tokenizer compared with the training tokenizer's."""
+    """An ONNX stage on the rows of one split, its tokenizer compared with that of the training."""
     input:
         unpack(onnx_model),
         rows=f"{R}/corpus/{{split}}.jsonl",
@@ -155,7 +219,8 @@ rule benchmark_onnx:
     params:
         on_gpus=on_gpus,
         settings=settings(
-            "onnxruntime-genai onnxruntime", benchmark=CONFIGURATION["benchmark"]
+            "onnxruntime-genai onnxruntime tokenizers",
+            benchmark=CONFIGURATION["benchmark"],
         ),
     shell:
         "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --model {input.model:q} --rows {input.rows:q}"

@@ -72,6 +72,7 @@ rule package_model:
     input:
         selection=rules.select_model.output.selection,
         template=rules.render_corpus.output.template,
+        tokenizer=rules.check_tokenizer.output.check,
         base=ancient(rules.fetch_model.output.model),
         base_manifest=rules.fetch_model.output.manifest,
         onnx=ancient(every(lambda: builds(SCORED))),
@@ -106,8 +107,8 @@ rule package_model:
         timings=in_results("timings"),
     shell:
         "{params.records:q} && exec python {input.script:q} --settings {params.settings:q} --selection {input.selection:q}"
-        " --results {params.results:q} --template {input.template:q} --base {input.base:q} --timings {params.timings:q}"
-        " --output {output.model:q} --log {log:q}"
+        " --results {params.results:q} --template {input.template:q} --tokenizer {input.tokenizer:q} --base {input.base:q}"
+        " --timings {params.timings:q} --output {output.model:q} --log {log:q}"
 
 
 rule keep_selected:
@@ -170,6 +171,7 @@ rule summarise:
     input:
         audit=rules.audit_data.output.audit,
         split=rules.split_data.output.split,
+        tokenizer=rules.check_tokenizer.output.check,
         baselines=rules.score_baselines.output.scores,
         baseline_predictions=rules.score_baselines.output.predictions,
         base_validation=f"{R}/scores/base.validation.json",
@@ -215,6 +217,7 @@ rule summarise:
         results=results_folder,
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --audit {input.audit:q} --split {input.split:q}"
+        " --tokenizer {input.tokenizer:q}"
         " --baselines {input.baselines:q} --baseline-predictions {input.baseline_predictions:q}"
         " --base-validation {input.base_validation:q}"
         " --base-validation-predictions {input.base_validation_predictions:q} --base-test {input.base_test:q}"

@@ -49,6 +49,10 @@ rule train_adapter:
         validation=rules.render_corpus.output.validation,
         template=rules.render_corpus.output.template,
         leakage=rules.check_leakage.output.leakage,
+        # By order only: what the checks find is told before the training and changes nothing in it.
+        checked=ancient(
+            [f"{R}/corpus/{check}.done" for check in ("build", "onnx_tokenizer")]
+        ),
         base=ancient(rules.fetch_model.output.model),
         base_manifest=rules.fetch_model.output.manifest,
         script=script("train_adapter"),

@@ -18,6 +18,7 @@ from lib.files import read_jsonl, write_json
 from lib.manifests import read_manifest
 from lib.memory import peak_rss_mb
 from lib.onnx_model import OnnxModel, load_onnx
+from lib.tokens import Tokenizer, load_tokenizer
 
 
 class Times(NamedTuple):
@@ -35,11 +36,11 @@ def main(args: argparse.Namespace) -> None:
     if not prompts:
         fail("no rows", "bring more rows, or raise split.validation", at=args.rows)
     begin = time.perf_counter()
-    model = load_onnx(args.model, args.threads)
+    model, tokenizer = load_onnx(args.model, args.threads), load_tokenizer(args.model)
     load_s = time.perf_counter() - begin
     loaded()
-    measure(model, prompts[0], settings["new_tokens"])  # the first run allocates and warms caches
-    times = [measure(model, prompt, settings["new_tokens"]) for prompt in prompts]
+    measure(model, tokenizer, prompts[0], settings["new_tokens"])  # the first run allocates and warms caches
+    times = [measure(model, tokenizer, prompt, settings["new_tokens"]) for prompt in prompts]
     first, speed = summary([t.first_token_ms for t in times]), summary([t.tokens_per_second for t in times])
     result = {
         "size_mb": sum((args.model / name).stat().st_size for name in manifest["files"]) / 1e6,
@@ -57,10 +58,10 @@ def main(args: argparse.Namespace) -> None:
     write_json(args.output, result)
 
 
-def measure(model: OnnxModel, prompt: str, new_tokens: int) -> Times:
+def measure(model: OnnxModel, tokenizer: Tokenizer, prompt: str, new_tokens: int) -> Times:
     """Times of one prompt. The answer goes on to `new_tokens`, end token or not. Raises `UserError` when too long."""
     begin = time.perf_counter()
-    ids = model.encode(prompt)
+    ids = tokenizer.encode(prompt)
     length = len(ids) + new_tokens
     if length > model.context_length:
         fail(

@@ -28,7 +28,7 @@ from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import LIBRARIES_MB, require_memory
 from lib.onnx_model import Reader, context_length, open_onnx
 from lib.onnx_weights import Graph, dequantised, gptq_values, grid_of, largest_error
-from lib.tokens import end_token_ids
+from lib.tokens import end_token_ids, load_tokenizer
 
 # Deterministic answers: what the model says most likely, whatever the base model's own defaults are.
 SEARCH = {
@@ -256,7 +256,7 @@ def check_answers(folder: Path, merged: Path, variant: dict[str, Any], prompts: 
         model = open_onnx(folder, threads)
     except RuntimeError as error:
         _refuse(f"the builder made a model that ONNX Runtime cannot load: {_reason(error)}", error)
-    encoded = [model.encode(prompt) for prompt in prompts]
+    encoded = load_tokenizer(folder).encode_batch(prompts)
     try:
         reader, logits = Reader(model, max(map(len, encoded)) + _ANSWER_TOKENS), []
         for ids in encoded:

@@ -13,7 +13,7 @@ from typing import Any
 from lib.calibration_rows import calibration_rows, pack_ids
 from lib.cli import fail, parser, progress, run, settings_argument
 from lib.corpus import load_template, read_rows
-from lib.files import read_json, write_json
+from lib.files import read_json
 from lib.manifests import read_manifest
 from lib.scoring import answer_limit, encode_choices
 from lib.tokens import Tokenizer, encode_pairs, load_tokenizer, max_tokens
@@ -43,7 +43,6 @@ def main(args: argparse.Namespace) -> None:
         check_lengths(getattr(args, split), rows[split], tokenizer, limit, max_tokens(args.base))
     prompts = rows["validation"][: settings["benchmark"]["prompts"]]
     check_lengths(args.validation, prompts, tokenizer, settings["benchmark"]["new_tokens"], max_tokens(args.base))
-    write_json(args.output, {"variants": list(settings["variants"]), "max_tokens": max_tokens(args.base)})
     progress(f"check_build: {len(settings['variants'])} variants fit the base model and the corpus")
 
 
@@ -130,5 +129,4 @@ if __name__ == "__main__":
     for split in ("train", "validation", "test"):
         arguments.add_argument(f"--{split}", type=Path, required=True, help=f"corpus/{split}.jsonl")
     arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
-    arguments.add_argument("--output", type=Path, required=True, help="what was checked")
     run(arguments, main)

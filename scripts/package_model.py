@@ -12,6 +12,7 @@ from lib.manifests import RUN_CARD, manifest_path, read_manifest, write_manifest
 from lib.report.minutes import by_rule, read_jobs
 from lib.run_card import run_card
 from lib.selection import selected
+from lib.tokenizer_check import describe_check
 
 
 def main(args: argparse.Namespace) -> None:
@@ -25,6 +26,7 @@ def main(args: argparse.Namespace) -> None:
         "onnx": manifest_path(onnx),
         "selection": args.selection,
         "template": args.template,
+        "tokenizer": args.tokenizer,
     }
     with published_directory(args.output) as folder:
         for name in manifest["files"]:
@@ -79,7 +81,7 @@ def model_card(
         "## Use",
         'With slmflow: `python scripts/predict.py --model FOLDER "text"`. `template.json` says how an input becomes a'
         f" prompt (inputs and answer take at most {template['max_length']} tokens) and `genai_config.json` where the"
-        " model stops; decoding is greedy.",
+        f" model stops; decoding is greedy. {describe_check(read_json(inputs['tokenizer']))}",
         "## Base model",
         _list(settings["base_model"]) + _provenance(base),
         "## Fine-tuning",
@@ -133,6 +135,7 @@ if __name__ == "__main__":
     arguments.add_argument("--selection", type=Path, required=True, help="selection.json")
     results_argument(arguments)
     arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
+    arguments.add_argument("--tokenizer", type=Path, required=True, help="corpus/onnx_tokenizer.json")
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     arguments.add_argument("--timings", type=Path, required=True, help="folder of Snakemake's benchmark files")
     arguments.add_argument(

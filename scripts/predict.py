@@ -4,12 +4,15 @@
     python scripts/predict.py --model results/model --file inputs.csv --json
 
 Prints label and probability (task generation: the answer), one line per input and in their order;
-with --json one JSON object per line. A file is plain text with one input a line, or .jsonl, .json or
-.csv with the columns of the template. Every input is checked before the first is answered.
-Needs onnxruntime-genai, numpy, tokenizers and jinja2: neither torch nor transformers.
+line breaks, tabs and control characters in an answer are written as JSON writes them (\\n, \\t, ...).
+With --json one JSON object per line, which holds the exact text.
+A file is plain text with one input a line (it ends at \\n or \\r\\n and nowhere else), or .jsonl, .json,
+.csv or .parquet with the columns of the template. Every input is checked before the first is answered.
+Needs onnxruntime-genai, numpy, tokenizers and jinja2, for Parquet also datasets: neither torch nor transformers.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -23,14 +26,15 @@ import numpy as np
 from lib.cli import fail, parser, run
 from lib.files import read_json
 from lib.onnx_model import OnnxModel, Reader, load_onnx
-from lib.readers import read_rows
+from lib.readers import SUFFIXES, read_rows
 from lib.records import MISSING, as_text, column
-from lib.scoring import answer_text
+from lib.scoring import answer_text, encode_choices
 from lib.templates import Template, render_completion, render_prompt
 from lib.tokens import Tokenizer, load_tokenizer
 from lib.truncation import shortened
 
-_TABLES = (".json", ".jsonl", ".ndjson", ".csv")
+# What some program or terminal takes for the end of a line, and what would act on a terminal.
+_BREAKS = re.compile("[\x00-\x1f\x80-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -55,38 +59,64 @@ def main(args: argparse.Namespace) -> None:
     model = load_onnx(args.model, args.threads)
     ask = classify if template["task"] == "classification" else generate
     for given, result in zip(values, ask(model, tokenizer, template, prompts), strict=True):
-        if args.json:
-            single = given[template["columns"][0]] if len(given) == 1 else given
-            print(json.dumps({"input": single, **result}, ensure_ascii=False), flush=True)
-        elif "label" in result:
-            print(f"{result['label']}\t{result['probability']:.4f}", flush=True)
-        else:
-            print(result["answer"], flush=True)
+        print(as_json(given, result) if args.json else as_line(result), flush=True)
+
+
+def as_json(given: dict[str, str], result: dict[str, Any]) -> str:
+    """Return an answer with its input as one line of JSON."""
+    asked = next(iter(given.values())) if len(given) == 1 else given
+    return _on_one_line(json.dumps({"input": asked, **result}, ensure_ascii=False))
+
+
+def as_line(result: dict[str, Any]) -> str:
+    """Return an answer as a person reads it, always in one line."""
+    if "label" in result:
+        return f"{_on_one_line(result['label'])}\t{result['probability']:.4f}"
+    return _on_one_line(result["answer"])
+
+
+def _on_one_line(text: str) -> str:
+    return _BREAKS.sub(lambda sign: json.dumps(sign[0])[1:-1], text)
 
 
 def read_inputs(texts: Sequence[str], file: Path | None, columns: Sequence[str]) -> Iterator[Input]:
     """The texts of the command line, then those of the file."""
-    tabular = file is not None and file.suffix.lower() in _TABLES
+    tabular = file is not None and file.suffix.lower() in SUFFIXES
     if len(columns) != 1 and (texts or (file and not tabular)):
         fail(f"the model takes the columns {', '.join(columns)}", "give them in a .jsonl or .csv with --file")
     for number, text in enumerate(texts, start=1):
         yield Input({columns[0]: text}, f"text {number}")
     if file is None:
         return
-    if tabular:
-        for source in read_rows(file):
-            if source.error:
-                fail(source.error, "mend or remove the line", at=file, line=source.line)
-            yield Input(source.row, file, source.line)
+    if not tabular:
+        for number, line in enumerate(read_lines(file), start=1):
+            yield Input({columns[0]: line}, file, number)
         return
+    if file.suffix.lower() == ".parquet" and importlib.util.find_spec("datasets") is None:
+        fail("Parquet is read with datasets, which is not installed", "pip install datasets, or save as .csv", at=file)
+    for source in read_rows(file):
+        if source.error:
+            fail(source.error, "mend or remove the line", at=file, line=source.line)
+        yield Input(source.row, file, source.line)
+
+
+def read_lines(file: Path) -> list[str]:
+    r"""Return the lines of a text file, which end at \n or \r\n. Raises `UserError` when it is none.
+
+    str.splitlines would also break a text at form feeds, U+0085 and U+2028, and answer its pieces.
+    """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        raw = file.read_bytes()
+        text = raw.decode("utf-8-sig")
     except FileNotFoundError:
         fail("no such file", "check the path", at=file)
-    except UnicodeDecodeError:
-        fail("not UTF-8", "save the file as UTF-8", at=file)
-    for number, line in enumerate(lines, start=1):
-        yield Input({columns[0]: line}, file, number)
+    except IsADirectoryError:
+        fail("not a file", "check the path", at=file)
+    except UnicodeDecodeError as error:
+        fail("not UTF-8", "save the file as UTF-8", at=file, line=raw.count(b"\n", 0, error.start) + 1)
+    if "\r" in text and "\n" not in text:
+        fail("its lines end with carriage returns alone", "save it with line ends \\n or \\r\\n", at=file)
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 def checked_values(one: Input, columns: Sequence[str], tokenizer: Tokenizer) -> dict[str, str]:
@@ -102,6 +132,9 @@ def checked_values(one: Input, columns: Sequence[str], tokenizer: Tokenizer) -> 
             fail(f"column {name!r} is a list or an object", "give text", at=one.at, line=one.line)
         if not text:
             fail("empty text", f"the model needs something in {name!r}", at=one.at, line=one.line)
+        if "\0" in text:
+            what = f"{name!r} contains a NUL character"
+            fail(what, "take it out: no text of the training had one", at=one.at, line=one.line)
         if found := control.search(text):
             what = f"{name!r} contains the control token {found[0]!r}"
             fail(what, "take it out: the model would read it as a command, not as text", at=one.at, line=one.line)
@@ -131,12 +164,10 @@ def classify(
 ) -> Iterator[dict[str, Any]]:
     """The most probable label of each prompt, and the share of each label in their probability."""
     labels = template["labels"]
-    answers = [render_completion(cast(Template, template), label) for label in labels]
-    encoded = [(model.encode(prompt), [model.encode(prompt + answer) for answer in answers]) for prompt in prompts]
-    reader = Reader(model, max(len(whole) for _, wholes in encoded for whole in wholes))
-    for prompt, wholes in encoded:
-        first = reader.read(prompt)
-        log_probs = np.array(reader.log_probs(first, [whole[len(prompt) :] for whole in wholes]))
+    encoded = encode_choices(tokenizer, cast(Template, template), prompts)
+    reader = Reader(model, max(len(prompt) + max(map(len, choices)) for prompt, choices in encoded))
+    for prompt, choices in encoded:
+        log_probs = np.array(reader.log_probs(reader.read(prompt), choices))
         shares = np.exp(log_probs - log_probs.max())
         shares /= shares.sum()
         best = int(shares.argmax())
@@ -148,7 +179,7 @@ def generate(
     model: OnnxModel, tokenizer: Tokenizer, template: dict[str, Any], prompts: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """The greedy answer to each prompt, at most as long as the longest row of the training data."""
-    encoded = [model.encode(prompt) for prompt in prompts]
+    encoded = tokenizer.encode_batch(prompts)
     longest = max(map(len, encoded))
     limit = min(template["max_length"], model.context_length - longest)
     reader = Reader(model, longest + limit)
@@ -162,7 +193,7 @@ if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument("--model", type=Path, required=True, help="folder of the packaged model")
     arguments.add_argument("text", nargs="*", metavar="TEXT", help="inputs, where the model takes one column")
-    arguments.add_argument("--file", type=Path, help="inputs: text lines, .jsonl, .json or .csv")
+    arguments.add_argument("--file", type=Path, help="inputs: text lines, .jsonl, .json, .csv or .parquet")
     arguments.add_argument("--json", action="store_true", help="one JSON object per input")
     arguments.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     run(arguments, main)

@@ -1,8 +1,8 @@
 """Score an ONNX model on the rows of one split, as `score_checkpoint` scores a PyTorch one.
 
-The token ids of the ONNX tokenizer are first compared with those of the training tokenizer. Then,
-row by row: the probability of each label (generation: of the reference), end token included, and a
-free greedy answer on the first rows.
+The tokenizer in the model's folder, which those who use it have, must give the ids of the training.
+Then, row by row: the probability of each label (generation: of the reference), end token included,
+and a free greedy answer on the first rows.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from lib.onnx_model import OnnxModel, Reader, load_onnx
 from lib.onnx_scorer import open_scorer
 from lib.scoring import answer_limit, answer_text, encode_choices, write_score
 from lib.templates import Template
-from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
+from lib.tokens import Tokenizer, encode_pairs, first_difference, load_tokenizer
 
 Row = dict[str, Any]
 
@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
     rows = read_rows(args.rows)
     model = load_onnx(args.model, args.threads)
     loaded()
-    check_tokenizer(model, tokenizer, args.rows, rows)
+    check_shipped_tokenizer(load_tokenizer(args.model), tokenizer, args.rows, rows)
     score = score_labels if template["task"] == "classification" else score_references
     predictions = list(with_progress(score(model, tokenizer, template, rows, args.settings["evaluate"]), len(rows)))
     write_score(
@@ -46,24 +46,20 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-def check_tokenizer(model: OnnxModel, tokenizer: Tokenizer, file: Path, rows: Sequence[Row]) -> None:
+def check_shipped_tokenizer(shipped: Tokenizer, trained: Tokenizer, file: Path, rows: Sequence[Row]) -> None:
     """Raises `UserError` naming the first row whose ids differ between the two tokenizers."""
-    for line, row in enumerate(rows, start=1):
-        for text in (row["prompt"], row["prompt"] + row["completion"]):
-            expected, found = tokenizer.encode(text), model.encode(text)
-            if expected == found:
-                continue
-            place = next(
-                (index for index, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]),
-                min(len(expected), len(found)),
-            )
-            fail(
-                f"the ONNX tokenizer reads token {place} as {_token(tokenizer, found, place)},"
-                f" the training tokenizer as {_token(tokenizer, expected, place)}",
-                "its scores would be of other prompts: take such text out of the data, or another base model",
-                at=file,
-                line=line,
-            )
+    for texts in ([row["prompt"] for row in rows], [row["prompt"] + row["completion"] for row in rows]):
+        pairs = zip(trained.encode_batch(texts), shipped.encode_batch(texts), strict=True)
+        for line, (expected, found) in enumerate(pairs, start=1):
+            place = first_difference(expected, found)
+            if place is not None:
+                fail(
+                    f"the model's tokenizer reads token {place} as {shipped.describe(found, place)},"
+                    f" the training tokenizer as {trained.describe(expected, place)}",
+                    "its scores would be of other prompts: delete the model's folder and run again",
+                    at=file,
+                    line=line,
+                )
 
 
 def score_labels(
@@ -105,7 +101,7 @@ def score_references(
         answer, stopped = answer_text(tokenizer, template, reader.answer(limit)) if asked else (None, None)
         yield {
             "id": row["id"],
-            "reference": target_text(template, row["completion"]).strip(),
+            "reference": target_text(template, row["completion"]),
             "answer": answer,
             "stopped": stopped,
             "log_prob": reader.log_probs(first, [completion])[0],
@@ -121,10 +117,6 @@ def with_progress(predictions: Iterator[Row], count: int) -> Iterator[Row]:
             progress(f"score_onnx: {number} of {count} rows")
             said = time.monotonic()
         yield prediction
-
-
-def _token(tokenizer: Tokenizer, ids: Sequence[int], place: int) -> str:
-    return f"{ids[place]} {tokenizer.token(ids[place])!r}" if place < len(ids) else "its end"
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def main(args: argparse.Namespace) -> None:
     base = {"validation": _quality(args.base_validation), "test": _quality(args.base_test)}
     summary = {
         "data": _data(read_json(args.audit), read_json(args.split)),
+        "tokenizer": {key: read_json(args.tokenizer)[key] for key in ("rows", "differ", "error")},
         "baselines": {name: splits for name, splits in read_json(args.baselines).items() if name != "extra"},
         "base": base | {"size_mb": _size_mb(args.base)},
         "runs": _runs(args),
@@ -169,6 +170,7 @@ if __name__ == "__main__":
     for name, what in {
         "audit": "audit.json",
         "split": "split.json",
+        "tokenizer": "onnx_tokenizer.json",
         "baselines": "baselines.json",
         "baseline-predictions": "their predictions",
         "base-validation": "score of the untouched base on validation rows",

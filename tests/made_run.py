@@ -169,6 +169,8 @@ class MadeRun:
             "data/audit.json",
             "--split",
             "data/split.json",
+            "--tokenizer",
+            "corpus/onnx_tokenizer.json",
             *self._baselines(),
             "--base-validation",
             "scores/base.validation.json",
@@ -297,6 +299,8 @@ class MadeRun:
         }
         write_json(self.path("data/split.json"), {"counts": counts, "by_label": by_label if classified else None})
         write_json(self.path("corpus/leakage.json"), {"rows": counts, "threshold": 0.8, "across_splits": {}})
+        read = {"rows": sum(counts.values()), "differ": 3, "error": None, "examples": []}
+        write_json(self.path("corpus/onnx_tokenizer.json"), read)
         words = {"share": 0.111, "by_label": dict.fromkeys(LABELS, 0.11)}
         shortcut = {"word": "cake", "label": "positive", "rows": 41, "rows_of_label": 40}
         write_json(self.path("data/audit.json"), {

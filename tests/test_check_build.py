@@ -7,7 +7,6 @@ import pytest
 from onnx_samples import SETTINGS, build, write_corpus
 
 from lib.cli import UserError
-from lib.files import read_json
 from lib.variants import Variant
 
 
@@ -26,20 +25,16 @@ def check(tiny_phi3, tmp_path_factory):
             "benchmark": {"prompts": 3, "new_tokens": new_tokens},
         }
         files = dict.fromkeys(("train", "validation", "test"), rows[task] / "rows.jsonl")
-        (folder / "build.json").unlink(missing_ok=True)
         check_build.main(
             argparse.Namespace(
                 settings=settings,
                 base=tiny_phi3,
                 template=rows[task] / "template.json",
-                output=folder / "build.json",
                 **files,
             )
         )
-        return read_json(folder / "build.json")
 
     run.rows = rows["classification"] / "rows.jsonl"
-    run.output = folder / "build.json"
     return run
 
 
@@ -92,7 +87,6 @@ def test_what_cannot_work_is_refused_before_the_training(check, task, settings, 
     with pytest.raises(UserError) as error:
         check(task, **settings)
     assert expected in str(error.value)
-    assert not check.output.exists()
 
 
 @pytest.mark.parametrize("size", [32, 64, 256])
@@ -121,5 +115,5 @@ def test_the_check_says_what_the_builder_does(check, tiny_phi3, tmp_path, option
 
 def test_what_can_be_built_passes(check):
     nodes = ["/lm_head/MatMul", "/model/layers.1/mlp/down_proj/MatMul", "/model/layers.0/attn/qkv_proj/MatMul"]
-    assert check(nodes_to_exclude=nodes) == {"variants": ["mine"], "max_tokens": 511}
-    assert check("generation", algo_config="auto_round", calibration={"rows": 5, "length": 32})
+    check(nodes_to_exclude=nodes)
+    check("generation", algo_config="auto_round", calibration={"rows": 5, "length": 32})

@@ -1,6 +1,9 @@
 """Building, scoring and measuring ONNX models, on random 2-layer models."""
 
+import argparse
 import json
+import multiprocessing
+import re
 import shutil
 import subprocess
 import sys
@@ -8,9 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from onnx_samples import LABELS, build, score, write_corpus
+from tokenizers import normalizers, pre_tokenizers, trainers
 
 from lib.cli import UserError
+from lib.files import read_jsonl, write_jsonl
+from lib.manifests import write_manifest
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
@@ -258,10 +265,11 @@ def test_free_answers_equal_those_of_the_checkpoint(fp32, tiny_model, corpus):
     from transformers import AutoModelForCausalLM
 
     from lib.onnx_model import Reader, load_onnx
+    from lib.tokens import load_tokenizer
 
     model = load_onnx(fp32, threads=1)
     checkpoint = AutoModelForCausalLM.from_pretrained(tiny_model)
-    prompts = [model.encode(json.loads(line)["prompt"]) for line in (corpus / "rows.jsonl").read_text().splitlines()]
+    prompts = load_tokenizer(fp32).encode_batch([row["prompt"] for row in read_jsonl(corpus / "rows.jsonl")])
     reader = Reader(model, max(map(len, prompts)) + 6)
     for prompt in prompts:
         reader.read(prompt)
@@ -321,20 +329,145 @@ def test_another_tokenizer_is_an_error_that_names_the_row(phi3_fp32, tiny_phi3, 
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(
         UserError,
-        match=r"rows\.jsonl:4: the ONNX tokenizer reads token \d+ as \d+ 'Ġdog', the training tokenizer as \d+ 'Ġold'",
+        match=r"rows\.jsonl:4: the model's tokenizer reads token \d+ as (\d+) 'Ġold', the training tokenizer as (?!\1)\d+ 'Ġold'",
     ):
         score(model, tiny_phi3, phi3_corpus, tmp_path / "score.json")
     assert not (tmp_path / "score.json").exists()
 
 
-def test_tokenizers_agree_on_hard_texts(phi3_fp32, tiny_phi3):
-    from lib.onnx_model import load_onnx
-    from lib.tokens import load_tokenizer
+def test_a_model_whose_tokenizer_onnx_runtime_cannot_read_is_scored_alike(phi3_fp32, tiny_phi3, phi3_corpus, tmp_path):
+    model = shutil.copytree(phi3_fp32, tmp_path / "model")
+    shutil.copyfile(f"{phi3_fp32}.manifest.json", tmp_path / "model.manifest.json")
+    edit_json(model / "tokenizer_config.json", tokenizer_class="OfAnotherLibrary")
+    found = score(model, tiny_phi3, phi3_corpus, tmp_path / "score.json")[1]
+    assert found == score(phi3_fp32, tiny_phi3, phi3_corpus, tmp_path / "as_built.json")[1]
 
-    model, tokenizer = load_onnx(phi3_fp32, threads=1), load_tokenizer(tiny_phi3)
-    hard = ["日本 עברית 👩‍👩‍👧", "a\r\nb \n c", "x  24", "<|user|>\nhi<|end|>", "<s>hello", "  lead", "�\u200d"]
-    for text in hard:
-        assert model.encode(text) == tokenizer.encode(text), text
+
+# What other programs read
+
+HARD_TEXTS = ["日本 עברית 👩‍👩‍👧", "a\r\nb \n c", "x  24", "<|user|>\nhi<|end|>", "<s>hello", "  lead", "�\u200d"]
+
+
+def edit_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def with_split(pattern: str):
+    """A change of the tokenizer: it first splits texts by a regular expression."""
+
+    def change(backend):
+        split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+        last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, last])
+
+    return change
+
+
+def digits_apart(backend):
+    """As of SmolLM2 and StarCoder, which have tokens of several spaces."""
+    digits, last = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, last])
+    specials = [token.content for _, token in sorted(backend.get_added_tokens_decoder().items()) if token.special]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=specials, initial_alphabet=last.alphabet())
+    backend.train_from_iterator(["Total:  10 of  20"] * 9, trainer)
+
+
+def composing(backend):
+    """As of Qwen."""
+    backend.normalizer = normalizers.NFC()
+
+
+def unchanged(backend):
+    pass
+
+
+def base_with(base: Path, folder: Path, change, **config) -> Path:
+    """A copy of the base model, its manifest included, with a changed tokenizer."""
+    copy = shutil.copytree(base, folder / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    backend = tokenizers.Tokenizer.from_file(str(copy / "tokenizer.json"))
+    change(backend)
+    backend.save(str(copy / "tokenizer.json"))
+    edit_json(copy / "tokenizer_config.json", **config)
+    write_manifest(copy, inputs={}, settings={})
+    return copy
+
+
+def checked(base: Path, folder: Path, texts: list[str]) -> dict:
+    """The verdict on two training rows and one row in each other split for each text."""
+    import check_tokenizer
+
+    rows = [{"prompt": text, "completion": f"joy{text}<|end|>"} for text in texts]
+    files = {split: folder / f"{split}.jsonl" for split in ("train", "validation", "test")}
+    for file in files.values():
+        write_jsonl(file, rows)
+    check_tokenizer.main(argparse.Namespace(base=base, output=folder / "check.json", **files))
+    return json.loads((folder / "check.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "texts", "first"),
+    [
+        (unchanged, HARD_TEXTS, None),
+        (unchanged, ["fine", "cut \0 here"], ("195 'Ā'", "its end")),
+        (digits_apart, ["Total: 10", "Total:  10"], ("263 'ĠĠ'", "227 'Ġ'")),
+        (composing, ["café", "cafe\u0301"], ("134 'Ã'", "75 'e'")),
+    ],
+)
+def test_rows_that_other_programs_read_otherwise_are_told_before_the_training(
+    tiny_phi3, tmp_path, change, texts, first, capfd
+):
+    check = checked(base_with(tiny_phi3, tmp_path, change), tmp_path, texts)
+    said = capfd.readouterr().err
+    if first is None:
+        assert check == {"rows": 3 * len(texts), "differ": 0, "error": None, "examples": []}
+        assert f"own tokenizer reads all {3 * len(texts)} rows as the model was trained" in said
+        return
+    assert (check["rows"], check["differ"], check["error"]) == (6, 3, None)
+    assert "own tokenizer reads 3 of 6 rows otherwise than the model was trained: predict.py does not use it" in said
+    assert [(one["split"], one["line"]) for one in check["examples"]] == [("train", 2), ("validation", 2), ("test", 2)]
+    assert (check["examples"][0]["trained"], check["examples"][0]["onnx"]) == first
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "texts", "error"),
+    [
+        (unchanged, {"tokenizer_class": "OfAnotherLibrary"}, ["a"], r"Unsupported tokenizer class: OfAnotherLibrary$"),
+        (with_split(r"(?<=a)b|."), {}, ["a"], r"Invalid regex.*"),
+        (
+            with_split("([a-z]|[0-9])+|."),
+            {},
+            ["a", "ab" * 100_000],
+            "it crashes with SIGSEGV at line 2 of train.jsonl",
+        ),
+        (
+            with_split("(x+x+)+y|."),
+            {},
+            ["xxy", "x" * 40],
+            "it needs more than 1 s for a text at line 2 of train.jsonl",
+        ),
+    ],
+)
+def test_a_tokenizer_that_other_programs_cannot_read_is_a_verdict_and_no_error(
+    tiny_phi3, tmp_path, change, config, texts, error, monkeypatch, capfd
+):
+    import check_tokenizer
+
+    monkeypatch.setattr(check_tokenizer, "_ROW_SECONDS", 1)
+    check = checked(base_with(tiny_phi3, tmp_path, change, **config), tmp_path, texts)
+    assert (check["rows"], check["differ"], check["examples"]) == (3 * len(texts), None, [])
+    assert re.match(error, check["error"])
+    assert "own tokenizer cannot read this model's (" in capfd.readouterr().err
+    assert not multiprocessing.active_children()
+
+
+def test_the_check_reads_as_the_built_model_will(fp32, tiny_model, tmp_path):
+    import check_tokenizer
+    import onnxruntime_genai as og
+
+    theirs = og.Tokenizer(og.Model(str(fp32)))
+    with check_tokenizer.open_onnx_tokenizer(check_tokenizer.write_empty_model(str(tmp_path), tiny_model)) as found:
+        texts = [*HARD_TEXTS, "cut \0 here"]
+        assert found.encode(texts) == [theirs.encode(text).tolist() for text in texts]
 
 
 def test_more_than_the_context_is_refused(phi3_fp32):

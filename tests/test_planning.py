@@ -23,7 +23,8 @@ from lib.workflow import check_unquoted, find_path, fitting, one_of, project_fol
 WHOLE_SWEEP = ["select_model", "keep_selected", "package_model", "summarise", "write_plots", "write_report"]
 TARGETS = ["selected.manifest.json", "metrics.json", "report.html"]
 OTHERS = """
-    base.manifest.json data/audit.json data/split.json corpus/leakage.json corpus/template.json corpus/test.jsonl
+    base.manifest.json data/audit.json data/split.json corpus/leakage.json corpus/onnx_tokenizer.json
+    corpus/template.json corpus/test.jsonl
     scores/baselines.json scores/baselines.predictions.jsonl scores/base.validation.json
     scores/base.validation.predictions.jsonl scores/base.test.json scores/base.test.predictions.jsonl
     scores/model.test.json scores/model.test.predictions.jsonl gate.json

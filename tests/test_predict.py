@@ -2,9 +2,12 @@
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from onnx_samples import LABELS, TEXTS, VARIANT, build, score, write_corpus
 
@@ -33,12 +36,14 @@ def package(folder: Path, base: Path, corpus: Path, selection: dict = SELECTION,
     from lib.files import write_json
 
     write_json(folder / "selection.json", selection)
+    write_json(folder / "onnx_tokenizer.json", {"rows": 1200, "differ": 7, "error": None, "examples": []})
     package_model.main(
         argparse.Namespace(
             settings=PACKAGE_SETTINGS | settings,
             selection=folder / "selection.json",
             results=Layout(folder),
             template=corpus / "template.json",
+            tokenizer=folder / "onnx_tokenizer.json",
             base=base,
             timings=folder / "timings",
             output=folder / "model",
@@ -77,7 +82,7 @@ def test_the_package_is_the_selected_build_with_template_and_card(workspace, tin
     manifest = json.loads((workspace / "model.manifest.json").read_text())
     assert manifest["files"].keys() == built.keys() | {"template.json", "README.md"}
     assert {name: manifest["files"][name] for name in built} == built
-    assert manifest["inputs"].keys() == {"base", "onnx", "selection", "template"}
+    assert manifest["inputs"].keys() == {"base", "onnx", "selection", "template", "tokenizer"}
     assert (manifest["run"], manifest["variant"]) == ("lora", "int4")
     card = (model / "README.md").read_text()
     for text in (
@@ -88,6 +93,7 @@ def test_the_package_is_the_selected_build_with_template_and_card(workspace, tin
         "selection.max_size_mb 200",
         "grid of the quantized weights: default",
         "model.test.json",
+        "own tokenizer reads 7 of 1,200 rows otherwise than the model was trained: predict.py does not use it",
         built["model.onnx"],
     ):
         assert text in card
@@ -129,6 +135,12 @@ def test_what_was_never_run_is_not_packaged(workspace, tiny_phi3, tmp_path):
         package(tmp_path, tiny_phi3, workspace / "corpus")
 
 
+def ask(model: Path, *texts: str, file: Path | None = None, as_json: bool = True) -> None:
+    import predict
+
+    predict.main(argparse.Namespace(model=model, text=texts, file=file, json=as_json, threads=1))
+
+
 def test_a_text_gives_label_and_probability(run_script, model, tmp_path):
     done = run_script("predict", "--model", model, TEXTS[0], TEXTS[1], cwd=tmp_path)
     lines = [line.split("\t") for line in done.stdout.splitlines()]
@@ -138,14 +150,13 @@ def test_a_text_gives_label_and_probability(run_script, model, tmp_path):
         assert 1 / len(LABELS) <= float(probability) <= 1
 
 
-def test_json_agrees_with_the_scores(run_script, model, workspace, tiny_phi3, tmp_path):
+def test_json_agrees_with_the_scores(model, workspace, tiny_phi3, tmp_path, capsys):
     import numpy as np
 
     onnx = workspace / "runs" / "lora" / "onnx" / "int4"
     scores = score(onnx, tiny_phi3, workspace / "corpus", tmp_path / "score.json")[1]
-    (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
-    done = run_script("predict", "--model", model, "--file", tmp_path / "texts.txt", "--json", "--threads", 1)
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    ask(model, *TEXTS)
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [answer["input"] for answer in answers] == TEXTS
     for answer, expected in zip(answers, scores, strict=True):
         log_probs = np.array([expected["log_probs"][label] for label in LABELS])
@@ -155,6 +166,15 @@ def test_json_agrees_with_the_scores(run_script, model, workspace, tiny_phi3, tm
         assert answer["probability"] == max(answer["probabilities"].values())
 
 
+def test_a_tokenizer_that_onnx_runtime_cannot_read_changes_no_answer(model, tmp_path, capsys):
+    ask(model, *TEXTS)
+    expected = capsys.readouterr().out
+    other = variant_of(model, tmp_path)
+    (other / "tokenizer_config.json").write_text('{"tokenizer_class": "OfAnotherLibrary"}')
+    ask(other, *TEXTS)
+    assert capsys.readouterr().out == expected
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -162,19 +182,70 @@ def test_json_agrees_with_the_scores(run_script, model, workspace, tiny_phi3, tm
         ("rows.json", '[{"text": "He cried"}, {"text": 42}]'),
         ("rows.csv", 'id,text\n1,He cried\n2,"42"\n'),
         ("rows.txt", "He cried\n42\n"),
+        ("rows.txt", "\ufeffHe cried\r\n42"),
+        ("rows.parquet", ["He cried", "42"]),
     ],
 )
 def test_files_of_every_kind_are_read_alike(model, tmp_path, name, content, capsys):
-    (tmp_path / name).write_text(content)
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table({"id": [1, 2], "text": content}), tmp_path / name)
+    else:
+        (tmp_path / name).write_text(content, newline="")
     ask(model, file=tmp_path / name)
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [answer["input"] for answer in answers] == ["He cried", "42"]
 
 
-def ask(model: Path, *texts: str, file: Path | None = None) -> None:
+ODD_LINES = [
+    "first\u2028of one",
+    "form\x0cfeed",
+    "\x85next\u2029line",
+    "a\rreturn",
+    "\x1c\x1d\x1e in it",
+    "\ufeff last",
+]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_line_of_a_file_gives_one_line_of_output(model, tmp_path, end, as_json, capsys):
+    """Whatever else Unicode and Python take for the end of a line."""
+    (tmp_path / "rows.txt").write_text(end.join(ODD_LINES) + end, encoding="utf-8", newline="")
+    ask(model, file=tmp_path / "rows.txt", as_json=as_json)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(ODD_LINES)
+    if as_json:
+        assert [json.loads(line)["input"] for line in lines] == [text.strip() for text in ODD_LINES]
+
+
+@pytest.mark.parametrize(
+    ("result", "line"),
+    [
+        (
+            {"answer": "Take a coat.\n\n\tGo\u2028now\x1b[2J", "stopped": True},
+            r"Take a coat.\n\n\tGo\u2028now\u001b[2J",
+        ),
+        ({"answer": "", "stopped": False}, ""),
+        ({"answer": r"C:\new é", "stopped": True}, r"C:\new é"),
+        ({"label": "a\tb\x85c", "probability": 0.5, "probabilities": {}}, "a\\tb\\u0085c\t0.5000"),
+    ],
+)
+def test_an_answer_is_one_line_and_exact_as_json(result, line):
     import predict
 
-    predict.main(argparse.Namespace(model=model, text=texts, file=file, json=True, threads=1))
+    assert predict.as_line(result) == line
+    given = {"text": "x\u2029y"}
+    assert len(predict.as_json(given, result).splitlines()) == 1
+    assert json.loads(predict.as_json(given, result)) == {"input": "x\u2029y", **result}
+
+
+def test_parquet_without_its_library_is_one_line(model, tmp_path, monkeypatch):
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "rows.parquet")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"rows\.parquet: Parquet is read with datasets, which is not installed; pip inst"
+    ):
+        ask(model, file=tmp_path / "rows.parquet")
 
 
 @pytest.mark.parametrize(
@@ -186,11 +257,15 @@ def ask(model: Path, *texts: str, file: Path | None = None) -> None:
         ("rows.jsonl", '{"text": "a"}\n{"text": \n', "rows.jsonl:2: not JSON"),
         ("rows.txt", "fine\nhello<|end|> you\n", "rows.txt:2: 'text' contains the control token '<|end|>'"),
         ("rows.txt", "fine\n\nfine\n", "rows.txt:2: empty text"),
+        ("rows.txt", "fine\n\x0c\nfine\n", "rows.txt:2: empty text"),
+        ("rows.txt", "one\rtwo\rthree\r", "rows.txt: its lines end with carriage returns alone"),
+        ("rows.txt", "fine\nh\0llo\n", "rows.txt:2: 'text' contains a NUL character; take it out"),
+        ("rows.jsonl", '{"text": "a"}\n{"text": "h\\u0000llo"}\n', "rows.jsonl:2: 'text' contains a NUL character"),
         ("rows.txt", "", "nothing to answer"),
     ],
 )
 def test_unusable_inputs_are_named_before_anything_is_answered(model, tmp_path, name, content, message, capsys):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, newline="")
     with pytest.raises(UserError) as error:
         ask(model, file=tmp_path / name)
     assert message in str(error.value)
@@ -198,17 +273,22 @@ def test_unusable_inputs_are_named_before_anything_is_answered(model, tmp_path, 
 
 
 def test_wrong_calls_end_in_one_line(run_script, model, tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"one\ntwo\nn\xe4chste\n")
     calls = {
-        f"error: {tmp_path / 'nowhere'}: not a packaged model": ("--model", tmp_path / "nowhere", "text"),
-        "error: nothing to answer": ("--model", model),
-        f"error: {tmp_path / 'none.csv'}: no such file": ("--model", model, "--file", tmp_path / "none.csv"),
-        "error: text 1: empty text": ("--model", model, "  "),
+        f"{tmp_path / 'nowhere'}: not a packaged model": {"model": tmp_path / "nowhere"},
+        "nothing to answer": {},
+        f"{tmp_path / 'none.csv'}: no such file": {"file": tmp_path / "none.csv"},
+        f"{tmp_path / 'none.txt'}: no such file": {"file": tmp_path / "none.txt"},
+        f"{tmp_path}: not a file": {"file": tmp_path},
+        f"{tmp_path / 'latin.txt'}:3: not UTF-8": {"file": tmp_path / "latin.txt"},
     }
     for message, call in calls.items():
-        done = run_script("predict", *call, check=False)
-        assert done.returncode == 1
-        assert done.stderr.startswith(message)
-        assert done.stderr.count("\n") == 1
+        with pytest.raises(UserError, match=re.escape(message)) as error:
+            ask(**{"model": model, **call})
+        assert "\n" not in str(error.value)
+    done = run_script("predict", "--model", model, "  ", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: text 1: empty text")
 
 
 def test_long_inputs_are_cut_as_in_training_or_refused(model, tmp_path, capsys, monkeypatch):
@@ -242,19 +322,18 @@ def test_several_columns_need_a_table(model, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["input"] == {"place.city": "Ulm", "text": "hello"}
 
 
-def test_generation_prints_the_answer(run_script, model, tmp_path):
+def test_generation_prints_the_answer(model, tmp_path, capsys):
     generating = variant_of(model, tmp_path, task="generation", labels=None)
-    done = run_script("predict", "--model", generating, "hello", "--json")
-    answer = json.loads(done.stdout)
+    ask(generating, "hello")
+    answer = json.loads(capsys.readouterr().out)
     assert answer.keys() == {"input", "answer", "stopped"}
-    plain = run_script("predict", "--model", generating, "hello").stdout
-    assert plain == answer["answer"] + "\n"
+    ask(generating, "hello", as_json=False)
+    assert capsys.readouterr().out == answer["answer"] + "\n"
 
 
-def test_a_broken_model_is_one_line(run_script, model, tmp_path):
+def test_a_broken_model_is_one_line(model, tmp_path):
     broken = variant_of(model, tmp_path)
     (broken / "model.onnx").write_bytes(b"no model")
-    done = run_script("predict", "--model", broken, "hello", check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {broken}: ONNX Runtime cannot load it")
-    assert done.stderr.count("\n") == 1
+    with pytest.raises(UserError, match=rf"^{re.escape(str(broken))}: ONNX Runtime cannot load it") as error:
+        ask(broken, "hello")
+    assert "\n" not in str(error.value)

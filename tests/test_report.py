@@ -135,6 +135,7 @@ def test_reasons_hashes_and_settings_are_there(made, page):
     assert "set aside: exact duplicate" in page.text
     for path in ("base.manifest.json", "model.manifest.json"):
         assert sha256_file(made.path(path)) in page.text
+    assert "own tokenizer reads 3 of 520 rows otherwise than the model was trained: predict.py does not" in page.text
 
 
 def test_every_manifest_of_a_sweep_is_in_the_report_as_the_data_goes(made_sweep, sweep_html):

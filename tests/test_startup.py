@@ -25,6 +25,7 @@ NEEDED = {
     "calibrate_weights": "numpy torch",
     "check_gate": "numpy",
     "check_leakage": "numpy",
+    "check_tokenizer": "numpy onnx onnxruntime_genai",
     "choose_merge": "numpy",
     "clean": "",
     "compare_results": "numpy",

@@ -19,7 +19,9 @@ TRAINING = {"real_tokens", "supervised_tokens", "tokens_per_second", "matmul_pea
 
 def test_summary_has_every_promised_key(made):
     summary = made.read("summary.json")
-    assert list(summary) == ["verdict", "data", "baselines", "base", "runs", "selected", "ranking", "model", "gate"]
+    assert list(summary) == [
+        *("verdict", "data", "tokenizer", "baselines", "base", "runs", "selected", "ranking", "model", "gate")
+    ]
     assert "extra" not in summary["baselines"]
     run = summary["runs"]["lora"]
     assert set(run["training"]) == TRAINING | {"best_step"}
@@ -53,6 +55,7 @@ def test_numbers_of_rows_come_from_audit_and_split(made):
     data = made.read("summary.json")["data"]
     assert data["rejected"] == data["rows"] - data["kept"] == 20
     assert (data["train"], data["validation"], data["test"]) == (150, 150, 220)
+    assert made.read("summary.json")["tokenizer"] == {"rows": 520, "differ": 3, "error": None}
 
 
 def test_each_stage_is_compared_with_the_one_before(made):

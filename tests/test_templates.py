@@ -153,6 +153,16 @@ def test_end_token_comes_once_and_last(tiny_model, corpus):
 def test_end_token_of_the_text_template_itself_is_not_doubled(tiny_phi3):
     _tokenizer, template = compiled({"text_template": "{phrase}\n{tone}<|end|>\n"}, tiny_phi3)
     assert render_completion(template, "joy") == "joy<|end|>"
+    _tokenizer, template = compiled({"text_template": "{phrase}\n{tone}.\n<|end|>x<|end|>"}, tiny_phi3)
+    assert template["completion"] == [{"column": "tone"}, {"text": ".\n"}, {"text": "<|end|>"}]
+
+
+@pytest.mark.parametrize("answered", ["", "{{ m.content }} {{ m.content }}", "{{ eos_token }}{{ m.content }}"])
+def test_chat_template_that_does_not_write_the_answer_once_is_refused(tiny_llama, tmp_path, answered):
+    """Left out, written twice, or behind an end token: nothing could be learnt from such rows."""
+    source = f"{{% for m in messages %}}{{% if m.role == 'user' %}}U{{% else %}}{answered}{{% endif %}}{{% endfor %}}"
+    with pytest.raises(UserError, match="writes the answer [02] times before its end token; use corpus.text_template"):
+        compiled({**CHAT, "user": "x"}, with_chat_template(tiny_llama, tmp_path, source))
 
 
 def test_eos_that_does_not_end_generation_is_refused(tiny_phi3, tmp_path):

@@ -329,17 +329,19 @@ def with_bos(base: Path, folder: Path) -> Path:
 
 def test_bos_is_there_once_in_training_and_in_onnx_runtime(tiny_phi3, tmp_path):
     """Once in the corpus text, and added a second time by no tokenizer (3)."""
-    from lib.onnx_model import load_onnx
+    import onnxruntime_genai as og
 
     base = with_bos(tiny_phi3, tmp_path / "base")
     rows = list(read_jsonl(learnable_corpus(base, tmp_path) / "train.jsonl"))
-    onnx = load_onnx(build(base, tmp_path / "train.jsonl", tmp_path / "int4"), threads=1)
+    onnx = build(base, tmp_path / "train.jsonl", tmp_path / "int4")
+    shipped, theirs = load_tokenizer(onnx), og.Tokenizer(og.Model(str(onnx)))
     for row, example in zip(
         rows, batches.encode_rows(load_tokenizer(base), rows, loss="completion", max_length=512), strict=True
     ):
         assert example["input_ids"][0] == 1
         assert example["input_ids"].count(1) == 1
-        assert onnx.encode(row["prompt"] + row["completion"]) == example["input_ids"]
+        text = row["prompt"] + row["completion"]
+        assert shipped.encode(text) == theirs.encode(text).tolist() == example["input_ids"]
 
 
 def test_a_label_that_joins_the_prompt_stops_the_scoring(tiny_phi3):
@@ -398,10 +400,9 @@ SENTENCE = [
 
 def test_training_and_use_read_the_same_ids(tiny_model, tmp_path):
     """200 odd rows (5): from raw values, as `predict.py` asks, to the ids of training and of ONNX Runtime (6)."""
+    import onnxruntime_genai as og
     import predict
     from test_corpus import SPLITS, TEXT, kept_rows, render
-
-    from lib.onnx_model import load_onnx
 
     generator = random.Random(5)
     phrases = [f"{number}{''.join(generator.choices(SIGNS, k=12))}.".strip() for number in range(200)]
@@ -409,16 +410,17 @@ def test_training_and_use_read_the_same_ids(tiny_model, tmp_path):
     corpus = render(tmp_path, tiny_model, kept, TEXT)
     rows = {row["id"]: row for split in SPLITS for row in read_jsonl(corpus / f"{split}.jsonl")}
     onnx = build(tiny_model, corpus / "train.jsonl", tmp_path / "int4")
-    model, tokenizer = load_onnx(onnx, threads=1), load_tokenizer(onnx)
+    tokenizer, theirs = load_tokenizer(onnx), og.Tokenizer(og.Model(str(onnx)))
     template = read_json(corpus / "template.json")
     for raw in kept:
         row = rows[raw["id"]]
         trained = batches.encode_rows(load_tokenizer(tiny_model), [row], loss="completion", max_length=512)[0]
         prompt = predict.fitting_prompt(predict.Input(raw["values"], "test"), raw["values"], template, tokenizer)
-        asked = model.encode(prompt)
+        asked = tokenizer.encode(prompt)
+        assert asked == theirs.encode(prompt).tolist()
         assert asked == trained["input_ids"][: len(asked)]
         assert all(label == batches.IGNORED for label in trained["labels"][: len(asked)])
-        answered = model.encode(prompt + render_completion(template, raw["target"]))
+        answered = tokenizer.encode(prompt + render_completion(template, raw["target"]))
         assert answered == trained["input_ids"]
 
 

@@ -1,20 +1,58 @@
-"""What the baselines and the report look at: the text of a row without what the template adds to it."""
+"""What a row was before the template was put around it: the input, the target, and the answer of a model."""
 
 import re
-from collections.abc import Sequence
+from typing import NoReturn
 
 from lib.cli import fail
-from lib.templates import Segment, Template
+from lib.templates import Template, render_completion
 
 
 def input_text(template: Template, prompt: str) -> str:
-    """The column values that a prompt was rendered from, one a line. Raises `UserError` as `_values`."""
-    return _values(template["prompt"], prompt)
+    """Return the column values that a prompt was rendered from, one a line.
+
+    Raises `UserError` when it was not rendered from the template.
+    """
+    segments = template["prompt"]
+    pattern = "".join("(.*?)" if "column" in segment else re.escape(segment["text"]) for segment in segments)
+    match = re.fullmatch(pattern, prompt, re.DOTALL)
+    if match is None:
+        _fail_foreign(prompt)
+    return "\n".join(match.groups())
 
 
 def target_text(template: Template, completion: str) -> str:
-    """The answer that a completion was rendered from. Raises `UserError` as `_values`."""
-    return _values(template["completion"], completion)
+    """Return the target that a completion was rendered from.
+
+    Raises `UserError` when it was not rendered from the template.
+    """
+    target = extract_answer(template, completion)
+    if render_completion(template, target) != completion:
+        _fail_foreign(completion)
+    return target
+
+
+def extract_answer(template: Template, text: str) -> str:
+    """Return the answer in a completion, or in what a model says, without the template's own text.
+
+    References and answers of every engine go through this, so that a model that says exactly the completion has
+    answered with the target. Text before or behind the answer that a model leaves out is not missed. Without the end
+    token the text was cut off, perhaps inside the text behind the answer.
+    """
+    before, behind, end = fixed_texts(template)
+    complete = text.endswith(end)
+    answer = re.sub(rf"\A{_loose(before)}", "", text.removesuffix(end).strip())
+    for part in [behind] if complete else [behind[:size] for size in range(len(behind), 0, -1)]:
+        if found := re.search(rf"{_loose(part)}\Z", answer):
+            return answer[: found.start()].strip()
+    return answer.strip()
+
+
+def fixed_texts(template: Template) -> tuple[str, str, str]:
+    """Return what a template writes before the answer and behind it, and the end token."""
+    *segments, end = template["completion"]
+    place = next(place for place, segment in enumerate(segments) if "column" in segment)
+    before, behind = ("".join(one["text"] for one in part) for part in (segments[:place], segments[place + 1 :]))
+    return before, behind, end["text"]
 
 
 def word_places(word: str, text: str) -> list[int]:
@@ -22,10 +60,10 @@ def word_places(word: str, text: str) -> list[int]:
     return [match.start() for match in re.finditer(rf"(?<!\w){re.escape(word.casefold())}(?!\w)", text.casefold())]
 
 
-def _values(segments: Sequence[Segment], text: str) -> str:
-    """Raises `UserError` when `text` was not rendered from `segments`."""
-    pattern = "".join("(.*?)" if "column" in segment else re.escape(segment["text"]) for segment in segments)
-    match = re.fullmatch(pattern, text, re.DOTALL)
-    if match is None:
-        fail(f"{text[:60]!r} does not follow the template", "rows and template are of different runs: make both again")
-    return "\n".join(match.groups())
+def _loose(text: str) -> str:
+    """Return a pattern of the text with any white space: tokenizers drop some beside a control token."""
+    return r"\s*".join(re.escape(word) for word in text.split())
+
+
+def _fail_foreign(text: str) -> NoReturn:
+    fail(f"{text[:60]!r} does not follow the template", "rows and template are of different runs: make both again")

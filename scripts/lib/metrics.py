@@ -111,8 +111,8 @@ def middle_95(values: np.ndarray) -> list[float] | None:
 
 def parse_answer(answer: str, labels: Sequence[str]) -> str | None:
     """The label that a free answer is, or None. `joyful`, `Joy.` and `joy or fear` are no labels."""
-    text = answer.strip()
-    return text if text in labels else None
+    text = _composed(answer.strip())
+    return next((label for label in labels if _composed(label) == text), None)
 
 
 def token_f1(answer: str, reference: str) -> float:
@@ -150,7 +150,7 @@ def _classification(predictions: Sequence[Prediction], labels: list[str]) -> dic
 
 def _generation(predictions: Sequence[Prediction]) -> dict[str, Statistic]:
     answered = np.array([row["answer"] is not None for row in predictions], dtype=float)
-    pairs = [(row["answer"] or "", row["reference"]) for row in predictions]
+    pairs = [(_composed(row["answer"] or ""), _composed(row["reference"])) for row in predictions]
     exact = np.array([folded(answer) == folded(reference) for answer, reference in pairs])
     overlap = np.array([token_f1(answer, reference) for answer, reference in pairs])
     return {
@@ -276,6 +276,11 @@ def _row_weights(n: int, seed: int, samples: int) -> Iterator[np.ndarray]:
 def folded(text: str) -> str:
     """Without white space at the ends, and with one space between words."""
     return " ".join(text.split())
+
+
+def _composed(text: str) -> str:
+    """Return the text in Unicode NFC: some tokenizers write so whatever they read, and it is the same text."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _squad_words(text: str) -> list[str]:

@@ -21,18 +21,17 @@ from lib.tokens import shared_beginning
 
 @dataclass
 class OnnxModel:
-    """A loaded model with its tokenizer (`og.Model` and `og.Tokenizer` carry no types), and where it is from."""
+    """A loaded model (`og.Model` carries no types) and where it is from.
+
+    Without `og.Tokenizer`, which reads some texts otherwise than the tokenizer of the training: ids come from
+    `lib.tokens` here, too.
+    """
 
     model: Any
-    tokenizer: Any
     context_length: int
     folder: Path
     threads: int
     on_cpu: bool
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of `text` as it stands; og.Tokenizer adds no special tokens."""
-        return self.tokenizer.encode(text).tolist()
 
     @cached_property
     def gives_all_logits(self) -> bool:
@@ -75,7 +74,6 @@ def open_onnx(folder: Path, threads: int) -> OnnxModel:
     model = og.Model(config)
     return OnnxModel(
         model,
-        og.Tokenizer(model),
         context_length(made),
         folder,
         threads,

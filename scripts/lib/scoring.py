@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.files import sha256_file, write_json, write_jsonl
+from lib.inputs import extract_answer, fixed_texts
 from lib.manifests import manifest_path
 from lib.metrics import quality
 from lib.templates import Template, render_completion
@@ -33,11 +34,12 @@ def answer_limit(template: Template, choices: Sequence[Sequence[int]], max_new_t
 
 
 def answer_text(tokenizer: Tokenizer, template: Template, ids: Sequence[int]) -> tuple[str, bool]:
-    """Text of a free answer without what the template puts behind it, and whether it stopped by itself."""
+    """Return a free answer without the template's own text, and whether it stopped by itself."""
     end = next((place for place, id_ in enumerate(ids) if id_ in tokenizer.end_ids), None)
-    text = tokenizer.decode(ids if end is None else ids[:end])
-    suffix = render_completion(template, "").removesuffix(tokenizer.eos).strip()
-    return text.strip().removesuffix(suffix).strip() if suffix else text.strip(), end is not None
+    if end is None:
+        return extract_answer(template, tokenizer.decode(ids)), False
+    # Whichever token ended it: to the template it is its own.
+    return extract_answer(template, tokenizer.decode(ids[:end]) + fixed_texts(template)[-1]), True
 
 
 def write_score(

@@ -26,7 +26,10 @@ Segment = dict[str, str]  # {"text": ...} or {"column": ...}
 
 
 class Template(TypedDict):
-    """The rendered form of `corpus:`; `corpus/template.json` holds it for every later reader."""
+    """The rendered form of `corpus:`; `corpus/template.json` holds it for every later reader.
+
+    completion: text before the answer if any, the target's column, text behind it if any, the end token.
+    """
 
     task: str
     target: str
@@ -163,24 +166,39 @@ def _cut(text: str, names: Mapping[str, str]) -> list[Segment]:
 
 
 def _ended(completion: list[Segment], tokenizer: Tokenizer) -> list[Segment]:
-    """Cut the completion behind its first end token, or append the tokenizer's own."""
+    """Cut the completion behind its first end token, or append the tokenizer's own; its last segment is that token.
+
+    Raises `UserError` when no end token is known, or the answer does not stand before it exactly once.
+    """
     ends = {tokenizer.token(id_) for id_ in tokenizer.end_ids}
-    result: list[Segment] = []
-    for segment in completion:
-        found = min((segment["text"].find(end) + len(end) for end in ends if end in segment.get("text", "")), default=0)
+    result, end = _before_end(completion, ends)
+    if end is None:
+        if tokenizer.eos not in ends:
+            fail(
+                f"the tokenizer's eos token {tokenizer.eos!r} is not among the ids that end a text {sorted(ends)}",
+                "end the answer in the template with one of them",
+            )
+        end = tokenizer.eos
+    answers = sum("column" in segment for segment in result)
+    if answers != 1:
+        fail(f"the template writes the answer {answers} times before its end token", "use corpus.text_template")
+    return [*_merged(result), {"text": end}]
+
+
+def _before_end(completion: list[Segment], ends: set[str]) -> tuple[list[Segment], str | None]:
+    """Return the segments before the first end token, and that token or None."""
+    for place, segment in enumerate(completion):
+        text = segment.get("text", "")
+        # At the same place the longest, as tokenizers read it.
+        found = min(((text.find(end), -len(end), end) for end in ends if end in text), default=None)
         if found:
-            return [*result, {"text": segment["text"][:found]}]
-        result.append(segment)
-    if tokenizer.eos not in ends:
-        fail(
-            f"the tokenizer's eos token {tokenizer.eos!r} is not among the ids that end a text {sorted(ends)}",
-            "end the answer in the template with one of them",
-        )
-    return _merged([*result, {"text": tokenizer.eos}])
+            start, _, end = found
+            return completion[:place] + ([{"text": text[:start]}] if start else []), end
+    return completion, None
 
 
 def _merged(segments: list[Segment]) -> list[Segment]:
-    """Join neighbouring texts, so that equal templates are equal data."""
+    """Join neighboring texts, so that equal templates are equal data."""
     result: list[Segment] = []
     for segment in segments:
         if result and "text" in segment and "text" in result[-1]:

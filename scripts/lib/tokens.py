@@ -54,6 +54,10 @@ class Tokenizer:
             fail(f"the tokenizer has no token {id_}", "the model and its tokenizer do not belong together")
         return text
 
+    def describe(self, ids: Sequence[int], place: int) -> str:
+        """Return id and text of one of `ids` for a message, or that they end before it."""
+        return f"{ids[place]} {self.backend.id_to_token(ids[place])!r}" if place < len(ids) else "its end"
+
 
 def load_tokenizer(model: Path) -> Tokenizer:
     """Read the tokenizer of a model folder (`tokenizer.json`, `tokenizer_config.json`, configs).
@@ -129,6 +133,14 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
             )
         result.append((head, whole[len(head) :]))
     return result
+
+
+def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | None:
+    """Return the place of the first id that differs, None where all are equal."""
+    if list(expected) == list(found):
+        return None
+    pairs = enumerate(zip(expected, found, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(expected), len(found)))
 
 
 def shared_beginning(rows: Sequence[Sequence[int]]) -> int:

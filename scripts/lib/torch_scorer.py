@@ -14,6 +14,7 @@ import torch
 
 from lib import processes
 from lib.cli import progress
+from lib.inputs import target_text
 from lib.metrics import SELECTED_BY, point, statistics
 from lib.scoring import answer_limit, answer_text, encode_choices
 from lib.templates import Template
@@ -198,38 +199,35 @@ def add_answers(
 @torch.inference_mode()
 def greedy(model: Any, tokenizer: Tokenizer, prompts: list[list[int]], limit: int) -> list[list[int]]:
     """Greedy continuations of at most `limit` tokens, with the end token where one came."""
+    from transformers import GenerationConfig
+
     ids, mask = padded(prompts, max(map(len, prompts)), model.device)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
+    own = model.generation_config
+    # What a call leaves open, generate() takes from the model's own settings: a base model's repetition_penalty would
+    # give other answers here than in ONNX Runtime.
+    model.generation_config = GenerationConfig(
         max_new_tokens=limit,
         do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
         eos_token_id=sorted(tokenizer.end_ids),
         pad_token_id=min(tokenizer.end_ids),
         use_cache=True,  # the Trainer turns it off in the model's own configuration
     )
-    return output[:, ids.shape[1] :].tolist()
+    try:
+        return model.generate(input_ids=ids, attention_mask=mask)[:, ids.shape[1] :].tolist()
+    finally:
+        model.generation_config = own
 
 
 def unscored_reference(row: dict[str, Any], template: Template) -> dict[str, Any]:
     """The prediction of a generation row of which nothing is known yet."""
     return {
         "id": row["id"],
-        "reference": reference(row, template),
+        "reference": target_text(template, row["completion"]),
         "answer": None,
         "stopped": None,
         "log_prob": None,
         "tokens": None,
     }
-
-
-def reference(row: dict[str, Any], template: Template) -> str:
-    """The answer of a generation row without what the template puts behind it."""
-    behind = "".join(segment.get("text", "") for segment in template["completion"])
-    return row["completion"].removesuffix(behind).strip()
 
 
 def padded(sequences: Sequence[list[int]], width: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:

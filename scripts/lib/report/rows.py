@@ -4,6 +4,7 @@ from lib.report import findings
 from lib.report.evidence import Evidence
 from lib.report.page import Block, Section, Table
 from lib.report.words import number, percent, shown
+from lib.tokenizer_check import describe_check
 
 
 def what_is_wrong_with_the_data(evidence: Evidence) -> Section:
@@ -19,6 +20,7 @@ def what_is_wrong_with_the_data(evidence: Evidence) -> Section:
     lengths = [(key.replace("_", " "), shown(value)) for key, value in audit["tokens"].items()]
     blocks: list[Block] = [
         findings.leakage(evidence.leakage["rows"], evidence.leakage["threshold"]),
+        describe_check(evidence.summary["tokenizer"]),
         *(_classes(evidence) if evidence.task == "classification" else []),
         Table("Rows", ("", "Rows"), rows),
         Table("Length in tokens, prompt and answer, before truncation", ("", "Tokens"), lengths),

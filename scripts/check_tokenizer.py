@@ -1,0 +1,166 @@
+"""Compare what programs with ONNX Runtime GenAI's own tokenizer will read with what the model is trained on.
+
+Here all ids come from the library `tokenizers`, also when the model is asked. Other programs may use `og.Tokenizer`,
+another implementation that reads some texts otherwise, or cannot read a tokenizer at all. All rows are compared before
+the training. A difference is no error: report and model card tell it.
+"""
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx
+import onnxruntime_genai as og
+
+from lib.cli import die_with_parent, first_line, loaded, parser, progress, run
+from lib.files import read_jsonl, write_json
+from lib.manifests import read_manifest
+from lib.tokenizer_check import TokenizerCheck, describe_check
+from lib.tokens import Tokenizer, first_difference, load_tokenizer
+
+_SPLITS = ("train", "validation", "test")
+_EXAMPLES = 5
+_START_SECONDS = 600  # libraries may lie on a slow disk
+_ROW_SECONDS = 60
+
+
+class UnreadableError(Exception):
+    """`og.Tokenizer` cannot read a tokenizer or a text; the message says why."""
+
+
+def main(args: argparse.Namespace) -> None:
+    read_manifest(args.base)
+    check = check_rows(args.base, [place for split in _SPLITS for place in _places(split, getattr(args, split))])
+    write_json(args.output, check)
+    progress(f"check_tokenizer: {describe_check(check)}")
+
+
+def _places(split: str, file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    for line, row in enumerate(read_jsonl(file), start=1):
+        yield split, line, row
+
+
+def check_rows(base: Path, rows: list[tuple[str, int, dict[str, Any]]]) -> TokenizerCheck:
+    """Compare the ids of every row. rows: split, line and row."""
+    tokenizer = load_tokenizer(base)
+    differences, at = [], ""
+    try:
+        with tempfile.TemporaryDirectory() as folder, open_onnx_tokenizer(write_empty_model(folder, base)) as theirs:
+            loaded()
+            for split, line, row in rows:
+                at = f" at line {line} of {split}.jsonl"
+                if difference := compare_row(tokenizer, theirs, row):
+                    differences.append({"split": split, "line": line, **difference})
+    except UnreadableError as error:
+        return {"rows": len(rows), "differ": None, "error": f"{error}{at}", "examples": []}
+    return {"rows": len(rows), "differ": len(differences), "error": None, "examples": differences[:_EXAMPLES]}
+
+
+def compare_row(tokenizer: Tokenizer, theirs: "OnnxTokenizer", row: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the first token that differs: of the prompt, as a program asks, or of the prompt with its completion."""
+    texts = [row["prompt"], row["prompt"] + row["completion"]]
+    for expected, found in zip(map(tokenizer.encode, texts), theirs.encode(texts), strict=True):
+        place = first_difference(expected, found)
+        if place is not None:
+            tokens = {"trained": tokenizer.describe(expected, place), "onnx": tokenizer.describe(found, place)}
+            return {"position": place, **tokens}
+    return None
+
+
+@contextmanager
+def open_onnx_tokenizer(model: Path) -> Iterator["OnnxTokenizer"]:
+    """Start `og.Tokenizer` in a process of its own: a long text or a foreign regular expression can crash or block it.
+
+    model: a folder that ONNX Runtime GenAI loads. Raises `UnreadableError` when it cannot read its tokenizer.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipe, other_end = context.Pipe()
+    process = context.Process(target=_serve_ids, args=(model, other_end))
+    process.start()
+    other_end.close()
+    try:
+        tokenizer = OnnxTokenizer(process, pipe)
+        tokenizer.receive(_START_SECONDS)
+        yield tokenizer
+    finally:
+        process.kill()
+        process.join()
+
+
+class OnnxTokenizer(NamedTuple):
+    """The process of `og.Tokenizer`, and the pipe to it."""
+
+    process: BaseProcess
+    pipe: Connection
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of each text, nothing added. Raises `UnreadableError`."""
+        self.pipe.send(texts)
+        return self.receive(_ROW_SECONDS)
+
+    def receive(self, seconds: int) -> list[list[int]]:
+        """Wait for what the process sends. Raises `UnreadableError`."""
+        if not self.pipe.poll(seconds):
+            raise UnreadableError(f"it needs more than {seconds} s for a text")
+        try:
+            reply: list[list[int]] | str = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            code = self.process.exitcode or 0
+            if code >= 0:
+                raise RuntimeError(f"the process of og.Tokenizer ended with {code}") from None
+            raise UnreadableError(f"it crashes with {signal.Signals(-code).name}") from None
+        if isinstance(reply, str):
+            raise UnreadableError(reply)
+        return reply
+
+
+def _serve_ids(folder: Path, pipe: Connection) -> None:
+    """Send once that the tokenizer is loaded, then the ids of all texts that come; a string is an error."""
+    die_with_parent()
+    model = og.Model(str(folder))
+    try:
+        tokenizer = og.Tokenizer(model)
+        pipe.send([])
+        while True:
+            pipe.send([tokenizer.encode(text).tolist() for text in pipe.recv()])
+    except Exception as error:  # its C++ code raises what it likes
+        pipe.send(first_line(error))
+
+
+def write_empty_model(path: str, base: Path) -> Path:
+    """Write a model without weights that ONNX Runtime GenAI loads, with the tokenizer of `base`; returns its folder.
+
+    og.Tokenizer exists for a loaded model only. The builder puts the same two files beside a model.
+    """
+    folder = Path(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base / name, folder / name)
+    ids = onnx.helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["batch", "tokens"])
+    logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", "tokens"])
+    cast = onnx.helper.make_node("Cast", ["input_ids"], ["logits"], to=onnx.TensorProto.FLOAT)
+    graph = onnx.helper.make_graph([cast], "empty", [ids], [logits])
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), folder / "model.onnx")
+    decoder = {"filename": "model.onnx", "inputs": {"input_ids": "input_ids"}, "outputs": {"logits": "logits"}}
+    config = {"model": {"type": "llama", "context_length": 1, "vocab_size": 1, "decoder": decoder}}
+    (folder / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument("--base", type=Path, required=True, help="folder of the base model, for its tokenizer")
+    for split in _SPLITS:
+        arguments.add_argument(f"--{split}", type=Path, required=True, help=f"corpus rows of {split}")
+    arguments.add_argument("--output", type=Path, required=True, help="verdict to write")
+    run(arguments, main)
