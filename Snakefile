@@ -32,6 +32,7 @@ from lib.workflow import (
     find_path,
     fitting,
     locked_versions,
+    mend_ancient_inputs,
     one_of,
     project_folder,
     tell_unused_gpus,
@@ -39,6 +40,7 @@ from lib.workflow import (
 )
 
 use_own_interpreter()
+mend_ancient_inputs()
 HOME = or_exit(project_folder, workflow.current_basedir)
 
 

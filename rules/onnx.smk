@@ -58,7 +58,7 @@ rule check_build:
     conda:
         "../envs/onnx.yaml"
     resources:
-        mem_mb=memory(needs.CHECK_BUILD_MB),
+        mem_mb=memory(lambda wildcards, input: needs.check_build_mb(size_mb(input))),
         runtime=data_time,
     params:
         settings=settings(

@@ -33,6 +33,11 @@ def data_mb(rows_mb: float) -> int:
     return math.ceil(1000 + 12 * rows_mb)
 
 
+def check_build_mb(rows_mb: float) -> int:
+    """Return the memory of torch and transformers beside the rows."""
+    return 1000 + data_mb(rows_mb)
+
+
 def fetch_model_mb(parameters: int) -> int:
     """Dequantising a GGUF holds it in fp32 and once more while it is saved."""
     return math.ceil(1000 + 2.5 * weights_mb(parameters))

@@ -4,11 +4,12 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from snakemake.dag import DAG
 from snakemake.pathvars import PATHVAR_REGEX
 from snakemake.settings.types import DeploymentMethod
 from snakemake_interface_storage_plugins.io import WILDCARD_REGEX
@@ -31,6 +32,32 @@ def use_own_interpreter() -> None:
     folder = os.path.dirname(sys.executable)
     if os.environ["PATH"].split(os.pathsep)[0] != folder:
         os.environ["PATH"] = folder + os.pathsep + os.environ["PATH"]
+
+
+@cache
+def mend_ancient_inputs() -> None:
+    """Make Snakemake plan what lies behind an `ancient` input of a job that runs.
+
+    Its plan does not look at jobs behind one that runs, since they run, too (9.27.1, `DAG.update_needrun`). Behind an
+    ancient input they do not: what has changed there would be missed, and the run would end with half of its work done.
+    """
+    search = DAG.bfs
+
+    def bfs(dag: Any, direction: Any, *jobs: Any, **options: Any) -> Iterator[Any]:
+        return search(dag, _WithoutAncient(direction) if direction is dag.depending else direction, *jobs, **options)
+
+    DAG.bfs = bfs
+
+
+class _WithoutAncient:
+    """Which jobs depend on a job by an input that is not ancient."""
+
+    def __init__(self, depending: Mapping[Any, Mapping[Any, Iterable[Any]]]) -> None:
+        self._depending = depending
+
+    def __getitem__(self, job: Any) -> dict[Any, Iterable[Any]]:
+        found = self._depending[job].items()
+        return {other: files for other, files in found if not all(file.is_ancient for file in files)}
 
 
 @cache
