@@ -260,7 +260,7 @@ def onnx_model(wildcards):
     """Folder and manifest of an ONNX stage: <run>/onnx-<variant>, or the packaged model."""
     run, _, stage = wildcards.stage.rpartition("/")
     folder = (
-        f"{R}/model"
+        f"{R}/assembled"
         if stage == "model"
         else f"{R}/runs/{run}/onnx/{stage.removeprefix('onnx-')}"
     )

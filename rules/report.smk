@@ -67,25 +67,24 @@ rule select_model:
         " --output {output.selection:q} --log {log:q}"
 
 
-rule package_model:
-    """The selected model as it ships: ONNX files, tokenizer, template, model card."""
+rule assemble_model:
+    """The selected model as the test rows score it: ONNX files, tokenizer, template."""
     input:
         selection=rules.select_model.output.selection,
         template=rules.render_corpus.output.template,
-        tokenizer=rules.check_tokenizer.output.check,
         base=ancient(rules.fetch_model.output.model),
         base_manifest=rules.fetch_model.output.manifest,
         onnx=ancient(every(lambda: builds(SCORED))),
         onnx_manifests=every(lambda: manifests(builds(SCORED))),
-        script=script("package_model"),
-        modules=modules("package_model"),
+        script=script("assemble_model"),
+        modules=modules("assemble_model"),
     output:
-        model=directory(f"{R}/model"),
-        manifest=f"{R}/model.manifest.json",
+        model=directory(f"{R}/assembled"),
+        manifest=f"{R}/assembled.manifest.json",
     log:
-        f"{R}/logs/package_model/log.txt",
+        f"{R}/logs/assemble_model/log.txt",
     benchmark:
-        f"{R}/timings/package_model/time.tsv"
+        f"{R}/timings/assemble_model/time.tsv"
     conda:
         "../envs/report.yaml"
     params:
@@ -107,7 +106,7 @@ rule package_model:
         timings=in_results("timings"),
     shell:
         "{params.records:q} && exec python {input.script:q} --settings {params.settings:q} --selection {input.selection:q}"
-        " --results {params.results:q} --template {input.template:q} --tokenizer {input.tokenizer:q} --base {input.base:q}"
+        " --results {params.results:q} --template {input.template:q} --base {input.base:q}"
         " --timings {params.timings:q} --output {output.model:q} --log {log:q}"
 
 
@@ -189,7 +188,7 @@ rule summarise:
         gate=rules.check_gate.output.gate,
         model_score=f"{R}/scores/model.test.json",
         model_predictions=f"{R}/scores/model.test.predictions.jsonl",
-        model_manifest=rules.package_model.output.manifest,
+        model_manifest=rules.assemble_model.output.manifest,
         script=script("summarise"),
         modules=modules("summarise"),
     output:
@@ -225,6 +224,30 @@ rule summarise:
         " --results {params.results:q} --selection {input.selection:q}"
         " --gate {input.gate:q} --model-score {input.model_score:q} --model-predictions {input.model_predictions:q}"
         " --model-manifest {input.model_manifest:q} --output {output.summary:q} --log {log:q}"
+
+
+rule package_model:
+    """The model as it ships: what the test rows scored, with a model card that states the verdict on them."""
+    input:
+        assembled=ancient(rules.assemble_model.output.model),
+        assembled_manifest=rules.assemble_model.output.manifest,
+        selection=rules.select_model.output.selection,
+        base_manifest=rules.fetch_model.output.manifest,
+        summary=rules.summarise.output.summary,
+        script=script("package_model"),
+        modules=modules("package_model"),
+    output:
+        model=directory(f"{R}/model"),
+        manifest=f"{R}/model.manifest.json",
+    log:
+        f"{R}/logs/package_model/log.txt",
+    benchmark:
+        f"{R}/timings/package_model/time.tsv"
+    conda:
+        "../envs/report.yaml"
+    shell:
+        "exec python {input.script:q} --assembled {input.assembled:q} --selection {input.selection:q}"
+        " --base-manifest {input.base_manifest:q} --summary {input.summary:q} --output {output.model:q} --log {log:q}"
 
 
 rule write_plots:
@@ -270,6 +293,7 @@ rule write_report:
         rows=rules.render_corpus.output.test,
         template=rules.render_corpus.output.template,
         base_manifest=rules.fetch_model.output.manifest,
+        assembled_manifest=rules.assemble_model.output.manifest,
         manifests=every(
             lambda: manifests([*checkpoints(), *calibrations(), *builds(VARIANTS)])
         ),
@@ -309,6 +333,7 @@ rule enforce_gate:
         gate=rules.check_gate.output.gate,
         report=rules.write_report.output.report,
         summary=rules.summarise.output.summary,
+        model_manifest=rules.package_model.output.manifest,
         script=script("enforce_gate"),
         modules=modules("enforce_gate"),
     output:

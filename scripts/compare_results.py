@@ -23,7 +23,11 @@ from lib.metrics import MAIN_METRIC
 MOST_CHANGED = 0.4
 CHRF = 3.0  # not measured
 _NOT_OF_THE_MACHINE = ("data/", "corpus/", "base.manifest.json")
-_WITH_SPEEDS = {"model.manifest.json", "selected.manifest.json"}  # they name selection.json, in which speeds stand
+_WITH_SPEEDS = {
+    "assembled.manifest.json",
+    "model.manifest.json",
+    "selected.manifest.json",
+}  # they name selection.json, in which speeds stand
 
 
 def main(args: argparse.Namespace) -> str:

@@ -1,106 +1,93 @@
-"""Put the selected variant together as users ship it: ONNX files, tokenizer, template, model card."""
+"""Package the selected model as it ships: the folder that the test rows scored, with its model card."""
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, parser, progress, run, settings_argument
-from lib.files import link_or_copy, published_directory, read_json, sha256_file, write_json
-from lib.layout import results_argument
+from lib.cli import NO_TELEMETRY, parser, progress, run
+from lib.files import link_or_copy, published_directory, read_json
 from lib.manifests import RUN_CARD, manifest_path, read_manifest, write_manifest
-from lib.report.minutes import by_rule, read_jobs
-from lib.run_card import run_card
-from lib.selection import selected
+from lib.metrics import MAIN_METRIC
+from lib.report.words import interval, metric, said
 from lib.tokenizer_check import describe_check
 
 
 def main(args: argparse.Namespace) -> None:
-    selection = selected(args.selection)
-    onnx = args.results.folder(selection["run"], f"onnx-{selection['variant']}")
-    manifest = read_manifest(onnx)
-    if not manifest["verified"]:
-        fail("it was never run, only built", "select a variant for the cpu provider", at=onnx)
+    manifest = read_manifest(args.assembled)
     inputs = {
-        "base": manifest_path(args.base),
-        "onnx": manifest_path(onnx),
+        "assembled": manifest_path(args.assembled),
+        "base": args.base_manifest,
         "selection": args.selection,
-        "template": args.template,
-        "tokenizer": args.tokenizer,
+        "summary": args.summary,
     }
     with published_directory(args.output) as folder:
-        for name in manifest["files"]:
-            link_or_copy(onnx / name, folder / name)
-        shutil.copyfile(args.template, folder / "template.json")
+        for name in (*manifest["files"], RUN_CARD):
+            link_or_copy(args.assembled / name, folder / name)
+        template = read_json(args.assembled / "template.json")
         card = model_card(
-            args.settings, selection, read_json(args.template), read_manifest(args.base), manifest, inputs
+            manifest, read_json(args.selection), template, read_json(args.base_manifest), read_json(args.summary)
         )
-        manifest_path(args.output).unlink(missing_ok=True)  # an old one does not describe what comes now
         (folder / "README.md").write_text(card, encoding="utf-8")
-        seconds = {one.rule: round(one.seconds, 1) for one in by_rule(read_jobs(args.timings, args.timings))}
-        write_json(folder / RUN_CARD, run_card(made_by(args.settings, selection, manifest), inputs, seconds))
-    facts = {key: selection[key] for key in ("run", "variant")}
-    write_manifest(args.output, inputs=inputs, settings=args.settings, extra=facts)
-    progress(f"package_model: {selection['run']}/{selection['variant']}, {manifest['size_bytes'] / 1e6:.1f} MB")
-
-
-def made_by(settings: dict[str, Any], selection: dict[str, Any], onnx: dict[str, Any]) -> dict[str, Any]:
-    """The settings that this model follows from, without those of runs and variants that were not selected."""
-    general = {key: value for key, value in settings.items() if key not in ("runs", "versions")}
-    chosen = selection["run"]
-    return general | {
-        "run": chosen,
-        "seed": settings["runs"][chosen]["seed"],
-        "finetune": _finetune(settings, chosen),
-        "variant": {"name": selection["variant"], **onnx["settings"]["variant"]},
-    }
-
-
-def _finetune(settings: dict[str, Any], run_name: str) -> dict[str, Any]:
-    """The section `finetune` as it is for a run."""
-    common, changed = settings["finetune"], settings["runs"][run_name]["changed"]
-    return {**common, **changed}
+    facts = {key: manifest[key] for key in ("run", "variant")}
+    write_manifest(args.output, inputs=inputs, settings={}, extra=facts)
+    progress(f"package_model: {manifest['run']}/{manifest['variant']}, {manifest['size_bytes'] / 1e6:.1f} MB")
 
 
 def model_card(
-    settings: dict[str, Any],
+    model: dict[str, Any],
     selection: dict[str, Any],
     template: dict[str, Any],
     base: dict[str, Any],
-    onnx: dict[str, Any],
-    inputs: dict[str, Path],
+    summary: dict[str, Any],
 ) -> str:
-    """README.md of the model: what it does, what it is made of, why this variant, hashes."""
-    labels = template["labels"]
-    asked = f"one of {', '.join(labels)}" if labels else "a free answer"
+    """Write README.md of the model: verdict, what it does and is made of, why this variant, scores, hashes.
+
+    model: manifest of the assembled folder. base: that of the base model.
+    """
+    settings, labels = model["made_by"], template["labels"]
+    answer = f"one of {', '.join(labels)}" if labels else "a free answer"
     rejected = [f"- {one['run']}/{one['variant']} was not chosen: {one['reason']}" for one in selection["rejected"]]
-    variant = {key: value for key, value in onnx["settings"]["variant"].items() if value is not None}
+    variant = {key: value for key, value in settings["variant"].items() if value is not None}
+    size_mb = round(model["size_bytes"] / 1e6, 1)
     sections = [
         f"# A small language model for {settings['task']}",
-        f"Given {', '.join(template['columns'])}, it answers with {asked}. It runs in ONNX Runtime GenAI.",
+        f"Given {', '.join(template['columns'])}, it answers with {answer}. It runs in ONNX Runtime GenAI.",
+        f"**{summary['verdict']['text']}**",
         "## Use",
         'With slmflow: `python scripts/predict.py --model FOLDER "text"`. `template.json` says how an input becomes a'
         f" prompt (inputs and answer take at most {template['max_length']} tokens) and `genai_config.json` where the"
-        f" model stops; decoding is greedy. {describe_check(read_json(inputs['tokenizer']))}",
+        f" model stops; decoding is greedy. {describe_check(summary['tokenizer'])}",
+        f"ONNX Runtime reports its use to its maker unless `{NO_TELEMETRY[0]}=1` is set before it is loaded;"
+        " slmflow's own programs set it.",
         "## Base model",
         _list(settings["base_model"]) + _provenance(base),
         "## Fine-tuning",
-        _list(_finetune(settings, selection["run"])),
+        _list(settings["finetune"]),
         "## Build",
-        _list(
-            {**variant, "grid of the quantized weights": onnx["grid"], "size in MB": round(onnx["size_bytes"] / 1e6, 1)}
-        ),
+        _list({**variant, "grid of the quantized weights": model["grid"], "size in MB": size_mb}),
         "## How it was chosen",
         "\n".join([f"{selection['run']}/{selection['variant']}: {selection['reason']}.", "", *rejected]).strip(),
-        "## Scores",
-        "The numbers above are of validation rows. The test rows are scored once, after this folder is made and from"
-        " its files: see `scores/model.test.json` and `report.html` of the run that made it.",
+        "These numbers are of validation rows.",
+        "## Scores on the test rows",
+        _scores(settings["task"], summary),
         "## Where, when and by what it was made",
         f"`{RUN_CARD}`: configuration, commit, versions, machine.",
         "## Hashes (sha256)",
-        _list({name: sha256_file(path) for name, path in inputs.items()} | onnx["files"]),
+        _list(model["inputs"] | model["files"]),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _scores(task: str, summary: dict[str, Any]) -> str:
+    """List the main metric of the model, the baselines and the untouched base, with their intervals."""
+    name = MAIN_METRIC[task]
+    stages = {"this model": summary["model"], **summary["baselines"], "base": summary["base"]}
+    lines = [
+        f"- {said(stage)}: {said(name)} {metric(name, splits['test'][name])}, 95 % interval"
+        f" {interval(name, splits['test']) or 'unknown'}"
+        for stage, splits in stages.items()
+    ]
+    return "\n".join([f"{summary['model']['test']['n']:,} rows, scored once:", "", *lines])
 
 
 def _provenance(base: dict[str, Any]) -> str:
@@ -126,18 +113,10 @@ def _list(facts: dict[str, Any], before: str = "") -> str:
 
 if __name__ == "__main__":
     arguments = parser(__doc__)
-    arguments.add_argument(
-        "--settings",
-        type=settings_argument,
-        required=True,
-        help="task, data, base_model, finetune, ...; runs: of each its seed and what it has changed in finetune",
-    )
+    arguments.add_argument("--assembled", type=Path, required=True, help="folder that assemble_model wrote")
     arguments.add_argument("--selection", type=Path, required=True, help="selection.json")
-    results_argument(arguments)
-    arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
-    arguments.add_argument("--tokenizer", type=Path, required=True, help="corpus/onnx_tokenizer.json")
-    arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
-    arguments.add_argument("--timings", type=Path, required=True, help="folder of Snakemake's benchmark files")
+    arguments.add_argument("--base-manifest", type=Path, required=True, help="base.manifest.json")
+    arguments.add_argument("--summary", type=Path, required=True, help="summary.json")
     arguments.add_argument(
         "--output", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
     )

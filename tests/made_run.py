@@ -189,7 +189,7 @@ class MadeRun:
             "gate.json",
             *self._model(),
             "--model-manifest",
-            "model.manifest.json",
+            "assembled.manifest.json",
             "--output",
             "summary.json",
             check=check,
@@ -319,8 +319,9 @@ class MadeRun:
             self._write_score("base", split, base, "base")
         for name, run in self.runs.items():
             self._write_run(name, run)
-        self._manifest("model")
-        self._write_score("model", "test", self._predictions("test", 0.82), "model")
+        for folder in ("assembled", "model"):
+            self._manifest(folder)
+        self._write_score("model", "test", self._predictions("test", 0.82), "assembled")
 
     def _write_run(self, run: str, facts: Run) -> None:
         """Scores and speeds of a run's stages; each stage answers nearly as the first one does."""

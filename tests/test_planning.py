@@ -20,7 +20,7 @@ from lib.layout import Layout
 from lib.manifests import manifest_path
 from lib.workflow import check_unquoted, find_path, fitting, one_of, project_folder
 
-WHOLE_SWEEP = ["select_model", "keep_selected", "package_model", "summarise", "write_plots", "write_report"]
+WHOLE_SWEEP = ["select_model", "keep_selected", "assemble_model", "summarise", "write_plots", "write_report"]
 TARGETS = ["selected.manifest.json", "metrics.json", "report.html"]
 OTHERS = """
     base.manifest.json data/audit.json data/split.json corpus/leakage.json corpus/onnx_tokenizer.json

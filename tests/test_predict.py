@@ -12,7 +12,9 @@ import pytest
 from onnx_samples import LABELS, TEXTS, VARIANT, build, score, write_corpus
 
 from lib.cli import UserError
+from lib.files import write_json
 from lib.layout import Layout
+from lib.manifests import manifest_path
 
 PACKAGE_SETTINGS = {
     "task": "classification",
@@ -30,22 +32,40 @@ SELECTION = {
 }
 
 
+SCORED = {"n": 220, "accuracy": 0.75, "accuracy_ci95": [0.69, 0.81]}
+SUMMARY = {
+    "verdict": {"ship": False, "text": "Do not ship it yet: 220 rows do not show it."},
+    "tokenizer": {"rows": 1200, "differ": 7, "error": None, "examples": []},
+    "model": {"test": SCORED},
+    "baselines": {"tfidf_logreg": {"test": SCORED | {"accuracy": 0.7}}},
+    "base": {"test": SCORED | {"accuracy": 0.3, "accuracy_ci95": None}},
+}
+
+
 def package(folder: Path, base: Path, corpus: Path, selection: dict = SELECTION, **settings) -> Path:
+    """Assemble and package the selected build, without the test scores between the two."""
+    import assemble_model
     import package_model
 
-    from lib.files import write_json
-
     write_json(folder / "selection.json", selection)
-    write_json(folder / "onnx_tokenizer.json", {"rows": 1200, "differ": 7, "error": None, "examples": []})
-    package_model.main(
+    write_json(folder / "summary.json", SUMMARY)
+    assemble_model.main(
         argparse.Namespace(
             settings=PACKAGE_SETTINGS | settings,
             selection=folder / "selection.json",
             results=Layout(folder),
             template=corpus / "template.json",
-            tokenizer=folder / "onnx_tokenizer.json",
             base=base,
             timings=folder / "timings",
+            output=folder / "assembled",
+        )
+    )
+    package_model.main(
+        argparse.Namespace(
+            assembled=folder / "assembled",
+            selection=folder / "selection.json",
+            base_manifest=manifest_path(base),
+            summary=folder / "summary.json",
             output=folder / "model",
         )
     )
@@ -82,7 +102,7 @@ def test_the_package_is_the_selected_build_with_template_and_card(workspace, tin
     manifest = json.loads((workspace / "model.manifest.json").read_text())
     assert manifest["files"].keys() == built.keys() | {"template.json", "README.md"}
     assert {name: manifest["files"][name] for name in built} == built
-    assert manifest["inputs"].keys() == {"base", "onnx", "selection", "template", "tokenizer"}
+    assert manifest["inputs"].keys() == {"assembled", "base", "selection", "summary"}
     assert (manifest["run"], manifest["variant"]) == ("lora", "int4")
     card = (model / "README.md").read_text()
     for text in (
@@ -92,7 +112,12 @@ def test_the_package_is_the_selected_build_with_template_and_card(workspace, tin
         SELECTION["reason"],
         "selection.max_size_mb 200",
         "grid of the quantized weights: default",
-        "model.test.json",
+        "**Do not ship it yet: 220 rows do not show it.**",
+        "220 rows, scored once:",
+        "- this model: accuracy 0.750, 95 % interval 0.690 to 0.810",
+        "- TF-IDF + logistic regression: accuracy 0.700",
+        "- untouched base model: accuracy 0.300, 95 % interval unknown",
+        "unless `ORT_DISABLE_TELEMETRY=1` is set",
         "own tokenizer reads 7 of 1,200 rows otherwise than the model was trained: predict.py does not use it",
         built["model.onnx"],
     ):

@@ -19,10 +19,12 @@ HEAVY = (
 # transformers' Trainer brings scipy and datasets with it.
 NEEDED = {
     "adopt": "",
+    "assemble_model": "",
     "audit_data": "numpy",
     "benchmark_onnx": "numpy onnxruntime_genai",
     "build_onnx": "numpy onnx onnxruntime_genai",
     "calibrate_weights": "numpy torch",
+    "check_build": "numpy",
     "check_gate": "numpy",
     "check_leakage": "numpy",
     "check_tokenizer": "numpy onnx onnxruntime_genai",
@@ -40,7 +42,7 @@ NEEDED = {
     "generate": "pydantic",
     "keep_selected": "",
     "merge_adapter": "numpy torch",
-    "package_model": "",
+    "package_model": "numpy",
     "predict": "numpy onnxruntime_genai",
     "render_corpus": "",
     "run": "",

@@ -217,8 +217,10 @@ def test_the_last_lines_of_a_run_come_from_its_summary(made_sweep):
 def test_a_score_of_another_model_is_refused(made, tmp_path):
     run = made.copied(tmp_path / "run")
     run.path("summary.json").unlink()
-    run.path("model.manifest.json").write_text('{"files": {}}')
+    run.path("assembled.manifest.json").write_text('{"files": {}}')
     done = run.summarise(check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: scores/model.test.json: scored was another model than model.manifest.json")
+    assert done.stderr.startswith(
+        "error: scores/model.test.json: scored was another model than assembled.manifest.json"
+    )
     assert not run.path("summary.json").exists()

@@ -28,6 +28,7 @@ AFTER_TRAINING = {
     "score_onnx",
     "benchmark_onnx",
     "select_model",
+    "assemble_model",
     "package_model",
     "keep_selected",
     "check_gate",

@@ -24,6 +24,11 @@ class Layout:
     def model(self) -> Path:
         return self.results / "model"
 
+    @property
+    def assembled(self) -> Path:
+        """The selected model as the test rows score it, without its model card."""
+        return self.results / "assembled"
+
     def folder(self, run: str, stage: str) -> Path:
         """Weights of a stage; their manifest stands beside them."""
         return self.results / "runs" / run / stage.replace("onnx-", "onnx/", 1)

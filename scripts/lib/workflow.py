@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from snakemake.dag import DAG
 from snakemake.pathvars import PATHVAR_REGEX
 from snakemake.settings.types import DeploymentMethod
 from snakemake_interface_storage_plugins.io import WILDCARD_REGEX
@@ -41,6 +40,8 @@ def mend_ancient_inputs() -> None:
     Its plan does not look at jobs behind one that runs, since they run, too (9.27.1, `DAG.update_needrun`). Behind an
     ancient input they do not: what has changed there would be missed, and the run would end with half of its work done.
     """
+    from snakemake.dag import DAG  # imports the workflow, which imports it
+
     search = DAG.bfs
 
     def bfs(dag: Any, direction: Any, *jobs: Any, **options: Any) -> Iterator[Any]:

@@ -37,7 +37,14 @@ SEED = 20261127
 # What two undisturbed runs do not have in common: times, speed and memory, and what quotes them.
 VARYING = ("training.json", "run_card.json", "report.html", "/speed/", "lineage.json")
 # What has such numbers in it: when an input has to be made again, so is everything after it, and speed is measured anew.
-QUOTING = ("selection.json", "summary.json", "model.manifest.json", "selected.manifest.json", "model/README.md")
+QUOTING = (
+    "selection.json",
+    "summary.json",
+    "assembled.manifest.json",
+    "model.manifest.json",
+    "selected.manifest.json",
+    "model/README.md",
+)
 QUOTING += ("scores/model.test.json", "plots/variants.csv", "metrics.json")
 
 

@@ -34,6 +34,7 @@ TRAINING = {
     "score_checkpoint",
     "score_onnx",
     "benchmark_onnx",
+    "assemble_model",
     "package_model",
 }
 

@@ -136,6 +136,7 @@ def _manifests(layout: Layout, runs: dict[str, dict[str, Any]], calibrated: Sequ
     yield from (manifest_path(layout.folder(*one)) for one in stages if not one[1].startswith("onnx-"))
     yield from (manifest_path(layout.calibrated(name, variant)) for name in runs for variant in calibrated)
     yield from (manifest_path(layout.folder(*one)) for one in stages if one[1].startswith("onnx-"))
+    yield manifest_path(layout.assembled)
     yield manifest_path(layout.model)
 
 

@@ -1,0 +1,72 @@
+"""Put the selected variant together: ONNX files, tokenizer, template, run card. The test rows score this folder.
+
+What ships is this folder with its model card, which states the verdict on the test rows: see `package_model`.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail, parser, progress, run, settings_argument
+from lib.files import link_or_copy, published_directory, write_json
+from lib.layout import results_argument
+from lib.manifests import RUN_CARD, manifest_path, read_manifest, write_manifest
+from lib.report.minutes import by_rule, read_jobs
+from lib.run_card import run_card
+from lib.selection import selected
+
+
+def main(args: argparse.Namespace) -> None:
+    selection = selected(args.selection)
+    onnx = args.results.folder(selection["run"], f"onnx-{selection['variant']}")
+    manifest = read_manifest(onnx)
+    if not manifest["verified"]:
+        fail("it was never run, only built", "select a variant for the cpu provider", at=onnx)
+    inputs = {
+        "base": manifest_path(args.base),
+        "onnx": manifest_path(onnx),
+        "selection": args.selection,
+        "template": args.template,
+    }
+    made_by = select_settings(args.settings, selection, manifest)
+    with published_directory(args.output) as folder:
+        for name in manifest["files"]:
+            link_or_copy(onnx / name, folder / name)
+        shutil.copyfile(args.template, folder / "template.json")
+        seconds = {one.rule: round(one.seconds, 1) for one in by_rule(read_jobs(args.timings, args.timings))}
+        write_json(folder / RUN_CARD, run_card(made_by, inputs, seconds))
+    facts = {"run": selection["run"], "variant": selection["variant"], "made_by": made_by, "grid": manifest["grid"]}
+    write_manifest(args.output, inputs=inputs, settings=args.settings, extra=facts)
+    progress(f"assemble_model: {selection['run']}/{selection['variant']}, {manifest['size_bytes'] / 1e6:.1f} MB")
+
+
+def select_settings(settings: dict[str, Any], selection: dict[str, Any], onnx: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that this model follows from, without those of runs and variants that were not selected."""
+    general = {key: value for key, value in settings.items() if key not in ("runs", "versions")}
+    chosen = settings["runs"][selection["run"]]
+    return general | {
+        "run": selection["run"],
+        "seed": chosen["seed"],
+        "finetune": settings["finetune"] | chosen["changed"],
+        "variant": {"name": selection["variant"], **onnx["settings"]["variant"]},
+    }
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__)
+    arguments.add_argument(
+        "--settings",
+        type=settings_argument,
+        required=True,
+        help="task, data, base_model, finetune, ...; runs: of each its seed and what it has changed in finetune",
+    )
+    arguments.add_argument("--selection", type=Path, required=True, help="selection.json")
+    results_argument(arguments)
+    arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
+    arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    arguments.add_argument("--timings", type=Path, required=True, help="folder of Snakemake's benchmark files")
+    arguments.add_argument(
+        "--output", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
+    )
+    run(arguments, main)
