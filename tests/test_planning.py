@@ -111,7 +111,9 @@ def started(local: bool = True, conda: bool = False, words: str = "") -> SimpleN
     """What Snakemake knows of how a run was started."""
     return SimpleNamespace(
         local_exec=local,
-        deployment_settings=SimpleNamespace(deployment_method={DeploymentMethod.CONDA} if conda else set()),
+        deployment_settings=SimpleNamespace(
+            deployment_method={DeploymentMethod.CONDA} if conda else set(), conda_prefix=None
+        ),
         main_snakefile="/clone/Snakefile",
         overwrite_configfiles=["mine.yaml"],
         config_settings=SimpleNamespace(config_args=[words]),

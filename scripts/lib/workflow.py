@@ -108,9 +108,11 @@ def check_unquoted(workflow: Any, texts: str) -> None:
     conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
     if workflow.local_exec and not conda and len(texts) < _LONG_TEXTS:
         return
-    for name in [os.getcwd(), workflow.main_snakefile, *workflow.overwrite_configfiles]:
+    environments = workflow.deployment_settings.conda_prefix or ""
+    for name in [os.getcwd(), workflow.main_snakefile, *workflow.overwrite_configfiles, environments]:
         _check_quoted(str(name), r"""['"$`\\]""")
-    for words in workflow.config_settings.config_args or []:  # as they were typed, with quotes around file names
+    typed = [] if workflow.local_exec else workflow.config_settings.config_args or []
+    for words in typed:  # with quotes around the names of files
         _check_quoted(words, r"[$`\\]")
 
 
