@@ -112,6 +112,8 @@ rule audit_data:
                 "special_tokens",
                 "near_duplicates",
                 "min_rows_per_class",
+                "optional_columns",
+                "max_rejected",
             ),
             corpus=CONFIGURATION["corpus"],
         ),
@@ -173,7 +175,7 @@ rule render_corpus:
         settings=settings(
             "tokenizers jinja2",
             task=CONFIG.task,
-            data=part("data", "target"),
+            data=part("data", "target", "optional_columns"),
             corpus=CONFIGURATION["corpus"],
         ),
     shell:

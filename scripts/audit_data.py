@@ -21,16 +21,27 @@ from numpy.typing import NDArray
 from lib.cli import fail, parser, progress, run, settings_argument
 from lib.files import read_jsonl, write_json, write_jsonl
 from lib.inputs import input_text, word_places
+from lib.labels import (
+    Labels,
+    caseless_value,
+    describe_spellings,
+    label_by_spelling,
+    label_value,
+    spelled,
+    undecided_spellings,
+)
 from lib.near_duplicates import cluster_numbers, similar_pairs
-from lib.records import MISSING, as_text, column, normalise, record_id
+from lib.records import MISSING, as_text, column, describe_value, normalise, reachable_names, record_id
 from lib.templates import Template, compile_template, render_completion, render_prompt
 from lib.tokens import Tokenizer, load_tokenizer
 from lib.truncation import shortened
+from lib.verdict import configuration_lines, judge_audit
 
 REASONS = (
     "unreadable",
     "missing_column",
     "not_text",
+    "null_character",
     "control_token",
     "empty_value",
     "unknown_label",
@@ -53,11 +64,15 @@ class Reason(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The row with a number, as `fetch_data` wrote it, and its columns as text or why they cannot be used."""
+    """The row with a number, as `fetch_data` wrote it, and its columns as text or why they cannot be used.
+
+    spelling: the target as it stands in the row, of which `data.labels` may make another label.
+    """
 
     number: int
     read: dict[str, Any]
     values: dict[str, str] | Reason
+    spelling: str | None = None
 
 
 @dataclass
@@ -68,10 +83,12 @@ class Rows:
     other: the row that it conflicts with or repeats.
     file, target: numbers in `files` and `targets`; answers of task generation have none.
     ids, inputs: digests of the whole row, 32 bytes, and of its input columns, 16 bytes.
+    spellings: how often each label occurs as it stands in the rows; none for task generation.
     """
 
     files: dict[str, int] = field(default_factory=dict)
     targets: dict[str, int] = field(default_factory=dict)
+    spellings: Counter[str] = field(default_factory=Counter)
     state: bytearray = field(default_factory=bytearray)
     other: array = field(default_factory=lambda: array("i"))
     file: array = field(default_factory=lambda: array("i"))
@@ -136,23 +153,33 @@ def main(args: argparse.Namespace) -> None:
         **_classes(rows, kept, words, data["labels"], task),
         "tokens": _token_lengths(rows, measured, kept, corpus["max_length"]),
     }
-    audit["verdict"] = _verdict(audit, data["min_rows_per_class"], corpus["max_length"])
-    write_jsonl(args.rejected, _rejected(sources(), rows, corpus["max_length"]))
+    examples: dict[str, str] = {}
+    write_jsonl(args.rejected, _rejected(sources(), rows, corpus["max_length"], examples))
+    audit["verdict"] = judge_audit(audit, examples, data, corpus["max_length"])
     write_json(args.audit, audit)
+    _tell_case(audit["label_spellings"])
     progress(f"audit_data: {len(kept)} of {len(rows.state)} rows kept; set aside: {rejected or 'none'}")
 
 
 def _sources(path: Path, data: dict[str, Any], template: Template, tokenizer: Tokenizer) -> Iterator[Source]:
-    names = [*template["columns"], data["target"]]
+    names, target = [*template["columns"], data["target"]], data["target"]
     control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
+    labels = label_by_spelling(data["labels"]) if data["labels"] else None
     for index, read in enumerate(read_jsonl(path)):
         if "error" in read:
             yield Source(index, read, Reason("unreadable", read["error"]))
             continue
-        values = _values(read["row"], names, control, data["special_tokens"])
-        if not isinstance(values, Reason) and data["labels"] and values[data["target"]] not in data["labels"]:
-            values = Reason("unknown_label", f"{values[data['target']]!r} is not in data.labels")
-        yield Source(index, read, values)
+        values = _values(read["row"], names, data.get("optional_columns") or (), control, data["special_tokens"])
+        if isinstance(values, Reason):
+            yield Source(index, read, values)
+            continue
+        spelling = values[target]
+        if labels is None:
+            yield Source(index, read, values, spelling)
+        elif spelling in labels:
+            yield Source(index, read, {**values, target: labels[spelling]}, spelling)
+        else:
+            yield Source(index, read, Reason("unknown_label", f"{spelling!r} is not in data.labels"), spelling)
 
 
 def _indexed(path: Path, sources: Iterable[Source], names: Sequence[str], *, classified: bool) -> Rows:
@@ -160,16 +187,20 @@ def _indexed(path: Path, sources: Iterable[Source], names: Sequence[str], *, cla
     rows = Rows()
     absent = Counter[str]()
     known: set[str] = set()
+    first_row: dict[str, Any] = {}
     readable = 0
-    for _, read, values in sources:
+    for _, read, values, spelling in sources:
         if "row" in read:
             readable += 1
+            first_row = first_row or read["row"]
             known.update(read["row"])
             absent.update(name for name in names if column(read["row"], name) is MISSING)
         rows.file.append(rows.files.setdefault(read["file"], len(rows.files)))
         rows.line.append(read["line"])
         rows.other.append(-1)
         rows.tokens.append(0)
+        if classified and spelling is not None:
+            rows.spellings[spelling] += 1
         if isinstance(values, Reason):
             rows.state.append(1 + REASONS.index(values.reason))
             rows.target.append(-1)
@@ -184,30 +215,47 @@ def _indexed(path: Path, sources: Iterable[Source], names: Sequence[str], *, cla
         rows.inputs += bytes.fromhex(record_id(inputs))[:16]
     for name in names:
         if known and absent[name] == readable:
-            hint = f"the columns are {', '.join(sorted(known)[:20])}: mend corpus or data.target"
-            fail(f"no row has the column {name!r}", hint, at=path)
+            fail(f"no row has the column {name!r}", _tell_columns(name, known, first_row), at=path)
     return rows
 
 
+def _tell_columns(name: str, known: set[str], row: dict[str, Any]) -> str:
+    """The columns that there are, in nested rows with the names that reach into them."""
+    for key, value in row.items():
+        if isinstance(value, list) and value and column(value[0], name) is not MISSING:
+            return f"the rows are a list under the key {key!r} of a row: save that list as the file"
+    names = sorted(known.difference(row)) + list(reachable_names(row))
+    return f"the columns are {', '.join(names[:20])}: mend corpus or data.target"
+
+
 def _values(
-    row: dict[str, Any], names: Sequence[str], control: re.Pattern[str], special_tokens: str
+    row: dict[str, Any], names: Sequence[str], optional: Sequence[str], control: re.Pattern[str], special_tokens: str
 ) -> dict[str, str] | Reason:
-    """The named columns as text, or why the row has not all of them."""
+    """The named columns as text, the target last, or why the row has not all of them.
+
+    optional: columns that may be empty or missing.
+    """
     values: dict[str, str] = {}
     for name in names:
         value = column(row, name)
-        if value is MISSING:
+        if value is MISSING and name not in optional:
             return Reason("missing_column", f"no {name!r}")
-        text = as_text(value)
+        text = "" if value is MISSING else as_text(value)
         if text is None:
-            return Reason("not_text", f"{name!r} is a {'list' if isinstance(value, list) else 'nested object'}")
+            return Reason("not_text", f"{name!r} is {describe_value(value)}")
+        # Tokenizers written in C end a text here. They read the other control characters as `tokenizers` does (tried
+        # with ONNX Runtime GenAI for U+0001 to U+00A0), so those stay what they are: text.
+        if "\0" in text:
+            return Reason("null_character", f"{name!r} contains the character NUL (U+0000)")
         while found := control.search(text):
             if special_tokens == "reject":
                 return Reason("control_token", f"{name!r} contains {found[0]!r}")
             text = control.sub("", text).strip()  # again, for what is left may join to another
-        if not text:
+        if not text and name not in optional:
             return Reason("empty_value", f"{name!r} is empty")
         values[name] = text
+    if not any(values[name] for name in names[:-1]):
+        return Reason("empty_value", "every input is empty")
     return values
 
 
@@ -320,19 +368,42 @@ def _near_duplicates(rows: Rows, kept: Places, clusters: NDArray[np.int64], task
     }
 
 
-def _classes(rows: Rows, kept: Places, words: "_Words", given: list[str] | None, task: str) -> dict[str, Any]:
+def _classes(rows: Rows, kept: Places, words: "_Words", given: Labels | None, task: str) -> dict[str, Any]:
     """What classification needs to know of the labels; null for generation."""
     if task != "classification":
-        return dict.fromkeys(("labels", "classes", "label_word_in_text", "keyword_shortcuts"))
+        names = ("labels", "classes", "label_spellings", "unknown_labels", "label_word_in_text", "keyword_shortcuts")
+        return dict.fromkeys(names)
     counts = _class_counts(rows, kept)
     labels = sorted(given or counts)
     classes = {label: counts.get(label, 0) for label in labels}
+    known = label_by_spelling(given) if given else rows.spellings
+    unknown = [(text, count) for text, count in rows.spellings.most_common() if text not in known]
     return {
         "labels": labels,
         "classes": classes,
+        "label_spellings": _label_spellings(rows.spellings, given),
+        "unknown_labels": dict(unknown[:20]),
         "label_word_in_text": words.label_words(classes),
         "keyword_shortcuts": words.shortcuts(classes),
     }
+
+
+def _label_spellings(counts: Counter[str], given: Labels | None) -> dict[str, Any]:
+    """Spellings of one label, and labels that differ by case alone, where `data.labels` does not say what they are."""
+    one = undecided_spellings(counts, given, label_value)
+    told = {text for group in one for text in group}
+    alike = [group for group in undecided_spellings(counts, given, caseless_value) if not group.keys() <= told]
+    return {
+        "one_label": describe_spellings(one, counts, given),
+        "differing_in_case": describe_spellings(alike, counts, given),
+    }
+
+
+def _tell_case(spellings: dict[str, Any] | None) -> None:
+    """A line for labels that differ by case alone: they may be one, so the run goes on."""
+    if spellings and (found := spellings["differing_in_case"]):
+        groups = "; ".join(map(spelled, found["groups"][:3]))
+        progress(f"audit_data: labels that differ by case alone: {groups}: {configuration_lines(found)}")
 
 
 class _Words:
@@ -407,24 +478,6 @@ def _token_lengths(rows: Rows, measured: Places, kept: Places, max_length: int) 
     }
 
 
-def _verdict(audit: dict[str, Any], min_rows_per_class: int, max_length: int) -> dict[str, Any]:
-    reasons = []
-    if audit["kept"] == 0:
-        reasons.append(f"no usable row is left of {audit['rows']}")
-    elif audit["tokens"]["truncated"] == audit["kept"]:
-        reasons.append(f"every row is cut: all are longer than corpus.max_length {max_length}")
-    if audit["kept"] and audit["classes"] is not None:
-        classes = {label: count for label, count in audit["classes"].items() if count}
-        if len(classes) == 1:
-            reasons.append(f"only one class: all {audit['kept']} usable rows are {next(iter(classes))!r}")
-        reasons += [
-            f"class {label!r} has {count} usable rows, data.min_rows_per_class is {min_rows_per_class}"
-            for label, count in audit["classes"].items()
-            if count < min_rows_per_class
-        ]
-    return {"ok": not reasons, "reasons": reasons}
-
-
 def _kept(
     sources: Iterable[Source], rows: Rows, clusters: NDArray[np.int64], words: _Words, template: Template
 ) -> Iterator[dict[str, Any]]:
@@ -444,11 +497,16 @@ def _kept(
         }
 
 
-def _rejected(sources: Iterable[Source], rows: Rows, max_length: int) -> Iterator[dict[str, Any]]:
+def _rejected(
+    sources: Iterable[Source], rows: Rows, max_length: int, examples: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """The rows set aside; the first one of each reason goes to `examples`."""
     for source in sources:
         if rows.state[source.number]:
             place = {"file": source.read["file"], "line": source.read["line"]}
-            yield {**place, **_reason(source, rows, max_length)._asdict(), "row": source.read.get("row")}
+            reason = _reason(source, rows, max_length)
+            examples.setdefault(reason.reason, f"{place['file']}:{place['line']}: {reason.detail}")
+            yield {**place, **reason._asdict(), "row": source.read.get("row")}
 
 
 def _reason(source: Source, rows: Rows, max_length: int) -> Reason:

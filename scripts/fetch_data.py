@@ -85,7 +85,7 @@ def _hub_rows(id: str, revision: str, split: str, config: str | None) -> Iterato
                 # hf://datasets/OWNER/NAME@REVISION/PATH
                 check_data_file(id, revision, file.partition(f"@{revision}/")[2])
             builder.download_and_prepare()
-            rows = builder.as_dataset(split=split)
+            rows = builder.as_dataset(split=split).to_iterable_dataset()
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         fail(
             f"the hub does not give it: {first_line(error).rstrip('.')}",

@@ -299,6 +299,7 @@ class MadeRun:
             "exact_duplicates": 12, "label_conflicts": 7, "near_duplicate_clusters": 9, "near_duplicate_rows": 21,
             "largest_cluster": 4, "rows_in_mixed_clusters": 2 if classified else None, "labels": LABELS if classified else None,
             "classes": {label: sum(by_label[label].values()) for label in LABELS} if classified else None,
+            "label_spellings": {"one_label": None, "differing_in_case": None} if classified else None, "unknown_labels": {},
             "label_word_in_text": words if classified else None, "keyword_shortcuts": [shortcut] if classified else None,
             "tokens": {"mean": 41.31, "p50": 40, "p90": 55, "p95": 60, "p99": 71, "max": 96, "max_length": 128,
                        "over_max_length": 0, "truncated": 0},
