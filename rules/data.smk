@@ -36,7 +36,7 @@ rule fetch_data:
         azureml_inputs=azure_input("data", "uri_file:ro_mount", CONFIG.data.source),
     params:
         settings=settings(
-            "datasets",
+            "datasets pyarrow",
             source=source_of("data", "files", "hub", "package", "source", "sha256"),
             unreadable=CONFIG.data.unreadable,
         ),

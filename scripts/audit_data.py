@@ -400,10 +400,10 @@ def _label_spellings(counts: Counter[str], given: Labels | None) -> dict[str, An
 
 
 def _tell_case(spellings: dict[str, Any] | None) -> None:
-    """A line for labels that differ by case alone: they may be one, so the run goes on."""
+    """A line for labels that differ by case or full-width letters alone: they may be two, so the run goes on."""
     if spellings and (found := spellings["differing_in_case"]):
         groups = "; ".join(map(spelled, found["groups"][:3]))
-        progress(f"audit_data: labels that differ by case alone: {groups}: {configuration_lines(found)}")
+        progress(f"audit_data: labels that differ by case or width alone: {groups}: {configuration_lines(found)}")
 
 
 class _Words:

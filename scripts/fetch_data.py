@@ -92,7 +92,8 @@ def _hub_rows(id: str, revision: str, split: str, config: str | None) -> Iterato
             "check id, revision, split and config in data.hub, the network, and HF_TOKEN for gated data",
             at=f"{id}@{revision}",
         )
-    return typed_rows(rows)
+    # Images and sounds stay bytes: to decode them takes libraries, and nothing here reads them.
+    return typed_rows(rows.decode(False), rows.features or {})
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -65,6 +66,7 @@ FAULTS = {
         "write each on one line, or all in a list [ ] with commas between",
     ),
     "json_lines_with_commas": ("JSON Lines with commas between", "take the commas away, or put all in a list [ ]"),
+    "json_lines_broken": ("no line of its beginning is one JSON object", "write each row as a JSON object on one line"),
     "python_dicts": ("Python dictionaries, not JSON: its keys are in single quotes", "write it with json.dumps"),
     "csv_separator": ("CSV separated by {}", "save it separated by commas, under a name that ends in .csv"),
     "csv_head": ("the first row has {}", "let the first row name every column"),
@@ -110,29 +112,32 @@ def detect_file_kind(head: bytes, suffix: str) -> FileKind | None:
         return kind
     match suffix:
         case ".json" | ".jsonl" | ".ndjson":
-            return _detect_json(_text(head), lines=suffix != ".json")
+            return _detect_json(_text(head), lines=suffix != ".json", is_cut=len(head) == HEAD_BYTES)
         case ".csv" | ".tsv" | ".tab":
             return _detect_csv(_text(head), is_cut=len(head) == HEAD_BYTES)
     return None
 
 
 def detect_encoding(path: Path) -> FileKind | None:
-    """Tell a file in another encoding from UTF-8 with some broken lines, by which of the two it has more lines of.
+    """Tell a file in another encoding from UTF-8 with some broken lines, by which of the two has more lines in it.
 
     Reads the whole file: the first accent may stand in its last line. Ask when a line is not UTF-8.
     """
-    right, broken = 0, []
+    right = broken = letters = groups = 0
     with open(path, "rb") as file:
         for line in file:
             if line.isascii():
                 continue
             if _decodes(line, "utf-8"):
                 right += 1
-            else:
-                broken.append(_decodes(line, "cp1252"))
-    if right >= len(broken):
+                continue
+            broken += 1
+            letters += len(re.findall(rb"[\x80-\xff]", line)) if _decodes(line, "cp1252") else sys.maxsize
+            groups += len(re.findall(rb"[\x80-\xff]+", line))
+    if right >= broken:
         return None
-    return FileKind("not_utf_8", "likely Windows-1252" if all(broken) else "in an unknown encoding")
+    # Letters with accents stand among others; in encodings of other scripts they stand side by side.
+    return FileKind("not_utf_8", "likely Windows-1252" if letters < 1.5 * groups else "in an unknown encoding")
 
 
 def _detect_container(head: bytes, suffix: str) -> FileKind | None:
@@ -186,18 +191,21 @@ def _has_carriage_returns_alone(text: str) -> bool:
     return "\n" not in text and "\r" in text.rstrip()
 
 
-def _detect_json(text: str, *, lines: bool) -> FileKind | None:
+def _detect_json(text: str, *, lines: bool, is_cut: bool) -> FileKind | None:
     first, _, rest = text.partition("\n")
     following = rest.lstrip()
     if text.startswith("["):
         return _detect_json_list(text, first, following, lines=lines)
     if _has_carriage_returns_alone(text):
         return FileKind("carriage_returns")
+    if text.startswith("{") and (kind := _detect_json_objects(text, first, following)):
+        return kind
+    whole = [line for line in text.split("\n")[: -1 if is_cut else None] if line.strip()]
+    if any(_is_json_object(line.strip(" \t\r")) for line in whole):
+        return None
     if text.startswith("{"):
-        return _detect_json_objects(text, first, following)
-    if text and not re.search(r"^\s*\{", rest, re.MULTILINE):
-        return FileKind("not_json", repr(first.strip()[:40]))
-    return None
+        return FileKind("json_lines_broken") if len(whole) > 1 else None
+    return FileKind("not_json", repr(first.strip()[:40])) if text else None
 
 
 def _detect_json_list(text: str, first: str, following: str, *, lines: bool) -> FileKind | None:
@@ -239,11 +247,17 @@ def _holds_objects(value: Any) -> bool:
 
 
 def _holds_columns(text: str) -> bool:
-    """Whether an object has a column in each key, with its cells by their numbers."""
+    """Whether an object has a column in each key, with its cells by their numbers; or names, and rows without any."""
     value, end = _decode(text, 0)
+    if end is not None and {"columns", "data"} <= value.keys():
+        return True
     if end is None:
         return bool(re.match(r'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{\s*"0"\s*:', text))
     return bool(value) and all(isinstance(column, dict) and "0" in column for column in value.values())
+
+
+def _is_json_object(line: str) -> bool:
+    return line.startswith("{") and _decode(line, 0)[1] == len(line)
 
 
 def _decode(text: str, place: int) -> tuple[Any, int | None]:
@@ -299,6 +313,9 @@ def _detect_csv(text: str, *, is_cut: bool) -> FileKind | None:
         return FileKind("carriage_returns")
     if re.match(r'\[?\s*\{\s*"', text):
         return FileKind("json_as_csv")
+    if text.startswith("sep="):  # Excel's own first line
+        told = _SEPARATORS.get(text[4:5])
+        return FileKind("csv_separator", told) if told else FileKind("csv_head", "Excel's sep= and no names")
     widths = {separator: _widths(text, separator, is_cut=is_cut) for separator in (",", *_SEPARATORS)}
     if not widths[","]:
         return None

@@ -3,7 +3,8 @@
 A file that is something else as a whole is refused before its first row; see `lib.file_kinds`.
 
 JSON and CSV are read here and not by `datasets`: that has no line numbers, and its CSV reader turns
-"NA" into null and "007" into 7. Parquet has types and no lines, so `datasets` reads it.
+"NA" into null and "007" into 7. Parquet has types and no lines; `datasets` refuses some of its types (maps), even of
+columns that nobody uses, so pyarrow reads it.
 """
 
 import csv
@@ -12,7 +13,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -22,6 +23,7 @@ from lib.cli import fail, first_line
 from lib.file_kinds import detect_encoding, detect_file_kind, read_head, refuse
 from lib.records import NOT_TEXT
 
+_BATCH = 1000  # rows of Parquet in memory at a time
 _SPACE = re.compile(r"[ \t\r\n]*")  # what JSON calls white space
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 FORMATS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
@@ -79,12 +81,11 @@ def json_ready(value: Any) -> Any:
     return {NOT_TEXT: type(value).__name__}
 
 
-def typed_rows(dataset: Any) -> Iterator[SourceRow]:
-    """Yield the rows of an `IterableDataset`, numbered from 1, labels by their names."""
-    features = dataset.features or {}
-    # Images and sounds stay bytes: to decode them takes libraries, and nothing here reads them.
-    for number, row in enumerate(dataset.decode(False), start=1):
-        yield SourceRow(number, json_ready({name: _with_label_names(row[name], features.get(name)) for name in row}))
+def typed_rows(rows: Iterable[Mapping[str, Any]], features: Mapping[str, Any]) -> Iterator[SourceRow]:
+    """Yield rows of Parquet or the hub, numbered from 1, labels by their names. features: those of `datasets`."""
+    for number, row in enumerate(rows, start=1):
+        named = {name: _with_label_names(value, features.get(name)) for name, value in row.items()}
+        yield SourceRow(number, json_ready(named))
 
 
 def _with_label_names(value: Any, feature: Any) -> Any:
@@ -321,10 +322,25 @@ def _column_names(path: Path, line: int, cells: list[str], problem: str | None) 
 
 
 def _read_parquet(path: Path) -> Iterator[SourceRow]:
-    import datasets
+    import pyarrow
+    import pyarrow.parquet
 
     try:
-        # Streaming: no second copy of the data in a cache, and none of an older file with this name.
-        yield from typed_rows(datasets.load_dataset("parquet", data_files=[str(path)], split="train", streaming=True))
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        fail(f"not Parquet: {first_line(error)}", "write the file again", at=path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise ValueError(f"the column {_most_frequent(names)!r} occurs twice")
+            features = _dataset_features(file.schema_arrow.metadata or {})
+            batches = file.iter_batches(batch_size=_BATCH)
+            yield from typed_rows((row for batch in batches for row in batch.to_pylist()), features)
+    except (ValueError, OSError, pyarrow.ArrowException) as error:
+        fail(f"not Parquet: {first_line(error).rstrip('.')}", "write the file again", at=path)
+
+
+def _dataset_features(metadata: Mapping[bytes, bytes]) -> Mapping[str, Any]:
+    """What `datasets` wrote into the schema of its file, the names of labels above all."""
+    if b"huggingface" not in metadata:
+        return {}
+    from datasets import Features
+
+    return Features.from_dict(json.loads(metadata[b"huggingface"])["info"]["features"])

@@ -62,4 +62,4 @@ def _labels_alike(found: dict[str, Any] | None) -> list[str]:
     if not found:
         return []
     groups = "; ".join(map(spelled, found["groups"]))
-    return [f"Labels that differ by case alone are labels of their own here: {groups}."]
+    return [f"Labels that differ by case or width alone are labels of their own here: {groups}."]
