@@ -5,22 +5,22 @@ time; this script succeeds even when it is not, so that its evidence stays: `spl
 """
 
 import argparse
-import re
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lib.cli import fail, parser, progress, run, settings_argument
-from lib.files import read_jsonl, write_json, write_jsonl
-from lib.inputs import input_text, word_places
+from lib.files import write_json, write_jsonl
+from lib.inputs import input_text
+from lib.label_words import LabelWords
 from lib.labels import (
     Labels,
     caseless_value,
@@ -31,48 +31,17 @@ from lib.labels import (
     undecided_spellings,
 )
 from lib.near_duplicates import cluster_numbers, similar_pairs
-from lib.records import MISSING, as_text, column, describe_value, normalise, reachable_names, record_id
+from lib.records import MISSING, column, normalise, reachable_names, record_id
+from lib.row_values import REASONS, Reason, Source, read_sources
 from lib.templates import Template, compile_template, render_completion, render_prompt
 from lib.tokens import Tokenizer, load_tokenizer
 from lib.truncation import shortened
 from lib.verdict import configuration_lines, judge_audit
 
-REASONS = (
-    "unreadable",
-    "missing_column",
-    "not_text",
-    "null_character",
-    "control_token",
-    "empty_value",
-    "unknown_label",
-    "label_conflict",
-    "exact_duplicate",
-    "too_long",
-)
 _SEED = 1  # of the MinHash; the leakage check uses another
 _BATCH = 1000
-_SLOTS = 1 << 22  # of the table that counts words roughly
 
 Places = NDArray[np.int64]
-
-
-class Reason(NamedTuple):
-    """Why a row is set aside: one of `REASONS`, and what a person needs to find it."""
-
-    reason: str
-    detail: str
-
-
-class Source(NamedTuple):
-    """The row with a number, as `fetch_data` wrote it, and its columns as text or why they cannot be used.
-
-    spelling: the target as it stands in the row, of which `data.labels` may make another label.
-    """
-
-    number: int
-    read: dict[str, Any]
-    values: dict[str, str] | Reason
-    spelling: str | None = None
 
 
 @dataclass
@@ -126,14 +95,14 @@ def main(args: argparse.Namespace) -> None:
     template = compile_template(corpus, tokenizer, task=task, target=data["target"], labels=None)
 
     def sources() -> Iterator[Source]:
-        return _sources(args.rows, data, template, tokenizer)
+        return read_sources(args.rows, data, template, tokenizer)
 
     rows = _indexed(args.rows, sources(), [*template["columns"], data["target"]], classified=task == "classification")
     if task == "classification":
         _set_aside_conflicts(rows)
     _set_aside_duplicates(rows)
     measured = rows.usable()
-    words = _Words()
+    words = LabelWords()
     texts = _seen_texts(sources(), rows, tokenizer, template, corpus, words)
     pairs = similar_pairs(texts, data["near_duplicates"], seed=_SEED, folder=args.kept.parent)
     kept = rows.usable()
@@ -159,27 +128,6 @@ def main(args: argparse.Namespace) -> None:
     write_json(args.audit, audit)
     _tell_case(audit["label_spellings"])
     progress(f"audit_data: {len(kept)} of {len(rows.state)} rows kept; set aside: {rejected or 'none'}")
-
-
-def _sources(path: Path, data: dict[str, Any], template: Template, tokenizer: Tokenizer) -> Iterator[Source]:
-    names, target = [*template["columns"], data["target"]], data["target"]
-    control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
-    labels = label_by_spelling(data["labels"]) if data["labels"] else None
-    for index, read in enumerate(read_jsonl(path)):
-        if "error" in read:
-            yield Source(index, read, Reason("unreadable", read["error"]))
-            continue
-        values = _values(read["row"], names, data.get("optional_columns") or (), control, data["special_tokens"])
-        if isinstance(values, Reason):
-            yield Source(index, read, values)
-            continue
-        spelling = values[target]
-        if labels is None:
-            yield Source(index, read, values, spelling)
-        elif spelling in labels:
-            yield Source(index, read, {**values, target: labels[spelling]}, spelling)
-        else:
-            yield Source(index, read, Reason("unknown_label", f"{spelling!r} is not in data.labels"), spelling)
 
 
 def _indexed(path: Path, sources: Iterable[Source], names: Sequence[str], *, classified: bool) -> Rows:
@@ -228,37 +176,6 @@ def _tell_columns(name: str, known: set[str], row: dict[str, Any]) -> str:
     return f"the columns are {', '.join(names[:20])}: mend corpus or data.target"
 
 
-def _values(
-    row: dict[str, Any], names: Sequence[str], optional: Sequence[str], control: re.Pattern[str], special_tokens: str
-) -> dict[str, str] | Reason:
-    """The named columns as text, the target last, or why the row has not all of them.
-
-    optional: columns that may be empty or missing.
-    """
-    values: dict[str, str] = {}
-    for name in names:
-        value = column(row, name)
-        if value is MISSING and name not in optional:
-            return Reason("missing_column", f"no {name!r}")
-        text = "" if value is MISSING else as_text(value)
-        if text is None:
-            return Reason("not_text", f"{name!r} is {describe_value(value)}")
-        # Tokenizers written in C end a text here. They read the other control characters as `tokenizers` does (tried
-        # with ONNX Runtime GenAI for U+0001 to U+00A0), so those stay what they are: text.
-        if "\0" in text:
-            return Reason("null_character", f"{name!r} contains the character NUL (U+0000)")
-        while found := control.search(text):
-            if special_tokens == "reject":
-                return Reason("control_token", f"{name!r} contains {found[0]!r}")
-            text = control.sub("", text).strip()  # again, for what is left may join to another
-        if not text and name not in optional:
-            return Reason("empty_value", f"{name!r} is empty")
-        values[name] = text
-    if not any(values[name] for name in names[:-1]):
-        return Reason("empty_value", "every input is empty")
-    return values
-
-
 def _digests(digests: bytearray, width: int, places: Places) -> NDArray[Any]:
     return np.frombuffer(digests, dtype=f"V{width}")[places]
 
@@ -292,7 +209,7 @@ def _seen_texts(
     tokenizer: Tokenizer,
     template: Template,
     corpus: dict[str, Any],
-    words: "_Words",
+    words: LabelWords,
 ) -> Iterator[str]:
     """Count the tokens of each usable row, set aside what is too long, give what the model will see of the others.
 
@@ -368,7 +285,7 @@ def _near_duplicates(rows: Rows, kept: Places, clusters: NDArray[np.int64], task
     }
 
 
-def _classes(rows: Rows, kept: Places, words: "_Words", given: Labels | None, task: str) -> dict[str, Any]:
+def _classes(rows: Rows, kept: Places, words: LabelWords, given: Labels | None, task: str) -> dict[str, Any]:
     """What classification needs to know of the labels; null for generation."""
     if task != "classification":
         names = ("labels", "classes", "label_spellings", "unknown_labels", "label_word_in_text", "keyword_shortcuts")
@@ -406,61 +323,6 @@ def _tell_case(spellings: dict[str, Any] | None) -> None:
         progress(f"audit_data: labels that differ by case or width alone: {groups}: {configuration_lines(found)}")
 
 
-class _Words:
-    """Words that give labels away. Only those that are frequent enough are counted exactly.
-
-    `glance` at all texts, `expect` the classes, then `count` the same texts.
-    """
-
-    def __init__(self) -> None:
-        self._rough = array("I", bytes(array("I").itemsize * _SLOTS))
-        self._enough = 0.0
-        self._by_word: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self._own = Counter[str]()
-
-    def glance(self, text: str) -> None:
-        for word in _words(text):
-            self._rough[hash(word) % _SLOTS] += 1
-
-    def expect(self, classes: dict[str, int]) -> None:
-        self._enough = min((_enough(count) for count in classes.values()), default=0)
-
-    def count(self, text: str, target: str) -> None:
-        self._own[target] += bool(word_places(target, text))
-        for word in _words(text):
-            if self._rough[hash(word) % _SLOTS] >= self._enough:
-                self._by_word[word][target] += 1
-
-    def label_words(self, classes: dict[str, int]) -> dict[str, Any]:
-        """Share of rows whose text holds the word of their own label: there a word is enough."""
-        return {
-            "share": round(self._own.total() / max(1, sum(classes.values())), 4),
-            "by_label": {label: round(self._own[label] / max(1, count), 4) for label, count in classes.items()},
-        }
-
-    def shortcuts(self, classes: dict[str, int]) -> list[dict[str, Any]]:
-        """Single words that nearly give a label away: at least 90 % of their rows, and 5 % of the label's rows.
-
-        Where one label has most rows, a word must also halve the error of always saying that label.
-        """
-        kept = sum(classes.values())
-        found: list[dict[str, Any]] = []
-        for word, counts in self._by_word.items():
-            label, hits = counts.most_common(1)[0]
-            needed = max(0.9, 1 - (1 - classes[label] / kept) / 2)
-            if hits >= _enough(classes[label]) and hits >= needed * counts.total():
-                found.append({"word": word, "label": label, "rows": counts.total(), "rows_of_label": hits})
-        return sorted(found, key=lambda item: (-item["rows_of_label"], item["word"]))[:10]
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.casefold()))
-
-
-def _enough(rows_of_label: int) -> float:
-    return max(5, 0.05 * rows_of_label)
-
-
 def _token_lengths(rows: Rows, measured: Places, kept: Places, max_length: int) -> dict[str, Any]:
     """Tokens of prompt and answer, before truncation, with the rows that were too long for it."""
     points = {"p50": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
@@ -479,7 +341,7 @@ def _token_lengths(rows: Rows, measured: Places, kept: Places, max_length: int) 
 
 
 def _kept(
-    sources: Iterable[Source], rows: Rows, clusters: NDArray[np.int64], words: _Words, template: Template
+    sources: Iterable[Source], rows: Rows, clusters: NDArray[np.int64], words: LabelWords, template: Template
 ) -> Iterator[dict[str, Any]]:
     for source in sources:
         if rows.state[source.number]:

@@ -102,7 +102,7 @@ def test_each_reason_with_its_place_and_row(tmp_path, tiny_phi3):
     assert "256" in details[14]
     assert details[16] == "'phrase' contains the character NUL (U+0000)"
     assert [details[line] for line in (4, 5, 17)] == [
-        "'phrase' is a list",
+        "'phrase' is a list, whose first value is {phrase.0}",
         "'phrase' is a nested object",
         "'phrase' is bytes, not text",
     ]
