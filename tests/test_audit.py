@@ -197,7 +197,7 @@ def test_spellings_of_one_label_stop_the_run_until_the_configuration_says_what_t
     first, second, plain = ONE_LABEL[case]
     texts = [as_text(first), as_text(second)]
     rows = [row(f"text number {n}", [first, second, "other"][n % 3]) for n in range(9)]
-    result, _, _ = audit(tmp_path, tiny_phi3, rows)
+    result, _, _ = audit(tmp_path, tiny_phi3, rows, min_rows_per_class=5)
     (reason,) = result["verdict"]["reasons"]
     assert all(f"{quoted(text)} (3 rows)" in reason for text in texts)
     assert " are one label: under data, labels: {" in reason

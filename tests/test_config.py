@@ -88,6 +88,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
         ("  r: 16", "  r: yes", "  r:", "finetune.r: true is no number"),
         ("  r: 16", "  r: 9999999999", "  r:", "finetune.r: input should be less than or equal to 2147483647"),
         ("learning_rate: 3.0e-4", "learning_rate: on", "  learning_rate", "finetune.learning_rate: true is no number"),
+        ("learning_rate: 3.0e-4", "learning_rate: .inf", "  learning_rate", "finetune.learning_rate: input should be a finite number"),
         ("version: 0.1.2", "version: 0.1", "    version", 'base_model.package.version: YAML reads 0.1 as a number; quote it: "0.1"'),
         ("  target: sentiment", "  target:", "  target", "data.target has no value; give one"),
         (LABELS, "labels: [yes, no]", "  labels", 'data.labels.0: YAML reads yes as true; quote it: "yes"'),

@@ -47,7 +47,8 @@ class Corpus(Section):
     """How a row becomes prompt and answer."""
 
     template: Literal["chat"] | None = None
-    """chat: the tokenizer's own chat template around `user` (and `system`)."""
+    """chat: the tokenizer's own chat template around `user` (and `system`). Columns stand in braces: {text},
+    {user.name}, {messages.0.content}; a name with a brace, quote, colon, ! or [ in quotes as well: {"PK [m]"}."""
     user: str | None = None
     system: str | None = None
     text_template: str | None = None

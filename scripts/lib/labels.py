@@ -15,6 +15,7 @@ Counts = Mapping[str, int]
 
 # Characters that show nothing, beside those of the category Cf (zero-width signs, soft hyphens, marks of direction).
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+_MOST_NAMED = 5
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,9})?")
 
 
@@ -103,6 +104,8 @@ def quoted(text: str) -> str:
 def spelled(group: Counts) -> str:
     """Say how often each spelling occurs: `"0" (15 rows) and "0.0" (15 rows)`."""
     named = [f"{quoted(_cut(text))} ({count:,} row{'s' * (count != 1)})" for text, count in group.items()]
+    if len(named) > _MOST_NAMED:
+        named = [*named[: _MOST_NAMED - 1], f"{len(named) - _MOST_NAMED + 1:,} more"]
     return f"{', '.join(named[:-1])} and {named[-1]}"
 
 

@@ -46,7 +46,7 @@ def _types(annotation: Any) -> Iterator[Any]:
 class Section(BaseModel):
     """Unknown keys are errors; numbers that YAML reads as text (`1e-4`) are read as numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -14,12 +14,10 @@ def judge_audit(
     audit: Mapping[str, Any], examples: Mapping[str, str], data: Mapping[str, Any], max_length: int
 ) -> dict[str, Any]:
     """Return `ok` and the reasons why not. examples: place and detail of the first row set aside for each reason."""
-    reasons = [
-        *_judge_losses(audit, examples, data),
-        *_judge_truncation(audit, max_length),
-        *_judge_spellings(audit),
-        *(_judge_classes(audit, data["min_rows_per_class"]) if audit["kept"] else ()),
-    ]
+    reasons = [*_judge_losses(audit, examples, data), *_judge_truncation(audit, max_length)]
+    spellings = _judge_spellings(audit)
+    # What the classes are is only known once the spellings are decided.
+    reasons += spellings or (_judge_classes(audit, data["min_rows_per_class"]) if audit["kept"] else [])
     return {"ok": not reasons, "reasons": reasons}
 
 
