@@ -14,6 +14,7 @@ from fake_hub import COMMIT, FakeHub
 
 from lib import packages
 from lib.cli import UserError
+from lib.file_kinds import detect_file_kind
 from lib.files import read_jsonl
 from lib.records import NOT_TEXT
 
@@ -288,6 +289,15 @@ def test_a_file_that_is_something_else_is_named_with_what_to_do(tmp_path, case, 
 )
 def test_a_file_that_looks_a_little_like_something_else_is_read(tmp_path, name, content, count):
     assert len(fetch(tmp_path, (name, content))) == count
+
+
+def test_weights_are_looked_at_as_well():
+    header = b'{"w":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'
+    whole = len(header).to_bytes(8, "little") + header + bytes(36)
+    assert detect_file_kind(whole, ".safetensors") is None
+    assert detect_file_kind(b"GGUF" + bytes(99), ".gguf") is None
+    for suffix in (".safetensors", ".gguf", ""):
+        assert detect_file_kind(LFS.encode(), suffix).name == "git_lfs_pointer"
 
 
 def test_values_that_json_has_no_place_for_are_named_and_stop_nothing(tmp_path):

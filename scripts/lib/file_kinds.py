@@ -110,11 +110,12 @@ def detect_file_kind(head: bytes, suffix: str) -> FileKind | None:
     """
     if kind := _detect_container(head, suffix):
         return kind
+    is_cut = len(head) == HEAD_BYTES
     match suffix:
         case ".json" | ".jsonl" | ".ndjson":
-            return _detect_json(_text(head), lines=suffix != ".json", is_cut=len(head) == HEAD_BYTES)
+            return _detect_wide_text(head) or _detect_json(_text(head), lines=suffix != ".json", is_cut=is_cut)
         case ".csv" | ".tsv" | ".tab":
-            return _detect_csv(_text(head), is_cut=len(head) == HEAD_BYTES)
+            return _detect_wide_text(head) or _detect_csv(_text(head), is_cut=is_cut)
     return None
 
 
@@ -155,7 +156,7 @@ def _detect_container(head: bytes, suffix: str) -> FileKind | None:
         return FileKind("html")
     if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"<?xml"):
         return FileKind("xml")
-    return _detect_wide_text(head) if suffix != ".parquet" else None
+    return None
 
 
 def _detect_wide_text(head: bytes) -> FileKind | None:
