@@ -36,7 +36,7 @@ rule fetch_data:
         azureml_inputs=azure_input("data", "uri_file:ro_mount", CONFIG.data.source),
     params:
         settings=settings(
-            "datasets",
+            "datasets pyarrow",
             source=source_of("data", "files", "hub", "package", "source", "sha256"),
             unreadable=CONFIG.data.unreadable,
         ),
@@ -111,6 +111,8 @@ rule audit_data:
                 "special_tokens",
                 "near_duplicates",
                 "min_rows_per_class",
+                "optional_columns",
+                "max_rejected",
             ),
             corpus=CONFIGURATION["corpus"],
         ),
@@ -172,7 +174,7 @@ rule render_corpus:
         settings=settings(
             "tokenizers jinja2",
             task=CONFIG.task,
-            data=part("data", "target"),
+            data=part("data", "target", "optional_columns"),
             corpus=CONFIGURATION["corpus"],
         ),
     shell:

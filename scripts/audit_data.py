@@ -5,59 +5,43 @@ time; this script succeeds even when it is not, so that its evidence stays: `spl
 """
 
 import argparse
-import re
 from array import array
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lib.cli import fail, parser, progress, run, settings_argument
-from lib.files import read_jsonl, write_json, write_jsonl
-from lib.inputs import input_text, word_places
+from lib.files import write_json, write_jsonl
+from lib.inputs import input_text
+from lib.label_words import LabelWords
+from lib.labels import (
+    Labels,
+    caseless_value,
+    describe_spellings,
+    label_by_spelling,
+    label_value,
+    spelled,
+    undecided_spellings,
+)
 from lib.near_duplicates import cluster_numbers, similar_pairs
-from lib.records import MISSING, as_text, column, normalise, record_id
+from lib.records import MISSING, column, normalise, reachable_names, record_id
+from lib.row_values import REASONS, Reason, Source, read_sources
 from lib.templates import Template, compile_template, render_completion, render_prompt
 from lib.tokens import Tokenizer, load_tokenizer
 from lib.truncation import shortened
+from lib.verdict import configuration_lines, judge_audit
 
-REASONS = (
-    "unreadable",
-    "missing_column",
-    "not_text",
-    "control_token",
-    "empty_value",
-    "unknown_label",
-    "label_conflict",
-    "exact_duplicate",
-    "too_long",
-)
 _SEED = 1  # of the MinHash; the leakage check uses another
 _BATCH = 1000
-_SLOTS = 1 << 22  # of the table that counts words roughly
 
 Places = NDArray[np.int64]
-
-
-class Reason(NamedTuple):
-    """Why a row is set aside: one of `REASONS`, and what a person needs to find it."""
-
-    reason: str
-    detail: str
-
-
-class Source(NamedTuple):
-    """The row with a number, as `fetch_data` wrote it, and its columns as text or why they cannot be used."""
-
-    number: int
-    read: dict[str, Any]
-    values: dict[str, str] | Reason
 
 
 @dataclass
@@ -68,10 +52,12 @@ class Rows:
     other: the row that it conflicts with or repeats.
     file, target: numbers in `files` and `targets`; answers of task generation have none.
     ids, inputs: digests of the whole row, 32 bytes, and of its input columns, 16 bytes.
+    spellings: how often each label occurs as it stands in the rows; none for task generation.
     """
 
     files: dict[str, int] = field(default_factory=dict)
     targets: dict[str, int] = field(default_factory=dict)
+    spellings: Counter[str] = field(default_factory=Counter)
     state: bytearray = field(default_factory=bytearray)
     other: array = field(default_factory=lambda: array("i"))
     file: array = field(default_factory=lambda: array("i"))
@@ -109,14 +95,14 @@ def main(args: argparse.Namespace) -> None:
     template = compile_template(corpus, tokenizer, task=task, target=data["target"], labels=None)
 
     def sources() -> Iterator[Source]:
-        return _sources(args.rows, data, template, tokenizer)
+        return read_sources(args.rows, data, template, tokenizer)
 
     rows = _indexed(args.rows, sources(), [*template["columns"], data["target"]], classified=task == "classification")
     if task == "classification":
         _set_aside_conflicts(rows)
     _set_aside_duplicates(rows)
     measured = rows.usable()
-    words = _Words()
+    words = LabelWords()
     texts = _seen_texts(sources(), rows, tokenizer, template, corpus, words)
     pairs = similar_pairs(texts, data["near_duplicates"], seed=_SEED, folder=args.kept.parent)
     kept = rows.usable()
@@ -136,23 +122,12 @@ def main(args: argparse.Namespace) -> None:
         **_classes(rows, kept, words, data["labels"], task),
         "tokens": _token_lengths(rows, measured, kept, corpus["max_length"]),
     }
-    audit["verdict"] = _verdict(audit, data["min_rows_per_class"], corpus["max_length"])
-    write_jsonl(args.rejected, _rejected(sources(), rows, corpus["max_length"]))
+    examples: dict[str, str] = {}
+    write_jsonl(args.rejected, _rejected(sources(), rows, corpus["max_length"], examples))
+    audit["verdict"] = judge_audit(audit, examples, data, corpus["max_length"])
     write_json(args.audit, audit)
+    _tell_case(audit["label_spellings"])
     progress(f"audit_data: {len(kept)} of {len(rows.state)} rows kept; set aside: {rejected or 'none'}")
-
-
-def _sources(path: Path, data: dict[str, Any], template: Template, tokenizer: Tokenizer) -> Iterator[Source]:
-    names = [*template["columns"], data["target"]]
-    control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
-    for index, read in enumerate(read_jsonl(path)):
-        if "error" in read:
-            yield Source(index, read, Reason("unreadable", read["error"]))
-            continue
-        values = _values(read["row"], names, control, data["special_tokens"])
-        if not isinstance(values, Reason) and data["labels"] and values[data["target"]] not in data["labels"]:
-            values = Reason("unknown_label", f"{values[data['target']]!r} is not in data.labels")
-        yield Source(index, read, values)
 
 
 def _indexed(path: Path, sources: Iterable[Source], names: Sequence[str], *, classified: bool) -> Rows:
@@ -160,16 +135,20 @@ def _indexed(path: Path, sources: Iterable[Source], names: Sequence[str], *, cla
     rows = Rows()
     absent = Counter[str]()
     known: set[str] = set()
+    first_row: dict[str, Any] = {}
     readable = 0
-    for _, read, values in sources:
+    for _, read, values, spelling in sources:
         if "row" in read:
             readable += 1
+            first_row = first_row or read["row"]
             known.update(read["row"])
             absent.update(name for name in names if column(read["row"], name) is MISSING)
         rows.file.append(rows.files.setdefault(read["file"], len(rows.files)))
         rows.line.append(read["line"])
         rows.other.append(-1)
         rows.tokens.append(0)
+        if classified and spelling is not None:
+            rows.spellings[spelling] += 1
         if isinstance(values, Reason):
             rows.state.append(1 + REASONS.index(values.reason))
             rows.target.append(-1)
@@ -184,31 +163,17 @@ def _indexed(path: Path, sources: Iterable[Source], names: Sequence[str], *, cla
         rows.inputs += bytes.fromhex(record_id(inputs))[:16]
     for name in names:
         if known and absent[name] == readable:
-            hint = f"the columns are {', '.join(sorted(known)[:20])}: mend corpus or data.target"
-            fail(f"no row has the column {name!r}", hint, at=path)
+            fail(f"no row has the column {name!r}", _tell_columns(name, known, first_row), at=path)
     return rows
 
 
-def _values(
-    row: dict[str, Any], names: Sequence[str], control: re.Pattern[str], special_tokens: str
-) -> dict[str, str] | Reason:
-    """The named columns as text, or why the row has not all of them."""
-    values: dict[str, str] = {}
-    for name in names:
-        value = column(row, name)
-        if value is MISSING:
-            return Reason("missing_column", f"no {name!r}")
-        text = as_text(value)
-        if text is None:
-            return Reason("not_text", f"{name!r} is a {'list' if isinstance(value, list) else 'nested object'}")
-        while found := control.search(text):
-            if special_tokens == "reject":
-                return Reason("control_token", f"{name!r} contains {found[0]!r}")
-            text = control.sub("", text).strip()  # again, for what is left may join to another
-        if not text:
-            return Reason("empty_value", f"{name!r} is empty")
-        values[name] = text
-    return values
+def _tell_columns(name: str, known: set[str], row: dict[str, Any]) -> str:
+    """The columns that there are, in nested rows with the names that reach into them."""
+    for key, value in row.items():
+        if isinstance(value, list) and value and column(value[0], name) is not MISSING:
+            return f"the rows are a list under the key {key!r} of a row: save that list as the file"
+    names = sorted(known.difference(row)) + list(reachable_names(row))
+    return f"the columns are {', '.join(names[:20])}: mend corpus or data.target"
 
 
 def _digests(digests: bytearray, width: int, places: Places) -> NDArray[Any]:
@@ -244,7 +209,7 @@ def _seen_texts(
     tokenizer: Tokenizer,
     template: Template,
     corpus: dict[str, Any],
-    words: "_Words",
+    words: LabelWords,
 ) -> Iterator[str]:
     """Count the tokens of each usable row, set aside what is too long, give what the model will see of the others.
 
@@ -320,74 +285,42 @@ def _near_duplicates(rows: Rows, kept: Places, clusters: NDArray[np.int64], task
     }
 
 
-def _classes(rows: Rows, kept: Places, words: "_Words", given: list[str] | None, task: str) -> dict[str, Any]:
+def _classes(rows: Rows, kept: Places, words: LabelWords, given: Labels | None, task: str) -> dict[str, Any]:
     """What classification needs to know of the labels; null for generation."""
     if task != "classification":
-        return dict.fromkeys(("labels", "classes", "label_word_in_text", "keyword_shortcuts"))
+        names = ("labels", "classes", "label_spellings", "unknown_labels", "label_word_in_text", "keyword_shortcuts")
+        return dict.fromkeys(names)
     counts = _class_counts(rows, kept)
     labels = sorted(given or counts)
     classes = {label: counts.get(label, 0) for label in labels}
+    known = label_by_spelling(given) if given else rows.spellings
+    unknown = [(text, count) for text, count in rows.spellings.most_common() if text not in known]
     return {
         "labels": labels,
         "classes": classes,
+        "label_spellings": _label_spellings(rows.spellings, given),
+        "unknown_labels": dict(unknown[:20]),
         "label_word_in_text": words.label_words(classes),
         "keyword_shortcuts": words.shortcuts(classes),
     }
 
 
-class _Words:
-    """Words that give labels away. Only those that are frequent enough are counted exactly.
-
-    `glance` at all texts, `expect` the classes, then `count` the same texts.
-    """
-
-    def __init__(self) -> None:
-        self._rough = array("I", bytes(array("I").itemsize * _SLOTS))
-        self._enough = 0.0
-        self._by_word: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self._own = Counter[str]()
-
-    def glance(self, text: str) -> None:
-        for word in _words(text):
-            self._rough[hash(word) % _SLOTS] += 1
-
-    def expect(self, classes: dict[str, int]) -> None:
-        self._enough = min((_enough(count) for count in classes.values()), default=0)
-
-    def count(self, text: str, target: str) -> None:
-        self._own[target] += bool(word_places(target, text))
-        for word in _words(text):
-            if self._rough[hash(word) % _SLOTS] >= self._enough:
-                self._by_word[word][target] += 1
-
-    def label_words(self, classes: dict[str, int]) -> dict[str, Any]:
-        """Share of rows whose text holds the word of their own label: there a word is enough."""
-        return {
-            "share": round(self._own.total() / max(1, sum(classes.values())), 4),
-            "by_label": {label: round(self._own[label] / max(1, count), 4) for label, count in classes.items()},
-        }
-
-    def shortcuts(self, classes: dict[str, int]) -> list[dict[str, Any]]:
-        """Single words that nearly give a label away: at least 90 % of their rows, and 5 % of the label's rows.
-
-        Where one label has most rows, a word must also halve the error of always saying that label.
-        """
-        kept = sum(classes.values())
-        found: list[dict[str, Any]] = []
-        for word, counts in self._by_word.items():
-            label, hits = counts.most_common(1)[0]
-            needed = max(0.9, 1 - (1 - classes[label] / kept) / 2)
-            if hits >= _enough(classes[label]) and hits >= needed * counts.total():
-                found.append({"word": word, "label": label, "rows": counts.total(), "rows_of_label": hits})
-        return sorted(found, key=lambda item: (-item["rows_of_label"], item["word"]))[:10]
+def _label_spellings(counts: Counter[str], given: Labels | None) -> dict[str, Any]:
+    """Spellings of one label, and labels that differ by case alone, where `data.labels` does not say what they are."""
+    one = undecided_spellings(counts, given, label_value)
+    told = {text for group in one for text in group}
+    alike = [group for group in undecided_spellings(counts, given, caseless_value) if not group.keys() <= told]
+    return {
+        "one_label": describe_spellings(one, counts, given),
+        "differing_in_case": describe_spellings(alike, counts, given),
+    }
 
 
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.casefold()))
-
-
-def _enough(rows_of_label: int) -> float:
-    return max(5, 0.05 * rows_of_label)
+def _tell_case(spellings: dict[str, Any] | None) -> None:
+    """A line for labels that differ by case or full-width letters alone: they may be two, so the run goes on."""
+    if spellings and (found := spellings["differing_in_case"]):
+        groups = "; ".join(map(spelled, found["groups"][:3]))
+        progress(f"audit_data: labels that differ by case or width alone: {groups}: {configuration_lines(found)}")
 
 
 def _token_lengths(rows: Rows, measured: Places, kept: Places, max_length: int) -> dict[str, Any]:
@@ -407,26 +340,8 @@ def _token_lengths(rows: Rows, measured: Places, kept: Places, max_length: int) 
     }
 
 
-def _verdict(audit: dict[str, Any], min_rows_per_class: int, max_length: int) -> dict[str, Any]:
-    reasons = []
-    if audit["kept"] == 0:
-        reasons.append(f"no usable row is left of {audit['rows']}")
-    elif audit["tokens"]["truncated"] == audit["kept"]:
-        reasons.append(f"every row is cut: all are longer than corpus.max_length {max_length}")
-    if audit["kept"] and audit["classes"] is not None:
-        classes = {label: count for label, count in audit["classes"].items() if count}
-        if len(classes) == 1:
-            reasons.append(f"only one class: all {audit['kept']} usable rows are {next(iter(classes))!r}")
-        reasons += [
-            f"class {label!r} has {count} usable rows, data.min_rows_per_class is {min_rows_per_class}"
-            for label, count in audit["classes"].items()
-            if count < min_rows_per_class
-        ]
-    return {"ok": not reasons, "reasons": reasons}
-
-
 def _kept(
-    sources: Iterable[Source], rows: Rows, clusters: NDArray[np.int64], words: _Words, template: Template
+    sources: Iterable[Source], rows: Rows, clusters: NDArray[np.int64], words: LabelWords, template: Template
 ) -> Iterator[dict[str, Any]]:
     for source in sources:
         if rows.state[source.number]:
@@ -444,11 +359,16 @@ def _kept(
         }
 
 
-def _rejected(sources: Iterable[Source], rows: Rows, max_length: int) -> Iterator[dict[str, Any]]:
+def _rejected(
+    sources: Iterable[Source], rows: Rows, max_length: int, examples: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """The rows set aside; the first one of each reason goes to `examples`."""
     for source in sources:
         if rows.state[source.number]:
             place = {"file": source.read["file"], "line": source.read["line"]}
-            yield {**place, **_reason(source, rows, max_length)._asdict(), "row": source.read.get("row")}
+            reason = _reason(source, rows, max_length)
+            examples.setdefault(reason.reason, f"{place['file']}:{place['line']}: {reason.detail}")
+            yield {**place, **reason._asdict(), "row": source.read.get("row")}
 
 
 def _reason(source: Source, rows: Rows, max_length: int) -> Reason:

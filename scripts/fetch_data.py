@@ -85,14 +85,15 @@ def _hub_rows(id: str, revision: str, split: str, config: str | None) -> Iterato
                 # hf://datasets/OWNER/NAME@REVISION/PATH
                 check_data_file(id, revision, file.partition(f"@{revision}/")[2])
             builder.download_and_prepare()
-            rows = builder.as_dataset(split=split)
+            rows = builder.as_dataset(split=split).to_iterable_dataset()
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         fail(
             f"the hub does not give it: {first_line(error).rstrip('.')}",
             "check id, revision, split and config in data.hub, the network, and HF_TOKEN for gated data",
             at=f"{id}@{revision}",
         )
-    return typed_rows(rows)
+    # Images and sounds stay bytes: to decode them takes libraries, and nothing here reads them.
+    return typed_rows(rows.decode(False), rows.features or {})
 
 
 if __name__ == "__main__":

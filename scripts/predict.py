@@ -54,7 +54,8 @@ def main(args: argparse.Namespace) -> None:
     inputs = list(read_inputs(args.text, args.file, template["columns"]))
     if not inputs:
         fail("nothing to answer", 'give a text, as in: predict.py --model MODEL "text", or --file with some lines')
-    values = [checked_values(one, template["columns"], tokenizer) for one in inputs]
+    optional = template.get("optional_columns", ())
+    values = [checked_values(one, template["columns"], tokenizer, optional) for one in inputs]
     prompts = [fitting_prompt(one, given, template, tokenizer) for one, given in zip(inputs, values, strict=True)]
     model = load_onnx(args.model, args.threads)
     ask = classify if template["task"] == "classification" else generate
@@ -119,18 +120,22 @@ def read_lines(file: Path) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
-def checked_values(one: Input, columns: Sequence[str], tokenizer: Tokenizer) -> dict[str, str]:
+def checked_values(
+    one: Input, columns: Sequence[str], tokenizer: Tokenizer, optional: Sequence[str] = ()
+) -> dict[str, str]:
     """The model's columns as text, under the rules of the training data. Raises `UserError`."""
     control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
     values = {}
     for name in columns:
         value = column(one.row, name)
+        if value is MISSING and name in optional:
+            value = ""
         if value is MISSING:
             fail(f"no column {name!r}", f"it has {', '.join(one.row) or 'none'}", at=one.at, line=one.line)
         text = as_text(value)
         if text is None:
             fail(f"column {name!r} is a list or an object", "give text", at=one.at, line=one.line)
-        if not text:
+        if not text and name not in optional:
             fail("empty text", f"the model needs something in {name!r}", at=one.at, line=one.line)
         if "\0" in text:
             what = f"{name!r} contains a NUL character"
@@ -139,6 +144,8 @@ def checked_values(one: Input, columns: Sequence[str], tokenizer: Tokenizer) -> 
             what = f"{name!r} contains the control token {found[0]!r}"
             fail(what, "take it out: the model would read it as a command, not as text", at=one.at, line=one.line)
         values[name] = text
+    if not any(values.values()):
+        fail("empty text", "at least one of the columns needs some", at=one.at, line=one.line)
     return values
 
 

@@ -28,6 +28,8 @@ def main(args: argparse.Namespace) -> None:
     template = compile_template(corpus, tokenizer, task=task, target=data["target"], labels=labels)
     split_of = read_json(args.split)["rows"]
     limits = {"max_length": corpus["max_length"], "truncation": corpus["truncation"]}
+    if data.get("optional_columns"):
+        limits["optional_columns"] = data["optional_columns"]
     with ExitStack() as stack:
         # The first to enter is the last to be renamed.
         whole = stack.enter_context(published(args.template))

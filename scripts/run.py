@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lib.cli import error_line
+
 _MOMENT = 3.0  # seconds in which Snakemake says that it was interrupted
 _TRACEBACK = ("Traceback (most recent call last)", "Exception ignored in")
 _IN_TRACEBACK = (" ", "\n", "^", "~", "During handling of", "The above exception", "KeyboardInterrupt")
@@ -58,7 +60,7 @@ def _reason(lines: list[str]) -> str:
     known = (f"error: {advice}" for text, advice in STOPPED.items() if any(text in line for line in lines))
     said = (line.strip() for line in reversed(lines) if line.strip() and not line.startswith('  File "'))
     last = next(said, "it said nothing")
-    return next(known, f"error: the workflow stopped: {last}; see above")
+    return next(known, error_line(f"the workflow stopped: {last}; see above"))
 
 
 def follow(command: list[str]) -> tuple[int, list[str]]:

@@ -19,7 +19,9 @@ def main(args: argparse.Namespace) -> None:
     audit = read_json(args.audit)
     if not audit["verdict"]["ok"]:
         hint = "mend the data or the configuration; the rejected rows are beside this file"
-        fail("the audit stops here: " + "; ".join(audit["verdict"]["reasons"]), hint, at=args.audit)
+        first, more = audit["verdict"]["reasons"][:3], audit["verdict"]["reasons"][3:]
+        told = "; ".join(first + [f"{len(more)} more reasons"] * bool(more))
+        fail(f"the audit stops here: {told}", hint, at=args.audit)
     # Texts stay in the file: of a row three values are in memory, some 300 bytes with its place.
     rows = [{name: row[name] for name in ("id", "target", "cluster")} for row in read_jsonl(args.kept)]
     classified = args.settings["task"] == "classification"

@@ -20,6 +20,7 @@ from lib.files import sha256_file, write_json, write_jsonl
 from lib.metrics import interval, point, quality, statistics
 
 LABELS = ["negative", "neutral", "positive"]
+ALIKE = {"positive": 30, "Positive": 2}  # spellings of labels that differ by case alone
 WORDS = {"negative": "rain late broken tired queue", "neutral": "train noon page list", "positive": "sun cake win song"}
 NASTY = '<script>alert("x")</script> & {{ 7 * 7 }} http://url_removed'
 SPEED = {"load_s": 0.41, "first_token_ms": 88.2, "prompts": 20, "threads": 2, "new_tokens": 64}
@@ -308,6 +309,7 @@ class MadeRun:
             "exact_duplicates": 12, "label_conflicts": 7, "near_duplicate_clusters": 9, "near_duplicate_rows": 21,
             "largest_cluster": 4, "rows_in_mixed_clusters": 2 if classified else None, "labels": LABELS if classified else None,
             "classes": {label: sum(by_label[label].values()) for label in LABELS} if classified else None,
+            "label_spellings": {"one_label": None, "differing_in_case": {"groups": [ALIKE]}} if classified else None, "unknown_labels": {},
             "label_word_in_text": words if classified else None, "keyword_shortcuts": [shortcut] if classified else None,
             "tokens": {"mean": 41.31, "p50": 40, "p90": 55, "p95": 60, "p99": 71, "max": 96, "max_length": 128,
                        "over_max_length": 0, "truncated": 0},

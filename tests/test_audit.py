@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from lib import near_duplicates
 from lib.cli import UserError
 from lib.files import read_json, read_jsonl, write_jsonl
+from lib.labels import caseless_value, label_value, quoted
 from lib.near_duplicates import _bands, _comparable, cluster_numbers, similar_pairs
-from lib.records import MISSING, as_text, column, normalise, record_id
+from lib.records import MISSING, NOT_TEXT, as_text, column, normalise, reachable_names, record_id
+from lib.verdict import judge_audit
 
 DATA = {"target": "tone", "labels": None, "special_tokens": "reject", "near_duplicates": 0.8, "min_rows_per_class": 1}
 CORPUS = {
@@ -67,6 +70,8 @@ def test_each_reason_with_its_place_and_row(tmp_path, tiny_phi3):
         row(" A good\tday."),
         row("word " * 300),
         row("Another one.", "fear"),
+        row("cut\0here"),
+        row({NOT_TEXT: "bytes"}),
     ]
     result, kept, rejected = audit(tmp_path, tiny_phi3, rows, labels=["joy", "fear"])
     assert [(item["line"], item["reason"]) for item in rejected] == [
@@ -83,8 +88,10 @@ def test_each_reason_with_its_place_and_row(tmp_path, tiny_phi3):
         (12, "label_conflict"),
         (13, "exact_duplicate"),
         (14, "too_long"),
+        (16, "null_character"),
+        (17, "not_text"),
     ]
-    assert [item["row"] for item in rejected] == [None, *rows[2:14]]
+    assert [item["row"] for item in rejected] == [None, *rows[2:14], *rows[15:]]
     details = {item["line"]: item["detail"] for item in rejected}
     assert details[2] == "not JSON: something"
     assert "'tone'" in details[3]
@@ -93,6 +100,12 @@ def test_each_reason_with_its_place_and_row(tmp_path, tiny_phi3):
     assert details[11] == "'joy' here, 'fear' at a.json:12"
     assert details[13] == "same as a.json:1"
     assert "256" in details[14]
+    assert details[16] == "'phrase' contains the character NUL (U+0000)"
+    assert [details[line] for line in (4, 5, 17)] == [
+        "'phrase' is a list, whose first value is {phrase.0}",
+        "'phrase' is a nested object",
+        "'phrase' is bytes, not text",
+    ]
     assert [item["line"] for item in kept] == [1, 15]
     assert (result["exact_duplicates"], result["label_conflicts"]) == (1, 2)
     assert result["classes"] == {"fear": 1, "joy": 1}
@@ -100,12 +113,12 @@ def test_each_reason_with_its_place_and_row(tmp_path, tiny_phi3):
 
 
 def test_values_keep_what_is_inside_and_numbers_become_text(tmp_path, tiny_phi3):
-    rows = [row("  two  spaces\n", 1), row("e\u0301", True), row(1.5, 2), row(0, False)]
+    rows = [row("  two  spaces\n", 1), row("e\u0301 \x01\x1b", True), row(1.5, 2), row(0, False)]
     _, kept, rejected = audit(tmp_path, tiny_phi3, rows)
     assert not rejected
     assert [(item["values"]["phrase"], item["target"]) for item in kept] == [
         ("two  spaces", "1"),
-        ("e\u0301", "true"),
+        ("e\u0301 \x01\x1b", "true"),  # other control characters are text
         ("1.5", "2"),
         ("0", "false"),
     ]
@@ -126,27 +139,176 @@ def test_ids_fold_what_does_not_matter_and_tell_columns_apart():
 
 
 def test_columns_by_name_first_then_by_dots():
-    nested = {"user.name": "flat", "user": {"name": "deep", "age": {"years": 3}}, "text": "t"}
+    nested = {"user.name": "flat", "user": {"name": "deep", "age": {"years": 3}, "x.y": [{"z": 4}, [5]]}, "text": "t"}
     assert column(nested, "user.name") == "flat"
-    assert column(nested, "user.age.years") == 3
-    assert [column(nested, name) for name in ("user.gone", "text.x", "gone")] == [MISSING] * 3
+    assert [column(nested, name) for name in ("user.age.years", "user.x.y.0.z", "user.x.y.1.0")] == [3, 4, 5]
+    gone = ("user.gone", "text.x", "gone", "text.0", "user.0", "user.x.y.2", "user.x.y.-1", "user.x.y.z", "user.x.y.²")
+    assert [column(nested, name) for name in gone] == [MISSING] * len(gone)
+    names = ["user.name", "user.name", "user.age.years", "user.x.y.0.z", "user.x.y.1.0", "text"]
+    assert list(reachable_names(nested)) == names
     assert [as_text(value) for value in (None, " a ", 7, False, [], {})] == ["", "a", "7", "false", None, None]
 
 
 def test_nested_columns_reach_the_corpus(tmp_path, tiny_phi3):
-    rows = [{"user": {"text": f"row {index}", "tone": tone}} for index, tone in enumerate(["joy", "fear"])]
-    corpus = {"text_template": "{user.text}\n{user.tone}"}
-    _, kept, _ = audit(tmp_path, tiny_phi3, rows, corpus=corpus, target="user.tone")
+    turns = [[{"content": f"row {index}"}, {"content": tone}] for index, tone in enumerate(["joy", "fear"])]
+    rows = [{"messages": [*two, {"content": "thanks"}]} for two in turns] + [{"messages": turns[0][:1]}]
+    corpus = {"text_template": "{messages.0.content}\n{messages.1.content}"}
+    _, kept, rejected = audit(tmp_path, tiny_phi3, rows, corpus=corpus, target="messages.1.content")
     assert [(item["values"], item["target"]) for item in kept] == [
-        ({"user.text": "row 0"}, "joy"),
-        ({"user.text": "row 1"}, "fear"),
+        ({"messages.0.content": "row 0"}, "joy"),
+        ({"messages.0.content": "row 1"}, "fear"),
     ]
+    assert [item["reason"] for item in rejected] == ["missing_column"]
 
 
-def test_column_that_no_row_has_is_an_error_that_names_those_there_are(tmp_path, tiny_phi3):
-    with pytest.raises(UserError, match=r"no row has the column 'phrase'; the columns are text, tone"):
-        audit(tmp_path, tiny_phi3, [{"text": "a", "tone": "joy"}, "broken"])
+@pytest.mark.parametrize(
+    ("rows", "hint"),
+    [
+        ([{"text": "a", "tone": "joy"}, "broken"], "the columns are text, tone: mend corpus or data.target"),
+        ([{"tone": "joy", "turns": [{"text": "a"}]}], "the columns are tone, turns.0.text: mend"),
+        ([{"version": "1", "data": [row("a"), row("b")]}], "the rows are a list under the key 'data' of a row: save"),
+    ],
+)
+def test_column_that_no_row_has_is_an_error_that_names_those_there_are(tmp_path, tiny_phi3, rows, hint):
+    with pytest.raises(UserError) as error:
+        audit(tmp_path, tiny_phi3, rows)
+    assert f"no row has the column 'phrase'; {hint}" in str(error.value)
     assert not (tmp_path / "audit.json").exists()
+
+
+# Two spellings of one label, and the plainer of them, under which they are joined.
+ONE_LABEL = {
+    "integer and float": (0, 0.0, "0"),
+    "number and text": (1.0, "1e0", "1.0"),
+    "zeros in front": ("007", 7, "7"),
+    "true and True": (True, "True", None),
+    "composed and decomposed": ("caf\u00e9", "cafe\u0301", "caf\u00e9"),
+    "zero width": ("calm", "ca\u200blm", "calm"),
+    "soft hyphen": ("calm", "ca\u00adlm", "calm"),
+    "byte order mark": ("calm", "\ufeffcalm", "calm"),
+    "emoji with and without its selector": ("\u2764", "\u2764\ufe0f", "\u2764"),
+    "no-break space": ("not calm", "not\u00a0calm", None),
+    "white space within": ("not calm", "not  calm", "not calm"),
+}
+
+
+@pytest.mark.parametrize("case", ONE_LABEL)
+def test_spellings_of_one_label_stop_the_run_until_the_configuration_says_what_they_are(tmp_path, tiny_phi3, case):
+    first, second, plain = ONE_LABEL[case]
+    texts = [as_text(first), as_text(second)]
+    rows = [row(f"text number {n}", [first, second, "other"][n % 3]) for n in range(9)]
+    result, _, _ = audit(tmp_path, tiny_phi3, rows, min_rows_per_class=5)
+    (reason,) = result["verdict"]["reasons"]
+    assert all(f"{quoted(text)} (3 rows)" in reason for text in texts)
+    assert " are one label: under data, labels: {" in reason
+    found = result["label_spellings"]["one_label"]
+    assert found["groups"] == [dict.fromkeys(sorted(texts), 3)]
+    join, keep = (yaml.safe_load(found[line])["labels"] for line in ("join", "keep"))
+
+    assert plain in (None, *join)
+    for labels, count in ((join, 2), (keep, 3)):
+        result, kept, _ = audit(tmp_path, tiny_phi3, rows, labels=labels)
+        assert result["verdict"]["ok"]
+        assert len(result["labels"]) == count
+        assert {item["target"] for item in kept} == set(labels)
+    # A list that names one of the two does not decide about the other.
+    result, _, _ = audit(tmp_path, tiny_phi3, rows, labels=[texts[0], "other"])
+    assert "are one label" in result["verdict"]["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("0", "1"),
+        ("1.1", "1.11"),
+        ("true", "1"),
+        ("caf\u00e9", "cafe"),
+        ("a b", "ab"),
+        ("9" * 40, "9" * 39 + "8"),
+        ("0", ""),
+    ],
+)
+def test_labels_that_mean_different_things_are_told_apart(one, other):
+    assert label_value(one) != label_value(other)
+    assert caseless_value(one) != caseless_value(other)
+
+
+@pytest.mark.parametrize(("one", "other"), [("Calm", "calm"), ("STRASSE", "straße"), ("calm", "ｃalm")])
+def test_labels_that_differ_by_case_alone_are_told_and_go_on(tmp_path, tiny_phi3, capsys, one, other):
+    rows = [row(f"text number {n}", [one, other][n % 2]) for n in range(6)]
+    result, _, _ = audit(tmp_path, tiny_phi3, rows)
+    assert result["verdict"]["ok"]
+    found = result["label_spellings"]["differing_in_case"]
+    assert found["groups"] == [{one: 3, other: 3}]
+    line = f'differ by case or width alone: "{one}" (3 rows) and "{other}" (3 rows): under data, {found["join"]} joins them'
+    assert line in capsys.readouterr().err
+    audit(tmp_path, tiny_phi3, rows, labels=yaml.safe_load(found["keep"])["labels"])
+    assert "alone" not in capsys.readouterr().err
+
+
+def test_no_label_that_was_found_is_listed(tmp_path, tiny_phi3):
+    rows = [row(f"text number {n}", n % 2) for n in range(6)]
+    result, _, _ = audit(tmp_path, tiny_phi3, rows, labels=["calm", "angry"])
+    why = '6 unknown_label (found are "0" (3 rows) and "1" (3 rows))'
+    assert result["verdict"]["reasons"] == [f"no usable row is left of 6: {why}"]
+    assert result["unknown_labels"] == {"0": 3, "1": 3}
+
+
+def test_optional_columns_may_be_empty_but_not_all_of_them(tmp_path, tiny_phi3):
+    corpus = {"text_template": "Do: {phrase}\n{input}\nDone:\n{tone}"}
+    inputs = [{"input": "x"}, {"input": " "}, {"input": None}, {}, {"input": ""}, {"input": "<|end|>"}, {"input": []}]
+    rows = [{**row(f"text number {n}" * (n != 4)), **one} for n, one in enumerate(inputs)]
+    result, kept, rejected = audit(
+        tmp_path, tiny_phi3, rows, corpus=corpus, task="generation", optional_columns=["input", "phrase"]
+    )
+    assert [item["values"]["input"] for item in kept] == ["x", "", "", ""]
+    assert [item["reason"] for item in rejected] == ["empty_value", "control_token", "not_text"]
+    assert rejected[0]["detail"] == "every input is empty"
+    result, kept, _ = audit(tmp_path, tiny_phi3, rows, corpus=corpus, task="generation")
+    assert len(kept) == 1
+    (reason,) = result["verdict"]["reasons"]
+    assert "3 empty_value (a.json:2: 'input' is empty; name it in data.optional_columns if it may be)" in reason
+
+
+LOST = [row("a"), row("b", "fear"), row("a"), row("a"), row("", "fear"), row(""), "not JSON"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "data", "lost"),
+    [
+        (LOST, {}, None),  # 3 of 7: what is there twice is not lost
+        ([*LOST, row("")], {}, None),
+        ([*LOST, row(""), row("")], {}, "5 of 9 rows are set aside, more than half: 4 empty_value (a.json:5: 'phrase'"),
+        ([*LOST, row(""), row("")], {"max_rejected": 0.56}, None),
+        (LOST, {"max_rejected": 0.1}, "3 of 7 rows are set aside, more than data.max_rejected 0.1 allows: 2 empty"),
+        (LOST, {"max_rejected": 0.0}, "data.max_rejected: 0.43 lets them go"),
+    ],
+)
+def test_a_run_that_loses_most_of_its_rows_stops(tmp_path, tiny_phi3, rows, data, lost):
+    result, _, _ = audit(tmp_path, tiny_phi3, rows, **data)
+    assert result["verdict"]["ok"] == (lost is None)
+    assert lost is None or lost in result["verdict"]["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "reasons"),
+    [
+        (dict.fromkeys(map(str, range(400)), 1), ["400 classes of 1 row: did you mean task: generation?"]),
+        ({"a": 1, "b": 2, "c": 5, "d": 1}, ["4 classes of 1 to 5 rows: did you mean task: generation?"]),
+        (dict.fromkeys(map(str, range(3000)), 9) | {"z": 4}, [
+            "3,001 of 3,001 classes have fewer usable rows than data.min_rows_per_class 20: 'z' has 4"
+        ]),
+        ({"a": 99, "b": 3, "c": 2}, [
+            "class 'b' has 3 usable rows, data.min_rows_per_class is 20",
+            "class 'c' has 2 usable rows, data.min_rows_per_class is 20",
+        ]),
+    ],
+)  # fmt: skip
+def test_many_small_classes_are_told_in_one_sentence(classes, reasons):
+    kept = sum(classes.values())
+    judged = {"rows": kept, "kept": kept, "exact_duplicates": 0, "rejected": {}, "tokens": {"truncated": 0}}
+    judged |= {"classes": classes, "label_spellings": {"one_label": None}}
+    assert judge_audit(judged, {}, {"min_rows_per_class": 20}, 256) == {"ok": False, "reasons": reasons}
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def render(
     task: str = "classification",
     split_rows: list[dict] | None = None,
     labels: Sequence[str] = ("fear", "joy"),
+    optional: list[str] | None = None,
     **limits: object,
 ) -> Path:
     """Render rows, those of `split_rows` dealt to the splits in turn; returns the folder of the corpus."""
@@ -56,7 +57,7 @@ def render(
     dealt = {row["id"]: SPLITS[index % 3] for index, row in enumerate(split_rows or rows)}
     write_json(folder / "split.json", {"rows": dealt})
     corpus = {**corpus, "max_length": 256, "truncation": "reject", **limits}
-    settings = {"task": task, "data": {"target": "tone"}, "corpus": corpus}
+    settings = {"task": task, "data": {"target": "tone", "optional_columns": optional}, "corpus": corpus}
     out = folder / "corpus"
     places = {split: out / f"{split}.jsonl" for split in SPLITS}
     render_corpus.main(
@@ -84,6 +85,7 @@ def test_every_row_once_as_the_template_renders_it(tmp_path, tiny_model, corpus)
     template = read_json(out / "template.json")
     assert template["labels"] == ["fear", "joy"]
     assert (template["max_length"], template["truncation"], template["columns"]) == (256, "reject", ["phrase"])
+    assert "optional_columns" not in template  # null is left out: older templates stay as they are
     for index, split in enumerate(SPLITS):
         assert list(read_jsonl(out / f"{split}.jsonl")) == [
             {
@@ -94,6 +96,17 @@ def test_every_row_once_as_the_template_renders_it(tmp_path, tiny_model, corpus)
             }
             for row in rows[index::3]
         ]
+
+
+@pytest.mark.parametrize("corpus", [TEXT, CHAT], ids=["text", "chat"])
+def test_an_empty_value_leaves_the_text_around_it(tmp_path, tiny_phi3, corpus):
+    corpus = {key: text and text.replace("{phrase}", "{phrase} [{input}]") for key, text in corpus.items()}
+    rows = [{**row, "values": {**row["values"], "input": ""}} for row in kept_rows()]
+    out = render(tmp_path, tiny_phi3, rows, corpus, optional=["input"])
+    template = read_json(out / "template.json")
+    assert template["optional_columns"] == ["input"]
+    assert f"{rows[0]['values']['phrase']} []" in corpus_rows(out)[0]["prompt"]
+    assert corpus_rows(out)[0]["prompt"] == render_prompt(template, rows[0]["values"])
 
 
 def test_chat_corpus_equals_transformers(tmp_path, tiny_model):

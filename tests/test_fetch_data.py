@@ -1,6 +1,7 @@
 """Raw rows from files, hub and package: every row with its exact place, every fault in one clear line."""
 
 import argparse
+import gzip
 import io
 import json
 import subprocess
@@ -14,7 +15,9 @@ from workspaces import HOSTILE
 
 from lib import packages
 from lib.cli import UserError
+from lib.file_kinds import detect_file_kind
 from lib.files import read_jsonl
+from lib.records import NOT_TEXT
 
 SCRIPT = Path(fetch_data.__file__)
 
@@ -101,17 +104,14 @@ BROKEN_ROWS = {
     "two.jsonl": (b'{"t": 1}\n{"t": 2} {"t": 3}\n{"t": 3}\n', 2, "something follows the object in column 10"),
     "keys.jsonl": (b'{"t": 1}\n{"t": 2, "t": 3}\n{"t": 3}\n', 2, "'t' occurs twice"),
     "deep_keys.json": (b'[{"t": 1},\n{"n": {"a": 2, "a": 3}},\n{"t": 3}]', 2, "'a' occurs twice"),
-    "nan.jsonl": (b'{"t": 1}\n{"t": NaN}\n{"t": 3}\n', 2, "NaN is not JSON"),
-    "infinite.json": (b'[{"t": 1},\n{"t": 1e999},\n{"t": 3}]', 2, "1e999 is too large"),
     "list.jsonl": (b'{"t": 1}\n["t"]\n{"t": 3}\n', 2, "not an object"),
     "text.json": (b'[{"t": 1},\n"t",\n{"t": 3}]', 2, "not an object"),
-    "bytes.jsonl": (b'{"t": 1}\n{"t": "\xff"}\n{"t": 3}\n', 2, "not UTF-8"),
-    "half.jsonl": (b'{"t": 1}\n{"t": "\\ud83d"}\n{"t": 3}\n', 2, "surrogate"),
+    "bytes.jsonl": ('{"t": "é"}\n'.encode() + b'{"t": "\xff"}\n{"t": 3}\n', 2, "not UTF-8"),
     "deep.jsonl": (b'{"t": 1}\n' + b'{"t":' * 100_000 + b'\n{"t": 3}\n', 2, "nested too deeply"),
     "digits.jsonl": (b'{"t": 1}\n{"t": ' + b"9" * 5000 + b'}\n{"t": 3}\n', 2, "not JSON"),
     "few.csv": (b"t,u\n1,1\n2\n3,3\n", 3, "1 cells, but the first row names 2 columns"),
     "many.csv": (b"t,u\n1,1\n2,2,2\n3,3\n", 3, "3 cells"),
-    "bytes.csv": (b"t,u\n1,1\n\xe9,2\n3,3\n", 3, "not UTF-8"),
+    "bytes.csv": ("t,u\né,1\n".encode() + b"\xe9,2\n3,3\n", 3, "not UTF-8"),
     "quote.csv": (b't,u\n1,1\n"2"x,2\n3,3\n', 3, "not CSV"),
 }
 
@@ -130,6 +130,17 @@ def test_broken_row_stops_with_its_line_or_is_set_aside(tmp_path, name):
     assert reason in rows[1]["error"]
 
 
+def parquet(columns: dict | list) -> bytes:
+    """A file of the columns; a list of pairs may name one twice."""
+    import pyarrow
+    import pyarrow.parquet
+
+    names, values = zip(*(columns.items() if isinstance(columns, dict) else columns), strict=True)
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table([pyarrow.array(one) for one in values], names=list(names)), buffer)
+    return buffer.getvalue()
+
+
 BROKEN_FILES = {
     "empty.json": ("", "holds no rows"),
     "empty_list.json": ("[ \n ]\n", "holds no rows"),
@@ -140,10 +151,12 @@ BROKEN_FILES = {
     "comma.json": ('[\n{"t": 1}\n{"t": 2}]', "comma.json:3: not JSON: no comma"),
     "trailing.json": ('[\n{"t": 1},\n]', "trailing.json:3: not JSON"),
     "behind.json": ('[{"t": 1}]\n]', "behind.json:2: not JSON: something follows the list"),
-    "bytes.json": (b'[{"t": "a"},\n{"t": "\xff"}]', "bytes.json:2: not UTF-8"),
+    "bytes.json": ('[{"t": "é"},\n{"t": "'.encode() + b'\xff"}]', "bytes.json:2: not UTF-8; save"),
+    "nameless.csv": (",,\n1,2,3\n", "nameless.csv:1: the first row names no column"),
     "twice.csv": ("t,t\n1,2\n", "twice.csv:1: the column 't' occurs twice"),
     "rows.txt": ("x", "not a format"),
     "rows.parquet": ("x" * 100, "rows.parquet: not Parquet"),
+    "twice.parquet": (parquet([("t", ["a"]), ("t", ["b"])]), "the column 't' occurs twice"),
 }
 
 
@@ -177,44 +190,179 @@ def test_later_broken_file_leaves_no_rows_of_the_first(tmp_path):
     assert not list(tmp_path.glob("rows.jsonl*"))
 
 
-def parquet(columns: dict) -> bytes:
-    import pyarrow
-    import pyarrow.parquet
-
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
-    return buffer.getvalue()
-
-
 def test_parquet_rows_are_numbered_and_become_json(tmp_path):
     from datetime import date
+
+    import pyarrow
 
     columns = {
         "text": ["007", "NA", None],
         "n": [1.5, float("nan"), 2.0],
         "nested": [{"a": 1}, {"a": 2}, {"a": 3}],
         "day": [date(2024, 1, 2)] * 3,
+        "map": pyarrow.array(
+            [[("k", 1)]] * 3, type=pyarrow.map_(pyarrow.string(), pyarrow.int64())
+        ),  # no type of datasets
     }
     assert places(fetch(tmp_path, ("a.parquet", parquet(columns)))) == [
-        (1, {"text": "007", "n": 1.5, "nested": {"a": 1}, "day": "2024-01-02"}),
-        (2, {"text": "NA", "n": None, "nested": {"a": 2}, "day": "2024-01-02"}),
-        (3, {"text": None, "n": 2.0, "nested": {"a": 3}, "day": "2024-01-02"}),
+        (1, {"text": "007", "n": 1.5, "nested": {"a": 1}, "day": "2024-01-02", "map": [["k", 1]]}),
+        (2, {"text": "NA", "n": None, "nested": {"a": 2}, "day": "2024-01-02", "map": [["k", 1]]}),
+        (3, {"text": None, "n": 2.0, "nested": {"a": 3}, "day": "2024-01-02", "map": [["k", 1]]}),
     ]
 
 
 def test_a_parquet_file_is_known_by_its_name_and_not_by_a_pattern(tmp_path):
-    """`datasets` takes `*`, `?` and `[]` for patterns, of which other files may be the better match."""
-    assert "its name holds ::" in refusal(tmp_path, "a::b.parquet", parquet({"x": ["y"]}))
+    """Some readers take `*`, `?` and `[]` for patterns, and `::` for an archive."""
     other = tmp_path / "a1 b.parquet"
     other.write_bytes(parquet({"x": ["wrong"]}))
-    for name in ("a[1]?b.parquet", "a*b.parquet", f"{HOSTILE.replace('::', '')}.parquet"):
+    for name in ("a[1]?b.parquet", "a*b.parquet", "a::b.parquet", f"{HOSTILE}.parquet"):
         assert [row["row"] for row in fetch(tmp_path, (name, parquet({"x": [name]})))] == [{"x": name}]
 
 
-def test_parquet_value_that_json_cannot_hold_names_its_row(tmp_path):
-    content = parquet({"x": [b"ok".decode(), "y"], "raw": [None, b"\x00"]})
-    assert refusal(tmp_path, "a.parquet", content).startswith("a.parquet:2: the row holds bytes")
-    assert "error" in fetch(tmp_path, ("a.parquet", content), unreadable="reject")[1]
+JSON_ROWS = '{"text": "one", "label": "calm"}\n{"text": "two, or so", "label": "angry"}\n' * 3
+PRETTY_ROW = '{\n  "text": "one",\n  "label": "calm"\n}\n'
+CSV_ROWS = "text,label\none,calm\ntwo,angry\nthree,calm\n"
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+# What the bytes are, the names under which they come, and what must be said of them.
+WHOLE_FILES = {
+    "lfs": (LFS, "jsonl csv parquet", "Git LFS pointer", "git lfs pull"),
+    "annex": ("/annex/objects/SHA256E-s12--4d7a.csv\n", "csv", "git-annex pointer", "git annex get"),
+    "html": ("\n<!DOCTYPE html><html><body>Log in</body></html>", "json csv parquet", "HTML page", "download"),
+    "gzip": (gzip.compress(JSON_ROWS.encode()), "jsonl csv json.gz", "compressed (gzip)", "unpack"),
+    "excel": (b"PK\x03\x04" + bytes(26) + b"xl/workbook.xml", "csv xlsx", "Excel workbook", "save its sheet as CSV"),
+    "zip": (b"PK\x03\x04" + bytes(26) + b"rows.csv", "csv zip", "zip archive", "unpack"),
+    "utf16": (JSON_ROWS.encode("utf-16"), "jsonl json csv", "UTF-16", "as UTF-8"),
+    "utf16_unmarked": (CSV_ROWS.encode("utf-16-be"), "csv jsonl", "UTF-16", "as UTF-8"),
+    "utf32": (CSV_ROWS.encode("utf-32"), "csv", "UTF-32", "as UTF-8"),
+    "cp1252": (CSV_ROWS.replace("one", "café £5").encode("cp1252"), "csv", "csv:2: not UTF-8, likely Windows-1252", "as UTF-8"),
+    "cp1252_late": (("t,u\n" + "a,b\n" * 50_000 + "ü,b\n").encode("cp1252"), "csv", "csv:50002: not UTF-8, likely", "as UTF-8"),
+    "cp1252_json": ((JSON_ROWS + '{"text": "ü"}\n').encode("cp1252"), "jsonl", "jsonl:7: not UTF-8, likely Windows", "as UTF-8"),
+    "cp1252_list": ('[\n{"t": "ü"}]'.encode("cp1252"), "json", "json:2: not UTF-8, likely Windows", "as UTF-8"),
+    "shift_jis": ("t,u\n日本語,テスト\n".encode("shift-jis"), "csv", "csv:2: not UTF-8, in an unknown", "as UTF-8"),
+    "cr": (CSV_ROWS.replace("\n", "\r"), "csv", "CR alone", "LF or CRLF"),
+    "cr_json": (JSON_ROWS.replace("\n", "\r"), "jsonl json", "CR alone", "LF or CRLF"),
+    "list": (json.dumps([{"t": 1}, {"t": 2}]), "jsonl ndjson", "a JSON list, not JSON Lines", "end in .json"),
+    "long_list": (json.dumps([{"t": "x" * 200_000}], indent=1), "jsonl", "a JSON list", "end in .json"),
+    "pretty": (PRETTY_ROW, "json jsonl", "one JSON object over several lines", "each row on one line"),
+    "pretties": (PRETTY_ROW * 3, "json jsonl", "one behind the other", "each on one line"),
+    "commas": (PRETTY_ROW.rstrip() + ",\n" + PRETTY_ROW, "json", "one behind the other", "in a list"),
+    "key": (json.dumps({"version": [1], "data": [{"t": 1}] * 9, "by": [{"a": 1}]}, indent=2), "json", "key 'data'", "that list alone"),
+    "long_key": (json.dumps({"v": {"x": [1]}, "rows": [{"t": "x" * 99}] * 9999}, indent=2), "json", "key 'rows'", "that list"),
+    "key_by_line": ('{"data": [\n{"t": 1},\n{"t": 2}]}', "json", "key 'data'", "that list alone"),
+    "columns": (json.dumps({"text": {"0": "a", "1": "b"}, "label": {"0": "c", "1": "d"}}), "json", "of columns", 'orient="records"'),
+    "texts": (json.dumps(["one", "two"]), "json", "texts or numbers, not objects", '{"column": "value"'),
+    "lists": ('["one", "calm"]\n["two", "angry"]\n', "jsonl json", "lists, not objects", '{"column": "value"'),
+    "trailing_commas": ('{"t": 1},\n{"t": 2},\n', "jsonl json", "commas between", "take the commas away"),
+    "python": ("{'t': 1}\n{'t': 2}\n", "jsonl json", "Python dictionaries", "json.dumps"),
+    "csv_as_json": (CSV_ROWS, "json jsonl", "begins with 'text,label'", "name it after its format"),
+    "json_as_csv": (JSON_ROWS, "csv", "JSON under the name of CSV", "end in .json"),
+    "semicolons": ('text;label\r\n"one, or so";calm\r\n"two";angry\r\n', "csv", "separated by semicolons", "by commas"),
+    "comma_in_head": ("price, EUR;label\n1;a\n2,5;b\n", "csv", "separated by semicolons", "by commas"),
+    "sep": ("sep=;\ntext;label\none;calm\n", "csv", "separated by semicolons", "by commas"),
+    "sep_comma": ("sep=,\n" + CSV_ROWS, "csv", "Excel's sep= and no names", "name every column"),
+    "tabs": (CSV_ROWS.replace(",", "\t"), "csv tsv", "separated by tabs", "by commas"),
+    "bars": (CSV_ROWS.replace(",", "|"), "csv", "separated by vertical bars", "by commas"),
+    "title": ("Export of 2024\n" + CSV_ROWS, "csv", "the first row has 1 cells, all rows below have 2", "name every column"),
+    "parquet": (b"PAR1" + bytes(50), "csv json", "a Parquet file", "end in .parquet"),
+    "no_keys": ("{t: 1}\n{t: 2}\n", "jsonl json", "no line of its beginning is one JSON object", "on one line"),
+    "records": ('\x1e{"t": 1}\n\x1e{"t": 2}\n', "json", "it begins with", "name it after its format"),
+    "split_columns": (json.dumps({"columns": ["t"], "data": [["a"]]}), "json", "of columns", 'orient="records"'),
+    "binary": (bytes(range(256)) * 9, "csv jsonl", "a binary file", "name a file of rows"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "suffix"), [(case, one) for case in WHOLE_FILES for one in WHOLE_FILES[case][1].split()]
+)
+def test_a_file_that_is_something_else_is_named_with_what_to_do(tmp_path, case, suffix):
+    content, _, what, hint = WHOLE_FILES[case]
+    message = refusal(tmp_path, f"raw.{suffix}", content, unreadable="reject")
+    assert message.startswith(f"raw.{suffix}:")
+    assert what in message
+    assert hint in message.partition("; ")[2]
+    assert "unreadable" not in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "count"),
+    [
+        ("one_row.json", '{"data": [{"t": 1}]}', 1),  # a conversation is such a row, too
+        ("long_row.jsonl", '{"messages": [{"t": "' + "x" * 99_999 + '"}]}\n{"messages": []}\n', 2),
+        ("scores.jsonl", '{"by": {"0": 1}}\n{"by": {"0": 2}}\n', 2),
+        ("one_column.csv", "text\na;b\nc;d\n", 2),
+        ("semicolons_in_texts.csv", "text,label\na;b,c\nd;e,f\n", 2),
+        ("nul.csv", "text,label\na\0b,c\nd,e\n", 2),
+        ("header_lists.csv", "text,label\n[a],b\n{c},d\n", 2),
+    ],
+)
+def test_a_file_that_looks_a_little_like_something_else_is_read(tmp_path, name, content, count):
+    assert len(fetch(tmp_path, (name, content))) == count
+
+
+def test_weights_are_looked_at_as_well():
+    header = b'{"w":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'
+    whole = len(header).to_bytes(8, "little") + header + bytes(36)
+    assert detect_file_kind(whole, ".safetensors") is None
+    assert detect_file_kind(b"GGUF" + bytes(99), ".gguf") is None
+    for suffix in (".safetensors", ".gguf", ""):
+        assert detect_file_kind(LFS.encode(), suffix).name == "git_lfs_pointer"
+
+
+def test_values_that_json_has_no_place_for_are_named_and_stop_nothing(tmp_path):
+    infinite = parquet({"x": ["a", "b"], "raw": [None, b"\x00"], "n": [float("inf"), 1.0]})
+    assert [row["row"] for row in fetch(tmp_path, ("a.parquet", infinite))] == [
+        {"x": "a", "raw": None, "n": {NOT_TEXT: "an infinite number"}},
+        {"x": "b", "raw": {NOT_TEXT: "bytes"}, "n": 1.0},
+    ]
+    lines = '{"x": "a", "n": NaN, "m": [-Infinity, 1e999]}\n{"x": "b", "y": "\\ud83d", "\\ude00": 1}\n'
+    half = {NOT_TEXT: "text with half of a surrogate pair"}
+    for name, content in [("a.jsonl", lines), ("a.json", f"[{','.join(lines.split(chr(10))[:2])}]")]:
+        assert [row["row"] for row in fetch(tmp_path, (name, content))] == [
+            {"x": "a", "n": None, "m": [{NOT_TEXT: "an infinite number"}] * 2},
+            {"x": "b", "y": half, "\\ude00": 1},
+        ]
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ("v1,v2,,,\ncalm,one,,,\nangry,two,,,\n", [{"v1": "calm", "v2": "one"}, {"v1": "angry", "v2": "two"}]),
+        ("v1,v2\ncalm,one,\n", [{"v1": "calm", "v2": "one"}]),
+        (",v1,,v2\n0,calm,,one\n1,angry,x,two\n", [
+            {"column 1": "0", "v1": "calm", "v2": "one"},
+            {"column 1": "1", "column 3": "x", "v1": "angry", "v2": "two"},
+        ]),
+    ],
+)  # fmt: skip
+def test_csv_columns_without_a_name_are_left_out_or_called_by_their_place(tmp_path, content, rows):
+    assert [row["row"] for row in fetch(tmp_path, ("a.csv", content))] == rows
+
+
+def test_a_cell_behind_the_named_columns_is_a_broken_row(tmp_path):
+    assert refusal(tmp_path, "a.csv", "v1,v2,,\ncalm,one,,\ncalm,two, too,\n").startswith("a.csv:3: 4 cells, but the")
+
+
+LABELLED = [
+    {"t": "007", "label": "angry", "all": ["calm", "angry"]},
+    {"t": "NA", "label": "calm", "all": []},
+    {"t": "c", "label": None, "all": ["angry"]},
+]
+
+
+def labelled_dataset():
+    import datasets
+
+    names = datasets.ClassLabel(names=["calm", "angry"])
+    features = datasets.Features({"t": datasets.Value("string"), "label": names, "all": datasets.List(names)})
+    rows = {"t": ["007", "NA", "c"], "label": [1, 0, -1], "all": [[0, 1], [], [1]]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_labels_of_a_dataset_keep_their_names(tmp_path):
+    path = tmp_path / "a.parquet"
+    labelled_dataset().to_parquet(path)
+    assert [row["row"] for row in fetch_source(tmp_path, {"files": ["a.parquet"]}, [path])] == LABELLED
 
 
 def test_json_lines_stream(tmp_path):
@@ -267,7 +415,9 @@ def fetch_hub(hub: FakeHub, tmp_path: Path, revision: str = COMMIT, split: str =
 
 
 def hub_files() -> dict[str, bytes]:
-    return {"train-00000-of-00001.parquet": parquet({"t": ["007", "NA"]}), "README.md": b"---\n---\n"}
+    buffer = io.BytesIO()
+    labelled_dataset().to_parquet(buffer)
+    return {"train-00000-of-00001.parquet": buffer.getvalue(), "README.md": b"---\n---\n"}
 
 
 def test_hub_rows_at_their_commit(hub, tmp_path):
@@ -275,7 +425,7 @@ def test_hub_rows_at_their_commit(hub, tmp_path):
     done = fetch_hub(hub, tmp_path, HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stderr
     rows = list(read_jsonl(tmp_path / "rows.jsonl"))
-    assert places(rows) == [(1, {"t": "007"}), (2, {"t": "NA"})]
+    assert places(rows) == list(enumerate(LABELLED, start=1))
     assert rows[0]["file"] == f"team/rows@{repository.commit}:train"
     assert "hf_secret" not in (tmp_path / "rows.jsonl").read_text() + (tmp_path / "log").read_text()
 

@@ -108,7 +108,7 @@ def test_the_package_is_the_selected_build_with_template_and_card(workspace, tin
     for text in (
         "joy, joyful, sadness, fear",
         "hub.id: someone/tiny",
-        "- r: 4\n- learning_rate: 0.001",
+        "- learning_rate: 0.001\n- r: 4",
         SELECTION["reason"],
         "selection.max_size_mb 200",
         "grid of the quantized weights: default",
@@ -295,6 +295,22 @@ def test_unusable_inputs_are_named_before_anything_is_answered(model, tmp_path, 
         ask(model, file=tmp_path / name)
     assert message in str(error.value)
     assert capsys.readouterr().out == ""
+
+
+def test_columns_that_were_optional_in_training_may_be_empty(model, tmp_path, capsys):
+    template = json.loads((model / "template.json").read_text())
+    place = template["prompt"].index({"column": "text"})
+    prompt = [*template["prompt"][: place + 1], {"column": "input"}, *template["prompt"][place + 1 :]]
+    copy = variant_of(model, tmp_path, prompt=prompt, columns=["text", "input"], optional_columns=["input", "text"])
+    rows = [{"text": "He cried"}, {"text": "a", "input": None}, {"input": " b "}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    ask(copy, file=tmp_path / "rows.jsonl")
+    answers = [json.loads(line)["input"] for line in capsys.readouterr().out.splitlines()]
+    texts = [{"text": "He cried", "input": ""}, {"text": "a", "input": ""}, {"text": "", "input": "b"}]
+    assert answers == texts
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n{"text": ""}')
+    with pytest.raises(UserError, match=r"rows.jsonl:2: empty text; at least one"):
+        ask(copy, file=tmp_path / "rows.jsonl")
 
 
 def test_wrong_calls_end_in_one_line(run_script, model, tmp_path):

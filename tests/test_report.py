@@ -279,6 +279,11 @@ def test_confusion_and_errors(made, page):
     assert errors.count("test ") <= 20
 
 
+def test_labels_that_differ_by_case_are_told(made, page):
+    told = 'case or width alone are labels of their own here: "positive" (30 rows) and "Positive" (2 rows).'
+    assert (told in page.text.split(QUESTIONS["data"])[-1]) == (made.task == "classification")
+
+
 def test_rows_of_another_corpus_are_refused(made, tmp_path):
     run = made.copied(tmp_path / "run")
     rows = run.path("corpus/test.jsonl")

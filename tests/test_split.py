@@ -124,11 +124,12 @@ def test_empty_split_or_class_is_refused_with_numbers(tmp_path, rows, what):
 
 
 def test_verdict_of_the_audit_stops_here(tmp_path):
-    verdict = {"ok": False, "reasons": ["only one class: joy", "class 'fear' has 0 usable rows"]}
+    reasons = ["only one class: joy", "class 'fear' has 0 usable rows", "three", "four", "five"]
+    verdict = {"ok": False, "reasons": reasons}
     with pytest.raises(UserError) as error:
         split(tmp_path, kept(("joy", 100, 1)), verdict=verdict)
     assert f"{tmp_path}/audit.json: " in str(error.value)
-    assert "only one class: joy; class 'fear' has 0 usable rows" in str(error.value)
+    assert "only one class: joy; class 'fear' has 0 usable rows; three; 2 more reasons; mend" in str(error.value)
     assert not (tmp_path / "split.json").exists()
 
 

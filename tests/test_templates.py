@@ -11,6 +11,7 @@ from lib.templates import (
     columns_of,
     compile_template,
     parse_segments,
+    placeholder,
     render_chat,
     render_completion,
     render_prompt,
@@ -40,9 +41,7 @@ def compiled(corpus: dict, folder: Path, target: str = "tone"):
 def test_segments_name_columns_also_with_spaces_and_dots():
     segments = parse_segments("Q {{literal}}: {Best Answer} by {user.name}{Best Answer}")
     assert segments == [
-        {"text": "Q {"},
-        {"text": "literal}"},
-        {"text": ": "},
+        {"text": "Q {literal}: "},
         {"column": "Best Answer"},
         {"text": " by "},
         {"column": "user.name"},
@@ -51,12 +50,53 @@ def test_segments_name_columns_also_with_spaces_and_dots():
     assert columns_of(segments) == ["Best Answer", "user.name"]
 
 
+NAMES = [
+    "body[en]",
+    "meta__label",
+    "Text: en",
+    "Sure!",
+    "{x}",
+    "Unnamed: 0",
+    'say "hi"',
+    "it's",
+    "'it'",
+    "messages.0.content",
+]
+NAMES += [".a", "a..b", "a\\b", "__class__", " a ", "ümläut", "a\nb", "}", "a]"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_column_can_be_written_quoted_or_as_it_is(name):
+    assert parse_segments(f"{{{{{placeholder(name)}: {{{json.dumps(name)}}}}}}}") == [
+        {"text": "{"},
+        {"column": name},
+        {"text": ": "},
+        {"column": name},
+        {"text": "}"},
+    ]
+
+
 @pytest.mark.parametrize(
-    "text", ["{a.__class__}", "{a[0]}", "{a!r}", "{a:>9}", "{}", "{ }", "{.a}", "{a.}", "{a..b}", "{a", "a}", "{__a}"]
+    ("text", "what"),
+    [
+        ("{a[0]}", '{a[0]} is not a column; write {a}, or quote a name that is written so: {"a[0]"}'),
+        ("{a!r}", '{a!r} has a format or conversion; write {a}, or quote a name that is written so: {"a!r"}'),
+        ("{a:>9}", '{a:>9} has a format or conversion; write {a}, or quote a name that is written so: {"a:>9"}'),
+        ("{'a'}", "{'a'} is not a column"),
+        ('{"a}', '{"a} is not a column'),
+        ('{"a\\q"}', '{"a\\q"} is not a quoted name; write it as a JSON string'),
+        ('{""}', '{""} names no column'),
+        ("{}", "{} names no column"),
+        ("{ }", "{ } names no column"),
+        ("{a", "template '{a': a single {; write a brace that is text as {{ or }}"),
+        ("a}", "template 'a}': a single }; write"),
+        ('{"text": {text}}', "a single {"),
+    ],
 )
-def test_anything_but_a_column_is_refused(text):
-    with pytest.raises(UserError):
+def test_anything_but_a_column_is_refused(text, what):
+    with pytest.raises(UserError) as error:
         parse_segments(text)
+    assert what in str(error.value)
 
 
 def test_columns_of_a_section_leave_the_target_out():

@@ -320,7 +320,7 @@ def bad_config(workspace: Workspace, old: str, new: str) -> str:
         ("epochs: 1", "epochs: 1\n  epochs: 2", r"config.yaml:\d+: epochs stands twice"),
         ("epochs: 1", "epochs: [1", r"config.yaml:\d+: not YAML"),
         ("rows.json", "missing.json", r"data.files: .*missing.json does not exist"),
-        ("{phrase}", "{phrase.__class__}", r"config.yaml:\d+: corpus: .*not a column"),
+        ("{phrase}", "{phrase[0]}", r"config.yaml:\d+: corpus: .*not a column"),
     ],
 )
 def test_a_wrong_configuration_is_one_line(workspace, old, new, expected):

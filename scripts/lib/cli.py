@@ -27,6 +27,8 @@ NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DVC_NO_ANA
 os.environ.update(dict.fromkeys(NO_TELEMETRY, "1"))
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_LONGEST_LINE = 500  # characters of an error: more fills a terminal and is not read
+_LONGEST_HINT = 200
 
 # Its import, which comes with the Trainer's, says on some processors that it lacks a kernel which nothing here calls.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -46,12 +48,21 @@ def fail(what: str, hint: str = "", *, at: str | Path | None = None, line: int |
     raise UserError(f"{place}{what}" + (f"; {hint}" if hint else ""))
 
 
+def error_line(error: object) -> str:
+    """Return `error: …`, one line of at most 500 characters; of a longer one the middle goes, not place and hint."""
+    line = " ".join(f"error: {error}".splitlines())
+    if len(line) <= _LONGEST_LINE:
+        return line
+    hint = line[-_LONGEST_HINT:].partition(" ")[2]  # begins with a whole word
+    return f"{line[: _LONGEST_LINE - len(hint) - 3]} … {hint}"
+
+
 def or_exit(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Call `function`; a `UserError` ends the program with its line (for the Snakefile)."""
     try:
         return function(*args, **options)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_line(error))
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -129,24 +140,24 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace],
         if args.log and os.environ.get("RANK", "0") == "0":
             _log_times()
     except UserError as error:
-        _say(f"error: {error}")
+        _say(error_line(error))
         _exit(1)
     except Stopped as stopped:
         progress(f"{name}: {stopped}; start again to go on")
         _exit(75)
     except KeyboardInterrupt:
-        _say(f"error: {name}: interrupted")
+        _say(error_line(f"{name}: interrupted"))
         _exit(130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             _crashed(name, error, args.log)
         traceback.print_exc()
         where = place_of(error) or name
-        _say(f"error: {where}: {error.strerror}; free some space or mend the permissions, then start again")
+        _say(error_line(f"{where}: {error.strerror}; free some space or mend the permissions, then start again"))
         _exit(1)
     except MemoryError as error:
         traceback.print_exc()
-        _say(f"error: {name}: out of memory ({error}); use a smaller batch or a machine with more memory")
+        _say(error_line(f"{name}: out of memory ({error}); use a smaller batch or a machine with more memory"))
         _exit(1)
     except Exception as error:
         _crashed(name, error, args.log)
@@ -173,7 +184,7 @@ def _crashed(name: str, error: Exception, log: Path | None) -> NoReturn:
     traceback.print_exc()
     summary = str(error).strip().splitlines() or [""]
     where = f"; see {log}" if log else ""
-    _say(f"error: {name}: unexpected {type(error).__name__}: {summary[0][:300]}{where}")
+    _say(error_line(f"{name}: unexpected {type(error).__name__}: {summary[0][:300]}{where}"))
     _exit(1)
 
 

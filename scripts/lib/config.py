@@ -14,15 +14,18 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError, 
 from lib.cli import UserError
 from lib.config_sources import BaseModelSource, Data, Share
 from lib.sweep import Run, expand_runs, expand_variants
-from lib.templates import parse_segments, template_columns
+from lib.templates import columns_of, parse_segments, placeholder, template_columns
 from lib.variants import Count, Section, Variant
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 _PART = "[A-Za-z0-9._][A-Za-z0-9._-]*"  # of a path; what begins with - would be an option
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)]  # numpy and scikit-learn take no other
+Tokens = Annotated[int, Field(ge=8, le=2**31 - 1)]
 S = TypeVar("S", bound="Section")
 
+RESULTS = rf"^/*{_PART}(/+{_PART})*/*$"
 METRICS = {
     "classification": ("macro_f1", "accuracy"),
     "generation": ("chrf", "token_f1", "exact_match"),
@@ -46,12 +49,13 @@ class Corpus(Section):
     """How a row becomes prompt and answer."""
 
     template: Literal["chat"] | None = None
-    """chat: the tokenizer's own chat template around `user` (and `system`)."""
+    """chat: the tokenizer's own chat template around `user` (and `system`). Columns stand in braces: {text},
+    {user.name}, {messages.0.content}; a name with a brace, quote, colon, ! or [ in quotes as well: {"PK [m]"}."""
     user: str | None = None
     system: str | None = None
     text_template: str | None = None
     """One text with the target as last placeholder; what stands before it is the prompt."""
-    max_length: Annotated[int, Field(ge=8)] = 512
+    max_length: Tokens = 512
     """Tokens of prompt and answer together."""
     truncation: Literal["reject", "right", "left"] = "reject"
     """Rows that are longer are set aside, or their longest value loses its end (right) or start (left)."""
@@ -121,13 +125,13 @@ class Finetune(Section):
     gradient_checkpointing: bool = False
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the machine has units for it, else float32."""
-    data_seed: int | None = None
+    data_seed: Seed | None = None
     """Order of the rows; left out: `seed`."""
     loss: Literal["completion", "all"] = "completion"
     """The answer and its end token only, or all tokens (as Olive trains)."""
     corpus_strategy: Literal["rows", "join"] = "rows"
     """rows: each row is a sequence of its own. join: rows are joined and cut into blocks, as Olive does."""
-    source_max_len: Annotated[int, Field(ge=8)] = 1024
+    source_max_len: Tokens = 1024
     """Tokens in a block (join only)."""
 
     @model_validator(mode="after")
@@ -150,7 +154,7 @@ class Finetune(Section):
 class Evaluate(Section):
     """How every stage is scored, on the same rows."""
 
-    greedy_rows: Annotated[int, Field(ge=0)] = 100
+    greedy_rows: Annotated[int, Field(ge=0, le=2**31 - 1)] = 100
     """Rows, from the first, that are also answered freely; shows whether the model stops and stays on the labels."""
     batch_size: Count = 16
     """Rows scored together in PyTorch."""
@@ -196,7 +200,7 @@ class Gate(Section):
 class Sweep(Section):
     """A grid: every combination of the listed values is a run, or a variant. What they share is made once."""
 
-    seed: list[int] = Field(default=[])
+    seed: list[Seed] = Field(default=[])
     """Seeds of the training (start of the adapter, order of rows); rows and split stay those of `seed`."""
     finetune: dict[str, list[Any]] = Field(default={})
     """Values by key of `finetune`."""
@@ -209,11 +213,11 @@ class Config(Section):
 
     results: Annotated[
         str,
-        StringConstraints(pattern=rf"^/*{_PART}(/+{_PART})*/*$"),
+        StringConstraints(pattern=RESULTS),
         AfterValidator(lambda folder: str(PurePath(folder))),
     ] = "results"
     """Output folder; two configurations never share one."""
-    seed: int = 0
+    seed: Seed = 0
     task: Literal["classification", "generation"] = "classification"
     data: Data
     base_model: BaseModelSource
@@ -231,14 +235,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        if not template_columns(self.corpus.model_dump(), self.data.target):
-            raise ValueError("corpus: the template names no column besides the target, so every prompt is the same")
-        if self.corpus.template == "chat" and f"{{{self.data.target}}}" in f"{self.corpus.user}{self.corpus.system}":
-            raise ValueError(f"corpus: the question holds {{{self.data.target}}}, which is the answer")
+        self._check_columns()
         if self.task == "generation" and self.data.labels:
             raise ValueError("data.labels: belongs to task classification")
-        if self.data.labels and len(set(self.data.labels)) < len(self.data.labels):
-            raise ValueError("data.labels: holds a label twice")
         if not any(variant.scored for variant in self.every_variant.values()):
             raise ValueError("variants: none is scored, so none could be selected; add one for the cpu provider")
         if self.task == "generation" and any(run.finetune["class_balance"] != "none" for run in self.runs.values()):
@@ -262,6 +261,17 @@ class Config(Section):
                 "evaluate.greedy_rows: 0 leaves no free answers, from which checkpoint and variant are chosen: raise it"
             )
         return self
+
+    def _check_columns(self) -> None:
+        columns = template_columns(self.corpus.model_dump(), self.data.target)
+        if not columns:
+            raise ValueError("corpus: the template names no column besides the target, so every prompt is the same")
+        asked = columns_of(parse_segments(f"{self.corpus.system or ''}{self.corpus.user or ''}"))
+        if self.data.target in asked:
+            raise ValueError(f"corpus: the question holds {placeholder(self.data.target)}, which is the answer")
+        for name in self.data.optional_columns or ():
+            if name not in columns:
+                raise ValueError(f"data.optional_columns: the template asks for {', '.join(columns)}, not for {name}")
 
     @model_validator(mode="after")
     def _sweepable(self) -> "Config":

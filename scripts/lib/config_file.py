@@ -4,7 +4,9 @@ The model is `lib.config`; this is how its errors reach the person who wrote the
 """
 
 import difflib
+import re
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ import yaml
 from pydantic import ValidationError
 
 from lib.cli import fail
-from lib.config import Config
+from lib.config import RESULTS, Config
+from lib.config_sources import SHA256
 from lib.variants import Section, Variant
 
 # What people who come from Olive's recipe, peft or transformers type, and how it is called here.
@@ -43,6 +46,11 @@ _OTHER_NAMES = {
     "int4_op_types_to_quantize": "op_types_to_quantize",
 }
 
+_PATTERNS = {
+    RESULTS: "use letters from A to Z, digits, and the signs . _ / and - (not first)",
+    SHA256: "give 64 hex digits",
+}
+
 
 def load_config(values: dict[str, Any], sources: list[Path]) -> Config:
     """Validate a configuration that Snakemake has read.
@@ -55,10 +63,12 @@ def load_config(values: dict[str, Any], sources: list[Path]) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-        path = [part for part in first["loc"] if not _is_type_choice(part, values, first["loc"])]
-        what, hint = _explain(first, path)
-        # A contradiction between sections is reported at the root; its message starts with the key.
-        file, line = _locate(path or what.partition(":")[0].partition(" ")[0].split("."), sources)
+        loc = tuple(part for part in first["loc"] if part not in ("(list)", "(mapping)"))  # tags of a union
+        path = [part for part in loc if part == "[key]" or not _is_type_choice(part, values, loc)]
+        what, hint = _explain(first, path, _scalar(path, sources))
+        # Contradictions are reported at the section that holds them, at the root those between sections; their message
+        # starts with the key.
+        file, line, _ = _locate(_named_key(what) if first["type"] == "value_error" else path, sources)
         fail(what, hint, at=file, line=line)
 
 
@@ -92,7 +102,8 @@ def _is_type_choice(part: int | str, values: Any, location: tuple[int | str, ...
     return False
 
 
-def _explain(error: Any, path: list[int | str]) -> tuple[str, str]:
+def _explain(error: Any, path: list[int | str], scalar: Any) -> tuple[str, str]:
+    """What is wrong and what to do. scalar: the YAML node that the error is about, None where no file has it."""
     name = ".".join(str(part) for part in path) or "the configuration"
     kind = error["type"]
     if kind == "extra_forbidden":
@@ -102,18 +113,36 @@ def _explain(error: Any, path: list[int | str]) -> tuple[str, str]:
     if kind == "value_error":
         prefix = f"{name}: " if path else ""
         return prefix + str(error["ctx"]["error"]), ""
+    if kind == "string_type" and not isinstance(error["input"], (dict, list)):
+        return _explain_scalar(".".join(str(part) for part in _without_key(path)), error["input"], scalar)
     if "[key]" in path:
         return (
             f"{'.'.join(map(str, path[:-2]))}: the name {path[-2]!r} cannot be used",
             "use a-z, 0-9 and - (not first)",
         )
     given = error["input"]
-    if path == ["results"] and kind == "string_pattern_mismatch":
-        return f"results: the folder {given!r} cannot be used", "use A-Z, a-z, 0-9 . _ / and - (not first)"
     shown = "" if isinstance(given, (dict, list)) else f" (found {given!r})"
     if "revision" in path and kind == "string_pattern_mismatch":
         return f"{name} is not a commit{shown}", "give the commit's 40 hex digits, a branch or tag can move"
-    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}", ""
+    if kind == "string_pattern_mismatch" and error["ctx"]["pattern"] in _PATTERNS:
+        return f"{name} cannot be used{shown}", _PATTERNS[error["ctx"]["pattern"]]
+    is_seed = any(str(part).endswith("seed") for part in path)
+    hint = "a seed is a whole number from 0 to 4294967295" if is_seed else ""
+    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}", hint
+
+
+def _explain_scalar(name: str, value: Any, scalar: Any) -> tuple[str, str]:
+    """A value that YAML takes for something other than the text that it was meant to be."""
+    if value is None and (scalar is None or not scalar.value):
+        return f"{name} has no value", "give one"
+    kinds = {True: "true", False: "false", None: "nothing"}
+    kind = kinds[value] if value is None or isinstance(value, bool) else f"a {'date' if _is_date(value) else 'number'}"
+    text = scalar.value if scalar is not None else str(value)
+    return f"{name}: YAML reads {text} as {kind}", f'quote it: "{text}"'
+
+
+def _is_date(value: Any) -> bool:
+    return isinstance(value, date)
 
 
 def _suggest(path: list[int | str]) -> str:
@@ -151,9 +180,31 @@ def _section_below(section: Any, part: int | str) -> Any:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
-def _locate(path: Sequence[int | str], sources: list[Path]) -> tuple[str, int | None]:
-    """File and line of a key, or of the deepest part of its path that a file holds; later files win."""
-    best: tuple[int, str, int | None] = (-1, str(sources[-1]) if sources else "--config", None)
+def _named_key(what: str) -> list[str]:
+    """The keys that a message starts with: `data: labels: ...` and `data.labels: ...`."""
+    found = re.match(r"[\w.-]+(: [\w.-]+(?=:))*", what)
+    return found[0].replace(": ", ".").split(".") if found else []
+
+
+def _without_key(path: list[int | str]) -> list[int | str]:
+    """The path of a mapping, where pydantic names one of its keys."""
+    return path[:-2] if path[-1:] == ["[key]"] else path
+
+
+def _scalar(path: list[int | str], sources: list[Path]) -> Any:
+    """The YAML node of a scalar; of a mapping whose key is no text, the first such key. None where no file has it."""
+    _, _, node = _locate(_without_key(path), sources)
+    if path[-1:] == ["[key]"] and isinstance(node, yaml.MappingNode):
+        return next((key for key, _ in node.value if key.tag != "tag:yaml.org,2002:str"), None)
+    return node if isinstance(node, yaml.ScalarNode) else None
+
+
+def _locate(path: Sequence[int | str], sources: list[Path]) -> tuple[str, int | None, Any]:
+    """File, line and node of a key, or of the deepest part of its path that a file holds; later files win.
+
+    The node is None where no file holds the whole path.
+    """
+    best: tuple[int, str, int | None, Any] = (-1, str(sources[-1]) if sources else "--config", None, None)
     for source in sources:
         node = yaml.compose(source.read_text(encoding="utf-8"))
         depth, line = 0, 1
@@ -163,8 +214,8 @@ def _locate(path: Sequence[int | str], sources: list[Path]) -> tuple[str, int | 
                 break
             depth, line, node = depth + 1, child[0], child[1]
         if depth >= best[0]:
-            best = (depth, str(source), line)
-    return best[1], best[2]
+            best = (depth, str(source), line, node if depth == len(path) else None)
+    return best[1:]
 
 
 def _child(node: Any, part: int | str) -> tuple[int, Any] | None:

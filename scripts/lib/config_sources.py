@@ -1,17 +1,26 @@
 """The sections of the configuration that say where rows and base model come from."""
 
+from collections import Counter
+from itertools import chain
 from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag, model_validator
 
 from lib.azureml import StoredPath, parse_data, parse_model
 from lib.readers import FORMATS, SUFFIXES
 from lib.variants import Count, Section
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+SHA256 = r"^[0-9a-f]{64}$"
+Sha256 = Annotated[str, StringConstraints(pattern=SHA256)]
 Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
+LabelList = Annotated[list[str], Field(min_length=2), Tag("(list)")]
+Spellings = Annotated[list[str], BeforeValidator(lambda value: [] if value is None else value)]
+LabelSpellings = Annotated[dict[str, Spellings], Field(min_length=2), Tag("(mapping)")]
+Labels = Annotated[
+    LabelList | LabelSpellings, Discriminator(lambda value: "(mapping)" if isinstance(value, dict) else "(list)")
+]
 
 
 class DataHub(Section):
@@ -56,8 +65,13 @@ class Data(Section):
     """Of the file that `source` names: a datastore's files can change under you."""
     target: str
     """Column with the label (classification) or the answer (generation)."""
-    labels: list[str] | None = Field(None, min_length=2)
-    """All labels; rows with another one are set aside. Left out: the labels that the data holds."""
+    labels: Labels | None = None
+    """All labels, or a mapping of each to its other spellings: {calm: [Calm, CALM], angry: []}. Rows with another
+    label are set aside. Left out: the labels that the data holds."""
+    optional_columns: list[str] | None = None
+    """Columns of the template that may be empty, null or missing; left out: none. One of them must hold something."""
+    max_rejected: Share | None = None
+    """Share of the rows that may be set aside, exact duplicates not counted; more stop the workflow. Left out: half."""
     unreadable: Literal["error", "reject"] = "error"
     """A row that cannot be read stops the workflow, or is set aside."""
     special_tokens: Literal["reject", "strip"] = "reject"
@@ -79,6 +93,15 @@ class Data(Section):
             raise ValueError("sha256: belongs to source:")
         return self
 
+    @model_validator(mode="after")
+    def _labels_once(self) -> "Data":
+        others = self.labels.values() if isinstance(self.labels, dict) else ()
+        spellings = [*(self.labels or ()), *chain.from_iterable(others)]
+        text, count = Counter(spellings).most_common(1)[0] if spellings else ("", 0)
+        if count > 1:
+            raise ValueError(f"labels: {text!r} stands there twice")
+        return self
+
 
 class BaseModelSource(Section):
     """The model to fine-tune: safetensors, or GGUF that is dequantised. No code of a model is run."""
@@ -94,7 +117,7 @@ class BaseModelSource(Section):
     """What the model of `source` is registered as; left out: mlflow_model."""
     sha256: Sha256 | None = None
     """Of the files that `source` names: `source_sha256` in base.manifest.json, for a folder needed."""
-    parameters: Count
+    parameters: Annotated[int, Field(ge=1, le=10**15)]
     """Number of parameters: memory and time of the rules follow from it before the model is there."""
 
     @model_validator(mode="after")

@@ -1,23 +1,29 @@
 """Readers of raw files: every row with the line it starts on.
 
+A file that is something else as a whole is refused before its first row; see `lib.file_kinds`.
+
 JSON and CSV are read here and not by `datasets`: that has no line numbers, and its CSV reader turns
-"NA" into null and "007" into 7. Parquet has types and no lines, so `datasets` reads it.
+"NA" into null and "007" into 7. Parquet has types and no lines; `datasets` refuses some of its types (maps), even of
+columns that nobody uses, so pyarrow reads it.
 """
 
 import csv
-import glob
 import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from lib.cli import fail, first_line
+from lib.file_kinds import detect_encoding, detect_file_kind, read_head, refuse
+from lib.records import NOT_TEXT
 
+_BATCH = 1000  # rows of Parquet in memory at a time
 _SPACE = re.compile(r"[ \t\r\n]*")  # what JSON calls white space
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 FORMATS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
@@ -38,7 +44,10 @@ def read_rows(path: Path) -> Iterator[SourceRow]:
     """
     if not path.is_file():
         fail("no such file" if not path.exists() else "not a file", "check the path", at=path)
-    match path.suffix.lower():
+    suffix = path.suffix.lower()
+    if kind := detect_file_kind(read_head(path), suffix):
+        refuse(kind, path)
+    match suffix:
         case ".json":
             return _read_json_list(path) if _first_byte(path) == b"[" else _read_json_lines(path)
         case ".jsonl" | ".ndjson":
@@ -51,34 +60,44 @@ def read_rows(path: Path) -> Iterator[SourceRow]:
 
 
 def json_ready(value: Any) -> Any:
-    """A value of Parquet or the hub as JSON: NaN, their missing number, is null; dates are ISO text.
+    """Return a value as JSON: NaN, a missing number, is null; dates are ISO text.
 
-    Raises `ValueError` for values that JSON has no place for.
+    What JSON has no place for becomes `{NOT_TEXT: "bytes"}`: only a template that names the column is told of it.
     """
     if isinstance(value, dict):
-        return {str(key): json_ready(item) for key, item in value.items()}
+        return {_without_half_pairs(str(key)): json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_ready(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        if math.isnan(value):
-            return None
-        raise ValueError("holds an infinite number")
+        return None if math.isnan(value) else {NOT_TEXT: "an infinite number"}
     if isinstance(value, (datetime, date, time)):
         return value.isoformat()
     if isinstance(value, (Decimal, timedelta)):
         return str(value)
+    if isinstance(value, str) and not _is_unicode(value):
+        return {NOT_TEXT: "text with half of a surrogate pair"}
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    raise ValueError(f"holds {type(value).__name__}, not text or numbers")
+    return {NOT_TEXT: type(value).__name__}
 
 
-def typed_rows(rows: Iterable[dict[str, Any]]) -> Iterator[SourceRow]:
-    """Rows that `datasets` read, numbered from 1."""
+def typed_rows(rows: Iterable[Mapping[str, Any]], features: Mapping[str, Any]) -> Iterator[SourceRow]:
+    """Yield rows of Parquet or the hub, numbered from 1, labels by their names. features: those of `datasets`."""
     for number, row in enumerate(rows, start=1):
-        try:
-            yield SourceRow(number, json_ready(row))
-        except ValueError as error:
-            yield SourceRow(number, {}, f"the row {error}")
+        named = {name: _with_label_names(value, features.get(name)) for name, value in row.items()}
+        yield SourceRow(number, json_ready(named))
+
+
+def _with_label_names(value: Any, feature: Any) -> Any:
+    """The value with the names of its `ClassLabel`s in the place of their numbers; -1, no label, is null."""
+    if isinstance(feature, dict) and isinstance(value, dict):
+        return {name: _with_label_names(item, feature.get(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_with_label_names(item, getattr(feature, "feature", None)) for item in value]
+    names = getattr(feature, "names", None)
+    if names is None or not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None
 
 
 def _first_byte(path: Path) -> bytes:
@@ -87,42 +106,47 @@ def _first_byte(path: Path) -> bytes:
 
 
 class _Json:
-    """A JSON parser that notes what `json` lets pass: keys twice, NaN and numbers beyond a double.
+    """A JSON parser that notes what `json` lets pass: keys twice, and values that are no JSON (NaN, 1e999, half pairs).
 
     Notes rather than raises, so that the end of the value, and with it the next row, stays known.
     """
 
     def __init__(self) -> None:
         self._problems: list[str] = []
+        self._is_json = True
         self._decoder = json.JSONDecoder(
-            object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._number
+            object_pairs_hook=self._object, parse_constant=self._number, parse_float=self._number
         )
 
     def read(self, text: str, start: int) -> tuple[Any, int, str | None]:
         """The value at `start`, where it ends, and what is wrong with it as a row. Raises `ValueError`."""
         self._problems.clear()
+        self._is_json = True
         value, end = self._decoder.raw_decode(text, start)
         if not isinstance(value, dict):
             self._problems.append("the row is not an object")
-        elif text.find("\\u", start, end) >= 0 and not _is_unicode(json.dumps(value, ensure_ascii=False)):
-            self._problems.append("half of a surrogate pair is not a character")
-        return value, end, self._problems[0] if self._problems else None
+        if text.find("\\u", start, end) >= 0 and not _is_unicode(json.dumps(value, ensure_ascii=False)):
+            self._is_json = False
+        return value if self._is_json else json_ready(value), end, self._problems[0] if self._problems else None
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) < len(pairs):
-            keys = [key for key, _ in pairs]
-            self._problems.append(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+            self._problems.append(f"the key {_most_frequent(key for key, _ in pairs)!r} occurs twice")
         return value
-
-    def _constant(self, name: str) -> None:
-        self._problems.append(f"{name} is not JSON")
 
     def _number(self, text: str) -> float:
         value = float(text)
-        if math.isinf(value):
-            self._problems.append(f"the number {text} is too large")
+        self._is_json &= math.isfinite(value)
         return value
+
+
+def _most_frequent(names: Iterable[str]) -> str:
+    return Counter(names).most_common(1)[0][0]
+
+
+def _without_half_pairs(text: str) -> str:
+    return text.encode("utf-8", errors="backslashreplace").decode()
 
 
 def _is_unicode(text: str) -> bool:
@@ -141,8 +165,21 @@ def _reason(error: Exception) -> str:
     return f"not JSON: {error.msg}" if isinstance(error, json.JSONDecodeError) else f"not JSON: {error}"
 
 
+class _Encoding:
+    """Refuses a file in another encoding once a line is not UTF-8; a broken line of a UTF-8 file passes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is_checked = False
+
+    def check(self, line: int) -> None:
+        if not self._is_checked and (kind := detect_encoding(self._path)):
+            refuse(kind, self._path, line)
+        self._is_checked = True
+
+
 def _read_json_lines(path: Path) -> Iterator[SourceRow]:
-    parser = _Json()
+    parser, encoding = _Json(), _Encoding(path)
     with open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
@@ -153,6 +190,8 @@ def _read_json_lines(path: Path) -> Iterator[SourceRow]:
                 if end < len(text):
                     problem = f"not JSON: something follows the object in column {_skip_space(text, end) + 1}"
             except (ValueError, RecursionError) as error:
+                if isinstance(error, UnicodeDecodeError):
+                    encoding.check(number)
                 row, problem = {}, _reason(error)
             yield SourceRow(number, row, problem)
 
@@ -163,7 +202,9 @@ def _read_json_list(path: Path) -> Iterator[SourceRow]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        fail("not UTF-8", "save the file as UTF-8", at=path, line=raw.count(b"\n", 0, error.start) + 1)
+        line = raw.count(b"\n", 0, error.start) + 1
+        _Encoding(path).check(line)
+        fail("not UTF-8", "save the file as UTF-8", at=path, line=line)
     del raw
     parser = _Json()
     line, counted = 1, 0
@@ -208,8 +249,12 @@ def _broken_list(path: Path, text: str, place: int, what: str) -> NoReturn:
 
 
 def _read_csv(path: Path) -> Iterator[SourceRow]:
-    """Cells are text, as they stand in the file. The first row names the columns."""
+    """Cells are text, as they stand in the file. The first row names the columns.
+
+    A column without a name is called by its place (`column 1`: the index of pandas); its empty cells are left out.
+    """
     undecodable: list[int] = []
+    encoding = _Encoding(path)
     with open(path, "rb") as file:
         records = _csv_records(_decoded_lines(file, undecodable))
         names: list[str] | None = None
@@ -217,12 +262,20 @@ def _read_csv(path: Path) -> Iterator[SourceRow]:
             if undecodable:
                 line, problem = undecodable[0], "not UTF-8"
                 undecodable.clear()
+                encoding.check(line)
             if names is None:
                 names = _column_names(path, line, cells, problem)
                 continue
-            if problem is None and len(cells) != len(names):
+            missing = len(names) - len(cells)
+            if problem is None and (missing > 0 or any(cell.strip() for cell in cells[len(names) :])):
                 problem = f"{len(cells)} cells, but the first row names {len(names)} columns"
-            yield SourceRow(line, {} if problem else dict(zip(names, cells, strict=True)), problem)
+            yield SourceRow(line, {} if problem else _named_cells(names, cells), problem)
+
+
+def _named_cells(names: list[str], cells: list[str]) -> dict[str, str]:
+    pairs = list(zip(names, cells, strict=False))  # more cells than names are empty
+    nameless = {f"column {place}": cell for place, (name, cell) in enumerate(pairs, 1) if cell and not name}
+    return nameless | {name: cell for name, cell in pairs if name}
 
 
 def _csv_records(lines: Iterable[str]) -> Iterator[tuple[int, list[str], str | None]]:
@@ -254,22 +307,40 @@ def _decoded_lines(file: Iterable[bytes], undecodable: list[int]) -> Iterator[st
 
 
 def _column_names(path: Path, line: int, cells: list[str], problem: str | None) -> list[str]:
+    """Names of the columns; empty ones at the end name none."""
     names = [cell.strip() for cell in cells]
-    if problem is None and len(set(names)) < len(names):
-        problem = f"the column {next(name for name in names if names.count(name) > 1)!r} occurs twice"
+    while names and not names[-1]:
+        names.pop()
+    given = [name for name in names if name]
+    if problem is None and not given:
+        problem = "the first row names no column"
+    if problem is None and len(set(given)) < len(given):
+        problem = f"the column {_most_frequent(given)!r} occurs twice"
     if problem is not None:
         fail(problem, "mend the first row, it names the columns", at=path, line=line)
     return names
 
 
 def _read_parquet(path: Path) -> Iterator[SourceRow]:
-    import datasets
+    import pyarrow
+    import pyarrow.parquet
 
-    if "::" in str(path):
-        fail("its name holds ::, which the reader of Parquet takes for an archive", "rename the file", at=path)
     try:
-        # Streaming: no second copy of the data in a cache, and none of an older file with this name.
-        rows = datasets.load_dataset("parquet", data_files=[glob.escape(str(path))], split="train", streaming=True)
-        yield from typed_rows(rows)
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        fail(f"not Parquet: {first_line(error)}", "write the file again", at=path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise ValueError(f"the column {_most_frequent(names)!r} occurs twice")
+            features = _dataset_features(file.schema_arrow.metadata or {})
+            batches = file.iter_batches(batch_size=_BATCH)
+            yield from typed_rows((row for batch in batches for row in batch.to_pylist()), features)
+    except (ValueError, OSError, pyarrow.ArrowException) as error:
+        fail(f"not Parquet: {first_line(error).rstrip('.')}", "write the file again", at=path)
+
+
+def _dataset_features(metadata: Mapping[bytes, bytes]) -> Mapping[str, Any]:
+    """What `datasets` wrote into the schema of its file, the names of labels above all."""
+    if b"huggingface" not in metadata:
+        return {}
+    from datasets import Features
+
+    return Features.from_dict(json.loads(metadata[b"huggingface"])["info"]["features"])

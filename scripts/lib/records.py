@@ -2,25 +2,44 @@
 
 import hashlib
 import json
+import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lib.files import canonical_json
 
 MISSING = object()
+NOT_TEXT = "not text"
+"""The one key of what stands in a row for a value that JSON has no place for; its value says what that was."""
 
 
-def column(row: Mapping[str, Any], name: str) -> Any:
-    """Value of a column, or `MISSING`. A dotted name that is no key itself reaches into nested objects."""
-    if name in row:
-        return row[name]
-    value: Any = row
-    for part in name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return MISSING
-        value = value[part]
+def column(row: Any, name: str) -> Any:
+    """Value of a column, or `MISSING`. A dotted name that is no key reaches into objects, by number into lists."""
+    value = _child(row, name)
+    for dot in re.finditer(r"\.", name) if value is MISSING else ():
+        value = column(_child(row, name[: dot.start()]), name[dot.end() :])
+        if value is not MISSING:
+            break
     return value
+
+
+def _child(value: Any, name: str) -> Any:
+    if isinstance(value, Mapping):
+        return value.get(name, MISSING)
+    if isinstance(value, list) and re.fullmatch("[0-9]{1,9}", name) and int(name) < len(value):
+        return value[int(name)]
+    return MISSING
+
+
+def reachable_names(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names that reach into a row: `user.name`, `messages.0.content`."""
+    for name, value in row.items():
+        inner = dict(enumerate(value)) if isinstance(value, list) else value
+        if isinstance(inner, dict) and inner:
+            yield from (f"{name}.{below}" for below in reachable_names({str(key): inner[key] for key in inner}))
+        else:
+            yield name
 
 
 def as_text(value: Any) -> str | None:
@@ -33,6 +52,13 @@ def as_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value.strip()
     return json.dumps(value) if isinstance(value, (bool, int, float)) else None
+
+
+def describe_value(value: Any) -> str:
+    """Say what a value is that `as_text` has no text for."""
+    if isinstance(value, list):
+        return "a list"
+    return f"{value[NOT_TEXT]}, not text" if list(value) == [NOT_TEXT] else "a nested object"
 
 
 def normalise(text: str) -> str:

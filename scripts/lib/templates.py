@@ -8,7 +8,6 @@ of a tokenizer is rendered once, with marks where the values belong, and cut at 
 
 import json
 import re
-import string
 from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any, TypedDict
@@ -39,28 +38,51 @@ class Template(TypedDict):
     labels: list[str] | None
 
 
+# A brace that is text, a quoted name, a plain name (anything without a brace), or a brace that is a mistake.
+_BRACES = re.compile(r'(?P<text>\{\{|\}\})|\{\s*(?P<quoted>"(?:[^"\\]|\\.)*")\s*\}|\{(?P<plain>[^{}]*)\}|[{}]')
+_NOT_PLAIN = re.compile(r"""[":!\[]|^\s*'""")
+
+
 def parse_segments(text: str) -> list[Segment]:
     """Split `### Text: {phrase}` into segments. `{{` and `}}` stand for braces.
 
-    Raises `UserError` on attribute or item access, conversions, formats and empty names: a template
-    names columns, nothing else. A dot is part of a column's name (nested JSON), as in `{user.name}`.
+    A template names columns, nothing else: a dot, as in `{user.name}` or `{messages.0.content}`, is part of a name that
+    reaches into nested JSON. A name with a brace, `"`, `:`, `!` or `[` in it is written as a JSON string:
+    `{"PK [m]"}`. Raises `UserError` on empty names, formats, conversions and lonely braces.
     """
     segments: list[Segment] = []
-    try:
-        parts = list(string.Formatter().parse(text))
-    except ValueError as error:
-        fail(f"template {text!r}: {error}", "write a single brace as {{ or }}")
-    for literal, column, spec, conversion in parts:
-        if literal:
-            segments.append({"text": literal})
-        if column is None:
-            continue
-        if spec or conversion:
-            fail(f"template: {{{column}}} has a format or conversion", "write only the name of a column in braces")
-        if not column.strip() or re.search(r"[\[\]]|__|^\.|\.$|\.\.", column):
-            fail(f"template: {{{column}}} is not a column", "write only the name of a column in braces")
-        segments.append({"column": column})
-    return segments
+    end = 0
+    for found in _BRACES.finditer(text):
+        segments.append({"text": text[end : found.start()]})
+        segments.append({"text": found["text"][0]} if found["text"] else {"column": _column_name(text, found)})
+        end = found.end()
+    segments.append({"text": text[end:]})
+    return _merged([segment for segment in segments if segment != {"text": ""}])
+
+
+def placeholder(name: str) -> str:
+    """Write the placeholder of a column, quoted where its name needs it."""
+    is_plain = not (_NOT_PLAIN.search(name) or set(name) & {"{", "}"})
+    return f"{{{name if is_plain else json.dumps(name, ensure_ascii=False)}}}"
+
+
+def _column_name(text: str, found: re.Match[str]) -> str:
+    """The name in a placeholder. Raises `UserError` when it is none."""
+    if found["quoted"]:
+        try:
+            name = json.loads(found["quoted"])
+        except ValueError:
+            fail(f"template: {found[0]} is not a quoted name", "write it as a JSON string")
+    elif (name := found["plain"]) is None:
+        fail(f"template {text[:80]!r}: a single {found[0]}", "write a brace that is text as {{ or }}")
+    elif _NOT_PLAIN.search(name):
+        what = "has a format or conversion" if re.search("[:!]", name) else "is not a column"
+        plain = _NOT_PLAIN.split(name)[0].strip() or "name"
+        hint = f"write {{{plain}}}, or quote a name that is written so: {placeholder(name)}"
+        fail(f"template: {{{name}}} {what}", hint)
+    if not name.strip():
+        fail(f"template: {found[0]} names no column", "write the name of a column in braces")
+    return name
 
 
 def columns_of(segments: list[Segment]) -> list[str]:

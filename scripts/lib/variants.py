@@ -4,11 +4,14 @@ Part of the configuration model (`lib.config`), with what onnxruntime-genai 0.18
 """
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-Count = Annotated[int, Field(ge=1)]
+_LARGEST = 2**31 - 1  # what the libraries hold in 32 bits
+Count = Annotated[int, Field(ge=1, le=_LARGEST)]
 
 _VALID_PRECISIONS = {
     "cpu": ("fp32", "int8", "int4"),
@@ -31,10 +34,28 @@ _PAIR = r"(last_matmul|mixed_layers|linear_attn):(int4|int8)"
 _MIXED = rf"{_PAIR}(,{_PAIR})*"
 
 
+def _types(annotation: Any) -> Iterator[Any]:
+    """The types in an annotation, those inside unions and `Annotated` too; of a list, not those of its items."""
+    if get_origin(annotation) in (Union, UnionType, Annotated, Literal):
+        for inner in get_args(annotation):
+            yield from _types(inner if get_origin(annotation) is not Literal else type(inner))
+    else:
+        yield annotation
+
+
 class Section(BaseModel):
     """Unknown keys are errors; numbers that YAML reads as text (`1e-4`) are read as numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what pydantic lets pass: true for the number 1."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and {int, float} & set(_types(kind)):
+            raise ValueError(f"{str(value).lower()} is no number (YAML reads yes, no, on and off as true and false)")
+        return value
 
 
 class Calibration(Section):
@@ -42,9 +63,9 @@ class Calibration(Section):
 
     rows: Count = 128
     """Training rows, drawn by seed."""
-    length: Annotated[int, Field(ge=8)] = 128
+    length: Annotated[int, Field(ge=8, le=_LARGEST)] = 128
     """Tokens of a calibration sequence; rows are put one behind the other and cut into these."""
-    iterations: Annotated[int, Field(ge=1)] = 50
+    iterations: Count = 50
     """Steps of signed gradient descent for each layer of the model."""
 
 

@@ -1,5 +1,8 @@
 """What is wrong with the data?"""
 
+from typing import Any
+
+from lib.labels import spelled
 from lib.report import findings
 from lib.report.evidence import Evidence
 from lib.report.page import Block, Section, Table
@@ -44,6 +47,7 @@ def _classes(evidence: Evidence) -> list[Block]:
     head = ("Label", "Rows", "Share", "Train", "Validation", "Test", "Word in text")
     blocks: list[Block] = [
         f"{percent(words['share'])} of the texts hold the word of their own label.",
+        *_labels_alike(audit["label_spellings"]["differing_in_case"]),
         Table("Balance of the labels", head, rows),
     ]
     if audit["keyword_shortcuts"]:
@@ -54,3 +58,10 @@ def _classes(evidence: Evidence) -> list[Block]:
         caption = "Words that nearly give a label away"
         blocks.append(Table(caption, ("Word", "Label", "Rows with it", "Of that label"), found))
     return blocks
+
+
+def _labels_alike(found: dict[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    groups = "; ".join(map(spelled, found["groups"]))
+    return [f"Labels that differ by case or width alone are labels of their own here: {groups}."]
