@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime_genai as og
 
 from lib.cli import fail, loaded, parser, progress, run, settings_argument
 from lib.files import read_jsonl, write_json
@@ -68,9 +67,7 @@ def measure(model: OnnxModel, tokenizer: Tokenizer, prompt: str, new_tokens: int
             f"a prompt of {len(ids)} tokens and {new_tokens} new ones exceed the model's {model.context_length}",
             "lower benchmark.new_tokens",
         )
-    params = og.GeneratorParams(model.model)
-    params.set_search_options(max_length=length, min_length=length)
-    generator = og.Generator(model.model, params)
+    generator = model.start_generator(max_length=length, min_length=length)
     generator.append_tokens(np.array(ids, dtype=np.int32))
     generator.generate_next_token()
     first = time.perf_counter()

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import onnx
-import onnxruntime_genai as og
 
 from lib.cli import die_with_parent, first_line, loaded, parser, progress, run
 from lib.files import read_jsonl, write_json
@@ -126,6 +125,8 @@ class OnnxTokenizer(NamedTuple):
 
 def _serve_ids(folder: Path, pipe: Connection) -> None:
     """Send once that the tokenizer is loaded, then the ids of all texts that come; a string is an error."""
+    import onnxruntime_genai as og
+
     die_with_parent()
     model = og.Model(str(folder))
     try:

@@ -83,7 +83,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
         ("    accuracy: 0.70", "    chrf: 0.70", "    chrf", "gate.minimum.chrf: task classification has no metric chrf"),
         ("    accuracy: 0.70", "    accuracy: 70", "    accuracy", "gate.minimum.accuracy: 70 can never be reached, accuracy goes up to 1"),
         ("max_size_mb: 200", "min_quality: 77.5", "  min_quality", "selection.min_quality: 77.5 can never be reached, macro_f1 goes up to 1"),
-        
+
         ("seed: 0", "seed: -1", "seed", "seed: input should be greater than or equal to 0 (found -1); a seed is a whole number from 0 to 4294967295"),
         ("seed: 0", "seed: 4294967296", "seed", "seed: input should be less than or equal to 4294967295"),
         ("seed: 0", "seed: yes", "seed", "seed: true is no number (YAML reads yes"),

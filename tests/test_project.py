@@ -97,6 +97,7 @@ def test_every_import_of_a_script_is_in_its_conda_environments(name):
 OPTIONAL: dict[str, set[str]] = {
     "build_onnx": {"peft", "bitsandbytes"},
     "calibrate_weights": {"peft", "bitsandbytes"},
+    "check_build": {"peft", "bitsandbytes"},
 }
 
 

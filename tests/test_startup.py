@@ -27,7 +27,7 @@ NEEDED = {
     "check_build": "numpy",
     "check_gate": "numpy",
     "check_leakage": "numpy",
-    "check_tokenizer": "numpy onnx onnxruntime_genai",
+    "check_tokenizer": "numpy onnx",
     "choose_merge": "numpy",
     "clean": "",
     "compare_results": "numpy",

@@ -33,12 +33,16 @@ class OnnxModel:
     threads: int
     on_cpu: bool
 
+    def start_generator(self, **search_options: int) -> Any:
+        """Return an `og.Generator` with the given search options (`max_length`, `min_length`)."""
+        params = og.GeneratorParams(self.model)
+        params.set_search_options(**search_options)
+        return og.Generator(self.model, params)
+
     @cached_property
     def gives_all_logits(self) -> bool:
         """Whether one call gives the logits behind each of its tokens; `prune_lm_head` leaves the last."""
-        params = og.GeneratorParams(self.model)
-        params.set_search_options(max_length=3)
-        generator = og.Generator(self.model, params)
+        generator = self.start_generator(max_length=3)
         generator.append_tokens(np.array([0, 0], dtype=np.int32))
         return generator.get_output("logits").shape[1] == 2
 
@@ -106,9 +110,7 @@ class Reader:
                 f"a prompt and its answer take {room} tokens, the model takes {model.context_length}",
                 "shorten the input, or lower corpus.max_length",
             )
-        params = og.GeneratorParams(model.model)
-        params.set_search_options(max_length=room)
-        self._generator = og.Generator(model.model, params)
+        self._generator = model.start_generator(max_length=room)
         self._model = model
         self._prompt: list[int] = []
 
