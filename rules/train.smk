@@ -49,8 +49,6 @@ rule train_adapter:
         validation=rules.render_corpus.output.validation,
         template=rules.render_corpus.output.template,
         leakage=rules.check_leakage.output.leakage,
-        # By order only: what the check finds is told before the training and changes nothing in it.
-        tokenizer_checked=ancient(f"{R}/corpus/onnx_tokenizer.done"),
         base=ancient(rules.fetch_model.output.model),
         base_manifest=rules.fetch_model.output.manifest,
         script=script("train_adapter"),
