@@ -52,6 +52,10 @@ def test_no_name_of_a_file_or_folder_was_run_as_a_command(finished):
 def test_a_finished_run_has_everything_and_nothing_is_left_to_do(workspace):
     for name in ("report.html", "summary.json", "gate.passed", "model/genai_config.json", "model.manifest.json"):
         assert (workspace.results / name).is_file(), name
+    check, adapter = (
+        workspace.results / name for name in ("corpus/onnx_tokenizer.json", "runs/lora/adapter.manifest.json")
+    )
+    assert check.stat().st_mtime < adapter.stat().st_mtime
     assert workspace.planned() == set()
     assert not list(workspace.results.rglob("*.partial.*"))
     assert "Nothing to be done" in workspace.run().stderr
@@ -121,6 +125,11 @@ def test_generation_goes_the_whole_way_with_the_recipes_template(tiny_phi3, tmp_
     assert 0 <= quality["chrf"] <= 100
     row = next(read_jsonl(workspace.results / "corpus/train.jsonl"))
     assert row["completion"].endswith("\n<|end|>")
+    kept = {row["id"]: row["target"] for row in read_jsonl(workspace.results / "data/kept.jsonl")}
+    scored = list((workspace.results / "scores").rglob("*.predictions.jsonl"))
+    assert len(scored) == 7  # baselines; base, model on test rows; base, adapter, merged, int4 on validation rows
+    for file in scored:
+        assert all(row["reference"] == kept[row["id"]] for row in read_jsonl(file)), file
     predict = [sys.executable, "scripts/predict.py", "--model", "results/model", "--json", "What is the gate?"]
     done = subprocess.run(predict, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -145,9 +154,11 @@ def test_a_changed_row_reruns_from_the_rows_on(workspace):
 
 
 def test_an_edited_script_reruns_its_rule(workspace):
+    """The check of the tokenizer comes before the training and retrains nothing."""
     workspace.edit("scripts/merge_adapter.py", "_CHECKED_ROWS = 8", "_CHECKED_ROWS = 9")
+    workspace.edit("scripts/check_tokenizer.py", "_EXAMPLES = 5", "_EXAMPLES = 6")
     planned = workspace.planned()
-    assert "merge_adapter" in planned
+    assert {"merge_adapter", "check_tokenizer"} <= planned
     assert "train_adapter" not in planned
 
 
@@ -240,7 +251,7 @@ def test_a_job_sees_the_gpus_that_it_was_given_and_else_none(workspace):
         ("scipy", {"score_baselines", "select_model"}),
         ("scikit-learn", {"score_baselines"}),
         ("peft", {"train_adapter", "score_checkpoint"}),
-        ("onnxruntime-genai", {"build_onnx"}),
+        ("onnxruntime-genai", {"check_tokenizer", "build_onnx"}),
         ("ruff", set()),
     ],
 )
