@@ -140,7 +140,15 @@ def test_only_the_selected_runs_weights_stay_and_nothing_is_made_again(workspace
     )
     assert workspace.planned() == set()
     workspace.configure(lambda config: config.update(gate={"minimum": {"accuracy": 0.01}}))
-    assert workspace.planned() == {"check_gate", "summarise", "write_plots", "write_report", "enforce_gate", "all"}
+    assert workspace.planned() == {
+        "check_gate",
+        "summarise",
+        "package_model",
+        "write_plots",
+        "write_report",
+        "enforce_gate",
+        "all",
+    }
 
 
 def test_a_further_value_trains_the_new_runs_alone(workspace):

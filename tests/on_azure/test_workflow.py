@@ -118,7 +118,15 @@ def test_one_changed_parameter_makes_again_what_depends_on_it(ran):
     changed.configure(
         lambda config: (config["finetune"].update(alpha=8), config.update(gate={"minimum": {"accuracy": 0.1}}))
     )
-    assert changed.planned() == {"check_gate", "summarise", "write_plots", "write_report", "enforce_gate", "all"}
+    assert changed.planned() == {
+        "check_gate",
+        "summarise",
+        "package_model",
+        "write_plots",
+        "write_report",
+        "enforce_gate",
+        "all",
+    }
 
 
 def test_an_edited_script_makes_again_what_it_wrote(ran):
