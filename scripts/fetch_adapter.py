@@ -17,7 +17,7 @@ from lib.cli import fail, parser, progress, run, settings_argument
 from lib.files import published_directory, read_json
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.model_files import FLOATS, check_no_pointers
-from lib.streaming import Stored, check_finite, read_header, stored_weights
+from lib.streaming import Stored, add_adapter, check_adapter, check_finite, empty_model, read_header, stored_weights
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MERGE_YOURSELF = "merge it with peft, then give finetune.merged"
@@ -43,6 +43,7 @@ def main(args: argparse.Namespace) -> None:
         for name in FILES:
             shutil.copyfile(args.path / name, folder / name)
         write_adapter_config(folder)
+        check_adapter(add_adapter(empty_model(args.base), folder, args.path), parts, args.path)
     write_manifest(
         args.adapter,
         inputs={"base": manifest_path(args.base)},
@@ -71,7 +72,8 @@ def adapter_config(path: Path) -> dict[str, Any]:
         fail(f"it is a {kind} adapter", "only LoRA, rsLoRA and DoRA can be merged", at=path)
     for name, value in config.items():
         if (name not in _ALLOWED and value) or (name == "bias" and value not in ("none", None)):
-            fail(f"its {name} is {value!r}, which the merge does not know", _MERGE_YOURSELF, at=path)
+            hint = "train it as plain LoRA: aLoRA cannot be merged" if name.startswith("alora_") else _MERGE_YOURSELF
+            fail(f"its {name} is {value!r:.80}, which the merge does not know", hint, at=path)
     init = config.get("init_lora_weights")
     if (init.lower() if isinstance(init, str) else init) not in _KEEP_BASE:
         fail(f"its init_lora_weights is {init!r}, which changes the base model's weights", _MERGE_YOURSELF, at=path)

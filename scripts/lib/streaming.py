@@ -175,7 +175,6 @@ def streamed_model(folder: Path, adapter: Path | None = None, quantization: Quan
     """
     from accelerate.hooks import attach_align_device_hook
     from accelerate.utils import OffloadedWeightsLoader
-    from peft import PeftConfig, get_peft_model
 
     model: Any = empty_model(folder)
     linear = linear_weights(model)
@@ -185,26 +184,18 @@ def streamed_model(folder: Path, adapter: Path | None = None, quantization: Quan
     if not stored.keys() >= {tied.get(name, name) for name, _ in model.named_parameters()}:
         whole = load_model(folder, quantization=quantization).cpu()
         return load_adapter(whole, adapter) if adapter else whole
-    parts = stored_weights(adapter) if adapter else {}
     if adapter:
-        model = get_peft_model(model, PeftConfig.from_pretrained(str(adapter)))
-    sources, rounded = {}, set()
+        model = add_adapter(model, adapter, adapter)
+        parts = stored_weights(adapter)
+        check_adapter(model, parts, adapter)
+        stored |= parts
+    index, rounded = {}, set()
     for name, _ in model.named_parameters(remove_duplicate=False):
-        # peft's name for a first adapter, in modules and not in files
-        source = name.replace(".default.", ".").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
-        if ".lora_" not in source:
-            source = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-            if source in linear:
-                rounded.add(name)
-            source = tied.get(source, source)
-        sources[name] = source
-    if adapter:
-        _check_adapter(model, sources, parts, adapter)
-    files = {name: str(one.file) for name, one in (stored | parts).items()}
-    index = {
-        name: {"safetensors_file": files[source], "weight_name": source, "dtype": "float32"}
-        for name, source in sources.items()
-    }
+        source = _name_in_files(name)
+        if source in linear:
+            rounded.add(name)
+        source = tied.get(source, source)
+        index[name] = {"safetensors_file": str(stored[source].file), "weight_name": source, "dtype": "float32"}
     weights: Any = OffloadedWeightsLoader(index=index)
     if quantization:
         weights = _Rounded(weights, rounded, quantization)
@@ -213,13 +204,28 @@ def streamed_model(folder: Path, adapter: Path | None = None, quantization: Quan
     return model.eval()
 
 
-def _check_adapter(model: Any, sources: Mapping[str, str], parts: Mapping[str, Stored], adapter: Path) -> None:
-    """Raise `UserError` unless an adapter's file holds each of its weights, in its shape, and nothing else.
+def add_adapter(model: Any, adapter: Path, label: Path) -> Any:
+    """Put the layers of an adapter on a model, without its weights. Raises `UserError` when they fit nowhere."""
+    from peft import PeftConfig, get_peft_model
 
-    sources: names in the files by parameter.
-    """
-    wanted = {sources[name]: tuple(part.shape) for name, part in model.named_parameters() if ".lora_" in sources[name]}
+    try:
+        return get_peft_model(model, PeftConfig.from_pretrained(str(adapter)))
+    except Exception as error:  # its configuration is somebody's, and peft checks little of it
+        hint = "name the base model that it was trained on, or save it again with peft"
+        fail(f"peft cannot put it on the base model: {first_line(error)}", hint, at=label)
+
+
+def check_adapter(model: Any, parts: Mapping[str, Stored], label: Path) -> None:
+    """Raise `UserError` unless an adapter's files hold each weight that a peft model has of it, and nothing else."""
+    wanted = {_name_in_files(name): tuple(part.shape) for name, part in model.named_parameters() if ".lora_" in name}
     other = [
         (name, parts[name].shape, wanted[name]) for name in wanted.keys() & parts if parts[name].shape != wanted[name]
     ]
-    check_tensors(wanted.keys() - parts.keys(), parts.keys() - wanted.keys(), other, adapter)
+    check_tensors(wanted.keys() - parts.keys(), parts.keys() - wanted.keys(), other, label)
+
+
+def _name_in_files(parameter: str) -> str:
+    """Name of a parameter of a peft model in the files of adapter or base; `default` is peft's first adapter."""
+    if ".lora_" in parameter:
+        return parameter.replace(".default.", ".").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+    return parameter.removeprefix("base_model.model.").replace(".base_layer.", ".")
