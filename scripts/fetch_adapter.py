@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.adapters import adapted_weights, write_adapter_config
-from lib.checkpoints import EMPTY, wrapper_cause
+from lib.checkpoints import ADAPTER_HINT, EMPTY, wrapper_cause
 from lib.cli import fail, parser, progress, run, settings_argument
 from lib.files import published_directory, read_json
 from lib.manifests import manifest_path, read_manifest, write_manifest
@@ -23,7 +23,7 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MERGE_YOURSELF = "merge it with peft, then give finetune.merged"
 _NEEDED = ("r", "lora_alpha", "target_modules")
 # What the merge reads, or what says where and how it was trained; all other fields of LoraConfig must be unset.
-_ALLOWED = (
+ALLOWED = (
     *_NEEDED,
     *("peft_type", "task_type", "bias", "init_lora_weights", "use_rslora", "use_dora"),  # checked below
     *("auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode", "runtime_config"),
@@ -71,7 +71,7 @@ def adapter_config(path: Path) -> dict[str, Any]:
         kind = config.get("peft_type") if isinstance(config, dict) else None
         fail(f"it is a {kind} adapter", "only LoRA, rsLoRA and DoRA can be merged", at=path)
     for name, value in config.items():
-        if (name not in _ALLOWED and value) or (name == "bias" and value not in ("none", None)):
+        if (name not in ALLOWED and value) or (name == "bias" and value not in ("none", None)):
             hint = "train it as plain LoRA: aLoRA cannot be merged" if name.startswith("alora_") else _MERGE_YOURSELF
             fail(f"its {name} is {value!r:.80}, which the merge does not know", hint, at=path)
     init = config.get("init_lora_weights")
@@ -123,7 +123,7 @@ def check_shapes(
     if found != (rank,) and (parts[a].shape, parts[b].shape) == ((*found, inner), (out, *found)):
         fail(
             f"its {FILES[0]} says r {rank}, {a} has rank {found[0]}",
-            "the two files are of different adapters: save them together",
+            ADAPTER_HINT,
             at=path,
         )
     wanted = {a: (rank, inner), b: (out, rank)} | ({magnitude: (out,)} if magnitude else {})

@@ -34,6 +34,7 @@ _OTHER_KINDS = (
         "it is a peft model that was not merged: save what merge_and_unload returns, or give finetune.adapter",
     ),
 )
+ADAPTER_HINT = "save configuration and weights of the adapter together (save_pretrained of peft)"
 EMPTY = (
     "empty tensors come from saving while ZeRO-3 shards the model: gather first"
     " (stage3_gather_16bit_weights_on_model_save, or zero_to_fp32.py)"
@@ -104,7 +105,7 @@ def load_adapter(model: Any, adapter: Path) -> Any:
     adapted: Any = get_peft_model(model, config)
     # Of another shape is as good as missing: peft leaves its own start values in both.
     result = adapted.load_adapter(adapter, "default", ignore_mismatched_sizes=True)
-    check_tensors(result.missing_keys, result.unexpected_keys, [], adapter)
+    check_tensors(result.missing_keys, result.unexpected_keys, [], adapter, ADAPTER_HINT)
     return adapted.eval()
 
 
@@ -139,10 +140,11 @@ def check_tensors(
     unexpected: Collection[str],
     mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]],
     at: str | Path,
+    hint: str | None = None,
 ) -> None:
     """Raise `UserError` with numbers, first names and the likely cause when anything is missing or foreign.
 
-    mismatched: (name, shape in the file, shape in the model).
+    mismatched: (name, shape in the file, shape in the model). hint: what to do, instead of the likely cause.
     """
     faults = []
     if missing:
@@ -153,7 +155,7 @@ def check_tensors(
         name, found, wanted = min(mismatched)
         faults.append(f"{len(mismatched)} of another shape ({name} first: {list(found)}, in the model {list(wanted)})")
     if faults:
-        hint = likely_cause(missing, unexpected, [found for _, found, _ in mismatched])
+        hint = hint or likely_cause(missing, unexpected, [found for _, found, _ in mismatched])
         fail(f"its tensors are not the model's: {', '.join(faults)}", hint, at=at)
 
 

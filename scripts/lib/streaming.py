@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lib.checkpoints import (
+    ADAPTER_HINT,
     Quantization,
     check_loading_report,
     check_tensors,
@@ -221,7 +222,7 @@ def check_adapter(model: Any, parts: Mapping[str, Stored], label: Path) -> None:
     other = [
         (name, parts[name].shape, wanted[name]) for name in wanted.keys() & parts if parts[name].shape != wanted[name]
     ]
-    check_tensors(wanted.keys() - parts.keys(), parts.keys() - wanted.keys(), other, label)
+    check_tensors(wanted.keys() - parts.keys(), parts.keys() - wanted.keys(), other, label, ADAPTER_HINT)
 
 
 def _name_in_files(parameter: str) -> str:
