@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypedDict, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 from safetensors import safe_open
@@ -60,13 +60,12 @@ _STEP_TOLERANCE = 0.02  # scales are stored in float32 or float16
 T = TypeVar("T")
 
 
-class Compared(TypedDict):
-    """What of a build was compared with the merged model: weights, of how many, on which grid; and logits."""
+class Compared(NamedTuple):
+    """How many of the weights of a build were compared with the merged ones, and the grid of those quantized."""
 
     weights: int
     of: int
     grid: str | None
-    logits: bool
 
 
 def main(args: argparse.Namespace) -> None:
@@ -89,13 +88,14 @@ def main(args: argparse.Namespace) -> None:
         check_graph(graph, variant)
         compared = check_weights(graph, args.merged, variant, args.calibrated)
         verified = variant["execution_provider"] == "cpu"
+        logits = verified and variant["precision"] == "fp32"
         if verified:
             check_answers(folder, args.merged, variant, prompts, args.threads)
-            compared["logits"] = variant["precision"] == "fp32"
-            if not compared["weights"] and not compared["logits"]:
+            if not compared.weights and not logits:
                 fail("nothing of the built model could be compared with the merged one", "report this", at=args.merged)
         size = sum(file.stat().st_size for file in folder.iterdir())
-        progress(f"build_onnx: {size / 1e6:.1f} MB, {describe(compared)}; {'verified' if verified else 'not run here'}")
+        said = describe(compared, logits)
+        progress(f"build_onnx: {size / 1e6:.1f} MB, {said}; {'verified' if verified else 'not run here'}")
     sources = {"merged": args.merged, "calibrated": args.calibrated}
     write_manifest(
         args.output,
@@ -103,8 +103,8 @@ def main(args: argparse.Namespace) -> None:
         settings=args.settings,
         extra={
             "verified": verified,
-            "compared": compared,
-            "grid": compared["grid"],
+            "compared": {"weights": compared.weights, "of_weights": compared.of, "logits": logits},
+            "grid": compared.grid,
             "builder_options": options,
             "nodes": graph.operators(),
         },
@@ -118,11 +118,11 @@ def has_tied_head(model: Path) -> bool:
     return bool(AutoConfig.from_pretrained(model, trust_remote_code=False).tie_word_embeddings)
 
 
-def describe(compared: Compared) -> str:
+def describe(compared: Compared, logits: bool) -> str:
     """Say what of a build was compared with the merged model."""
-    grid = f" (grid {compared['grid']})" if compared["grid"] else ""
-    logits = " and the logits" if compared["logits"] else ""
-    return f"compared with the merged model: {compared['weights']} of {compared['of']} weights{grid}{logits}"
+    grid = f" (grid {compared.grid})" if compared.grid else ""
+    more = " and the logits" if logits else ""
+    return f"compared with the merged model: {compared.weights} of {compared.of} weights{grid}{more}"
 
 
 def build(merged: Path, folder: Path, variant: dict[str, Any], options: list[str]) -> None:
@@ -254,7 +254,7 @@ def check_weights(graph: Graph, merged: Path, variant: dict[str, Any], calibrate
         fail(
             f"algo_config {asked} gave weights on the grid {'+'.join(sorted(grids))}", "this is a fault of the builder"
         )
-    return {"weights": compared, "of": len(nodes), "grid": "+".join(sorted(grids)) or None, "logits": False}
+    return Compared(compared, len(nodes), "+".join(sorted(grids)) or None)
 
 
 def check_plain(node: str, names: Sequence[str], stored: np.ndarray, checkpoint: "_Checkpoint") -> None:

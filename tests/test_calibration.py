@@ -119,7 +119,7 @@ def test_the_built_model_holds_the_calibrated_weights_bit_for_bit(tiny_llama, co
     folder = build(tiny_llama, rows, tmp_path / "model", calibrated=calibrated, algo_config="auto_round")
     manifest = read_json(tmp_path / "model.manifest.json")
     assert manifest["grid"] == "calibrated+default", "the head is not calibrated"
-    assert manifest["compared"]["weights"] == manifest["compared"]["of"] == 11
+    assert manifest["compared"]["weights"] == manifest["compared"]["of_weights"] == 11
     assert manifest["inputs"].keys() == {"merged", "calibrated"}
     graph, values = Graph(folder / "model.onnx"), weights_of(calibrated)
     found = [dequantised(graph.read_quantized(node)) for node in graph.quantized]
