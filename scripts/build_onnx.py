@@ -1,9 +1,8 @@
 """Build the ONNX model of one variant with the onnxruntime-genai builder, and prove that it works.
 
-The builder succeeds on models that ONNX Runtime cannot load, so its exit code proves nothing: for
-the cpu provider the model is loaded, answers a real prompt, and is compared with the merged
-checkpoint before it is published. For other providers the graph is checked and the manifest says
-`verified: false`.
+The builder succeeds on models that ONNX Runtime cannot load, so its exit code proves nothing. Weights of every build
+are compared with the merged checkpoint's; for the cpu provider the model is also loaded and answers real prompts, and
+in fp32 its logits are compared. Only then does the manifest say `verified: true`, and `compared` what was compared.
 """
 
 import argparse
@@ -16,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 from safetensors import safe_open
@@ -27,7 +26,17 @@ from lib.files import published_directory, read_json, sha256_file, write_json
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import LIBRARIES_MB, require_memory
 from lib.onnx_model import Reader, context_length, open_onnx
-from lib.onnx_weights import Graph, dequantised, gptq_values, grid_of, largest_error
+from lib.onnx_weights import (
+    Graph,
+    Quantized,
+    dequantised,
+    gptq_values,
+    grid_of,
+    is_rounded,
+    largest_error,
+    merged_names,
+    rows_behind,
+)
 from lib.tokens import end_token_ids, load_tokenizer
 
 # Deterministic answers: what the model says most likely, whatever the base model's own defaults are.
@@ -51,6 +60,14 @@ _STEP_TOLERANCE = 0.02  # scales are stored in float32 or float16
 T = TypeVar("T")
 
 
+class Compared(NamedTuple):
+    """How many of the weights of a build were compared with the merged ones, and the grid of those quantized."""
+
+    weights: int
+    of: int
+    grid: str | None
+
+
 def main(args: argparse.Namespace) -> None:
     variant = args.settings["variant"]
     for given in filter(None, (args.merged, args.calibrated)):
@@ -64,26 +81,48 @@ def main(args: argparse.Namespace) -> None:
     require_memory(LIBRARIES_MB + weights / 1e6, "build_onnx")
     prompts = [row["prompt"] for row in read_rows(args.rows)[:_CHECKED_ROWS]]
     with published_directory(args.output) as folder:
-        options = builder_options(variant, read_json(args.merged / "config.json").get("tie_word_embeddings", False))
+        options = builder_options(variant, has_tied_head(args.merged))
         build(args.calibrated or args.merged, folder, variant, options)
         set_search(folder, end_token_ids(args.merged))
         graph = Graph(folder / "model.onnx")
         check_graph(graph, variant)
-        if args.calibrated:
-            check_calibrated(graph, args.calibrated)
-        grid = "calibrated" if args.calibrated else check_weights(graph, args.merged, variant)
+        compared = check_weights(graph, args.merged, variant, args.calibrated)
         verified = variant["execution_provider"] == "cpu"
+        logits = verified and variant["precision"] == "fp32"
         if verified:
             check_answers(folder, args.merged, variant, prompts, args.threads)
+            if not compared.weights and not logits:
+                fail("nothing of the built model could be compared with the merged one", "report this", at=args.merged)
         size = sum(file.stat().st_size for file in folder.iterdir())
-        progress(f"build_onnx: {size / 1e6:.1f} MB, grid {grid}, {'verified' if verified else 'not run here'}")
+        said = describe(compared, logits)
+        progress(f"build_onnx: {size / 1e6:.1f} MB, {said}; {'verified' if verified else 'not run here'}")
     sources = {"merged": args.merged, "calibrated": args.calibrated}
     write_manifest(
         args.output,
         inputs={name: manifest_path(path) for name, path in sources.items() if path},
         settings=args.settings,
-        extra={"verified": verified, "grid": grid, "builder_options": options, "nodes": graph.operators()},
+        extra={
+            "verified": verified,
+            "compared": {"weights": compared.weights, "of_weights": compared.of, "logits": logits},
+            "grid": compared.grid,
+            "builder_options": options,
+            "nodes": graph.operators(),
+        },
     )
+
+
+def has_tied_head(model: Path) -> bool:
+    """Whether a model's embeddings are its vocabulary head; many files leave it to their class's default."""
+    from transformers import AutoConfig
+
+    return bool(AutoConfig.from_pretrained(model, trust_remote_code=False).tie_word_embeddings)
+
+
+def describe(compared: Compared, logits: bool) -> str:
+    """Say what of a build was compared with the merged model."""
+    grid = f" (grid {compared.grid})" if compared.grid else ""
+    more = " and the logits" if logits else ""
+    return f"compared with the merged model: {compared.weights} of {compared.of} weights{grid}{more}"
 
 
 def build(merged: Path, folder: Path, variant: dict[str, Any], options: list[str]) -> None:
@@ -190,61 +229,59 @@ def check_graph(graph: Graph, variant: dict[str, Any]) -> None:
         _refuse(f"the builder made a model that cannot be loaded: {fault}")
     for name in variant.get("nodes_to_exclude") or []:
         if name not in graph.node_names:
-            known = [re.sub(r"_Q[48]$", "", node) for node in graph.quantized]
+            known = [re.sub(r"(_DQ)?_Q[48]$", "", node) for node in graph.quantized]
             fail(f"nodes_to_exclude: the model has no node {name}", f"its nodes are {known[0]}, ..., {known[-1]}")
 
 
-def check_weights(graph: Graph, merged: Path, variant: dict[str, Any]) -> str | None:
-    """Compare some quantized weights with the merged ones; returns the grid they are on.
+def check_weights(graph: Graph, merged: Path, variant: dict[str, Any], calibrated: Path | None = None) -> Compared:
+    """Compare some weights with the merged ones, those behind quantized nodes and those behind others.
 
-    None where there is nothing to compare: no MatMulNBits, or only fused and renamed weights.
-    Raises `UserError` when a weight is not what the merged one rounds to, or on another grid than asked for.
+    Raises `UserError` when a weight is not what the merged one rounds to, on another grid than asked for, or, where it
+    was calibrated, not what calibration made of it bit for bit.
     """
-    pairs = []
-    with _Checkpoint(merged) as checkpoint:
-        for node in graph.quantized:
-            name = merged_name(node, checkpoint.names)
-            if name:
-                pairs.append((node, name))
-        grids = set()
-        for node, name in _spread(pairs, _CHECKED_WEIGHTS):
-            weight, original = graph.read_quantized(node), checkpoint.read(name)
-            error = largest_error(weight, original)
-            # With zero points some methods round twice, scale and zero point.
-            if not error <= (1.0 if weight.asymmetric else 0.5) + _STEP_TOLERANCE:
-                fail(f"{node} differs from {name} by {error:.2f} quantization steps", "this is a fault of the builder")
-            grids.add(grid_of(weight, original))
-    asked = variant.get("algo_config") or "default"
+    nodes = [*graph.quantized, *graph.plain]
+    compared, grids = 0, set()
+    with _Checkpoint(calibrated or merged) as checkpoint:
+        known = [(node, names) for node in nodes if (names := merged_names(node, checkpoint.weights))]
+        for node, names in _spread(known, _CHECKED_WEIGHTS):
+            if node in graph.plain:
+                check_plain(node, names, graph.read_plain(node), checkpoint)
+            else:
+                grids.add(check_quantized(node, names, graph.read_quantized(node), checkpoint))
+            compared += 1
+    asked = "auto_round" if calibrated else variant.get("algo_config") or "default"
     if asked in ("default", "rtn") and variant.get("is_symmetric") is not False and grids - {asked}:
         fail(
             f"algo_config {asked} gave weights on the grid {'+'.join(sorted(grids))}", "this is a fault of the builder"
         )
-    return "+".join(sorted(grids)) or None
+    return Compared(compared, len(nodes), "+".join(sorted(grids)) or None)
 
 
-def check_calibrated(graph: Graph, calibrated: Path) -> None:
-    """Raises `UserError` when a calibrated weight is not in the built model bit for bit."""
-    with _Checkpoint(calibrated) as checkpoint:
-        modules = {name.removesuffix(".qweight") for name in checkpoint.names if name.endswith(".qweight")}
-        pairs = [(node, merged_name(node, [f"{module}.weight" for module in modules])) for node in graph.quantized]
-        found = [(node, name) for node, name in pairs if name]
-        for node, name in _spread(found, _CHECKED_WEIGHTS):
-            module = name.removesuffix(".weight")
-            parts = (checkpoint.raw(f"{module}.{part}") for part in ("qweight", "scales", "qzeros"))
-            if not np.array_equal(dequantised(graph.read_quantized(node)), gptq_values(*parts)):
-                fail(f"{node} is not what calibration made of {name}", "this is a fault of the builder")
+def check_plain(node: str, names: Sequence[str], stored: np.ndarray, checkpoint: "_Checkpoint") -> None:
+    """Raise `UserError` when a weight that is not quantized is not the merged one, rounded to its type."""
+    original = rows_behind(node, checkpoint.read(names), len(stored))
+    if original.shape != stored.shape or not is_rounded(stored, original):
+        fail(f"{node} is not {' + '.join(names)} in {stored.dtype}", "this is a fault of the builder")
 
 
-def merged_name(node: str, names: Sequence[str]) -> str | None:
-    """Name of the merged weight behind a node such as `/model/layers.0/attn/o_proj/MatMul_Q4`.
-
-    None for weights that the builder joins or splits (q, k and v in one; gate and up apart).
-    """
-    name = node.strip("/").rpartition("/")[0].replace("/", ".") + ".weight"
-    if name == "lm_head.weight" and name not in names:
-        name = "model.embed_tokens.weight"  # tied
-    name = name if name in names else name.replace(".attn.", ".self_attn.")
-    return name if name in names else None
+def check_quantized(node: str, names: Sequence[str], weight: Quantized, checkpoint: "_Checkpoint") -> str:
+    """Return the grid that a quantized weight is on. Raises `UserError` when it does not stand for the merged one."""
+    label = " + ".join(names)
+    if checkpoint.is_calibrated(names):
+        if not np.array_equal(
+            dequantised(weight), rows_behind(node, checkpoint.read_calibrated(names), len(weight.codes))
+        ):
+            fail(f"{node} is not what calibration made of {label}", "this is a fault of the builder")
+        return "calibrated"
+    original = rows_behind(node, checkpoint.read(names), len(weight.codes))
+    if original.shape != (len(weight.codes), weight.columns):
+        fail(f"{node} has another shape than {label}", "this is a fault of the builder")
+    error = largest_error(weight, original)
+    # With zero points some methods round twice, scale and zero point. Codes were chosen with scales of full precision.
+    allowed = (1.0 if weight.asymmetric else 0.5) + _STEP_TOLERANCE + (1 << weight.bits) * weight.scale_error
+    if not error <= allowed:
+        fail(f"{node} differs from {label} by {error:.2f} quantization steps", "this is a fault of the builder")
+    return grid_of(weight, original)
 
 
 def check_answers(folder: Path, merged: Path, variant: dict[str, Any], prompts: Sequence[str], threads: int) -> None:
@@ -291,13 +328,13 @@ def logit_difference(merged: Path, prompts: list[list[int]], found: list[np.ndar
 
 
 class _Checkpoint:
-    """Weights of a safetensors folder, one at a time, as float32."""
+    """Weights of a safetensors folder, merged or calibrated, one matrix at a time."""
 
     def __init__(self, folder: Path) -> None:
         self._stack = contextlib.ExitStack()
         files = [self._stack.enter_context(safe_open(file, "pt")) for file in sorted(folder.glob("*.safetensors"))]
         self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
-        self.names = list(self._file_of)
+        self.weights = {re.sub(r"\.qweight$", ".weight", name) for name in self._file_of}
 
     def __enter__(self) -> "_Checkpoint":
         return self
@@ -305,10 +342,21 @@ class _Checkpoint:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def read(self, name: str) -> np.ndarray:
-        return self._file_of[name].get_tensor(name).float().numpy()
+    def is_calibrated(self, names: Sequence[str]) -> bool:
+        """Whether the weights are stored as calibration leaves them, in 4 bits."""
+        return names[0] not in self._file_of
 
-    def raw(self, name: str) -> np.ndarray:
+    def read(self, names: Sequence[str]) -> np.ndarray:
+        """The weights in float32, one below the other."""
+        return np.concatenate([self._file_of[name].get_tensor(name).float().numpy() for name in names])
+
+    def read_calibrated(self, names: Sequence[str]) -> np.ndarray:
+        """The values that weights of 4 bits stand for, one below the other."""
+        modules = [name.removesuffix(".weight") for name in names]
+        parts = [[self._raw(f"{one}.{part}") for part in ("qweight", "scales", "qzeros")] for one in modules]
+        return np.concatenate([gptq_values(*part) for part in parts])
+
+    def _raw(self, name: str) -> np.ndarray:
         """In the dtype it is stored in."""
         return self._file_of[name].get_tensor(name).numpy()
 

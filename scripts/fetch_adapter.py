@@ -5,43 +5,45 @@ anything is copied.
 """
 
 import argparse
+import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lib.adapters import adapted_weights, write_adapter_config
+from lib.checkpoints import ADAPTER_HINT, EMPTY, wrapper_cause
 from lib.cli import fail, parser, progress, run, settings_argument
 from lib.files import published_directory, read_json
 from lib.manifests import manifest_path, read_manifest, write_manifest
-from lib.streaming import Stored, read_weight, stored_weights
+from lib.model_files import FLOATS, check_no_pointers
+from lib.streaming import Stored, add_adapter, check_adapter, check_finite, empty_model, read_header, stored_weights
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MERGE_YOURSELF = "merge it with peft, then give finetune.merged"
-# What the merge does not know, where it is set to anything.
-_UNSUPPORTED = (
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "fan_in_fan_out",
-    "lora_bias",
-    "trainable_token_indices",
-    "layer_replication",
-    "alora_invocation_tokens",
+_NEEDED = ("r", "lora_alpha", "target_modules")
+# What the merge reads, or what says where and how it was trained; all other fields of LoraConfig must be unset.
+ALLOWED = (
+    *_NEEDED,
+    *("peft_type", "task_type", "bias", "init_lora_weights", "use_rslora", "use_dora"),  # checked below
+    *("auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode", "runtime_config"),
+    *("exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout"),
+    *("eva_config", "corda_config", "loftq_config", "lora_ga_config"),  # for inits of these names alone
+    *("megatron_core", "qalora_group_size"),  # always written, and read with megatron_config and use_qalora alone
 )
-_KEYS = ("r", "lora_alpha", "target_modules")
+_KEEP_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")  # inits that leave the base weights alone
 
 
 def main(args: argparse.Namespace) -> None:
     read_manifest(args.base)
     config = adapter_config(args.path)
-    parts = stored_weights(args.path)
+    parts = read_header(args.path / FILES[1], args.path)
     check_weights(parts, config, stored_weights(args.base), args.path)
     with published_directory(args.adapter) as folder:
         for name in FILES:
             shutil.copyfile(args.path / name, folder / name)
         write_adapter_config(folder)
+        check_adapter(add_adapter(empty_model(args.base), folder, args.path), parts, args.path)
     write_manifest(
         args.adapter,
         inputs={"base": manifest_path(args.base)},
@@ -63,45 +65,84 @@ def adapter_config(path: Path) -> dict[str, Any]:
             if name == FILES[1] and (path / pickle).is_file():
                 hint = f"{pickle} can run code: save it as safetensors (save_pretrained does, in every peft since 0.7)"
             fail(f"it has no {name}", hint, at=path)
+    check_no_pointers(path, FILES, str(path))
     config: dict[str, Any] = read_json(path / FILES[0])
-    if config.get("peft_type") != "LORA":
-        fail(f"it is a {config.get('peft_type')} adapter", "only LoRA, rsLoRA and DoRA can be merged", at=path)
-    for name in ("bias", *_UNSUPPORTED):
-        if config.get(name) and config[name] != "none":
-            fail(f"its {name} is {config[name]!r}, which the merge does not know", _MERGE_YOURSELF, at=path)
-    for name in _KEYS:
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        kind = config.get("peft_type") if isinstance(config, dict) else None
+        fail(f"it is a {kind} adapter", "only LoRA, rsLoRA and DoRA can be merged", at=path)
+    for name, value in config.items():
+        if (name not in ALLOWED and value) or (name == "bias" and value not in ("none", None)):
+            hint = "train it as plain LoRA: aLoRA cannot be merged" if name.startswith("alora_") else _MERGE_YOURSELF
+            fail(f"its {name} is {value!r:.80}, which the merge does not know", hint, at=path)
+    init = config.get("init_lora_weights")
+    if (init.lower() if isinstance(init, str) else init) not in _KEEP_BASE:
+        fail(f"its init_lora_weights is {init!r}, which changes the base model's weights", _MERGE_YOURSELF, at=path)
+    if config.get("task_type") not in ("CAUSAL_LM", None):
+        fail(f"it was trained for {config['task_type']}", "give an adapter of a causal language model", at=path)
+    for name in _NEEDED:
         if not config.get(name):
             fail(f"its {FILES[0]} names no {name}", "save it again with peft", at=path)
+    if type(config["r"]) is not int or type(config["lora_alpha"]) not in (int, float):
+        fail(f"its r or lora_alpha is not a number ({config['r']!r}, {config['lora_alpha']!r})", "mend it", at=path)
     return config
 
 
 def check_weights(parts: dict[str, Stored], config: dict[str, Any], base: dict[str, Stored], path: Path) -> None:
-    """Raises `UserError` when a weight of the adapter is unknown, fits no weight of the base, or is not finite."""
+    """Raise `UserError` when a part of the adapter is unknown, fits no weight of the base, or is not finite."""
+    if empty := sorted(name for name, part in parts.items() if 0 in part.shape):
+        fail(f"{len(empty)} of its {len(parts)} tensors are empty, such as {empty[0]}", EMPTY, at=path)
     try:
         adapted = adapted_weights(set(parts))
     except ValueError as unknown:
-        fail(
-            f"it holds {unknown}, which is no low-rank matrix", "merge it with peft, then give finetune.merged", at=path
-        )
+        hint = _cause(str(unknown), base) or _MERGE_YOURSELF
+        fail(f"it holds {unknown}, which is no low-rank matrix", hint, at=path)
     if not adapted:
         fail("it holds no low-rank matrices", "name the folder that peft's save_pretrained wrote", at=path)
-    rank = config["r"]
     for name, (a, b, magnitude) in adapted.items():
         if name not in base:
-            fail(f"{name} is not in the base model", "name the base model that it was trained on", at=path)
-        out, inner = base[name].shape
-        wanted = {a: (rank, inner), b: (out, rank)} | ({magnitude: (out,)} if magnitude else {})
-        for part, shape in wanted.items():
-            if parts[part].shape != shape:
-                fail(
-                    f"{part} is {list(parts[part].shape)}, the base model asks for {list(shape)}",
-                    "name the base model that it was trained on",
-                    at=path,
-                )
-            if not torch.isfinite(read_weight(parts[part], part)).all():
-                fail(f"{part} holds numbers that are not finite", "its training went wrong: train it anew", at=path)
+            hint = _cause(name, base) or "name the base model that it was trained on"
+            fail(f"{name} is not in the base model", hint, at=path)
+        check_shapes(parts, (a, b, magnitude), config["r"], base[name].shape, path)
     if bool(config.get("use_dora")) != any(magnitude for _, _, magnitude in adapted.values()):
         fail("use_dora and its weights do not agree", "save it again with peft", at=path)
+    for name, part in parts.items():
+        if part.dtype not in FLOATS:
+            fail(f"{name} is stored as {part.dtype}", "save it in float32, float16 or bfloat16", at=path)
+    check_finite(parts, path)
+
+
+def check_shapes(
+    parts: dict[str, Stored], names: tuple[str, str, str | None], rank: int, shape: tuple[int, ...], path: Path
+) -> None:
+    """Raise `UserError` unless A, B and magnitude fit a weight of the base, [out, in], and the rank of the config."""
+    a, b, magnitude = names
+    if len(shape) != 2:
+        fail(f"{a} adapts a weight of {len(shape)} dimensions", _MERGE_YOURSELF, at=path)
+    out, inner = shape
+    found = parts[a].shape[:1]
+    if found != (rank,) and (parts[a].shape, parts[b].shape) == ((*found, inner), (out, *found)):
+        fail(
+            f"its {FILES[0]} says r {rank}, {a} has rank {found[0]}",
+            ADAPTER_HINT,
+            at=path,
+        )
+    wanted = {a: (rank, inner), b: (out, rank)} | ({magnitude: (out,)} if magnitude else {})
+    for part, fitting in wanted.items():
+        if parts[part].shape != fitting:
+            fail(
+                f"{part} is {list(parts[part].shape)}, the base model asks for {list(fitting)}",
+                "name the base model that it was trained on",
+                at=path,
+            )
+
+
+def _cause(name: str, base: Collection[str]) -> str | None:
+    """Why a tensor of an adapter fits nowhere, and what to do, where its name says so."""
+    if re.search(r"lora_[AB]\.\w+\.weight$", name):
+        return "the adapter's own name is in it: save it with save_pretrained, not from the model's state_dict"
+    if "lm_head" in name and "lm_head.weight" not in base:
+        return "the base model's head is its embedding matrix, where peft merges wrongly: train it without lm_head"
+    return wrapper_cause(name)
 
 
 if __name__ == "__main__":

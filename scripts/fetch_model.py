@@ -14,12 +14,13 @@ from lib.cli import fail, parser, run, settings_argument
 from lib.files import canonical_json, published_directory, sha256_text
 from lib.gguf_import import import_gguf
 from lib.manifests import file_hashes, write_manifest
-from lib.model_files import SMALL_FILES, Source, import_safetensors, weight_files
+from lib.model_files import SMALL_FILES, Source, check_no_pointers, import_safetensors, weight_files
 
 
 def main(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source = locate(args.settings["source"], args.path, Path(scratch))
+        check_no_pointers(source.folder, source.files, source.label)
         with published_directory(args.output) as out:
             importer = import_gguf if source.gguf else import_safetensors
             facts = importer(source, out, args.settings["parameters"])

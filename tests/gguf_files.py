@@ -72,7 +72,7 @@ def write_vocabulary(path: Path, keys: dict[str, Any]) -> Path:
     return close(writer, path)
 
 
-def write_gguf(model: Path, path: Path, *, without: str = "", pre: str = "smollm") -> Path:
+def write_gguf(model: Path, path: Path, *, without: str = "", more: str = "", pre: str = "smollm") -> Path:
     """The model of a folder as a Q8_0 GGUF file."""
     import gguf
     import numpy as np
@@ -118,6 +118,8 @@ def write_gguf(model: Path, path: Path, *, without: str = "", pre: str = "smollm
         else:
             kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(target, gguf.quantize(tensor.astype(np.float32), kind), raw_dtype=kind)
+    if more:
+        writer.add_tensor(more, np.ones(8, dtype=np.float32))
     return close(writer, path)
 
 

@@ -118,7 +118,8 @@ def test_the_built_model_holds_the_calibrated_weights_bit_for_bit(tiny_llama, co
     rows = corpus / "validation.jsonl"
     folder = build(tiny_llama, rows, tmp_path / "model", calibrated=calibrated, algo_config="auto_round")
     manifest = read_json(tmp_path / "model.manifest.json")
-    assert manifest["grid"] == "calibrated"
+    assert manifest["grid"] == "calibrated+default", "the head is not calibrated"
+    assert manifest["compared"]["weights"] == manifest["compared"]["of_weights"] == 11
     assert manifest["inputs"].keys() == {"merged", "calibrated"}
     graph, values = Graph(folder / "model.onnx"), weights_of(calibrated)
     found = [dequantised(graph.read_quantized(node)) for node in graph.quantized]
@@ -131,14 +132,15 @@ def test_the_built_model_holds_the_calibrated_weights_bit_for_bit(tiny_llama, co
 
 def test_weights_that_are_not_the_calibrated_ones_are_refused(tiny_llama, corpus, calibrated, tmp_path):
     """Negative control: the same model, calibrated by another draw of rows, is not what was built."""
-    from build_onnx import check_calibrated
+    from build_onnx import check_weights
 
     rows = corpus / "validation.jsonl"
     folder = build(tiny_llama, rows, tmp_path / "model", calibrated=calibrated, algo_config="auto_round")
     other = calibrate(tiny_llama, corpus, tmp_path / "other", seed=1)
-    check_calibrated(Graph(folder / "model.onnx"), calibrated)
+    graph, variant = Graph(folder / "model.onnx"), {"algo_config": "auto_round"}
+    check_weights(graph, tiny_llama, variant, calibrated)
     with pytest.raises(UserError, match="is not what calibration made of"):
-        check_calibrated(Graph(folder / "model.onnx"), other)
+        check_weights(graph, tiny_llama, variant, other)
 
 
 def test_the_same_seed_gives_the_same_bytes(tiny_llama, corpus, calibrated, tmp_path):

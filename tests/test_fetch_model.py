@@ -235,7 +235,12 @@ def half_a_file(model: Path) -> None:
 
 
 def short_embedding(model: Path) -> None:
-    edit_json(model / "config.json", vocab_size=900)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")
+    short = {name: weight[:999].clone() if len(weight) == 1000 else weight for name, weight in weights.items()}
+    save_file(short, model / "model.safetensors", metadata={"format": "pt"})
+    edit_json(model / "config.json", vocab_size=999)
 
 
 def classifier(model: Path) -> None:
@@ -263,7 +268,7 @@ def broken_gguf(model: Path) -> None:
         (no_end_token, "no eos_token_id"),
         (own_code_only, "has no model_type 'novel': it needs code of its own"),
         (half_a_file, "model.safetensors is not a whole safetensors file"),
-        (short_embedding, "its tokenizer has id 999, its embedding only 900 rows"),
+        (short_embedding, "its tokenizer has id 999, its embedding only 999 rows"),
         (two_ggufs, "it holds 2 GGUF files"),
         (broken_gguf, "a.gguf is not a whole GGUF file"),
         (lambda model: (model / "model.safetensors").unlink(), "it holds no weights"),
@@ -286,20 +291,35 @@ def test_a_wrong_number_of_parameters_states_the_right_one(tiny_llama, counts, t
     fetch_path(tiny_llama, tmp_path / "base", round(counts["llama"] * 1.005))
 
 
-def test_a_tokenizer_that_two_libraries_read_differently_is_refused(model, counts, tmp_path, monkeypatch):
+def test_where_transformers_reads_a_tokenizer_otherwise_its_file_decides(model, counts, tmp_path, monkeypatch):
+    """As with Llama 2's: its class in transformers builds a tokenizer of its own."""
     import transformers
     from tokenizers.pre_tokenizers import Digits, Sequence
 
-    real = transformers.AutoTokenizer.from_pretrained
+    def misread(tokenizer_class):
+        real = tokenizer_class.from_pretrained
 
-    def changed(*args, **kwargs):  # as when a tokenizer class of transformers does not do what the file says
-        tokenizer = real(*args, **kwargs)
-        backend = tokenizer.backend_tokenizer
-        backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
-        return tokenizer
+        def changed(*args, **kwargs):
+            tokenizer = real(*args, **kwargs)
+            backend = tokenizer.backend_tokenizer
+            backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
+            return tokenizer
 
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", changed)
+        monkeypatch.setattr(tokenizer_class, "from_pretrained", changed)
+
+    misread(transformers.AutoTokenizer)
+    fetch_path(model, tmp_path / "base", counts["phi3"])
+    assert (tmp_path / "base" / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+    misread(transformers.PreTrainedTokenizerFast)
     refused(model, tmp_path / "out", counts["phi3"], "its tokenizer is ambiguous")
+
+
+def test_a_tokenizer_of_sentencepiece_alone_says_how_to_convert_it(model, counts, tmp_path):
+    (model / "tokenizer.json").unlink()
+    edit_json(model / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    (model / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    words = "its tokenizer is a SentencePiece file alone (tokenizer.model), which is not read here; write its tokenizer.json"
+    refused(model, tmp_path / "out", counts["phi3"], words)
 
 
 def test_a_failed_fetch_leaves_the_one_before(model, counts, tmp_path):

@@ -109,7 +109,15 @@ def test_a_gguf_file_inside_a_package(tiny_gguf, tiny_llama, count, tmp_path, mo
 
 def test_a_gguf_file_that_lacks_a_tensor(tiny_llama, count, tmp_path):
     path = write_gguf(tiny_llama, tmp_path / "part.gguf", without="blk.1.ffn_norm.weight")
-    refused(path, tmp_path / "out", count, "part.gguf lacks 1 tensors")
+    refused(path, tmp_path / "out", count, "1 missing (model.layers.1.post_attention_layernorm.weight first)")
+
+
+@pytest.mark.parametrize("name", ["rope_freqs.weight", "blk.0.attn_q.bias"])
+def test_a_gguf_file_with_a_tensor_that_transformers_passes_over(tiny_llama, count, tmp_path, name):
+    """Llama 3's scaled positions, or a bias: the model would compute something else without a word."""
+    path = write_gguf(tiny_llama, tmp_path / "more.gguf", more=name)
+    words = f"{count} of the {count + 8} parameters of more.gguf; it leaves out {name}"
+    refused(path, tmp_path / "out", count, words)
 
 
 # Tokenizers

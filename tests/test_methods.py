@@ -2,6 +2,7 @@
 
 import copy
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,9 @@ def _head(weights: dict[str, Any]) -> str:
     return "lm_head.weight" if "lm_head.weight" in weights else "model.embed_tokens.weight"  # tied
 
 
-def test_the_merge_check_itself_knows_every_method(run_script, tiny_llama, tmp_path):
-    """Script to script: a 4-bit base, both merges, and a manifest that says which."""
+def test_the_merge_check_itself_knows_every_method(tiny_llama, tmp_path):
+    """Artifact to artifact: a 4-bit base, both merges, and a manifest that says which."""
+    import merge_adapter
     from test_training import make_corpus
 
     from lib.manifests import manifest_path, write_manifest
@@ -157,10 +159,15 @@ def test_the_merge_check_itself_knows_every_method(run_script, tiny_llama, tmp_p
             extra={"dtype": "float32", "quantization": quantization},
         )
         for into in ("original", "dequantised") if quantization else ("original",):
-            run_script(
-                *("merge_adapter", "--settings", {"into": into, "versions": {}}, "--base", tiny_llama),
-                *("--adapter", tmp_path / method, "--rows", corpus / "validation.jsonl"),
-                *("--merged", tmp_path / f"{method}-{into}"),
+            merge_adapter.main(
+                Namespace(
+                    settings={"into": into, "versions": {}},
+                    base=tiny_llama,
+                    adapter=tmp_path / method,
+                    rows=corpus / "validation.jsonl",
+                    merged=tmp_path / f"{method}-{into}",
+                    threads=1,
+                )
             )
     changed = [
         read_json(tmp_path / f"qlora-{into}.manifest.json")["weights_changed"] for into in ("original", "dequantised")

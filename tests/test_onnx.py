@@ -64,6 +64,7 @@ def test_a_build_is_verified_and_holds_only_what_it_needs(fp32, tiny_model):
     manifest = manifest_of(fp32)
     assert manifest["verified"] is True
     assert manifest["grid"] is None
+    assert manifest["compared"] == {"weights": 11, "of_weights": 11, "logits": True}
     assert manifest["nodes"]["MatMul"] == 11
     assert manifest["size_bytes"] == sum(file.stat().st_size for file in fp32.iterdir())
     assert {file.name for file in fp32.iterdir()} == {
@@ -120,6 +121,8 @@ def test_fp32_logits_of_another_checkpoint_are_refused(tiny_llama, phi3_fp32, ph
         ({"block_size": 128}, "default"),  # longer than a row of 64 values
         ({"precision": "int8"}, "default"),
         ({"algo_config": "k_quant", "matmul_mixed_precision": "last_matmul:int8,mixed_layers:int8"}, "asymmetric"),
+        ({"use_qdq": True}, "default"),
+        ({"use_qdq": True, "is_symmetric": False}, "asymmetric"),
     ],
 )
 def test_quantized_weights_are_the_merged_ones_on_the_grid_that_was_asked_for(
@@ -129,6 +132,7 @@ def test_quantized_weights_are_the_merged_ones_on_the_grid_that_was_asked_for(
 
     folder = build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / "int4", **options)
     assert manifest_of(folder)["grid"] == grid
+    assert manifest_of(folder)["compared"] == {"weights": 11, "of_weights": 11, "logits": False}
     graph = Graph(folder / "model.onnx")
     assert len(graph.quantized) == 11
     node = next(name for name in graph.quantized if "layers.1/mlp/down_proj" in name)
@@ -139,6 +143,67 @@ def test_quantized_weights_are_the_merged_ones_on_the_grid_that_was_asked_for(
     steps = np.repeat(np.abs(weight.scales), weight.codes.shape[2], axis=1)[:, :128]
     assert (np.abs(values - original) <= 1.01 * steps).all()
     assert np.median(np.abs(values - original) / steps) < 0.3  # uniform in a half step: 0.25
+
+
+PARTS = {
+    "phi3": ("self_attn.qkv_proj", "mlp.gate_up_proj", "mlp.down_proj"),
+    "llama": ("self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj"),
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"precision": "int8"},
+        {"precision": "fp32"},
+        {"use_qdq": True},
+        {"op_types_to_quantize": ["Gather"]},
+        {"nodes_to_exclude": ["/model/layers.1/attn/qkv_proj/MatMul", "/model/layers.1/mlp/up_proj/MatMul"]},
+        {"execution_provider": "cuda", "precision": "fp16"},
+        {"execution_provider": "cuda", "precision": "bf16"},
+        {"execution_provider": "cuda", "precision": "int8"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("family", PARTS)
+def test_every_build_is_compared_with_the_merged_weights_also_those_that_are_joined_or_split(
+    request, tmp_path, family, options
+):
+    """Whatever is quantized or not: a weight of another model is told apart, if only the end of it differs."""
+    import build_onnx
+    from test_weights import change, spoiled
+
+    from lib.onnx_weights import Graph
+
+    base, corpus = request.getfixturevalue(f"tiny_{family}"), request.getfixturevalue(f"{family}_corpus")
+    folder = build(base, corpus / "rows.jsonl", tmp_path / "built", **options)
+    compared = manifest_of(folder)["compared"]
+    assert compared["weights"] == compared["of_weights"] == 11
+    graph = Graph(folder / "model.onnx")
+
+    def raise_the_last_row(weight):
+        weight[-1] += 0.5
+        return weight
+
+    for part in PARTS[family]:
+        other = spoiled(base, tmp_path / part, change(f"layers.1.{part}.weight", raise_the_last_row))
+        with pytest.raises(UserError, match=rf"/model/layers\.1/.*layers\.1\.{part}\.weight"):
+            build_onnx.check_weights(graph, other, options)
+
+
+def test_a_build_of_which_nothing_could_be_compared_is_not_called_verified(
+    tiny_phi3, phi3_corpus, tmp_path, monkeypatch
+):
+    """As when a builder names its nodes otherwise."""
+    import build_onnx
+
+    monkeypatch.setattr(build_onnx, "merged_names", lambda node, names: [])
+    with pytest.raises(UserError, match="nothing of the built model could be compared with the merged one"):
+        build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / "int4")
+    assert not list(tmp_path.iterdir())
+    folder = build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / "fp32", precision="fp32")  # its logits are
+    assert manifest_of(folder)["compared"] == {"weights": 0, "of_weights": 11, "logits": True}
 
 
 def test_the_grid_check_tells_weights_and_grids_apart(tiny_phi3, phi3_corpus, tmp_path):
@@ -198,6 +263,7 @@ def test_what_cannot_run_here_is_checked_and_marked(tiny_phi3, phi3_corpus, tmp_
     options = {"execution_provider": provider, "precision": precision}
     folder = build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / provider, **options)
     assert manifest_of(folder)["verified"] is False
+    assert manifest_of(folder)["compared"]["weights"] >= 11
     assert Graph(folder / "model.onnx").fault() is None
     data = folder / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:-100])

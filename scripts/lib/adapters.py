@@ -10,13 +10,15 @@ from lib.files import read_json
 def write_adapter_config(folder: Path) -> None:
     """Rewrite `adapter_config.json` without this machine's path, and with `target_modules` sorted.
 
-    peft writes them, a set, in the order of its hashes.
+    peft writes them, a set, in the order of its hashes. How the weights were initialized no longer matters, and peft
+    would do it again, on weights that are not there yet, before it reads the adapter's own.
     """
     path = folder / "adapter_config.json"
     config: dict[str, Any] = read_json(path)
     if isinstance(config["target_modules"], list):
         config["target_modules"] = sorted(config["target_modules"])
     config["base_model_name_or_path"] = None
+    config["init_lora_weights"] = True
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from lib.cli import fail
 
+SAFETENSORS_INDEX = "model.safetensors.index.json"  # which file holds which tensor, by transformers' name
+
 
 def canonical_json(value: Any) -> str:
     """JSON that is equal exactly when the values are equal: sorted keys, no white space."""
@@ -73,6 +75,14 @@ def _partial(path: Path) -> Path:
         else:
             left.unlink()
     return path.with_name(f"{path.name}.partial.{os.getpid()}")
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file holds only the address of its content, as a clone without Git LFS leaves it."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(40).startswith(b"version https://git-lfs.github.com/spec/")
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -6,15 +6,18 @@ No code of a model is run and no pickle is opened.
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lib.cli import UserError, fail, first_line
-from lib.files import read_json, write_json
+from lib.files import SAFETENSORS_INDEX, is_lfs_pointer, read_json, write_json
 from lib.tokens import Tokenizer, load_tokenizer
 
-INDEX = "model.safetensors.index.json"
+if TYPE_CHECKING:  # brings torch, and which files to download is chosen without
+    from lib.streaming import Stored
+
 VOCABULARIES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -32,7 +35,7 @@ SMALL_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    INDEX,
+    SAFETENSORS_INDEX,
     *VOCABULARIES,
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
@@ -68,14 +71,10 @@ class Source:
     extra: dict[str, Any]
     shared: bool = False
 
-
-@dataclass(frozen=True)
-class Tensor:
-    """What a safetensors header says of one tensor."""
-
-    file: str
-    dtype: str
-    elements: int
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of all files that may be read; not each of them is there."""
+        return (self.gguf,) if self.gguf else (*self.weights, *SMALL_FILES)
 
 
 def weight_files(names: list[str], label: str) -> tuple[list[str], str | None]:
@@ -107,32 +106,44 @@ def weight_files(names: list[str], label: str) -> tuple[list[str], str | None]:
     fail("it holds no weights (*.safetensors or *.gguf)", "choose the folder or repository of a whole model", at=label)
 
 
+def check_no_pointers(folder: Path, names: Iterable[str], label: str) -> None:
+    """Raise `UserError` for a file that Git LFS has not fetched; names of files that are not there are passed over."""
+    for name in names:
+        if is_lfs_pointer(folder / name):
+            fail(f"{name} is a git-lfs pointer, not the file itself", "run git lfs pull where it was cloned", at=label)
+
+
 def import_safetensors(source: Source, out: Path, parameters: int) -> dict[str, Any]:
     """Copy a model as it is; drop a second copy of tied weights. Returns facts for the manifest."""
+    from lib.streaming import check_finite, copy_renamed, drop_tied_copy, read_headers, stored_weights
+
     config = causal_config(source)
-    tensors = read_headers(source)
+    stored = read_headers(source.folder, source.weights, source.label)
+    names = match_tensors(config, stored, source.label)
+    tensors = {names[name]: tensor for name, tensor in stored.items()}
     tied = {head: body for head, body in tied_weights(config).items() if head in tensors and body in tensors}
     count = sum(tensor.elements for name, tensor in tensors.items() if name not in tied)
     check_parameters(count, parameters, source.label)
     sizes: Counter[str] = Counter()
     for tensor in tensors.values():
-        sizes[tensor.dtype] += tensor.elements
+        if tensor.dtype in FLOATS:  # others are read by nobody
+            sizes[tensor.dtype] += tensor.elements
     dtype = sizes.most_common(1)[0][0]
-    if dtype not in FLOATS:
-        fail(
-            f"its weights are stored as {dtype}, so they are quantized", "choose the unquantized model", at=source.label
-        )
 
     import_tokenizer(source, out, config)
-    files = {tensor.file for tensor in tensors.values()}
+    files = {tensor.file.name for tensor in stored.values()}
     for name in files:
-        place_file(source.folder / name, out / target_name(name, files), link=source.shared)
-    tensors = {name: Tensor(target_name(t.file, files), t.dtype, t.elements) for name, t in tensors.items()}
+        target = out / ("model.safetensors" if len(files) == 1 else name)  # in one file it has this name, always
+        if renamed := {old: new for old, new in names.items() if new != old and stored[old].file.name == name}:
+            copy_renamed(source.folder / name, target, renamed)
+        else:
+            place_file(source.folder / name, target, link=source.shared)
+    check_finite(stored_weights(out), source.label)
     for head, body in tied.items():
-        drop_tied_copy(out, tensors, head, body, source.label)
+        drop_tied_copy(out, head, body, source.label)
     if len(files) > 1:
-        weight_map = {name: tensors[name].file for name in sorted(tensors)}
-        write_json(out / INDEX, {"metadata": {"total_parameters": count}, "weight_map": weight_map})
+        weight_map = {name: weight.file.name for name, weight in sorted(stored_weights(out).items())}
+        write_json(out / SAFETENSORS_INDEX, {"metadata": {"total_parameters": count}, "weight_map": weight_map})
     raw = read_json(source.folder / "config.json")
     raw.pop("auto_map", None)  # names code files that are neither copied nor ever run
     write_json(out / "config.json", raw)
@@ -185,6 +196,40 @@ def check_model_type(raw: dict[str, Any], label: str) -> None:
         fail(f"its weights are quantized ({method})", "choose the unquantized model: variants quantize later", at=label)
 
 
+def match_tensors(config: Any, tensors: Mapping[str, "Stored"], label: str) -> dict[str, str]:
+    """Return the model's own name for each stored tensor; only the prefix of the inner model may be more or less.
+
+    Raises `UserError` unless they are exactly the tensors that transformers loads, by name, shape and dtype.
+    """
+    from lib.checkpoints import check_loading_report, simulate_loading
+
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    try:
+        model, report = simulate_loading(config, shapes)
+    except (RuntimeError, ValueError) as error:  # such as an expert that is missing in a mixture
+        fail(
+            f"its tensors cannot be put together: {first_line(error)}", "fetch or save the whole model again", at=label
+        )
+    check_loading_report(report, label)
+    if other := {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype not in FLOATS}:
+        _, report = simulate_loading(config, {name: shape for name, shape in shapes.items() if name not in other})
+        if needed := report["missing_keys"] & {name for name, _ in model.named_parameters()}:
+            fail(
+                f"{len(needed)} tensors are stored as {', '.join(sorted(set(other.values())))}, such as {min(needed)}",
+                "choose the unquantized model, in float32, float16 or bfloat16",
+                at=label,
+            )
+    expected, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    names: dict[str, str] = {}
+    for name in tensors:
+        same = (name, prefix + name, name.removeprefix(prefix))
+        names[name] = next((other for other in same if other in expected), name)
+    if len(set(names.values())) < len(names):
+        twice, _ = Counter(names.values()).most_common(1)[0]
+        fail(f"{twice} is stored twice, with and without {prefix}", "leave one model in the folder", at=label)
+    return names
+
+
 def tied_weights(config: Any) -> dict[str, str]:
     """Weights that are the same as another one, by name: usually `lm_head.weight` of the embedding."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -193,49 +238,6 @@ def tied_weights(config: Any) -> dict[str, str]:
         return {}
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return dict(model_class._tied_weights_keys or {})
-
-
-def read_headers(source: Source) -> dict[str, Tensor]:
-    """All tensors of the model by name, from the headers of its files.
-
-    Raises `UserError` when a file is cut, the index names what is not there, or a tensor is twice there.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    index = read_json(source.folder / INDEX)["weight_map"] if (source.folder / INDEX).is_file() else {}
-    files = source.weights if source.weights == ["model.safetensors"] or not index else sorted(set(index.values()))
-    tensors: dict[str, Tensor] = {}
-    for name in files:
-        if not (source.folder / name).is_file():
-            fail(f"{name} is missing, which {INDEX} names", "fetch the whole model", at=source.label)
-        try:
-            with safe_open(source.folder / name, framework="numpy") as file:
-                for key in file.keys():  # noqa: SIM118 (not a dict)
-                    if key in tensors:
-                        fail(
-                            f"{key} is in {tensors[key].file} and in {name}",
-                            "leave one model in the folder",
-                            at=source.label,
-                        )
-                    view = file.get_slice(key)
-                    elements = 1
-                    for side in view.get_shape():
-                        elements *= side
-                    tensors[key] = Tensor(name, view.get_dtype(), elements)
-        except SafetensorError as error:
-            fail(f"{name} is not a whole safetensors file: {first_line(error)}", "fetch it again", at=source.label)
-    if files != ["model.safetensors"] and (lost := sorted(set(index) - set(tensors))):
-        fail(
-            f"{len(lost)} tensors of {INDEX} are in no file, such as {lost[0]}",
-            "fetch the whole model",
-            at=source.label,
-        )
-    return tensors
-
-
-def target_name(name: str, files: set[str]) -> str:
-    """A model in one file is called model.safetensors, so that every library finds it."""
-    return "model.safetensors" if len(files) == 1 else name
 
 
 def place_file(source: Path, target: Path, *, link: bool) -> None:
@@ -249,27 +251,6 @@ def place_file(source: Path, target: Path, *, link: bool) -> None:
     shutil.copyfile(source, target)
 
 
-def drop_tied_copy(out: Path, tensors: dict[str, Tensor], head: str, body: str, label: str) -> None:
-    """Remove the tensor `head` from its file: it equals `body`, and tied weights are stored once.
-
-    Raises `UserError` when the two differ: transformers then does not tie them, whatever the config says.
-    """
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
-
-    with safe_open(out / tensors[body].file, framework="pt") as file:
-        original = file.get_tensor(body)
-    path = out / tensors[head].file
-    content = load_file(path)
-    if not torch.equal(content.pop(head), original):
-        fail(f"{head} and {body} are tied in config.json but differ", "set tie_word_embeddings: false there", at=label)
-    partial = path.with_suffix(".partial")  # not in place: it may be a hard link into the hub's cache
-    save_file(content, partial, metadata={"format": "pt"})
-    os.replace(partial, path)
-    del tensors[head]
-
-
 def check_parameters(count: int, stated: int, label: str) -> None:
     """Memory and time of later rules follow from the stated number, so it must be right within 1 %."""
     if abs(count - stated) > 0.01 * stated:
@@ -280,25 +261,34 @@ def check_parameters(count: int, stated: int, label: str) -> None:
         )
 
 
-def import_tokenizer(source: Source, out: Path, config: Any, tokenizer: Any = None) -> None:
-    """Write the tokenizer as transformers understands it, and the generation config; check both.
-
-    tokenizer: a PreTrainedTokenizer where another module has built it; else transformers loads it.
-    """
+def import_tokenizer(source: Source, out: Path, config: Any) -> None:
+    """Write the tokenizer as transformers understands it, and the generation config; check both."""
     import transformers
 
-    if not source.gguf and not any((source.folder / name).is_file() for name in VOCABULARIES):
+    if not any((source.folder / name).is_file() for name in VOCABULARIES):
         fail("it has no tokenizer (tokenizer.json)", "choose a model that ships its tokenizer", at=source.label)
+    try:
+        write_tokenizer(source, out, config, read_tokenizer(source, transformers.AutoTokenizer))
+    except UserError:
+        if not (source.folder / "tokenizer.json").is_file():
+            raise
+        # Some classes of transformers read otherwise than the file that they load (Llama 2's): the file decides.
+        write_tokenizer(source, out, config, read_tokenizer(source, transformers.PreTrainedTokenizerFast))
+
+
+def read_tokenizer(source: Source, tokenizer_class: Any) -> Any:
+    """Load the tokenizer with a class of transformers. Raises `UserError` where that cannot read it."""
     extra = {"gguf_file": source.gguf} if source.gguf else {}
     try:
-        if tokenizer is None:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, **extra)
+        return tokenizer_class.from_pretrained(source.folder, trust_remote_code=False, **extra)
     except Exception as error:  # each tokenizer class fails in its own way
-        fail(
-            f"its tokenizer cannot be loaded: {first_line(error)}",
-            "choose a model with a tokenizer.json",
-            at=source.label,
-        )
+        refuse_tokenizer(source, error)
+
+
+def write_tokenizer(source: Source, out: Path, config: Any, tokenizer: Any) -> None:
+    """Write a PreTrainedTokenizer and the generation config; check both."""
+    import transformers
+
     longest = getattr(config, "max_position_embeddings", None)
     if longest and tokenizer.model_max_length > 1e9:  # transformers' way to say "not known"
         tokenizer.model_max_length = longest
@@ -318,6 +308,21 @@ def import_tokenizer(source: Source, out: Path, config: Any, tokenizer: Any = No
         # People know the source, not the unfinished folder.
         message = str(error).replace(str(out), source.label)
         raise UserError(message if source.label in message else f"{source.label}: {message}") from None
+
+
+def refuse_tokenizer(source: Source, error: Exception) -> NoReturn:
+    """Raise `UserError` for a tokenizer that cannot be loaded, with what makes it loadable."""
+    pieces = [name for name in VOCABULARIES if name.endswith(".model") and (source.folder / name).is_file()]
+    if pieces and not (source.folder / "tokenizer.json").is_file():
+        fail(
+            f"its tokenizer is a SentencePiece file alone ({pieces[0]}), which is not read here",
+            "write its tokenizer.json once, in an environment with transformers and sentencepiece:"
+            " AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+            at=source.label,
+        )
+    fail(
+        f"its tokenizer cannot be loaded: {first_line(error)}", "choose a model with a tokenizer.json", at=source.label
+    )
 
 
 def clean_tokenizer_config(path: Path) -> None:

@@ -1,11 +1,12 @@
-"""Quantized weights inside an ONNX file: read back, compared with the weights they stand for.
+"""Weights inside an ONNX file: read back, compared with the weights they stand for.
 
-Format: operator MatMulNBits of ONNX Runtime (docs/ContribOperators.md, com.microsoft). A weight
-[N, K] is cut along K into blocks; each block has a scale, codes of 4 or 8 bits and perhaps a zero
-point: value = (code - zero point) * scale.
+Formats of quantized ones: operator MatMulNBits of ONNX Runtime (docs/ContribOperators.md, com.microsoft), and ONNX's
+DequantizeLinear before a MatMul (QDQ). A weight [N, K] is cut along K into blocks; each block has a scale, codes of 4
+or 8 bits and perhaps a zero point: value = (code - zero point) * scale.
 """
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,28 @@ import onnx
 from onnx import numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
+# Largest relative error of rounding to a type.
+_ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+# Parts of a layer that the builder joins, by the name it gives them, and those that it takes out of a joined one: from
+# the first rows (0), from the last (-1), or from those before (-2).
+_JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+_SPLIT = {
+    "q_proj": ("qkv_proj", 0),
+    "k_proj": ("qkv_proj", -2),
+    "v_proj": ("qkv_proj", -1),
+    "gate_proj": ("gate_up_proj", 0),
+    "up_proj": ("gate_up_proj", -1),
+}
+
 
 @dataclass(frozen=True)
 class Quantized:
     """codes: [N, blocks, block size]; scales, zeros: [N, blocks]; columns: K, without the padding.
 
-    asymmetric: zero points are stored; else they are the middle of the codes.
+    asymmetric: zero points are stored; else they are the middle of the codes. scale_error: largest relative error that
+    rounding to the scales' own type may have made.
     """
 
     codes: np.ndarray
@@ -28,6 +45,7 @@ class Quantized:
     columns: int
     bits: int
     asymmetric: bool
+    scale_error: float = 0.0
 
 
 class Graph:
@@ -38,7 +56,16 @@ class Graph:
         self._graph = onnx.load(str(file), load_external_data=False).graph
         self._weights = {tensor.name: tensor for tensor in self._graph.initializer}
         self.node_names = [node.name for node in self._graph.node]
-        self.quantized = [node.name for node in self._graph.node if node.op_type == "MatMulNBits"]
+        self.quantized = [node.name for node in self._graph.node if self._is_quantized(node)]
+        self.plain = [node.name for node in self._graph.node if self._is_plain(node)]
+
+    def _is_quantized(self, node: onnx.NodeProto) -> bool:
+        if node.op_type == "DequantizeLinear":
+            return node.input[0] in self._weights and len(self._weights[node.input[0]].dims) == 2
+        return node.op_type == "MatMulNBits"
+
+    def _is_plain(self, node: onnx.NodeProto) -> bool:
+        return node.op_type == "MatMul" and node.input[1] in self._weights
 
     def operators(self) -> dict[str, int]:
         """Number of nodes by operator, sorted by name."""
@@ -61,20 +88,47 @@ class Graph:
                     return f"weight {tensor.name} is not in {file.name}"
         return next((f"nothing makes the output {o.name}" for o in self._graph.output if o.name not in made), None)
 
+    def read_plain(self, name: str) -> np.ndarray:
+        """Return the weight of the MatMul node `name`, [N, K], in the type that it is stored in."""
+        return self._array(self._node(name).input[1]).T
+
     def read_quantized(self, name: str) -> Quantized:
-        """The weight of the MatMulNBits node `name`."""
-        node = next(node for node in self._graph.node if node.name == name)
+        """The weight of the MatMulNBits or DequantizeLinear node `name`."""
+        node = self._node(name)
         facts = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "DequantizeLinear":
+            return self._read_qdq(node, facts["block_size"])
         bits, block, rows, columns = (facts[key] for key in ("bits", "block_size", "N", "K"))
         blocks = -(-columns // block)
         codes = _unpacked(self._array(node.input[1]).reshape(rows, -1), bits).reshape(rows, blocks, block)
-        scales = self._array(node.input[2]).reshape(rows, blocks).astype(np.float32)
+        scales = self._array(node.input[2]).reshape(rows, blocks)
         asymmetric = len(node.input) > 3 and bool(node.input[3])
         if asymmetric:
             zeros = _unpacked(self._array(node.input[3]).reshape(rows, -1), bits)[:, :blocks]
         else:
             zeros = np.full((rows, blocks), 1 << (bits - 1), dtype=np.uint8)
-        return Quantized(codes, scales, zeros, columns, bits, asymmetric)
+        return Quantized(
+            codes, scales.astype(np.float32), zeros, columns, bits, asymmetric, _ROUNDING[scales.dtype.name]
+        )
+
+    def _read_qdq(self, node: onnx.NodeProto, block: int) -> Quantized:
+        """The weight of a DequantizeLinear node: codes of 4 bits, [K, N], cut along K; without a sign from 0."""
+        signed = self._weights[node.input[0]].data_type == onnx.TensorProto.INT4
+        middle = 8 if signed else 0
+        values = self._array(node.input[0]).astype(np.int16).T + middle
+        rows, columns = values.shape
+        scales = self._array(node.input[1]).T
+        codes = np.zeros((rows, scales.shape[1] * block), dtype=np.uint8)
+        codes[:, :columns] = values
+        asymmetric = len(node.input) > 2 and bool(node.input[2])
+        zeros = np.full(scales.shape, middle, dtype=np.uint8)
+        if asymmetric:
+            zeros = (self._array(node.input[2]).astype(np.int16).T + middle).astype(np.uint8)
+        codes = codes.reshape(rows, -1, block)
+        return Quantized(codes, scales.astype(np.float32), zeros, columns, 4, asymmetric, _ROUNDING[scales.dtype.name])
+
+    def _node(self, name: str) -> onnx.NodeProto:
+        return next(node for node in self._graph.node if node.name == name)
 
     def _array(self, name: str) -> np.ndarray:
         tensor = onnx.TensorProto()
@@ -82,6 +136,32 @@ class Graph:
         if tensor.external_data:
             load_external_data_for_tensor(tensor, str(self._folder))
         return numpy_helper.to_array(tensor)
+
+
+def merged_names(node: str, names: Collection[str]) -> list[str]:
+    """Names of the merged weights behind a node such as `/model/layers.0/attn/o_proj/MatMul_Q4`.
+
+    Several where the builder joins them, q, k and v for instance; the joined one where it takes a part of it. None
+    where the node has a name that no weight has.
+    """
+    module = node.strip("/").rpartition("/")[0].replace("/", ".")
+    if module == "lm_head" and "lm_head.weight" not in names:
+        module = "model.embed_tokens"  # tied
+    for stem in (module, module.replace(".attn.", ".self_attn.")):
+        layer, _, part = stem.rpartition(".")
+        for parts in ((part,), _JOINED.get(part, ()), _SPLIT.get(part, ())[:1]):
+            found = [f"{layer}.{one}.weight" if layer else f"{one}.weight" for one in parts]
+            if found and all(name in names for name in found):
+                return found
+    return []
+
+
+def rows_behind(node: str, merged: np.ndarray, count: int) -> np.ndarray:
+    """The `count` rows of a merged weight that a node has, where the builder takes it apart; else all of them."""
+    if len(merged) <= count:
+        return merged
+    _, place = _SPLIT.get(node.strip("/").split("/")[-2], ("", 0))
+    return merged[place * count or None :][:count]
 
 
 def dequantised(weight: Quantized) -> np.ndarray:
@@ -102,6 +182,12 @@ def gptq_values(qweight: np.ndarray, scales: np.ndarray, qzeros: np.ndarray) -> 
     size = -(-len(codes) // len(scales))
     steps, middles = (np.repeat(part.astype(np.float32), size, axis=0)[: len(codes)] for part in (scales, zeros))
     return ((codes.astype(np.float32) - middles) * steps).T
+
+
+def is_rounded(stored: np.ndarray, original: np.ndarray) -> bool:
+    """Whether a weight that is not quantized is the original, rounded once to the type that it is stored in."""
+    allowed = 1.001 * _ROUNDING[stored.dtype.name] * np.abs(original) + 2.0**-25  # half of float16's smallest step
+    return bool((np.abs(stored.astype(np.float32) - original) <= allowed).all())
 
 
 def largest_error(weight: Quantized, original: np.ndarray) -> float:

@@ -2,22 +2,38 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
-from lib.checkpoints import Quantization, linear_weights, load_adapter, load_model, rounded_to_4_bits
+from lib.checkpoints import (
+    ADAPTER_HINT,
+    Quantization,
+    check_loading_report,
+    check_tensors,
+    linear_weights,
+    load_adapter,
+    load_model,
+    rounded_to_4_bits,
+    simulate_loading,
+)
+from lib.cli import fail, first_line
+from lib.files import SAFETENSORS_INDEX, read_json
 
 
 class Stored(NamedTuple):
-    """A weight in a safetensors file, whose bytes begin at `start`."""
+    """A weight in a safetensors file, whose bytes begin at `start`; dtype: as its header writes it."""
 
     file: Path
     start: int
     shape: tuple[int, ...]
+    dtype: str
 
     @property
     def elements(self) -> int:
@@ -26,15 +42,92 @@ class Stored(NamedTuple):
 
 def stored_weights(folder: Path) -> dict[str, Stored]:
     """Where each weight of a model lies, by name, from the headers of its files alone."""
-    weights = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with open(file, "rb") as content:
-            length = int.from_bytes(content.read(8), "little")
-            header = json.loads(content.read(length))
-        header.pop("__metadata__", None)
-        for name, facts in header.items():
-            weights[name] = Stored(file, 8 + length + facts["data_offsets"][0], tuple(facts["shape"]))
+    return {name: weight for file in sorted(folder.glob("*.safetensors")) for name, weight in _weights_of(file).items()}
+
+
+def read_headers(folder: Path, files: Sequence[str], label: str | Path) -> dict[str, Stored]:
+    """Where each weight of a model lies that others saved, by name.
+
+    files: the safetensors files of the folder that may belong to it; an index tells which do. Raises `UserError` when
+    a file is cut, the index names what is not there, or a weight is twice there.
+    """
+    index = read_json(folder / SAFETENSORS_INDEX)["weight_map"] if (folder / SAFETENSORS_INDEX).is_file() else {}
+    if files == ["model.safetensors"]:  # which every library prefers to an index
+        index = {}
+    weights: dict[str, Stored] = {}
+    for name in sorted(set(index.values())) or files:
+        if name not in files:  # it is not in the folder, or the index leads out of it
+            fail(f"{name} is missing, which {SAFETENSORS_INDEX} names", "fetch the whole model", at=label)
+        for key, weight in read_header(folder / name, label).items():
+            if key in weights:
+                fail(f"{key} is in {weights[key].file.name} and in {name}", "leave one model in the folder", at=label)
+            weights[key] = weight
+    if lost := sorted(set(index) - set(weights)):
+        fail(
+            f"{len(lost)} tensors of {SAFETENSORS_INDEX} are in no file, such as {lost[0]}",
+            "fetch the whole model",
+            at=label,
+        )
     return weights
+
+
+def read_header(file: Path, label: str | Path) -> dict[str, Stored]:
+    """The weights of one file that others saved. Raises `UserError` when it is cut or no safetensors file."""
+    try:
+        with safe_open(file, framework="numpy"):
+            return _weights_of(file)
+    except SafetensorError as error:
+        fail(f"{file.name} is not a whole safetensors file: {first_line(error)}", "fetch it again", at=label)
+
+
+def _weights_of(file: Path) -> dict[str, Stored]:
+    with open(file, "rb") as content:
+        header = _parse_header(content)
+        data = content.tell()
+    header.pop("__metadata__", None)
+    return {
+        name: Stored(file, data + facts["data_offsets"][0], tuple(facts["shape"]), facts["dtype"])
+        for name, facts in header.items()
+    }
+
+
+def copy_renamed(source: Path, target: Path, names: Mapping[str, str]) -> None:
+    """Copy a safetensors file with other names for some tensors; their bytes stay as they are."""
+    with open(source, "rb") as old, open(target, "wb") as new:
+        header = {names.get(name, name): facts for name, facts in _parse_header(old).items()}
+        text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+        text += b" " * (-len(text) % 8)  # the format asks that data begin at a multiple of 8
+        new.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(old, new)
+
+
+def _parse_header(content: BinaryIO) -> dict[str, Any]:
+    """Read the header of a safetensors file; what follows are the data."""
+    header: dict[str, Any] = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+    return header
+
+
+def drop_tied_copy(folder: Path, head: str, body: str, label: str | Path) -> None:
+    """Remove the tensor `head` from its file: it equals `body`, and tied weights are stored once.
+
+    Raises `UserError` when the two differ: transformers then does not tie them, whatever the config says.
+    """
+    stored = stored_weights(folder)
+    path = stored[head].file
+    content = load_file(path)
+    if not torch.equal(content.pop(head), read_weight(stored[body], body)):
+        fail(f"{head} and {body} are tied in config.json but differ", "set tie_word_embeddings: false there", at=label)
+    partial = path.with_suffix(".partial")  # not in place: it may be a hard link into the hub's cache
+    save_file(content, partial, metadata={"format": "pt"})
+    os.replace(partial, path)
+
+
+def check_finite(weights: Mapping[str, Stored], label: str | Path) -> None:
+    """Raise `UserError` when a weight holds a number that is not finite; memory holds one weight at a time."""
+    for name, stored in weights.items():
+        weight = read_weight(stored, name)
+        if weight.is_floating_point() and not torch.stack(weight.aminmax()).isfinite().all():
+            fail(f"{name} holds numbers that are not finite", "choose another revision, or train it anew", at=label)
 
 
 def read_weight(stored: Stored, name: str) -> torch.Tensor:
@@ -78,31 +171,31 @@ def streamed_model(folder: Path, adapter: Path | None = None, quantization: Quan
 
     quantization: the linear layers are those of a 4-bit base, computed in float32. Memory holds one weight at a
     time, so a pass costs the time to read all files. Models whose modules have other names than their files
-    (transformers fuses the experts of a mixture) are loaded whole.
+    (transformers fuses the experts of a mixture) are loaded whole. Raises `UserError` unless the files hold exactly
+    the weights of model and adapter.
     """
     from accelerate.hooks import attach_align_device_hook
     from accelerate.utils import OffloadedWeightsLoader
-    from peft import PeftConfig, get_peft_model
 
     model: Any = empty_model(folder)
     linear = linear_weights(model)
     stored = stored_weights(folder)
+    check_loading_report(simulate_loading(model.config, {name: one.shape for name, one in stored.items()})[1], folder)
     tied = {name: source for name, source in model.all_tied_weights_keys.items() if name not in stored}
     if not stored.keys() >= {tied.get(name, name) for name, _ in model.named_parameters()}:
         whole = load_model(folder, quantization=quantization).cpu()
         return load_adapter(whole, adapter) if adapter else whole
     if adapter:
-        model = get_peft_model(model, PeftConfig.from_pretrained(str(adapter)))
-        stored |= stored_weights(adapter)
+        model = add_adapter(model, adapter, adapter)
+        parts = stored_weights(adapter)
+        check_adapter(model, parts, adapter)
+        stored |= parts
     index, rounded = {}, set()
     for name, _ in model.named_parameters(remove_duplicate=False):
-        # peft's name for a first adapter, in modules and not in files
-        source = name.replace(".default.", ".").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
-        if source not in stored:
-            source = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-            if source in linear:
-                rounded.add(name)
-            source = tied.get(source, source)
+        source = _name_in_files(name)
+        if source in linear:
+            rounded.add(name)
+        source = tied.get(source, source)
         index[name] = {"safetensors_file": str(stored[source].file), "weight_name": source, "dtype": "float32"}
     weights: Any = OffloadedWeightsLoader(index=index)
     if quantization:
@@ -110,3 +203,30 @@ def streamed_model(folder: Path, adapter: Path | None = None, quantization: Quan
     # A LoRA layer of peft reads the weights of its parts itself, so they must be there when it runs.
     attach_align_device_hook(model, "cpu", offload=True, weights_map=weights, preload_module_classes=["Linear"])
     return model.eval()
+
+
+def add_adapter(model: Any, adapter: Path, label: Path) -> Any:
+    """Put the layers of an adapter on a model, without its weights. Raises `UserError` when they fit nowhere."""
+    from peft import PeftConfig, get_peft_model
+
+    try:
+        return get_peft_model(model, PeftConfig.from_pretrained(str(adapter)))
+    except Exception as error:  # its configuration is somebody's, and peft checks little of it
+        hint = "name the base model that it was trained on, or save it again with peft"
+        fail(f"peft cannot put it on the base model: {first_line(error)}", hint, at=label)
+
+
+def check_adapter(model: Any, parts: Mapping[str, Stored], label: Path) -> None:
+    """Raise `UserError` unless an adapter's files hold each weight that a peft model has of it, and nothing else."""
+    wanted = {_name_in_files(name): tuple(part.shape) for name, part in model.named_parameters() if ".lora_" in name}
+    other = [
+        (name, parts[name].shape, wanted[name]) for name in wanted.keys() & parts if parts[name].shape != wanted[name]
+    ]
+    check_tensors(wanted.keys() - parts.keys(), parts.keys() - wanted.keys(), other, label, ADAPTER_HINT)
+
+
+def _name_in_files(parameter: str) -> str:
+    """Name of a parameter of a peft model in the files of adapter or base; `default` is peft's first adapter."""
+    if ".lora_" in parameter:
+        return parameter.replace(".default.", ".").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+    return parameter.removeprefix("base_model.model.").replace(".base_layer.", ".")
