@@ -138,12 +138,6 @@ def build(merged: Path, folder: Path, variant: dict[str, Any], options: list[str
         try:
             create_model(*where, **parse_extra_options(*where, options))
         except Exception as error:  # the builder raises anything from KeyError to AssertionError
-            if "cannot reshape array" in str(error) and variant["algo_config"] in ("rtn", "k_quant"):
-                block = variant["block_size"]
-                fail(
-                    f"block_size {block} divides no row of some weight, and {variant['algo_config']} fills none up",
-                    "take a smaller one, or algo_config default",
-                )
             _refuse(f"the builder refuses it: {type(error).__name__}: {first_line(error)}", error)
         finally:
             sys.stdout.write(said.getvalue())
