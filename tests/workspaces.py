@@ -102,8 +102,11 @@ def tiny_workspace(root: Path, base: Path) -> Workspace:
 
 
 def finished_workspace(root: Path, base: Path) -> Path:
-    """A tiny workspace, run from raw rows to the report."""
-    tiny_workspace(root, base).run()
+    """A tiny workspace with a base model of its own, run from raw rows to the report."""
+    workspace = tiny_workspace(root, base)
+    shutil.copytree(base, root / "model")
+    workspace.configure(lambda config: config["base_model"].update(path="model"))
+    workspace.run()
     return root
 
 
