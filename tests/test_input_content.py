@@ -21,7 +21,7 @@ pytestmark = pytest.mark.workflow
 ROWS, MODEL = Path("rows.json"), Path("model")
 WEIGHTS, CONFIG = MODEL / "model.safetensors", MODEL / "config.json"
 GIVEN = ["rows.json", "model"]
-LONG_AGO = (1_500_000_000, 1_500_000_000)
+LONG_AGO = (1_500_000_000 * 10**9,) * 2  # nanoseconds
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def other(path: Path) -> bytes:
 def move_there(path: Path, content: bytes, times: tuple[int, int] = LONG_AGO) -> None:
     """Another file in its place, with the time that it had elsewhere."""
     Path("new").write_bytes(content)
-    os.utime("new", times)
+    os.utime("new", ns=times)
     Path("new").replace(path)
 
 
@@ -75,7 +75,7 @@ def link(path: Path) -> None:
     """A link in its place, to what was there."""
     path.rename("elsewhere")
     path.symlink_to("elsewhere")
-    os.utime(path, LONG_AGO, follow_symlinks=False)
+    os.utime(path, ns=LONG_AGO, follow_symlinks=False)
 
 
 def link_hard(path: Path) -> None:
@@ -87,7 +87,7 @@ def link_hard(path: Path) -> None:
 def make_directory(path: Path) -> None:
     path.unlink()
     path.mkdir()
-    os.utime(path, LONG_AGO)
+    os.utime(path, ns=LONG_AGO)
 
 
 def in_old_folder(change: Callable[[], object]) -> None:
@@ -99,7 +99,7 @@ def in_old_folder(change: Callable[[], object]) -> None:
 
 CHANGES = {
     "an older file": (ROWS, lambda: move_there(ROWS, other(ROWS))),
-    "a file of the same size and time": (ROWS, lambda: move_there(ROWS, other(ROWS), (ROWS.stat().st_mtime,) * 2)),
+    "a file of the same size and time": (ROWS, lambda: move_there(ROWS, other(ROWS), (ROWS.stat().st_mtime_ns,) * 2)),
     "a row more and the time set back": (ROWS, lambda: overwrite(ROWS, ROWS.read_bytes() + b"\n")),
     "a hard link": (ROWS, lambda: link_hard(ROWS)),
     "a link and its target": (ROWS, lambda: (link(ROWS), move_there(Path("elsewhere"), other(ROWS)))),
@@ -115,9 +115,9 @@ CHANGES = {
 @pytest.mark.parametrize(("path", "change"), CHANGES.values(), ids=CHANGES.keys())
 def test_other_content_is_found_whatever_its_time_is(records, counted, path, change):
     assert changed() == []
-    written = path.stat().st_mtime
+    written = path.stat().st_mtime_ns
     change()
-    assert path.stat().st_mtime <= written
+    assert path.stat().st_mtime_ns <= written
     assert changed() == [str(path)]
     assert changed() == [str(path)], "a plan does not use it up"
 
@@ -228,7 +228,7 @@ def test_a_run_that_failed_leaves_what_is_new_to_the_next_one(workspace):
         path = workspace.root / name
         path.write_text("{")
         for place in (path, path.parent):
-            os.utime(place, LONG_AGO)
+            os.utime(place, ns=LONG_AGO)
     assert "error: rows.json:" in workspace.snakemake("results/data/rows.jsonl").stderr
     workspace.run("--touch", "--forceall")
     (workspace.root / ".snakemake/locks").mkdir(exist_ok=True)
