@@ -15,6 +15,9 @@ PROJECT = ["Snakefile", "rules", "config.yaml", "scripts", "envs", "examples", "
 # As a shell, a glob, a regular expression and a URL would like it least. Braces are refused in a clone's folder.
 HOSTILE = """it's "ü" $(touch OWNED) `touch OWNED`;touch OWNED&|>OWNED *?[1]::<B>~#%20\\1!"""
 
+# Rows and base model of the finished workspace; the rules put ./ before what begins with a dash.
+ROWS, BASE = f"-{HOSTILE}{{v-2}} rows.json", f"-{HOSTILE}{{v-2}} base"
+
 
 class Workspace:
     """A copy of the project with a configuration, in a folder of its own."""
@@ -110,11 +113,11 @@ def tiny_workspace(root: Path, base: Path) -> Workspace:
 
 
 def finished_workspace(root: Path, base: Path) -> Path:
-    """A tiny workspace whose files have the worst of names, run from raw rows to the report."""
-    name = f"-{HOSTILE}{{v-2}}"
-    workspace = tiny_workspace(root, shutil.copytree(base, root.parent / name, dirs_exist_ok=True))
-    workspace.rows.rename(root / f"{name} rows.json")
-    workspace.configure(lambda config: config["data"].update(files=[f"{name} rows.json"]))
+    """A tiny workspace with a base model of its own, whose files have the worst of names, run from raw rows to the report."""
+    workspace = tiny_workspace(root, base)
+    shutil.copytree(base, root / BASE)
+    workspace.rows.rename(root / ROWS)
+    workspace.configure(lambda config: (config["data"].update(files=[ROWS]), config["base_model"].update(path=BASE)))
     workspace.run()
     return root
 

@@ -69,12 +69,12 @@ class _State(NamedTuple):
 
 
 def content_hashes(paths: Iterable[str]) -> dict[str, str]:
-    """Return the sha256 of each path that is there, and read no more than what changed since it was read last.
+    """Return the sha256 of each path that is there, and read no more than what has changed since it was read last.
 
     Times, size and inode tell what may have changed; one of the times is ctime, which `cp -p` and `touch` cannot set.
     """
     noted, found, new = _read_note(), {}, {}
-    for path in sorted(paths):
+    for path in sorted(path for path in paths if Path(path).exists()):
         state = _state(Path(path))
         if noted.get(path, [None])[0] == state.key:
             found[path] = noted[path][1]
@@ -98,7 +98,7 @@ def _read(path: str, size: int) -> str | None:
 
 
 def _state(path: Path) -> _State:
-    files = visible_files(path) if path.is_dir() else {"": path} if path.exists() else {}
+    files = visible_files(path) if path.is_dir() else {"": path}
     stats = {name: file.stat() for name, file in files.items()}
     facts = {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for name, stat in stats.items()}
     changed = max((stat.st_ctime for stat in stats.values()), default=0.0)
