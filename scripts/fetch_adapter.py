@@ -17,7 +17,16 @@ from lib.cli import fail, parser, progress, run, settings_argument
 from lib.files import published_directory, read_json
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.model_files import FLOATS, check_no_pointers
-from lib.streaming import Stored, add_adapter, check_adapter, check_finite, empty_model, read_header, stored_weights
+from lib.streaming import (
+    Stored,
+    add_adapter,
+    check_adapter,
+    check_finite,
+    empty_model,
+    read_header,
+    read_weight,
+    stored_weights,
+)
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MERGE_YOURSELF = "merge it with peft, then give finetune.merged"
@@ -109,6 +118,14 @@ def check_weights(parts: dict[str, Stored], config: dict[str, Any], base: dict[s
         if part.dtype not in FLOATS:
             fail(f"{name} is stored as {part.dtype}", "save it in float32, float16 or bfloat16", at=path)
     check_finite(parts, path)
+    if not any(_has_effect(parts, names) for names in adapted.values()):
+        fail("it changes nothing: one matrix of each pair is zero", "save it again, after its training", at=path)
+
+
+def _has_effect(parts: dict[str, Stored], names: tuple[str, str, str | None]) -> bool:
+    """Whether the product of A and B may be more than zero, or a learnt length (DoRA) replaces the base's."""
+    a, b, magnitude = names
+    return magnitude is not None or all(bool(read_weight(parts[name], name).any()) for name in (a, b))
 
 
 def check_shapes(

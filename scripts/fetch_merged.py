@@ -44,6 +44,9 @@ def main(args: argparse.Namespace) -> None:
         facts = import_safetensors(source, folder, parameters)
         check_tokenizer(folder, args.base, args.path)
         changed = check_weights(folder, args.base, args.path)
+        if not changed:
+            hint = "save what merge_and_unload returns; the base model itself is measured with finetune.method: none"
+            fail("all its weights are the base model's", hint, at=args.path)
     write_manifest(
         args.merged,
         inputs={"base": manifest_path(args.base)},

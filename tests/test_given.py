@@ -112,6 +112,10 @@ def _cast(parts: dict[str, torch.Tensor]) -> None:
     parts[min(parts)] = parts[min(parts)].to(torch.int8)
 
 
+def _untrained(parts: dict[str, torch.Tensor]) -> None:
+    parts.update({name: torch.zeros_like(part) for name, part in parts.items() if "lora_B" in name})
+
+
 def _lose_a_layer(parts: dict[str, torch.Tensor]) -> None:
     for name in [name for name in parts if "layers.1.mlp.down_proj" in name]:
         parts.pop(name)
@@ -149,6 +153,7 @@ FAULTS = [
     (_weights(_spoil), "not finite"),
     (_weights(_empty), "28 of its 28 tensors are empty, such as base_model.model.model.layers.0.mlp.down_proj.lora_A"),
     (_weights(_cast), "is stored as I8"),
+    (_weights(_untrained), "it changes nothing: one matrix of each pair is zero"),
     (_weights(_lose_a_layer), "2 missing (base_model.model.model.layers.1.mlp.down_proj.lora_A.weight first)"),
     (_weights(lambda parts: parts.pop(min(parts))), f"which is no low-rank matrix; {MERGE}"),
     (_weights(lambda parts: parts.update({"lm_head.weight": torch.zeros(1)})), "it holds lm_head.weight"),
@@ -312,6 +317,15 @@ def test_a_merged_model_of_another_shape_is_refused(tiny_llama, tiny_phi3, tmp_p
     assert "its num_attention_heads is 2, the base model's 4; name the base model that it was made from" in line
 
 
+def tuned(model: Path, folder: Path) -> Path:
+    """A copy with one weight changed."""
+    shutil.copytree(model, folder)
+    parts = load_file(folder / "model.safetensors")
+    parts["model.norm.weight"] *= 2
+    save_file(parts, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 @pytest.mark.parametrize("older", ["base", "merged"])
 def test_a_configuration_that_leaves_out_defaults_is_the_same_one(tiny_llama, finetuned, tmp_path, older):
     """Files from before a key existed lack it, and the classes know its default."""
@@ -324,8 +338,12 @@ def test_a_configuration_that_leaves_out_defaults_is_the_same_one(tiny_llama, fi
     pair = {"base": base, "merged": base}
     pair[older] = with_config(base, tmp_path / "older", num_key_value_heads=None, tie_word_embeddings=None)
     write_manifest(pair["base"], inputs={}, settings={})
-    bring_merged(pair["merged"], pair["base"], tmp_path / "out")
-    assert read_json(tmp_path / "out.manifest.json")["weights_changed"] == 0
+    assert "all its weights are the base model's; save what merge_and_unload returns" in refusal(
+        bring_merged, pair["merged"], pair["base"], tmp_path
+    )
+    mine = tuned(pair["merged"], tmp_path / "tuned")
+    bring_merged(mine, pair["base"], tmp_path / "brought")
+    assert read_json(tmp_path / "brought.manifest.json")["weights_changed"] == 1
 
 
 def test_a_merged_model_with_another_tokenizer_is_refused(tiny_llama, finetuned, tmp_path):

@@ -224,6 +224,21 @@ def test_the_grid_check_tells_weights_and_grids_apart(tiny_phi3, phi3_corpus, tm
         build_onnx.check_weights(graph, tiny_phi3, {"algo_config": "rtn"})
 
 
+@pytest.mark.parametrize(
+    ("config", "tied"),
+    [
+        ({"model_type": "gemma"}, True),
+        ({"model_type": "llama"}, False),
+        ({"model_type": "llama", "tie_word_embeddings": True}, True),
+    ],
+)
+def test_a_head_is_tied_where_the_models_class_says_so_too(tmp_path, config, tied):
+    import build_onnx
+
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert build_onnx.has_tied_head(tmp_path) == tied
+
+
 def test_end_tokens_and_greedy_search_reach_the_built_model(tiny_phi3, phi3_corpus, tmp_path):
     base = shutil.copytree(tiny_phi3, tmp_path / "sampling")
     shutil.copyfile(f"{tiny_phi3}.manifest.json", tmp_path / "sampling.manifest.json")

@@ -80,6 +80,12 @@ SPOILED = {
         ("2 of another shape (model.layers.0.mlp.down_proj.weight first: [0], in the model [64, 128])", "ZeRO-3"),
     ),
     "value-head": (add("v_head.summary.weight", 1, 64), ("1 foreign (v_head.summary.weight first)", "value head")),
+    "classifier": (
+        lambda tensors: add("score.weight", 3, 64)(drop(HEAD)(tensors)),
+        ("1 missing (lm_head.weight first), 1 foreign (score.weight first)", "of another kind"),
+    ),
+    "multimodal": (rename("language_model.{}".format), ("15 foreign (language_model.lm_head", "multimodal")),
+    "nothing": (lambda tensors: {}, ("15 missing", "a part of it was lost")),
     "gptq": (
         rename(lambda name: name.replace("o_proj.weight", "o_proj.qweight")),
         ("2 foreign (model.layers.0.self_attn.o_proj.qweight first)", "its weights are quantized"),

@@ -29,6 +29,7 @@ _OTHER_KINDS = (
         r"\.(qweight|qzeros|g_idx|SCB|absmax|quant_map|weight_packed|weight_scale(_inv)?)$|\.quant_state\.",
         "its weights are quantized: choose the unquantized model",
     ),
+    (r"(^|\.)language_model\.", "it is the text part of a multimodal model: choose a model of text alone"),
     (
         r"\.(base_layer|lora_\w+|modules_to_save)\.|^base_model\.model\.",
         "it is a peft model that was not merged: save what merge_and_unload returns, or give finetune.adapter",
@@ -168,8 +169,10 @@ def likely_cause(missing: Collection[str], unexpected: Collection[str], shapes: 
         return EMPTY
     if shapes:
         return "config.json and weights are of two models, as after resizing the vocabulary: save both together"
-    if not missing:
-        return "it was saved with parts of another kind, such as a reward or value head: save the language model alone"
+    if missing and unexpected:
+        return "it was saved as a model of another kind, or renamed: save it with save_pretrained of its own class"
+    if unexpected:
+        return "more was saved than config.json describes, such as layers or a value head: save both together"
     if all(name.startswith("lm_head.") for name in missing):
         return "if its head is the embedding matrix, config.json must say tie_word_embeddings: true; else save it whole"
     return "a part of it was lost: fetch or save the whole model"
