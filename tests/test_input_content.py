@@ -167,6 +167,9 @@ def test_what_was_read_once_is_read_again_when_it_changes(records, counted):
     assert counted == ["model"]
     input_content._NOTE.write_text("{")
     assert changed() == ["model"], "a note that cannot be read is none"
+    input_content._NOTE.unlink()
+    input_content._NOTE.mkdir()
+    assert changed() == ["model"], "nor one that cannot be written"
 
 
 def test_a_file_that_may_still_change_within_one_tick_of_the_clock_is_not_noted(records, counted, monkeypatch):
@@ -218,7 +221,7 @@ def test_what_cannot_be_read_is_one_line(records, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(input_content, "sha256_of", refuse)
-    with pytest.raises(UserError, match=r"^model: Permission denied; free some space or mend the permissions"):
+    with pytest.raises(UserError, match=r"^model: Permission denied; mend the permissions"):
         changed()
 
 
