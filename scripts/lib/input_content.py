@@ -13,6 +13,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,8 +42,7 @@ def compare_by_content(given: Iterable[str], results: str, lineage: Lineage) -> 
         read = hashes_read(results, lineage)
         now = content_hashes({*given, *filter(is_code, read)})
     except OSError as error:
-        hint = "free some space or mend the permissions, then start again"
-        fail(error.strerror or str(error), hint, at=place_of(error) or results)
+        fail(error.strerror or str(error), "mend the permissions, then start again", at=place_of(error) or results)
     _patch_snakemake(given & now.keys(), now, read)
 
 
@@ -86,7 +86,7 @@ def content_hashes(paths: Iterable[str]) -> dict[str, str]:
             if state.changed < started - _TICK and _state(Path(path)) == state:
                 new[path] = [state.key, sha256]
     if new:
-        with published(_NOTE) as partial:
+        with suppress(OSError), published(_NOTE) as partial:  # without a note, all is read again
             partial.write_text(canonical_json(noted | new), encoding="utf-8")
     return found
 
@@ -109,7 +109,7 @@ def _read_note() -> dict[str, list[str]]:
     """Return state and sha256 by path; nothing where they were never noted."""
     try:
         return json.loads(_NOTE.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return {}
 
 

@@ -3,18 +3,23 @@
 import asyncio
 import importlib.util
 import logging
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import snakemake_storage_plugin_azure as installed
-from snakemake.io import IOCache
+from snakemake.io import IOCache, IOFile, _IOFile
+from snakemake.jobs import Job
+from snakemake.persistence.file import FilePersistence
 
 from lib.azure_storage import list_once, mend_storage_plugin
 from lib.files import sha256_file
+from lib.lineage import Lineage, lineage_text, sha256_of
+from lib.stored import known_before
 
 from .azurite import ACCOUNT, environment_of_jobs
 from .conftest import write_files
@@ -170,3 +175,52 @@ def test_a_plan_lists_the_storage_once(as_it_is, mended, azurite, container, tmp
         assert (cache.mtime[key].storage(), cache.size[key]) == (mtime, size), name
     assert {one.get_inventory_parent() for one in files.values()} == {parent} == known.has_inventory
     assert stored(mended, container, "project/other", tmp_path).get_inventory_parent() is None
+
+
+@pytest.fixture
+def unpatched_later(monkeypatch) -> None:
+    """What this process's Snakemake has learnt in a test, others do not know."""
+    for owner, names in (
+        (_IOFile, ("is_newer", "is_checksum_eligible", "checksum")),
+        (Job, ("postprocess",)),
+        (FilePersistence, ("finished", "cleanup")),
+        (installed.StorageObject, ("inventory", "get_inventory_parent")),
+    ):
+        for name in names:
+            monkeypatch.setattr(owner, name, getattr(owner, name))
+
+
+def test_given_files_are_held_against_what_jobs_of_another_machine_read(
+    azurite, container, tmp_path, monkeypatch, unpatched_later
+):
+    """A fresh clone: the lineage beside the blobs is all that it knows of them. Times say nothing in either direction."""
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path / "model", weights="1")
+    write_files(tmp_path, rows="a,b")
+    sha256 = sha256_file(Path("rows"))  # also of the blob, as good as any
+    record = {
+        "rule": "fetch",
+        "params": [],
+        "input": ["model", "rows"],
+        "input_checksums": {"rows": f"sha256:{sha256}"},
+    }
+    job = {"rule": "fetch", "outputs": {"results/made": sha256}, "record": record}
+    job["sources"] = {"model": sha256_of(Path("model"))}  # as an older version wrote it
+    text = lineage_text(Lineage({"results/made": job}))
+    with azurite.client().get_container_client(container) as folder:
+        folder.upload_blob("project/results/made", b"a,b", metadata={"sha256": sha256})
+        folder.upload_blob("project/results/lineage.json", text)
+    settings = SimpleNamespace(default_storage_provider="azure", default_storage_prefix=f"az://{container}/project")
+    workflow = SimpleNamespace(storage_settings=settings)
+
+    def newer() -> list[str]:
+        known_before(workflow, "results", ["rows", "model"])
+        return [name for name in ("rows", "model") if asyncio.run(IOFile(name).is_newer(float("inf")))]
+
+    assert newer() == []
+    write_files(tmp_path, rows="b,a")
+    os.utime("rows", (0, 0))
+    assert newer() == ["rows"]
+    write_files(tmp_path / "model", weights="2")
+    os.utime("model", (0, 0))
+    assert newer() == newer() == ["rows", "model"]

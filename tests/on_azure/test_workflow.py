@@ -1,6 +1,7 @@
 """The workflow through Azure Machine Learning on loopback, the whole way, and what a second run makes again."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -142,6 +143,9 @@ def test_a_fresh_clone_has_nothing_to_do(ran, tmp_path):
     assert clone.planned() == set()
     clone.configure(lambda config: config["finetune"].update(alpha=16))
     assert "train_adapter" in clone.planned(), "it knows what they were made by"
+    clone.edit("rows.json", '"phrase": "', '"phrase": "Suddenly: ')
+    os.utime(clone.root / "rows.json", (0, 0))
+    assert "fetch_data" in clone.planned(), "and from which rows, though these are older than the blobs"
 
 
 def test_what_another_machine_made_again_is_known_here(ran, container, tmp_path):
