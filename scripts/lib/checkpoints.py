@@ -7,7 +7,8 @@ Here either is an error.
 import copy
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -119,16 +120,30 @@ def simulate_loading(config: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    loaded: tuple[Any, dict[str, Any]] = model_class.from_pretrained(
-        None,
-        config=copy.deepcopy(config),
-        state_dict={name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()},
-        device_map="meta",
-        dtype=torch.float32,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
+    with _no_progress_bar():  # nothing is loaded that anybody would wait for
+        loaded: tuple[Any, dict[str, Any]] = model_class.from_pretrained(
+            None,
+            config=copy.deepcopy(config),
+            state_dict={name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()},
+            device_map="meta",
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     return loaded
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def check_loading_report(report: Mapping[str, Any], at: str | Path) -> None:
