@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT, SCRIPTS
 
-TRAPS = 55
+TRAPS = 57
 NAME = re.compile(r"`([\w/]+\.py)::(\w+)`")
 
 
