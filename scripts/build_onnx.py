@@ -61,7 +61,7 @@ T = TypeVar("T")
 
 
 class Compared(NamedTuple):
-    """How many of the weights of a build were compared with the merged ones, and the grid of those quantized."""
+    """Weights of a build that were compared with the merged ones, out of how many, and the grid of those quantized."""
 
     weights: int
     of: int
@@ -112,7 +112,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def has_tied_head(model: Path) -> bool:
-    """Whether a model's embeddings are its vocabulary head; many files leave it to their class's default."""
+    """Tell whether a model's embeddings are its vocabulary head; many files leave it to their class's default."""
     from transformers import AutoConfig
 
     return bool(AutoConfig.from_pretrained(model, trust_remote_code=False).tie_word_embeddings)
@@ -337,11 +337,11 @@ class _Checkpoint:
         self._stack.close()
 
     def is_calibrated(self, names: Sequence[str]) -> bool:
-        """Whether the weights are stored as calibration leaves them, in 4 bits."""
+        """Tell whether the weights are stored as calibration leaves them, in 4 bits."""
         return names[0] not in self._file_of
 
     def read(self, names: Sequence[str]) -> np.ndarray:
-        """The weights in float32, one below the other."""
+        """Return the weights in float32, one below the other."""
         return np.concatenate([self._file_of[name].get_tensor(name).float().numpy() for name in names])
 
     def read_calibrated(self, names: Sequence[str]) -> np.ndarray:

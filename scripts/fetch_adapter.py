@@ -123,7 +123,7 @@ def check_weights(parts: dict[str, Stored], config: dict[str, Any], base: dict[s
 
 
 def _has_effect(parts: dict[str, Stored], names: tuple[str, str, str | None]) -> bool:
-    """Whether the product of A and B may be more than zero, or a learnt length (DoRA) replaces the base's."""
+    """Tell whether the product of A and B may be more than zero, or a learnt length (DoRA) replaces the base's."""
     a, b, magnitude = names
     return magnitude is not None or all(bool(read_weight(parts[name], name).any()) for name in (a, b))
 
@@ -154,7 +154,7 @@ def check_shapes(
 
 
 def _cause(name: str, base: Collection[str]) -> str | None:
-    """Why a tensor of an adapter fits nowhere, and what to do, where its name says so."""
+    """Say why a tensor of an adapter fits nowhere, and what to do, where its name says so."""
     if re.search(r"lora_[AB]\.\w+\.weight$", name):
         return "the adapter's own name is in it: save it with save_pretrained, not from the model's state_dict"
     if "lm_head" in name and "lm_head.weight" not in base:

@@ -8,7 +8,8 @@ line breaks, tabs and control characters in an answer are written as JSON writes
 With --json one JSON object per line, which holds the exact text.
 A file is plain text with one input a line (it ends at \\n or \\r\\n and nowhere else), or .jsonl, .json,
 .csv or .parquet with the columns of the template. Every input is checked before the first is answered.
-Needs onnxruntime-genai, numpy, tokenizers and jinja2, for Parquet also datasets: neither torch nor transformers.
+Needs onnxruntime-genai, numpy, tokenizers and jinja2, for Parquet also pyarrow and datasets; neither torch nor
+transformers.
 """
 
 import argparse
@@ -27,13 +28,14 @@ from lib.cli import fail, parser, run
 from lib.files import read_json
 from lib.onnx_model import OnnxModel, Reader, load_onnx
 from lib.readers import SUFFIXES, read_rows
-from lib.records import MISSING, as_text, column
+from lib.records import MISSING, as_text, column, describe_value
 from lib.scoring import answer_text, encode_choices
 from lib.templates import Template, render_completion, render_prompt
 from lib.tokens import Tokenizer, load_tokenizer
 from lib.truncation import shortened
 
 # What some program or terminal takes for the end of a line, and what would act on a terminal.
+_PARQUET = ("pyarrow", "datasets")  # the second for files that it wrote itself
 _BREAKS = re.compile("[\x00-\x1f\x80-\x9f\u2028\u2029]")
 
 
@@ -93,8 +95,10 @@ def read_inputs(texts: Sequence[str], file: Path | None, columns: Sequence[str])
         for number, line in enumerate(read_lines(file), start=1):
             yield Input({columns[0]: line}, file, number)
         return
-    if file.suffix.lower() == ".parquet" and importlib.util.find_spec("datasets") is None:
-        fail("Parquet is read with datasets, which is not installed", "pip install datasets, or save as .csv", at=file)
+    missing = [name for name in _PARQUET if importlib.util.find_spec(name) is None]
+    if file.suffix.lower() == ".parquet" and missing:
+        what = f"Parquet is read with {missing[0]}, which is not installed"
+        fail(what, f"pip install {' '.join(missing)}, or save as .csv", at=file)
     for source in read_rows(file):
         if source.error:
             fail(source.error, "mend or remove the line", at=file, line=source.line)
@@ -134,7 +138,7 @@ def checked_values(
             fail(f"no column {name!r}", f"it has {', '.join(one.row) or 'none'}", at=one.at, line=one.line)
         text = as_text(value)
         if text is None:
-            fail(f"column {name!r} is a list or an object", "give text", at=one.at, line=one.line)
+            fail(f"column {name!r} is {describe_value(value)}", "give text", at=one.at, line=one.line)
         if not text and name not in optional:
             fail("empty text", f"the model needs something in {name!r}", at=one.at, line=one.line)
         if "\0" in text:

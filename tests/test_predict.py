@@ -264,12 +264,12 @@ def test_an_answer_is_one_line_and_exact_as_json(result, line):
     assert json.loads(predict.as_json(given, result)) == {"input": "x\u2029y", **result}
 
 
-def test_parquet_without_its_library_is_one_line(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("library", ["pyarrow", "datasets"])
+def test_parquet_without_its_libraries_is_one_line(model, tmp_path, monkeypatch, library):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "rows.parquet")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"rows\.parquet: Parquet is read with datasets, which is not installed; pip inst"
-    ):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == library else name)
+    words = rf"rows\.parquet: Parquet is read with {library}, which is not installed; pip install {library}, or"
+    with pytest.raises(UserError, match=words):
         ask(model, file=tmp_path / "rows.parquet")
 
 
@@ -278,7 +278,7 @@ def test_parquet_without_its_library_is_one_line(model, tmp_path, monkeypatch):
     [
         ("rows.jsonl", '{"text": "a"}\n{"tex": "b"}\n', "rows.jsonl:2: no column 'text'; it has tex"),
         ("rows.jsonl", '{"text": "a"}\n{"text": " "}\n', "rows.jsonl:2: empty text"),
-        ("rows.jsonl", '{"text": ["a"]}\n', "rows.jsonl:1: column 'text' is a list or an object"),
+        ("rows.jsonl", '{"text": ["a"]}\n', "rows.jsonl:1: column 'text' is a list; give text"),
         ("rows.jsonl", '{"text": "a"}\n{"text": \n', "rows.jsonl:2: not JSON"),
         ("rows.txt", "fine\nhello<|end|> you\n", "rows.txt:2: 'text' contains the control token '<|end|>'"),
         ("rows.txt", "fine\n\nfine\n", "rows.txt:2: empty text"),

@@ -142,7 +142,7 @@ def detect_encoding(path: Path) -> FileKind | None:
 
 
 def _detect_container(head: bytes, suffix: str) -> FileKind | None:
-    """What the first bytes alone tell, of rows and of weights."""
+    """Return what the first bytes alone tell, of rows and of weights."""
     for start, kind in _MAGIC.items():
         if head.startswith(start):
             return kind
@@ -160,7 +160,7 @@ def _detect_container(head: bytes, suffix: str) -> FileKind | None:
 
 
 def _detect_wide_text(head: bytes) -> FileKind | None:
-    """UTF-16 and UTF-32 without their mark: of Latin letters, every second byte or three of four are NUL."""
+    """Find UTF-16 and UTF-32 without their mark: of Latin letters, every second byte or three of four are NUL."""
     if b"\x00" not in head:
         return None
     nul = [head[place::4].count(0) / max(1, len(head[place::4])) for place in range(4)]
@@ -248,7 +248,7 @@ def _holds_objects(value: Any) -> bool:
 
 
 def _holds_columns(text: str) -> bool:
-    """Whether an object has a column in each key, with its cells by their numbers; or names, and rows without any."""
+    """Tell whether an object has a column in each key, with its cells by number; or names, and rows without any."""
     value, end = _decode(text, 0)
     if end is not None and {"columns", "data"} <= value.keys():
         return True
@@ -262,7 +262,7 @@ def _is_json_object(line: str) -> bool:
 
 
 def _decode(text: str, place: int) -> tuple[Any, int | None]:
-    """The JSON value at a place and where it ends, None where it is broken or cut."""
+    """Return the JSON value at a place and where it ends, None where it is broken or cut."""
     try:
         return json.JSONDecoder().raw_decode(text, place)
     except (ValueError, RecursionError):
@@ -270,14 +270,14 @@ def _decode(text: str, place: int) -> tuple[Any, int | None]:
 
 
 def _skip(text: str, place: int, *marks: str) -> int:
-    """The place behind white space, one of the marks if it stands there, and white space again."""
+    """Return the place behind white space, one of the marks if it stands there, and white space again."""
     while text[place : place + 1] in (" ", "\t", "\r", "\n") and place < len(text):
         place += 1
     return _skip(text, place + 1) if text[place : place + 1] in marks and place < len(text) else place
 
 
 def _first_items(text: str, count: int) -> list[Any]:
-    """The first values of a list, as far as they stand in the text."""
+    """Return the first values of a list, as far as they stand in the text."""
     items: list[Any] = []
     place: int | None = _skip(text, 1)
     while len(items) < count and place is not None:
@@ -289,7 +289,7 @@ def _first_items(text: str, count: int) -> list[Any]:
 
 
 def _row_lists(text: str) -> tuple[dict[str, float], int | None]:
-    """Keys of an object that hold lists of objects, with their lengths, and where the object ends.
+    """Return the keys of an object that hold lists of objects, with their lengths, and where the object ends.
 
     A list that the text cuts off counts as the longest one.
     """
@@ -331,7 +331,7 @@ def _detect_csv(text: str, *, is_cut: bool) -> FileKind | None:
 
 
 def _widths(text: str, separator: str, *, is_cut: bool) -> list[int]:
-    """Cells of each record, without empty ones at its end."""
+    """Count the cells of each record, without empty ones at its end."""
     records = [record for record in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if record]
     whole = records[:-1] if is_cut and len(records) > 1 else records
     return [max((place for place, cell in enumerate(record, 1) if cell.strip()), default=0) for record in whole]

@@ -118,7 +118,7 @@ def describe_spellings(groups: Sequence[Counts], counts: Counts, labels: Labels 
 
 
 def _as_mapping(counts: Counts, labels: Any) -> dict[str, list[str]]:
-    """The labels with their other spellings; without any given, those that occur."""
+    """Return the labels with their other spellings; without any given, those that occur."""
     if isinstance(labels, Mapping):
         return {label: list(others) for label, others in labels.items()}
     return {label: [] for label in labels or counts}

@@ -46,7 +46,7 @@ def stored_weights(folder: Path) -> dict[str, Stored]:
 
 
 def read_headers(folder: Path, files: Sequence[str], label: str | Path) -> dict[str, Stored]:
-    """Where each weight of a model lies that others saved, by name.
+    """Find where each weight of a model lies that others saved, by name.
 
     files: the safetensors files of the folder that may belong to it; an index tells which do. Raises `UserError` when
     a file is cut, the index names what is not there, or a weight is twice there.
@@ -72,7 +72,7 @@ def read_headers(folder: Path, files: Sequence[str], label: str | Path) -> dict[
 
 
 def read_header(file: Path, label: str | Path) -> dict[str, Stored]:
-    """The weights of one file that others saved. Raises `UserError` when it is cut or no safetensors file."""
+    """Find the weights of one file that others saved. Raises `UserError` when it is cut or no safetensors file."""
     try:
         with safe_open(file, framework="numpy"):
             return _weights_of(file)

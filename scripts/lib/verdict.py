@@ -29,7 +29,7 @@ def configuration_lines(spellings: Mapping[str, Any]) -> str:
 
 
 def _judge_losses(audit: Mapping[str, Any], examples: Mapping[str, str], data: Mapping[str, Any]) -> list[str]:
-    """Rows that say nothing new are no loss; all others that are set aside are."""
+    """Judge the rows that are set aside: those that say nothing new are no loss, all others are."""
     rows, lost = audit["rows"], audit["rows"] - audit["kept"] - audit["exact_duplicates"]
     if not audit["kept"]:
         return [f"no usable row is left of {rows}: {_why_rejected(audit, examples, data)}"]
