@@ -8,7 +8,8 @@ import pytest
 from onnx_samples import build, write_corpus
 
 from lib.files import read_json
-from lib.variants import Variant
+from lib.manifests import manifest_path
+from lib.variants import VALID_PRECISIONS, Variant
 
 MIXED = (None, "last_matmul:int8", "mixed_layers:int8", "last_matmul:int8,mixed_layers:int8")
 FORMS = ({}, {"use_qdq": True}, {"block_size": 16}, {"nodes_to_exclude": ["/lm_head/MatMul"]}, {"prune_lm_head": True})
@@ -47,6 +48,20 @@ def test_every_combination_that_is_let_through_loads_and_answers(tiny_model, tmp
             build(tiny_model, rows, tmp_path / str(number), **options)
             built += 1
     assert built > 90
+
+
+def test_each_precision_of_a_provider_can_be_built(tiny_llama, tmp_path):
+    rows = write_corpus(tmp_path / "corpus", tiny_llama) / "rows.jsonl"
+    for provider, precisions in VALID_PRECISIONS.items():
+        for precision in precisions:
+            output = tmp_path / f"{provider}-{precision}"
+            build(tiny_llama, rows, output, execution_provider=provider, precision=precision)
+            assert read_json(manifest_path(output))["verified"] == (provider == "cpu")
+
+
+def test_a_precision_that_a_provider_cannot_run_is_refused():
+    with pytest.raises(ValueError, match="cuda cannot run fp32: use one of fp16, bf16, int8, int4"):
+        Variant(execution_provider="cuda", precision="fp32")
 
 
 @pytest.mark.parametrize(

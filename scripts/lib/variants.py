@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 _LARGEST = 2**31 - 1  # what the libraries hold in 32 bits
 Count = Annotated[int, Field(ge=1, le=_LARGEST)]
 
-_VALID_PRECISIONS = {
+VALID_PRECISIONS = {
     "cpu": ("fp32", "int8", "int4"),
-    "cuda": ("fp32", "fp16", "bf16", "int8", "int4"),
+    "cuda": ("fp16", "bf16", "int8", "int4"),  # of fp32 the builder makes a graph that nothing loads
     "dml": ("fp16", "int4"),
     "webgpu": ("int8", "int4"),
     "trt-rtx": ("fp16", "bf16"),
@@ -94,7 +94,7 @@ class Variant(Section):
 
     @model_validator(mode="after")
     def _buildable(self) -> "Variant":
-        valid = _VALID_PRECISIONS[self.execution_provider]
+        valid = VALID_PRECISIONS[self.execution_provider]
         if self.precision not in valid:
             raise ValueError(f"{self.execution_provider} cannot run {self.precision}: use one of {', '.join(valid)}")
         given = [name for name in _QUANTIZED_ONLY if getattr(self, name) is not None]
