@@ -25,6 +25,7 @@ from lib.corpus import read_rows
 from lib.files import published_directory, read_json, sha256_file, write_json
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import LIBRARIES_MB, require_memory
+from lib.onnx.packaged import read_genai_config
 from lib.onnx_model import Reader, context_length, open_onnx
 from lib.onnx_weights import (
     Graph,
@@ -84,6 +85,7 @@ def main(args: argparse.Namespace) -> None:
         options = builder_options(variant, has_tied_head(args.merged))
         build(args.calibrated or args.merged, folder, variant, options)
         set_search(folder, end_token_ids(args.merged))
+        read_genai_config(folder)  # whoever opens the model holds it against what a builder writes
         graph = Graph(folder / "model.onnx")
         check_graph(graph, variant)
         compared = check_weights(graph, args.merged, variant, args.calibrated)

@@ -125,12 +125,11 @@ class OnnxTokenizer(NamedTuple):
 
 def _serve_ids(folder: Path, pipe: Connection) -> None:
     """Send once that the tokenizer is loaded, then the ids of all texts that come; a string is an error."""
-    import onnxruntime_genai as og
+    from lib.onnx_model import open_tokenizer
 
     die_with_parent()
-    model = og.Model(str(folder))
     try:
-        tokenizer = og.Tokenizer(model)
+        tokenizer = open_tokenizer(folder)
         pipe.send([])
         while True:
             pipe.send([tokenizer.encode(text).tolist() for text in pipe.recv()])
@@ -152,8 +151,11 @@ def write_empty_model(path: str, base: Path) -> Path:
     graph = onnx.helper.make_graph([cast], "empty", [ids], [logits])
     opset = onnx.helper.make_opsetid("", 17)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), folder / "model.onnx")
-    decoder = {"filename": "model.onnx", "inputs": {"input_ids": "input_ids"}, "outputs": {"logits": "logits"}}
-    config = {"model": {"type": "llama", "context_length": 1, "vocab_size": 1, "decoder": decoder}}
+    names = {"inputs": {"input_ids": "input_ids"}, "outputs": {"logits": "logits"}}
+    sizes = ("head_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads")
+    decoder = {"filename": "model.onnx", "session_options": {}, **names, **dict.fromkeys(sizes, 0)}
+    model = {"type": "llama", "context_length": 1, "vocab_size": 1, "eos_token_id": 0, "decoder": decoder}
+    config = {"model": model, "search": {"max_length": 1}}
     (folder / "genai_config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
 

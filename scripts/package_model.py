@@ -1,19 +1,23 @@
 """Package the selected model as it ships: the folder that the test rows scored, with its model card."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lib.cli import NO_TELEMETRY, parser, progress, run
+from lib.core.escaping import escape_markdown
 from lib.files import link_or_copy, published_directory, read_json
 from lib.manifests import RUN_CARD, manifest_path, read_manifest, write_manifest
 from lib.metrics import MAIN_METRIC
+from lib.onnx.packaged import read_genai_config, read_packaged_template
 from lib.report.words import interval, metric, said
 from lib.tokenizer_check import describe_check
 
 
 def main(args: argparse.Namespace) -> None:
-    manifest = read_manifest(args.assembled)
+    manifest, template = read_manifest(args.assembled), read_packaged_template(args.assembled)
+    read_genai_config(args.assembled)
     inputs = {
         "assembled": manifest_path(args.assembled),
         "base": args.base_manifest,
@@ -23,7 +27,6 @@ def main(args: argparse.Namespace) -> None:
     with published_directory(args.output) as folder:
         for name in (*manifest["files"], RUN_CARD):
             link_or_copy(args.assembled / name, folder / name)
-        template = read_json(args.assembled / "template.json")
         card = model_card(
             manifest, read_json(args.selection), template, read_json(args.base_manifest), read_json(args.summary)
         )
@@ -45,18 +48,18 @@ def model_card(
     model: manifest of the assembled folder. base: that of the base model.
     """
     settings, labels = model["made_by"], template["labels"]
-    answer = f"one of {', '.join(labels)}" if labels else "a free answer"
-    rejected = [f"- {one['run']}/{one['variant']} was not chosen: {one['reason']}" for one in selection["rejected"]]
+    answer = f"one of {_listed(labels)}" if labels else "a free answer"
+    rejected = [f"- {_name(one)} was not chosen: {escape_markdown(one['reason'])}" for one in selection["rejected"]]
     variant = {key: value for key, value in settings["variant"].items() if value is not None}
     size_mb = round(model["size_bytes"] / 1e6, 1)
     sections = [
         f"# A small language model for {settings['task']}",
-        f"Given {', '.join(template['columns'])}, it answers with {answer}. It runs in ONNX Runtime GenAI.",
-        f"**{summary['verdict']['text']}**",
+        f"Given {_listed(template['columns'])}, it answers with {answer}. It runs in ONNX Runtime GenAI.",
+        f"**{escape_markdown(summary['verdict']['text'])}**",
         "## Use",
         'With slmflow: `python scripts/predict.py --model FOLDER "text"`. `template.json` says how an input becomes a'
         f" prompt (inputs and answer take at most {template['max_length']} tokens) and `genai_config.json` where the"
-        f" model stops; decoding is greedy. {describe_check(summary['tokenizer'])}",
+        f" model stops; decoding is greedy. {escape_markdown(describe_check(summary['tokenizer']))}",
         f"ONNX Runtime reports its use to its maker unless `{NO_TELEMETRY[0]}=1` is set before it is loaded;"
         " slmflow's own programs set it.",
         "## Base model",
@@ -66,7 +69,7 @@ def model_card(
         "## Build",
         _list({**variant, "grid of the quantized weights": model["grid"], "size in MB": size_mb}),
         "## How it was chosen",
-        "\n".join([f"{selection['run']}/{selection['variant']}: {selection['reason']}.", "", *rejected]).strip(),
+        "\n".join([f"{_name(selection)}: {escape_markdown(selection['reason'])}.", "", *rejected]).strip(),
         "These numbers are of validation rows.",
         "## Scores on the test rows",
         _scores(settings["task"], summary),
@@ -83,11 +86,19 @@ def _scores(task: str, summary: dict[str, Any]) -> str:
     name = MAIN_METRIC[task]
     stages = {"this model": summary["model"], **summary["baselines"], "base": summary["base"]}
     lines = [
-        f"- {said(stage)}: {said(name)} {metric(name, splits['test'][name])}, 95 % interval"
+        f"- {escape_markdown(said(stage))}: {said(name)} {metric(name, splits['test'][name])}, 95 % interval"
         f" {interval(name, splits['test']) or 'unknown'}"
         for stage, splits in stages.items()
     ]
     return "\n".join([f"{summary['model']['test']['n']:,} rows, scored once:", "", *lines])
+
+
+def _name(model: dict[str, Any]) -> str:
+    return escape_markdown(f"{model['run']}/{model['variant']}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(map(escape_markdown, names))
 
 
 def _provenance(base: dict[str, Any]) -> str:
@@ -95,8 +106,8 @@ def _provenance(base: dict[str, Any]) -> str:
     if not stored:
         return ""
     return (
-        f"\n\nIts weights had been quantized to {stored} by those who published it and were dequantised before"
-        " fine-tuning: what they lost then is lost here too."
+        f"\n\nIts weights had been quantized to {escape_markdown(stored)} by those who published it and were"
+        " dequantised before fine-tuning: what they lost then is lost here too."
     )
 
 
@@ -107,7 +118,7 @@ def _list(facts: dict[str, Any], before: str = "") -> str:
         if isinstance(value, dict):
             lines.append(_list(value, f"{before}{key}."))
         elif value is not None:
-            lines.append(f"- {before}{key}: {value}")
+            lines.append(f"- {escape_markdown(f'{before}{key}')}: {escape_markdown(value)}")
     return "\n".join(lines)
 
 

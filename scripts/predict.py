@@ -25,18 +25,17 @@ from typing import Any, cast
 import numpy as np
 
 from lib.cli import fail, parser, run
-from lib.files import read_json
-from lib.onnx_model import OnnxModel, Reader, load_onnx
+from lib.core.escaping import escape_controls
+from lib.onnx.packaged import load_packaged_tokenizer, read_packaged_template
+from lib.onnx_model import OnnxModel, Reader, load_onnx, runtime_errors
 from lib.readers import SUFFIXES, read_rows
 from lib.records import MISSING, as_text, column, describe_value
 from lib.scoring import answer_text, encode_choices
 from lib.templates import Template, render_completion, render_prompt
-from lib.tokens import Tokenizer, load_tokenizer
+from lib.tokens import Tokenizer
 from lib.truncation import shortened
 
-# What some program or terminal takes for the end of a line, and what would act on a terminal.
 _PARQUET = ("pyarrow", "datasets")  # the second for files that it wrote itself
-_BREAKS = re.compile("[\x00-\x1f\x80-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,7 @@ class Input:
 
 
 def main(args: argparse.Namespace) -> None:
-    if not (args.model / "template.json").is_file():
-        fail("not a packaged model: it has no template.json", "name the folder that package_model wrote", at=args.model)
-    template = read_json(args.model / "template.json")
-    tokenizer = load_tokenizer(args.model)
+    template, tokenizer = read_packaged_template(args.model), load_packaged_tokenizer(args.model)
     inputs = list(read_inputs(args.text, args.file, template["columns"]))
     if not inputs:
         fail("nothing to answer", 'give a text, as in: predict.py --model MODEL "text", or --file with some lines')
@@ -61,25 +57,22 @@ def main(args: argparse.Namespace) -> None:
     prompts = [fitting_prompt(one, given, template, tokenizer) for one, given in zip(inputs, values, strict=True)]
     model = load_onnx(args.model, args.threads)
     ask = classify if template["task"] == "classification" else generate
-    for given, result in zip(values, ask(model, tokenizer, template, prompts), strict=True):
-        print(as_json(given, result) if args.json else as_line(result), flush=True)
+    with runtime_errors("cannot run it", at=args.model):
+        for given, result in zip(values, ask(model, tokenizer, template, prompts), strict=True):
+            print(as_json(given, result) if args.json else as_line(result), flush=True)
 
 
 def as_json(given: dict[str, str], result: dict[str, Any]) -> str:
     """Return an answer with its input as one line of JSON."""
     asked = next(iter(given.values())) if len(given) == 1 else given
-    return _on_one_line(json.dumps({"input": asked, **result}, ensure_ascii=False))
+    return escape_controls(json.dumps({"input": asked, **result}, ensure_ascii=False))
 
 
 def as_line(result: dict[str, Any]) -> str:
     """Return an answer as a person reads it, always in one line."""
     if "label" in result:
-        return f"{_on_one_line(result['label'])}\t{result['probability']:.4f}"
-    return _on_one_line(result["answer"])
-
-
-def _on_one_line(text: str) -> str:
-    return _BREAKS.sub(lambda sign: json.dumps(sign[0])[1:-1], text)
+        return f"{escape_controls(result['label'])}\t{result['probability']:.4f}"
+    return escape_controls(result["answer"])
 
 
 def read_inputs(texts: Sequence[str], file: Path | None, columns: Sequence[str]) -> Iterator[Input]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import parser, progress, run
+from lib.core.escaping import escape_formula
 from lib.files import published, read_json, read_jsonl, write_json
 from lib.layout import results_argument
 
@@ -67,11 +68,11 @@ def variants(summary: dict[str, Any]) -> Iterable[list[Any]]:
 
 
 def write_table(path: Path, head: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A CSV table; None is an empty cell."""
+    """Write a CSV table; None is an empty cell, and no text is a formula to a spreadsheet."""
     with published(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)
-        writer.writerows(rows)
+        writer.writerows([escape_formula(cell) for cell in row] for row in rows)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lib.core.escaping import escape_controls
+
 # Libraries report to their makers unless told otherwise: ONNX Runtime and ONNX Runtime GenAI on Linux since 1.29 (its
 # Privacy.md), the hub's clients, DVC. They read these variables when they are imported, and every script, the Snakefile
 # and the benchmarks import this module first. Azure's clients take an argument instead (enable_telemetry).
@@ -49,8 +51,11 @@ def fail(what: str, hint: str = "", *, at: str | Path | None = None, line: int |
 
 
 def error_line(error: object) -> str:
-    """Return `error: …`, one line of at most 500 characters; of a longer one the middle goes, not place and hint."""
-    line = " ".join(f"error: {error}".splitlines())
+    """Return `error: …`, one line of at most 500 characters; of a longer one the middle goes, not place and hint.
+
+    Control characters, which a name or a label may bring, are written out: no error acts on the terminal.
+    """
+    line = escape_controls(" ".join(f"error: {error}".splitlines()))
     if len(line) <= _LONGEST_LINE:
         return line
     hint = line[-_LONGEST_HINT:].partition(" ")[2]  # begins with a whole word
@@ -106,6 +111,7 @@ def progress(message: str) -> None:
 
 
 def _say(message: str) -> None:
+    message = escape_controls(message)
     print(message, file=_terminal, flush=True)
     if _terminal is not sys.stderr:
         print(message, file=sys.stderr, flush=True)

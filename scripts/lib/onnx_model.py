@@ -5,7 +5,8 @@ measures the memory of what ships, not of what made it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import onnxruntime_genai as og
 
 from lib.cli import fail, first_line
-from lib.files import read_json
+from lib.onnx.packaged import read_genai_config
 from lib.tokens import shared_beginning
 
 
@@ -50,23 +51,24 @@ class OnnxModel:
 def load_onnx(folder: Path, threads: int) -> OnnxModel:
     """Load a genai folder; `threads` goes into the session options, not into the files.
 
-    Raises `UserError` when the folder is none or ONNX Runtime cannot load its model.
+    Raises `UserError` when the folder is none, may do more than answer, or ONNX Runtime cannot load its model.
     """
-    if not (folder / "genai_config.json").is_file():
-        fail(
-            "not a model folder: it has no genai_config.json",
-            "name the folder that build_onnx or package_model wrote",
-            at=folder,
-        )
-    try:
+    with runtime_errors("cannot load it", at=folder):
         return open_onnx(folder, threads)
-    except RuntimeError as error:
-        fail(f"ONNX Runtime cannot load it: {first_line(error)}", "make the folder again", at=folder)
+
+
+@contextmanager
+def runtime_errors(what: str, *, at: Path) -> Iterator[None]:
+    """Turn what ONNX Runtime raises for a model that it cannot load or run into `UserError`."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError) as error:  # C++ exceptions as pybind11 passes them on
+        fail(f"ONNX Runtime {what}: {first_line(error)}", "make the folder again", at=at)
 
 
 def open_onnx(folder: Path, threads: int) -> OnnxModel:
     """As `load_onnx`, but raises ONNX Runtime's own `RuntimeError`."""
-    made = read_json(folder / "genai_config.json")
+    made = read_genai_config(folder)
     on_cpu = not made["model"]["decoder"]["session_options"].get("provider_options")
     if not on_cpu:
         import onnxruntime
@@ -83,6 +85,15 @@ def open_onnx(folder: Path, threads: int) -> OnnxModel:
         threads,
         on_cpu=on_cpu,
     )
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """Return ONNX Runtime GenAI's own tokenizer of a model folder, which only a loaded model has.
+
+    Raises `UserError` for a folder that may do more, and whatever ONNX Runtime raises.
+    """
+    read_genai_config(folder)
+    return og.Tokenizer(og.Model(str(folder)))
 
 
 def context_length(config: dict[str, Any]) -> int:

@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from lib.files import read_json
 from lib.memory import keep_freed_memory
+from lib.onnx.packaged import read_genai_config
 from lib.onnx_model import OnnxModel, log_softmax
 from lib.tokens import shared_beginning
 
@@ -40,7 +40,7 @@ class Scorer:
 
     def __init__(self, folder: Path, threads: int) -> None:
         """Raises `ValueError` when the model takes more than ids, mask, positions, keys and values, or other types."""
-        decoder = read_json(folder / "genai_config.json")["model"]["decoder"]
+        decoder = read_genai_config(folder)["model"]["decoder"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3

@@ -1,0 +1,220 @@
+"""Packaged models from strangers: everything in the folder is checked before ONNX Runtime or a tokenizer reads it.
+
+`genai_config.json` is code in disguise: ONNX Runtime GenAI loads the library that `custom_ops_library` names, hands
+unknown session options on to ONNX Runtime, and fills in names of layers as C's printf does. So it may hold what the
+builder of onnxruntime-genai 0.18.0 writes with the options that slmflow gives it (`make_genai_config` in
+builders/base.py and what subclasses change), what `build_onnx` and `check_tokenizer` write, and nothing else.
+
+Where the ONNX file has its weights is left to ONNX Runtime, which refuses absolute paths, `..` and links that lead out
+of the folder (tests/test_packaged.py).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from lib.cli import UserError, fail, first_line
+from lib.core.forms import (
+    Form,
+    either,
+    flag,
+    list_of,
+    matching,
+    number,
+    one_of,
+    read_form,
+    record,
+    text,
+    whole,
+)
+from lib.core.paths import check_bare_name, check_plain_files
+from lib.templates import Template, columns_of
+from lib.tokens import Tokenizer, load_tokenizer
+
+GENAI_CONFIG = "genai_config.json"
+TEMPLATE = "template.json"
+_AGAIN = "a packaged model has only what slmflow writes into it: package it again"
+
+_MOST_LAYERS = 10_000
+_MOST_HEADS = 1 << 20  # and sizes of a head
+_MOST_BEAMS = 32  # more, ONNX Runtime GenAI refuses
+_LAYER_NAMES = matching(r"[\w./]{0,100}%d[\w./]{0,100}")  # filled in with printf
+_NAME = matching(r"[\w./]{1,200}")
+_SWITCH = one_of("0", "1")
+_OFFSET = matching(r"\d{1,10}")
+
+
+def _file_name(value: Any, name: str) -> str | None:
+    """Allow the name of a file beside genai_config.json."""
+    try:
+        check_bare_name(value, at=name)
+    except UserError as error:
+        return str(error).partition(";")[0]
+    return None
+
+
+_PROVIDERS: dict[str, Form] = {
+    "cuda": record(optional={"enable_cuda_graph": _SWITCH}),
+    "dml": record(optional={"enable_graph_capture": _SWITCH}),
+    "webgpu": record(
+        optional={
+            "enableGraphCapture": _SWITCH,
+            "validationMode": one_of("disabled", "basic"),
+            "multiRotaryCacheConcatOffset": _OFFSET,
+        }
+    ),
+    "NvTensorRtRtx": record(optional={"enable_cuda_graph": _SWITCH, "multi_rotary_cache_concat_offset": _OFFSET}),
+}
+_SESSION_OPTIONS = record(
+    optional={
+        "log_id": matching(r"[\w.-]{0,100}"),
+        "provider_options": list_of(record(optional=_PROVIDERS)),
+        "intra_op_num_threads": whole(1, 4096),
+        # Three that the builder writes for some CUDA graphs; all others go unread to ONNX Runtime.
+        "ep.cuda.fpa_intb_gemm": _SWITCH,
+        "optimization.disable_specified_optimizers": one_of("MatMulNBitsFusion"),
+        "session.use_device_allocator_for_initializers": _SWITCH,
+    }
+)
+_SLIDING_WINDOW = record(
+    {"window_size": whole(1)},
+    {
+        "slide_key_value_cache": flag,
+        "slide_inputs": flag,
+        "layers": list_of(whole(0, _MOST_LAYERS)),
+        "cache_slack": whole(),
+    },
+)
+_PLAIN_TENSORS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "logits")
+_STATES = ("key", "value", "key_scale", "value_scale", "conv", "recurrent")
+_INPUTS = record(optional=dict.fromkeys(_PLAIN_TENSORS, _NAME) | {f"past_{one}_names": _LAYER_NAMES for one in _STATES})
+_OUTPUTS = record(
+    {"logits": _NAME},
+    {f"present_{one}_names": _LAYER_NAMES for one in _STATES},
+)
+_DECODER = record(
+    {
+        "session_options": _SESSION_OPTIONS,
+        "filename": _file_name,
+        "inputs": _INPUTS,
+        "outputs": _OUTPUTS,
+        "head_size": whole(0, _MOST_HEADS),
+        "hidden_size": whole(),
+        "num_attention_heads": whole(0, _MOST_HEADS),
+        "num_hidden_layers": whole(0, _MOST_LAYERS),
+        "num_key_value_heads": whole(0, _MOST_HEADS),
+    },
+    {
+        "sliding_window": _SLIDING_WINDOW,
+        "layer_types": list_of(matching(r"[a-z_]{1,50}")),
+        "conv_cache_size": whole(),
+    },
+)
+_TOKEN_ID = whole()
+_TOKEN_IDS = either(_TOKEN_ID, list_of(_TOKEN_ID, least=1))
+_OTHER_TOKENS = ("bot_token_id", "eot_token_id", "bor_token_id", "eor_token_id", "image_token_id")
+_SEARCH = record(
+    {"max_length": whole(1)},
+    {
+        "do_sample": flag,
+        "early_stopping": flag,
+        "past_present_share_buffer": flag,
+        "diversity_penalty": number,
+        "length_penalty": number,
+        "repetition_penalty": number,
+        "temperature": number,
+        "top_p": number,
+        "top_k": whole(),
+        "min_length": whole(),
+        "no_repeat_ngram_size": whole(),
+        "num_beams": whole(1, _MOST_BEAMS),
+        "num_return_sequences": whole(1, _MOST_BEAMS),
+    },
+)
+_GENAI_CONFIG = record(
+    {
+        "model": record(
+            {
+                "type": matching(r"[a-z0-9_-]{1,100}"),
+                "context_length": whole(1),
+                "vocab_size": whole(1),
+                "eos_token_id": _TOKEN_IDS,
+                "decoder": _DECODER,
+            },
+            {"bos_token_id": _TOKEN_ID, "pad_token_id": _TOKEN_ID} | dict.fromkeys(_OTHER_TOKENS, _TOKEN_ID),
+        ),
+        "search": _SEARCH,
+    }
+)
+
+_SEGMENTS = list_of(either(record({"text": text}), record({"column": text})), least=1)
+_NAMES = list_of(text, least=1)
+_TEMPLATE = record(
+    {
+        "task": one_of("classification", "generation"),
+        "target": text,
+        "columns": _NAMES,
+        "prompt": _SEGMENTS,
+        "completion": _SEGMENTS,
+        "labels": either(_NAMES, one_of(None)),
+        "max_length": whole(1),
+        "truncation": one_of("reject", "left", "right"),
+    },
+    {"optional_columns": list_of(text)},
+)
+_CHAT_TEMPLATE = either(text, list_of(record({"name": text, "template": text})), one_of(None))
+_TOKENIZER_CONFIG = record(optional={"chat_template": _CHAT_TEMPLATE}, others=True)
+
+
+def read_genai_config(folder: Path) -> dict[str, Any]:
+    """Return genai_config.json of a model folder, whose files are plain and whose keys are all known.
+
+    Everything that opens an ONNX model takes its configuration from here. Raises `UserError`.
+    """
+    if not (folder / GENAI_CONFIG).is_file():
+        fail(
+            f"not a model folder: it has no {GENAI_CONFIG}",
+            "name the folder that build_onnx or package_model wrote",
+            at=folder,
+        )
+    check_plain_files(folder)
+    return read_form(folder / GENAI_CONFIG, _GENAI_CONFIG, _AGAIN)
+
+
+def read_packaged_template(folder: Path) -> dict[str, Any]:
+    """Return template.json of a packaged model, whose parts belong together. Raises `UserError`."""
+    file = folder / TEMPLATE
+    if not file.is_file():
+        fail(f"not a packaged model: it has no {TEMPLATE}", "name the folder that package_model wrote", at=folder)
+    check_plain_files(folder)
+    template = read_form(file, _TEMPLATE, _AGAIN)
+    if fault := _template_fault(template):
+        fail(fault, _AGAIN, at=file)
+    return template
+
+
+def _template_fault(template: Template) -> str | None:
+    """Return what does not go together in a template, or None."""
+    columns, labels = template["columns"], template["labels"]
+    *segments, end = template["completion"]
+    if sorted(columns) != sorted(columns_of(template["prompt"])):
+        return "columns must be those of the prompt, each once"
+    if "text" not in end or [one["column"] for one in segments if "column" in one] != [template["target"]]:
+        return "completion must have the target once and end with a text"
+    if (template["task"] == "classification") != (labels is not None):
+        return "labels belong to classification, and to nothing else"
+    if labels is not None and (len(set(labels)) < len(labels) or "" in labels):
+        return "labels must differ, and none may be empty"
+    return None
+
+
+def load_packaged_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer in a packaged model's folder. Raises `UserError` for all that keeps it from being read."""
+    read_genai_config(folder)  # end tokens are read from it
+    if (file := folder / "tokenizer_config.json").exists():
+        read_form(file, _TOKENIZER_CONFIG, _AGAIN)
+    try:
+        return load_tokenizer(folder)
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises Exception itself, and the panics of its Rust code
+        fail(f"its tokenizer cannot be read: {first_line(error)}", _AGAIN, at=folder)
