@@ -19,6 +19,8 @@ from lib.cli import fail, first_line
 from lib.onnx.packaged import read_genai_config
 from lib.tokens import shared_beginning
 
+_FATAL = 4  # what is less comes as an exception; ONNX Runtime's own lines would hold names out of the model as they are
+
 
 @dataclass
 class OnnxModel:
@@ -75,7 +77,7 @@ def open_onnx(folder: Path, threads: int) -> OnnxModel:
 
         onnxruntime.preload_dlls()  # CUDA's libraries lie in packages of their own, where the loader does not look
     config = og.Config(str(folder))
-    options = {"intra_op_num_threads": threads}
+    options = {"intra_op_num_threads": threads, "log_severity_level": _FATAL}
     config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
     model = og.Model(config)
     return OnnxModel(

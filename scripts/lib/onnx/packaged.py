@@ -34,6 +34,7 @@ GENAI_CONFIG = "genai_config.json"
 TEMPLATE = "template.json"
 _AGAIN = "a packaged model has only what slmflow writes into it: package it again"
 
+_MOST_TOKENIZER_BYTES = 256 << 20  # the largest that are known have 35 MB
 _MOST_LAYERS = 10_000
 _MOST_HEADS = 1 << 20  # and sizes of a head
 _MOST_BEAMS = 32  # more, ONNX Runtime GenAI refuses
@@ -212,6 +213,9 @@ def load_packaged_tokenizer(folder: Path) -> Tokenizer:
     read_genai_config(folder)  # end tokens are read from it
     if (file := folder / "tokenizer_config.json").exists():
         read_form(file, _TOKENIZER_CONFIG, _AGAIN)
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json", "config.json"):
+        if (folder / name).exists() and (folder / name).stat().st_size > _MOST_TOKENIZER_BYTES:
+            fail("too large for a file of its kind", _AGAIN, at=folder / name)
     try:
         return load_tokenizer(folder)
     except (UserError, KeyboardInterrupt, SystemExit):
