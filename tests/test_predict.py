@@ -128,6 +128,36 @@ def test_the_package_is_the_selected_build_with_template_and_card(workspace, tin
     assert str(workspace) not in card
 
 
+def test_what_no_build_has_is_not_packaged(workspace, tiny_phi3, tmp_path):
+    onnx = shutil.copytree(workspace / "runs", tmp_path / "runs") / "lora/onnx/int4"
+    config = json.loads((onnx / "genai_config.json").read_text())
+    config["model"]["decoder"]["session_options"]["custom_ops_library"] = "evil.so"
+    (onnx / "genai_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="'custom_ops_library', which is not allowed"):
+        package(tmp_path, tiny_phi3, workspace / "corpus")
+    assert not (tmp_path / "model").exists()
+
+
+HOSTILE_LABELS = ["<script>alert(1)</script>", "[x](javascript:alert(1))", "![](http://x/y.png)", "# joy\n---\n", "`a`"]
+
+
+def test_the_card_shows_what_a_stranger_wrote_and_does_nothing_of_it(workspace, tiny_phi3, tmp_path):
+    from markdown_it import MarkdownIt
+
+    corpus = shutil.copytree(workspace / "corpus", tmp_path / "corpus")
+    template = json.loads((corpus / "template.json").read_text())
+    write_json(corpus / "template.json", template | {"labels": HOSTILE_LABELS})
+    shutil.copytree(workspace / "runs", tmp_path / "runs")
+    settings = {"base_model": {"license": HOSTILE_LABELS[0], HOSTILE_LABELS[3]: HOSTILE_LABELS[1:]}}
+    selection = SELECTION | {"reason": f"{HOSTILE_LABELS[1]}\n\n# Heading"}
+    card = (package(tmp_path, tiny_phi3, corpus, selection, **settings) / "README.md").read_text()
+    page = MarkdownIt("gfm-like", {"linkify": False}).render(card)
+    assert set(re.findall("<(\\w+)", page)) <= {"h1", "h2", "p", "ul", "li", "strong", "code"}
+    assert page.count("<h1>") == 1
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "[x](javascript:alert(1))" in page
+
+
 def test_the_card_says_that_the_base_was_quantized_before(workspace, tiny_phi3, tmp_path):
     from lib.manifests import write_manifest
 

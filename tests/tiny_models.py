@@ -26,10 +26,9 @@ CHATML = (
 )
 
 
-def tiny_tokenizer(specials: list[str], roles: dict[str, str], chat_template: str, vocabulary: int = 1000):
-    """A byte-level BPE tokenizer; `specials` get the first ids, in order."""
+def train_tokenizer(specials: list[str], vocabulary: int = 1000):
+    """Train a byte-level BPE tokenizer of the library tokenizers; `specials` get the first ids, in order."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -40,6 +39,14 @@ def tiny_tokenizer(specials: list[str], roles: dict[str, str], chat_template: st
     backend.train_from_iterator(TEXTS * 4, trainer)
     missing = vocabulary - backend.get_vocab_size()
     backend.add_tokens([f"filler{index}" for index in range(missing)])
+    return backend
+
+
+def tiny_tokenizer(specials: list[str], roles: dict[str, str], chat_template: str, vocabulary: int = 1000):
+    """The same as transformers has it, with roles and a chat template."""
+    from transformers import PreTrainedTokenizerFast
+
+    backend = train_tokenizer(specials, vocabulary)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
     tokenizer.chat_template = chat_template
     tokenizer.model_max_length = 512
