@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lib.cli import fail, or_exit
+from lib.core.escaping import escape_controls
 from lib.lock import held_elsewhere
 
 _DAY = 86400
@@ -28,12 +29,13 @@ def main(args: argparse.Namespace) -> None:
         for folder in found:
             with held_by_nobody(folder) as free:
                 if not free:
-                    print(f"kept     {folder}: a job holds it")
+                    print(escape_controls(f"kept     {folder}: a job holds it"))
                     continue
                 size = sum(file.lstat().st_size for file in files(folder))
                 if not args.dry_run:
                     remove(folder)
-                print(f"{'would remove' if args.dry_run else 'removed'}  {folder}: {size / 1e6:.1f} MB")
+                done = "would remove" if args.dry_run else "removed"
+                print(escape_controls(f"{done}  {folder}: {size / 1e6:.1f} MB"))
                 freed += size
         print(f"{freed / 1e6:.1f} MB" if freed else "nothing to remove")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from lib.cli import fail, or_exit
 from lib.comparison import align
+from lib.core.escaping import escape_controls
 from lib.files import read_json, read_jsonl
 from lib.lineage import read_lineage
 from lib.metrics import MAIN_METRIC
@@ -48,7 +49,8 @@ def main(args: argparse.Namespace) -> str:
     counted = [name for name in manifests if name in different]
     if not counted:
         return f"all {len(manifests)} models have the same bytes, intermediate ones included"
-    print(f"{len(counted)} of {len(manifests)} models differ, the first of them {counted[0]}; the scores:")
+    first = escape_controls(counted[0])
+    print(f"{len(counted)} of {len(manifests)} models differ, the first of them {first}; the scores:")
     if outside := compare_scores(args.mine, args.theirs):
         fail(
             f"{outside} scores are further apart than rounding explains",
@@ -86,7 +88,7 @@ def compare_scores(mine: Path, theirs: Path) -> int:
         changed, rows = answered_otherwise(file, other)
         within = abs(apart) <= CHRF if metric == "chrf" else luck_explains(apart, changed, rows)
         outside += not within
-        name = file.relative_to(mine / "scores").with_suffix("").as_posix()
+        name = escape_controls(file.relative_to(mine / "scores").with_suffix("").as_posix())
         print(
             f"{name:<44} {metric} {ours[metric]:.3f} {others[metric]:.3f} ({apart:+.3f}),"
             f" {changed} of {rows} rows answered otherwise" + ("" if within else "   OUTSIDE")

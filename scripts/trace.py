@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, or_exit
+from lib.core.escaping import escape_controls
 from lib.files import read_json
 from lib.lineage import Lineage, broken_links, input_hashes, is_code, read_lineage, settings, sha256_of, sources
 
@@ -24,16 +25,16 @@ _SHOWN = 12  # digits of a hash
 
 def main(args: argparse.Namespace) -> None:
     if args.verify:
-        print(verify(args.results))
+        print(escape_controls(verify(args.results)))
         return
     path, value = resolve(args.what, args.results)
     results = next((place for place in (path, *path.parents) if (place / "lineage.json").is_file()), args.results)
     lineage = read_lineage(results)
     start = recorded(path, lineage)
     if value is not None:
-        print(f"{args.what} = {value}, from {start}")
+        print(escape_controls(f"{args.what} = {value}, from {start}"))
     for line in tree(lineage, start):
-        print(line)
+        print(escape_controls(line))
 
 
 def verify(results: Path) -> str:

@@ -7,6 +7,7 @@ has its head only where there is nothing to plot: no training here, or free answ
 
 import argparse
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,14 @@ def variants(summary: dict[str, Any]) -> Iterable[list[Any]]:
 def write_table(path: Path, head: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV table; None is an empty cell, and no text is a formula to a spreadsheet."""
     with published(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows([escape_formula(cell) for cell in row] for row in rows)
+        file.write(_csv_line(head))
+        file.writelines(_csv_line(map(escape_formula, row)) for row in rows)
+
+
+def _csv_line(cells: Iterable[Any]) -> str:
+    line = io.StringIO(newline="")
+    csv.writer(line).writerow(cells)  # with "\n" for its line end it would leave carriage returns unquoted
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 if __name__ == "__main__":

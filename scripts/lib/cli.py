@@ -157,12 +157,12 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace],
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             _crashed(name, error, args.log)
-        traceback.print_exc()
+        _log_traceback()
         where = place_of(error) or name
         _say(error_line(f"{where}: {error.strerror}; free some space or mend the permissions, then start again"))
         _exit(1)
     except MemoryError as error:
-        traceback.print_exc()
+        _log_traceback()
         _say(error_line(f"{name}: out of memory ({error}); use a smaller batch or a machine with more memory"))
         _exit(1)
     except Exception as error:
@@ -186,8 +186,13 @@ def _process_start() -> float:
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
 
 
+def _log_traceback() -> None:
+    for line in traceback.format_exc().splitlines():  # to the terminal where a person gave no --log
+        print(escape_controls(line), file=sys.stderr)
+
+
 def _crashed(name: str, error: Exception, log: Path | None) -> NoReturn:
-    traceback.print_exc()
+    _log_traceback()
     summary = str(error).strip().splitlines() or [""]
     where = f"; see {log}" if log else ""
     _say(error_line(f"{name}: unexpected {type(error).__name__}: {summary[0][:300]}{where}"))

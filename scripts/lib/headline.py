@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lib.core.escaping import escape_controls
 from lib.files import read_json
 
 
@@ -24,7 +25,7 @@ def headline(results: Path) -> str:
         f"summary  {results}/summary.json",
         f"model    {results}/model",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(escape_controls, lines))
 
 
 def _against(against: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from snakemake.io import _IOFile
 
 from lib.cli import fail, place_of
+from lib.core.escaping import escape_controls
 from lib.files import canonical_json, published, sha256_text
 from lib.lineage import Lineage, is_code, sha256_of, visible_files
 from lib.snakemake_record import STATE, recorded, snakemake_records
@@ -93,7 +94,8 @@ def content_hashes(paths: Iterable[str]) -> dict[str, str]:
 
 def _read(path: str, size: int) -> str | None:
     if size > _LARGE:
-        print(f"lineage: reading {path} ({size / 1e9:.1f} GB), once until it changes", file=sys.stderr, flush=True)
+        line = f"lineage: reading {path} ({size / 1e9:.1f} GB), once until it changes"
+        print(escape_controls(line), file=sys.stderr, flush=True)
     return sha256_of(Path(path))
 
 

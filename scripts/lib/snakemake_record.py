@@ -20,6 +20,7 @@ from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 from snakemake.persistence.file import FilePersistence
 
 from lib.cli import UserError, fail, place_of
+from lib.core.escaping import escape_controls
 from lib.files import canonical_json, sha256_text
 from lib.lineage import NAME, Job, Lineage, input_hashes, read_lineage, sha256_of, write_lineage
 from lib.manifests import STAMP, manifest_path
@@ -241,13 +242,10 @@ def _lying(folder: Path) -> Iterator[str]:
 
 def _tell(results: Path, restored: Sequence[str], unknown: Sequence[str]) -> None:
     if restored:
-        print(
-            f"lineage: {len(restored)} files in {results} came from elsewhere; {NAME} tells how they were made",
-            file=sys.stderr,
-        )
+        line = f"lineage: {len(restored)} files in {results} came from elsewhere; {NAME} tells how they were made"
+        print(escape_controls(line), file=sys.stderr)
     for path in unknown[:3]:
-        print(
-            f"lineage: {path} is not what a job wrote there; it is made again when something needs it", file=sys.stderr
-        )
+        line = f"lineage: {path} is not what a job wrote there; it is made again when something needs it"
+        print(escape_controls(line), file=sys.stderr)
     if len(unknown) > 3:
         print(f"lineage: the same of {len(unknown) - 3} more", file=sys.stderr)
