@@ -13,7 +13,7 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 # What CommonMark and its GitHub dialect act on: code, emphasis, tags, entities, links, tables, formulas; an underscore
 # does nothing within a word, and a backslash only before punctuation (ours may follow).
 _MARKDOWN = re.compile(
-    r"[`*|~$]|<(?=[A-Za-z/!?]|\Z)|\\(?=[!-/:-@\[-`{-~]|\Z)|\](?=[(\[:])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])"
+    r"[`*|~$]|<(?=[A-Za-z/!?]|\Z)|&(?=#?\w+;)|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])|\\(?=[!-/:-@\[-`{-~]|\Z)"
 )
 # What would begin a heading, a quotation, a list or a rule at the start of a line; the sign that makes it is captured.
 _BLOCK = re.compile(r"\s*(?:(#)#{0,5}(?!\S)|(>)|([+-])(?!\S)|([=-])[=-]*\s*\Z|\d{1,9}([.)])(?!\S))")
