@@ -16,8 +16,9 @@ from lib.cli import fail, loaded, parser, progress, run, settings_argument
 from lib.files import read_jsonl, write_json
 from lib.manifests import read_manifest
 from lib.memory import peak_rss_mb
+from lib.onnx.packaged import load_packaged_tokenizer
 from lib.onnx_model import OnnxModel, load_onnx
-from lib.tokens import Tokenizer, load_tokenizer
+from lib.tokens import Tokenizer
 
 
 class Times(NamedTuple):
@@ -35,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
     if not prompts:
         fail("no rows", "bring more rows, or raise split.validation", at=args.rows)
     begin = time.perf_counter()
-    model, tokenizer = load_onnx(args.model, args.threads), load_tokenizer(args.model)
+    model, tokenizer = load_onnx(args.model, args.threads), load_packaged_tokenizer(args.model)
     load_s = time.perf_counter() - begin
     loaded()
     measure(model, tokenizer, prompts[0], settings["new_tokens"])  # the first run allocates and warms caches

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import onnx
 
-from lib.cli import die_with_parent, first_line, loaded, parser, progress, run
+from lib.cli import UserError, die_with_parent, first_line, loaded, parser, progress, run
 from lib.files import read_jsonl, write_json
 from lib.manifests import read_manifest
 from lib.tokenizer_check import TokenizerCheck, describe_check
@@ -133,6 +133,8 @@ def _serve_ids(folder: Path, pipe: Connection) -> None:
         pipe.send([])
         while True:
             pipe.send([tokenizer.encode(text).tolist() for text in pipe.recv()])
+    except UserError:
+        raise
     except Exception as error:  # its C++ code raises what it likes
         pipe.send(first_line(error))
 

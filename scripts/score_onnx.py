@@ -15,6 +15,7 @@ from lib.cli import fail, loaded, parser, progress, run, settings_argument
 from lib.corpus import load_template, read_rows
 from lib.inputs import target_text
 from lib.manifests import read_manifest
+from lib.onnx.packaged import load_packaged_tokenizer
 from lib.onnx_model import OnnxModel, Reader, load_onnx
 from lib.onnx_scorer import open_scorer
 from lib.scoring import answer_limit, answer_text, encode_choices, write_score
@@ -31,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
     rows = read_rows(args.rows)
     model = load_onnx(args.model, args.threads)
     loaded()
-    check_shipped_tokenizer(load_tokenizer(args.model), tokenizer, args.rows, rows)
+    check_shipped_tokenizer(load_packaged_tokenizer(args.model), tokenizer, args.rows, rows)
     score = score_labels if template["task"] == "classification" else score_references
     predictions = list(with_progress(score(model, tokenizer, template, rows, args.settings["evaluate"]), len(rows)))
     write_score(
