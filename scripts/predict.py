@@ -26,7 +26,7 @@ import numpy as np
 
 from lib.cli import fail, parser, run
 from lib.core.escaping import escape_controls
-from lib.onnx.packaged import load_packaged_tokenizer, read_packaged_template
+from lib.onnx.packaged import load_packaged_tokenizer, read_packaged_template, tokenizer_errors
 from lib.onnx_model import OnnxModel, Reader, load_onnx, runtime_errors
 from lib.readers import SUFFIXES, read_rows
 from lib.records import MISSING, as_text, column, describe_value
@@ -54,10 +54,11 @@ def main(args: argparse.Namespace) -> None:
         fail("nothing to answer", 'give a text, as in: predict.py --model MODEL "text", or --file with some lines')
     optional = template.get("optional_columns", ())
     values = [checked_values(one, template["columns"], tokenizer, optional) for one in inputs]
-    prompts = [fitting_prompt(one, given, template, tokenizer) for one, given in zip(inputs, values, strict=True)]
+    with tokenizer_errors(args.model):
+        prompts = [fitting_prompt(one, given, template, tokenizer) for one, given in zip(inputs, values, strict=True)]
     model = load_onnx(args.model, args.threads)
     ask = classify if template["task"] == "classification" else generate
-    with runtime_errors("cannot run it", at=args.model):
+    with tokenizer_errors(args.model), runtime_errors("cannot run it", at=args.model):
         for given, result in zip(values, ask(model, tokenizer, template, prompts), strict=True):
             print(as_json(given, result) if args.json else as_line(result), flush=True)
 

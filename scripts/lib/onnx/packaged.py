@@ -9,6 +9,8 @@ Where the ONNX file has its weights is left to ONNX Runtime, which refuses absol
 of the folder (tests/test_packaged.py).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +208,17 @@ def _template_fault(template: Template) -> str | None:
     if labels is not None and (len(set(labels)) < len(labels) or "" in labels):
         return "labels must differ, and none may be empty"
     return None
+
+
+@contextmanager
+def tokenizer_errors(folder: Path) -> Iterator[None]:
+    """Turn what the library tokenizers raises for a text into `UserError`: Exception itself, and panics of Rust."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != "PanicException":
+            raise
+        fail(f"its tokenizer cannot read a text: {first_line(error)}", _AGAIN, at=folder)
 
 
 def load_packaged_tokenizer(folder: Path) -> Tokenizer:
