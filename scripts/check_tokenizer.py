@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import onnx
 
-from lib.cli import UserError, die_with_parent, first_line, loaded, parser, progress, run
+from lib.cli import die_with_parent, first_line, loaded, parser, progress, run
 from lib.files import read_jsonl, write_json
 from lib.manifests import read_manifest
 from lib.tokenizer_check import TokenizerCheck, describe_check
@@ -125,16 +125,17 @@ class OnnxTokenizer(NamedTuple):
 
 def _serve_ids(folder: Path, pipe: Connection) -> None:
     """Send once that the tokenizer is loaded, then the ids of all texts that come; a string is an error."""
-    from lib.onnx_model import open_tokenizer
+    import onnxruntime_genai as og
+
+    from lib.onnx_model import open_onnx
 
     die_with_parent()
+    model = open_onnx(folder, threads=1).model
     try:
-        tokenizer = open_tokenizer(folder)
+        tokenizer = og.Tokenizer(model)
         pipe.send([])
         while True:
             pipe.send([tokenizer.encode(text).tolist() for text in pipe.recv()])
-    except UserError:
-        raise
     except Exception as error:  # its C++ code raises what it likes
         pipe.send(first_line(error))
 

@@ -19,7 +19,7 @@ from tiny_models import CHATML, train_tokenizer
 
 from lib.cli import UserError, error_line
 from lib.onnx.packaged import load_packaged_tokenizer, read_genai_config, read_packaged_template
-from lib.onnx_model import load_onnx, open_onnx, open_tokenizer
+from lib.onnx_model import load_onnx, open_onnx
 from lib.onnx_scorer import Scorer
 
 # What the builder of onnxruntime-genai 0.18.0 writes, with every key that slmflow's options and models lead to.
@@ -303,7 +303,7 @@ def test_a_link_to_the_folder_is_followed(model, tmp_path):
     (tmp_path / "link").symlink_to(model)
     assert read_packaged_template(tmp_path / "link")["target"] == "tone"
     assert load_packaged_tokenizer(tmp_path / "link").encode("a")
-    assert open_tokenizer(tmp_path / "link").encode("a").tolist()
+    assert open_onnx(tmp_path / "link", 1).context_length == 1
 
 
 # Weights, operators, and who opens models
@@ -313,7 +313,6 @@ OPENERS = {
     "predict": ask,
     "load_onnx": lambda folder: load_onnx(folder, 1),
     "open_onnx": lambda folder: open_onnx(folder, 1),
-    "open_tokenizer": open_tokenizer,
     "Scorer": lambda folder: Scorer(folder, 1),
     "load_packaged_tokenizer": load_packaged_tokenizer,
 }
@@ -379,12 +378,12 @@ def test_the_runtime_says_nothing_by_itself(model, capfd):
 
 
 def test_only_one_module_opens_models():
-    openers = {"onnx_model.py": {"Config", "Model", "Tokenizer"}, "onnx_scorer.py": {"InferenceSession"}}
+    openers = {"onnx_model.py": {"Config", "Model"}, "onnx_scorer.py": {"InferenceSession"}}
     files = [path for folder in ("scripts", "benchmarks", "src") for path in (ROOT / folder).rglob("*.py")]
     assert len(files) > 100
     for file in files:
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        opening = {"Config", "Model", "Tokenizer", "InferenceSession"}
+        opening = {"Config", "Model", "InferenceSession"}
         names = {
             node.attr
             for node in ast.walk(tree)

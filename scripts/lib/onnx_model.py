@@ -89,15 +89,6 @@ def open_onnx(folder: Path, threads: int) -> OnnxModel:
     )
 
 
-def open_tokenizer(folder: Path) -> Any:
-    """Return ONNX Runtime GenAI's own tokenizer of a model folder, which only a loaded model has.
-
-    Raises `UserError` for a folder that may do more, and whatever ONNX Runtime raises.
-    """
-    read_genai_config(folder)
-    return og.Tokenizer(og.Model(str(folder)))
-
-
 def context_length(config: dict[str, Any]) -> int:
     """Tokens that a model reads as it was trained to, by its genai_config.json.
 
