@@ -19,7 +19,7 @@ from lib import resources as needs
 from lib.azureml import job_address, job_type
 from lib.cli import or_exit
 from lib.closure import code_closure
-from lib.config_file import check_yaml, load_config
+from lib.config_file import check_results_folder, check_yaml, load_config
 from lib.files import canonical_json
 from lib.headline import headline
 from lib.layout import Layout
@@ -137,6 +137,7 @@ if workflow.is_main_process:
     or_exit(check_gpus, workflow.resource_settings.overwrite_resources)
     or_exit(check_unquoted, workflow, TEXTS)
     user_paths = {*DATA_FILES, MODEL_PATH, *GIVEN.values()} - {TWEETS, None}
+    or_exit(check_results_folder, R, SOURCES, HOME, user_paths)
     or_exit(known_before, workflow, R, user_paths)
 
 

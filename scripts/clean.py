@@ -4,57 +4,135 @@
     python scripts/clean.py results            all results folders; progress stays, so a later run trains nothing again
     python scripts/clean.py all                results, progress and Snakemake's record
 
-Nothing that a running job holds is removed; while a workflow runs in this folder, results and all are refused.
+Only what a run made is removed: other files in these folders stay, links too, and are named. Nothing that a running job
+holds is removed; while a workflow runs in this folder, results and all are refused.
 """
 
 import argparse
-import fcntl
+import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from lib.cli import fail, or_exit
 from lib.core.escaping import escape_controls
-from lib.lock import held_elsewhere
+from lib.core.locks import WORKSPACE_LOCK, open_lock, try_lock
+from lib.lock import find_living
+from lib.provenance.made_files import Contents, is_results_folder, results_contents, work_contents
 
 _DAY = 86400
+_SHOWN = 5  # names of other files in a folder
+_STATE = WORKSPACE_LOCK.parent
+
+
+class Found(NamedTuple):
+    """A folder, and the files below it. kept: why all of it stays, if it does."""
+
+    folder: Path
+    contents: Contents = Contents([], [])
+    kept: str = ""
+
+    def locks(self) -> list[Path]:
+        """Return those of trainings."""
+        if self.folder == _STATE:
+            return []
+        return [self.folder / name for name in self.contents.made if Path(name).name == "lock"]
 
 
 def main(args: argparse.Namespace) -> None:
     with no_other_run(refuse=args.what != "work"):
-        found = [folder for folder in folders(args.what) if age(folder) >= args.days * _DAY]
-        freed = 0
-        for folder in found:
-            with held_by_nobody(folder) as free:
-                if not free:
-                    print(escape_controls(f"kept     {folder}: a job holds it"))
-                    continue
-                size = sum(file.lstat().st_size for file in files(folder))
-                if not args.dry_run:
-                    remove(folder)
-                done = "would remove" if args.dry_run else "removed"
-                print(escape_controls(f"{done}  {folder}: {size / 1e6:.1f} MB"))
-                freed += size
-        print(f"{freed / 1e6:.1f} MB" if freed else "nothing to remove")
+        found = find_folders(args.what)
+        living = find_living(lock.parent for one in found for lock in one.locks())
+        sizes = [clean(one, living, args) for one in found if not args.days or age(one.folder) >= args.days * _DAY]
+        freed = [size for size in sizes if size is not None]
+        print(f"{sum(freed) / 1e6:.1f} MB" if freed else "nothing to remove")
 
 
-def remove(folder: Path) -> None:
+def clean(found: Found, living: set[Path], args: argparse.Namespace) -> int | None:
+    """Remove what a run made in a folder, and say what goes and stays. Returns its bytes; None when nothing goes."""
+    folder, contents, kept = found
+    with held_by_nobody(found.locks()) as free:
+        if not free or any(lock.parent in living for lock in found.locks()):
+            kept = "a job holds it"
+        if kept:
+            print(escape_controls(f"kept     {folder}: {kept}"))
+            return None
+        size = sum((folder / name).lstat().st_size for name in contents.made)
+        if contents.made and not args.dry_run:
+            remove(folder, contents.made)
+        if contents.made:
+            done = "would remove" if args.dry_run else "removed"
+            print(escape_controls(f"{done}  {folder}: {size / 1e6:.1f} MB"))
+        for name in contents.others[:_SHOWN]:
+            print(escape_controls(f"kept     {folder / name}: no run made it"))
+        if len(contents.others) > _SHOWN:
+            more = len(contents.others) - _SHOWN
+            print(escape_controls(f"kept     {folder}: {more} more files that no run made"))
+        return size if contents.made else None
+
+
+def remove(folder: Path, names: list[str]) -> None:
+    """Remove files of a folder, and then every folder that is empty."""
     try:
-        shutil.rmtree(folder)
+        if folder == _STATE:
+            shutil.rmtree(folder)
+            return
+        for name in names:
+            (folder / name).unlink()
+        for place, _, _ in os.walk(folder, topdown=False):
+            if not os.listdir(place):
+                os.rmdir(place)
+        if folder.parent != Path() and not os.listdir(folder.parent):  # results-control, work/train, work
+            os.removedirs(folder.parent)
     except OSError as error:
         fail(error.strerror or str(error), "mend the permissions, then clean again", at=error.filename or folder)
 
 
-def folders(what: str) -> list[Path]:
-    """Folders of this kind that are here, below the working directory."""
-    work = sorted(path for path in Path("work").glob("*/*") if path.is_dir())
+def find_folders(what: str) -> list[Found]:
+    """Return the folders of this kind below the working directory."""
     if what == "work":
-        return work
-    results = sorted(path for path in (Path("results"), *Path().glob("results-*")) if path.is_dir())
-    others = [path for path in (Path("work"), Path(".snakemake")) if path.is_dir()]
-    return results if what == "results" else [*results, *others]
+        return progress_folders()
+    results = results_folders()
+    return results if what == "results" else [*results, *progress_folders(), *state_folder()]
+
+
+def progress_folders() -> list[Found]:
+    """Return `work/train/KEY`, and what else lies there."""
+    work = Path("work")
+    if work.is_symlink():
+        return [Found(work, kept="it is a link")]
+    found = []
+    for folder in sorted(path for path in work.glob("*/*") if path.is_dir()):
+        linked = folder.is_symlink() or folder.parent.is_symlink()
+        found.append(Found(folder, kept="it is a link") if linked else Found(folder, work_contents(folder, work)))
+    return found
+
+
+def results_folders() -> list[Found]:
+    """Return `results` and all `results-*`; of one that holds results of several runs, as of the control's, these."""
+    found = []
+    for top in sorted(path for path in (Path("results"), *Path().glob("results-*")) if path.is_dir()):
+        if top.is_symlink():
+            found.append(Found(top, kept="it is a link"))
+            continue
+        inside = [] if is_results_folder(top) else [path for path in sorted(top.iterdir()) if not path.is_symlink()]
+        runs = [path for path in inside or [top] if is_results_folder(path)]
+        found += [Found(folder, results_contents(folder)) for folder in runs]
+        if not runs:
+            found.append(Found(top, kept="no run made it"))
+    return found
+
+
+def state_folder() -> list[Found]:
+    """Return Snakemake's own folder, of which all goes."""
+    if not _STATE.is_dir():
+        return []
+    if _STATE.is_symlink():
+        return [Found(_STATE, kept="it is a link")]
+    return [Found(_STATE, Contents([path.relative_to(_STATE).as_posix() for path in files(_STATE)], []))]
 
 
 def files(folder: Path) -> Iterator[Path]:
@@ -70,35 +148,31 @@ def age(folder: Path) -> float:
 @contextmanager
 def no_other_run(*, refuse: bool) -> Iterator[None]:
     """Hold the lock that `make run` holds. Raises `UserError` when a run has it, or Snakemake's own, and `refuse`."""
-    state = Path(".snakemake")
-    if refuse and any((state / "locks").glob("*")):
-        fail(
-            "a run goes on in this folder, or died in it", "wait for it; after a dead one: snakemake --unlock", at=state
-        )
-    if not refuse or not state.is_dir():
+    if refuse and any((_STATE / "locks").glob("*")):
+        hint = "wait for it; after a dead one: snakemake --unlock"
+        fail("a run goes on in this folder, or died in it", hint, at=_STATE)
+    if not refuse or not _STATE.is_dir():
         yield
         return
-    with open(state / "slmflow.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fail("a run goes on in this folder", "wait for it to end", at=state)
+    lock = open_lock(WORKSPACE_LOCK)
+    try:
+        if not try_lock(lock, WORKSPACE_LOCK):
+            fail("a run goes on in this folder", "wait for it to end", at=_STATE)
         yield
+    finally:
+        os.close(lock)
 
 
 @contextmanager
-def held_by_nobody(folder: Path) -> Iterator[bool]:
-    """Hold the locks below a folder of progress, if all are free, so that no training starts while it is removed."""
-    locks = [open(path, "a") for path in sorted(folder.rglob("lock"))]  # noqa: SIM115 (closed below)
-    try:
-        for lock in locks:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield not any(held_elsewhere(Path(lock.name).parent) for lock in locks)
-    except BlockingIOError:
-        yield False
-    finally:
-        for lock in locks:
-            lock.close()
+def held_by_nobody(locks: list[Path]) -> Iterator[bool]:
+    """Hold the locks of progress, if all are free, so that no training starts while it is removed."""
+    with ExitStack() as stack:
+        free = True
+        for path in locks:
+            lock = open_lock(path)
+            stack.callback(os.close, lock)
+            free = free and try_lock(lock, path, needs_locks=False)
+        yield free
 
 
 if __name__ == "__main__":

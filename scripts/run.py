@@ -5,7 +5,7 @@ this program's own lock tells that no other run is alive. When a rule fails, the
 script is repeated last.
 """
 
-import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +13,9 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lib.cli import error_line
+from lib.cli import UserError, error_line, fail
+from lib.core.locks import WORKSPACE_LOCK, is_still_there, open_lock, try_lock
+from lib.core.yaml_files import check_yaml_text, read_text
 
 _MOMENT = 3.0  # seconds in which Snakemake says that it was interrupted
 _TRACEBACK = ("Traceback (most recent call last)", "Exception ignored in")
@@ -29,25 +31,43 @@ STOPPED = {
 
 def main(arguments: list[str]) -> int:
     try:
-        Path(".snakemake").mkdir(exist_ok=True)
-        lock = open(".snakemake/slmflow.lock", "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        print(f"error: {error.filename}: {error.strerror}; mend the permissions, then start again", file=sys.stderr)
+        check_configuration(arguments)
+        lock = hold_workspace()
+    except UserError as error:
+        print(error_line(error), file=sys.stderr)
         return 1
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("error: another run is going on in this folder; wait for it to end", file=sys.stderr)
-            return 1
-        options = [*_cores(arguments), *arguments]
-        if any(Path(".snakemake/locks").glob("*")):  # first: behind `--` it would be a target
-            subprocess.run([*SNAKEMAKE, "--unlock", *options], stderr=subprocess.DEVNULL)
-        code, lines = follow([*SNAKEMAKE, *options])
+    options = [*_cores(arguments), *arguments]
+    if any(Path(".snakemake/locks").glob("*")):  # first: behind `--` it would be a target
+        subprocess.run([*SNAKEMAKE, "--unlock", *options], stderr=subprocess.DEVNULL)
+    code, lines = follow([*SNAKEMAKE, *options])
+    os.close(lock)
     if code not in (0, 130):  # 130: Ctrl-C
         errors = [line for line in lines if line.startswith("error: ")] or [_reason(lines)]
         print("", *dict.fromkeys(errors), sep="\n", file=sys.stderr)
     return code
+
+
+def check_configuration(arguments: list[str]) -> None:
+    """Raise `UserError` for a configuration that Snakemake, which reads it first, would die of or run code of."""
+    option = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            option, _, argument = argument.partition("=")
+        if argument and option in ("--configfile", "--configfiles"):
+            check_yaml_text(read_text(Path(argument)), argument)
+
+
+def hold_workspace() -> int:
+    """Lock this folder for one run until the descriptor is closed. Raises `UserError` when another run has it."""
+    try:
+        WORKSPACE_LOCK.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        fail(str(error.strerror), "mend the permissions, then start again", at=WORKSPACE_LOCK.parent)
+    lock = open_lock(WORKSPACE_LOCK)
+    if not (try_lock(lock, WORKSPACE_LOCK) and is_still_there(WORKSPACE_LOCK, lock)):  # `make clean` removes it
+        os.close(lock)
+        fail("another run is going on in this folder; wait for it to end")
+    return lock
 
 
 def _cores(arguments: list[str]) -> list[str]:

@@ -75,11 +75,14 @@ def _nothing() -> None:
 
 
 def time_limit(minutes: float | None) -> float | None:
-    """Unix time at which a scheduler kills this job: `minutes` after the start, or what Slurm says; None: never."""
-    ends = [time.time() + 60 * minutes] if minutes else []
-    if "SLURM_JOB_END_TIME" in os.environ:
-        ends.append(float(os.environ["SLURM_JOB_END_TIME"]))
-    return min(ends, default=None)
+    """When a scheduler kills this job: `minutes` after the start, or what Slurm says; None: never.
+
+    By the monotonic clock, which goes on evenly when somebody sets the time of day.
+    """
+    left = [60 * minutes] if minutes else []
+    if "SLURM_JOB_END_TIME" in os.environ:  # Unix time
+        left.append(float(os.environ["SLURM_JOB_END_TIME"]) - time.time())
+    return time.monotonic() + min(left) if left else None
 
 
 def progress_key(args: argparse.Namespace) -> str:

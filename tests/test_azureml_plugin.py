@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from conftest import ROOT
 from snakemake_interface_common.exceptions import WorkflowError
 
@@ -131,33 +133,154 @@ def test_a_job_without_place_or_software_is_refused():
         specification(azureml_conda_file="gone.yaml")
 
 
+@pytest.mark.parametrize("scheme", ["azureml", "AZUREML", "AzureML"])
+def test_the_scheme_of_an_address_may_be_in_any_case(scheme):
+    job = specification(
+        azureml_inputs=f"a=uri_file:download:{scheme}:Mine:1", azureml_outputs=f"b={scheme}://datastores/D/paths/P"
+    )
+    assert job.inputs["a"].uri == "azureml:Mine:1"
+    assert job.outputs["b"] == "azureml://datastores/D/paths/P"
+
+
+# No secret of anybody: shapes as their makers document them, put together here so that no scanner takes them for real.
+WORD = "Abcdefghij0123456789" * 3
+SHAPES = {
+    "Hugging Face": f"hf_{WORD[:34]}",
+    "in a header": f"Bearer hf_{WORD[:34]}",
+    "GitHub, classic": f"ghp_{WORD[:36]}",
+    "GitHub, OAuth": f"gho_{WORD[:36]}",
+    "GitHub, server": f"ghs_{WORD[:36]}",
+    "GitHub, fine-grained": f"github_pat_{WORD[:22]}_{WORD}",
+    "GitLab": f"glpat-{WORD[:20]}",
+    "GitLab, runner": f"glrt-{WORD[:20]}",
+    "Amazon": "AKIA" + "ABCDEFGH01234567",
+    "Amazon, session": "ASIA" + "ABCDEFGH01234567",
+    "Google": f"AIza{WORD[:35]}",
+    "OpenAI": f"sk-{WORD[:48]}",
+    "OpenAI, project": f"sk-proj-{WORD[:40]}",
+    "Anthropic": f"sk-ant-api03-{WORD[:40]}",
+    "Stripe": f"sk_live_{WORD[:24]}",
+    "Slack": f"xoxb-123456789012-{WORD[:24]}",
+    "Slack, app": f"xapp-1-{WORD[:24]}",
+    "PyPI": f"pypi-AgEIcHlwaS5vcmc{WORD}",
+    "npm": f"npm_{WORD[:36]}",
+    "header with a token": f"Authorization: bearer {WORD}",
+    "password in an address": "https://user:pass@example.org/x",
+    "password in another": "postgresql://admin:p%40ss@db:5432/x",
+    "token in an address": "https://:abc@example.org",
+    "private key": "-----BEGIN RSA PRIVATE KEY-----\nMII",
+    "private key, OpenSSH": "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "private key, PKCS 8": "-----BEGIN PRIVATE KEY-----",
+    "shared access signature": "https://a.blob.core.windows.net/c?sv=2024-01-01&sp=r&sig=abc%3D",
+    "signature alone": "?sig=abc",
+    "storage connection string": "DefaultEndpointsProtocol=https;AccountName=a;accountkey = b==",
+    "service bus": "Endpoint=sb://a.servicebus.windows.net/;SharedAccessKeyName=n;SharedAccessKey=k",
+    "database": "Server=tcp:a.database.windows.net;User ID=u;Password=p;",
+    "JSON Web Token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.x",
+    "in other text": f"see hf_{WORD[:34]}, please",
+    "emulator away": "AccountName=a;AccountKey=b;BlobEndpoint=http://127.0.0.1.example.org/a",
+    "emulator and another": "AccountKey=b;BlobEndpoint=http://127.0.0.1:1/a;QueueEndpoint=https://example.org/a",
+}
+NAMES = [
+    "HF_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "db_password",
+    "OPENAI_API_KEY",
+    "apikey",
+    "KEY",
+    "storageKey",
+    "A_SAS",
+    "GH_PAT",
+]
+NAMES += ["DB_PWD", "AZURITE_CONNECTION_STRING", "MYSQL_CONN_STR", "SSH_PASSPHRASE", "my-credentials", "BASIC_AUTH"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_secret_is_known_by_its_shape_under_any_name_and_not_repeated(shape):
+    with pytest.raises(WorkflowError, match="HARMLESS seems to be a secret") as error:
+        check_no_secrets({"A": "1", "HARMLESS": SHAPES[shape]})
+    assert SHAPES[shape] not in str(error.value)
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz"),
-        ("AWS_SECRET_ACCESS_KEY", "x"),
-        ("db_password", "x"),
-        ("STORAGE", "DefaultEndpointsProtocol=https;AccountName=a;AccountKey=b=="),
-        ("URL", "https://a.blob.core.windows.net/c?sv=2024&sig=abc"),
-        ("AZURITE_CONNECTION_STRING", "AccountName=a;AccountKey=b;BlobEndpoint=http://example.org/a"),
-        ("MY_TOKEN", "https://user:password@example.org/"),
-        ("SOMETHING", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.x"),
-    ],
+    "value", ["x", "123456", "hunter2 hunter2", "/run/x", "https://example.org/x", "correct-horse"]
 )
-def test_secrets_are_refused_and_not_repeated(name, value):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_secret_is_known_by_its_name_whatever_it_looks_like(name, value):
     with pytest.raises(WorkflowError, match=f"{name} seems to be a secret") as error:
-        check_no_secrets({"A": "1", name: value})
-    assert value not in str(error.value)
+        check_no_secrets({name: value})
+    assert value not in str(error.value).replace(name, "")
+
+
+VAULT = "https://vault.vault.azure.net/secrets/hf-token"
+ALMOST = [f"{VAULT}?sig=x", VAULT.replace("https://", "https://u:p@"), VAULT.replace(".net", ".net.example.org")]
+ALMOST += [
+    VAULT.replace("https", "http"),
+    VAULT.replace("/secrets/", "/x/"),
+    "https://[",
+    "https://vault.azure.net/secrets/x",
+]
+
+
+@pytest.mark.parametrize("value", ALMOST)
+def test_only_the_address_of_a_vault_may_stand_under_the_name_of_a_secret(value):
+    check_no_secrets(
+        {"MY_TOKEN": VAULT, "MY_KEY": VAULT.replace(".net", ".cn"), "SAS": VAULT.replace("https", "HTTPS")}
+    )
+    with pytest.raises(WorkflowError, match="MY_TOKEN seems to be a secret"):
+        check_no_secrets({"MY_TOKEN": value})
+
+
+PLAIN = {
+    "SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME": "mystorage",
+    "AZURITE_CONNECTION_STRING": "AccountName=a;AccountKey=b;BlobEndpoint=http://127.0.0.1:10000/a;",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TOKENIZER": "results/base/tokenizer.json",
+    "USE_TOKEN": "off",
+    "MAX_NEW_TOKENS": "512",
+    "MONKEY": "banana",
+    "SASKIA": "a name",
+    "AUTHOR": "somebody",
+    "PWD": "/home/somebody",
+    "KEYBOARD": "de",
+    "REVISION": "f39ac1d28e925b323eae81227eaba4464caced4e",
+    "SHA256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "UUID": "123e4567-e89b-12d3-a456-426614174000",
+    "FILE": "sk-learn_baseline-of-2026-with-a-long-name.jsonl",
+    "COLUMN": "hf_score, key, token, password",
+    "LABELS": "basic configuration, bearer of bad news, sk-2024",
+    "PROMPT": "Which password was asked for? {text}: reset, sign in; user@example.org",
+    "MODEL": "azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/11",
+    "URL": "https://example.org:8443/path?query=signal&x=1#user@host",
+    "REMOTE": "git@github.com:owner/repository.git",
+    "IMAGE": "mcr.microsoft.com/azureml/openmpi4.1.0-ubuntu22.04@sha256:" + "0" * 64,
+}
 
 
 def test_what_is_no_secret_passes():
-    check_no_secrets(
-        {
-            "SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME": "mystorage",
-            "SLMFLOW_HF_TOKEN_SECRET": "https://vault.vault.azure.net/secrets/hf-token",
-            "AZURITE_CONNECTION_STRING": "AccountName=a;AccountKey=b;BlobEndpoint=http://127.0.0.1:10000/a;",
-        }
-    )
+    check_no_secrets(PLAIN)
+
+
+def test_no_value_of_a_shipped_configuration_seems_a_secret():
+    """Under the name of its key: its words are none of those that name secrets either."""
+    values = {}
+    for path in (ROOT / "config.yaml", *(ROOT / "examples").glob("*.yaml"), *(ROOT / "profiles").glob("*/*.yaml")):
+        waiting = [("", yaml.safe_load(path.read_text()))]
+        while waiting:
+            name, value = waiting.pop()
+            below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+            waiting += [(f"{name}.{key}", one) for key, one in below]
+            values[f"{path.name}{name}"] = str(value)
+    assert len(values) > 100
+    check_no_secrets(values)
+
+
+def test_a_long_value_is_searched_at_once():
+    begin = time.monotonic()
+    for text in ("://", "a", ":", "eyJ", "-eyJ", "password ", "bearer ", "sk-", "?sig", "-----BEGIN "):
+        check_no_secrets({"A": text * (32_000 // len(text))})
+        check_no_secrets({"A": "://" + text * (32_000 // len(text))})
+    assert time.monotonic() - begin < 10
 
 
 @pytest.mark.parametrize(("name", "slug"), [("train_adapter", "train-adapter"), ("__", "job"), ("a" * 99, "a" * 60)])

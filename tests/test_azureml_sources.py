@@ -23,10 +23,12 @@ from lib.files import read_json, sha256_file
 from lib.lineage import sha256_of
 from lib.mlflow_layout import flat_folder
 from lib.report.choice import _base_name
+from snakemake_executor_plugin_azureml.specification import parse_inputs
 
 REGISTRY = "azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/11"
 FILE = "azureml://datastores/workspaceblobstore/paths/train/tickets.jsonl"
 LONG = "azureml://subscriptions/s/resourcegroups/g/workspaces/w/"
+LONG_UPPER = "azureml://subscriptions/S/resourcegroups/G/workspaces/W/"
 
 
 # Addresses
@@ -50,6 +52,24 @@ def test_a_job_names_a_model_of_its_workspace_in_azures_own_way():
     assert job_address("azureml://models/mine/versions/2") == "azureml:mine:2"
     assert job_address(REGISTRY) == REGISTRY
     assert job_address(f"{LONG}models/mine/versions/2") == f"{LONG}models/mine/versions/2"
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("AZUREML://Registries/R/MODELS/Phi-3/Versions/11", "azureml://registries/R/models/Phi-3/versions/11"),
+        ("AzureML://DataStores/D/Paths/Train/A.JSONL", "azureml://datastores/D/paths/Train/A.JSONL"),
+        (f"{LONG.upper()}MODELS/Mine/VERSIONS/2B", f"{LONG_UPPER}models/Mine/versions/2B"),
+        (f"{LONG.upper()}DATASTORES/D/PATHS/Models/Paths/", f"{LONG_UPPER}datastores/D/paths/Models/Paths/"),
+        ("AZUREML://Models/Models/Versions/Versions", "azureml:Models:Versions"),
+    ],
+)
+def test_an_address_that_the_configuration_takes_is_one_that_a_job_takes(written, address):
+    """The words of an address in any case; names keep theirs."""
+    assert job_address(written) == address
+    assert parse_model(written)
+    (given,) = parse_inputs(f"model=uri_file:download:{job_address(written)}", "here").values()
+    assert given.uri == address
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -140,6 +141,154 @@ def test_users_of_other_names_see_each_others_cards(machine):
     finally:
         theirs.kill()
         theirs.join()
+
+
+def make_hostile(place: Path, kind: str) -> None:
+    """What another user may have put in the place of the folder of locks, or of one lock in it."""
+    other = place.with_name("other")
+    other.mkdir(mode=0o700)
+    if kind == "link to a folder":
+        place.symlink_to(other)
+    elif kind == "dangling link":
+        place.symlink_to(other / "gone")
+    elif kind == "plain file":
+        place.touch()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+        place.chmod(0o777 if kind == "removable by all" else 0o1777)
+        lock = place / "GPU-1.lock"
+        {
+            "removable by all": lambda: None,
+            "lock is a pipe": lambda: os.mkfifo(lock),
+            "lock is a link": lambda: lock.symlink_to(other),
+            "lock is a dangling link": lambda: lock.symlink_to(other / "made"),
+            "lock is a folder": lock.mkdir,
+        }[kind]()
+
+
+KINDS = ["link to a folder", "dangling link", "plain file", "pipe", "removable by all"]
+KINDS += [f"lock is a {what}" for what in ("pipe", "link", "dangling link", "folder")]
+
+
+@pytest.fixture
+def one_card(tmp_path, monkeypatch) -> Path:
+    """A machine of one card, GPU-1; returns the place of the locks."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    return tmp_path / "locks"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hostile_folder_of_locks_is_left_for_one_of_the_users_own(one_card, tmp_path, capfd, kind):
+    make_hostile(one_card, kind)
+    assert cards.claim(1, one_card) == ["GPU-1"]
+    (said,) = capfd.readouterr().err.splitlines()
+    assert str(one_card) in said
+    assert f"(the GPUs' locks now lie in {cards.own_place()}: jobs of other users are not seen)" in said
+    assert cards._free_cards(1, ["GPU-1"], cards.own_place(), shared=False) is None, "the lock is held there"
+    assert (tmp_path / "other").stat().st_mode & 0o7777 == 0o700, "what is not ours keeps its mode"
+    assert not list((tmp_path / "other").iterdir())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_folder_of_locks_is_for_all_and_an_old_one_keeps_its_mode(one_card, umask, capfd):
+    before = os.umask(umask)
+    try:
+        assert cards.claim(1, one_card) == ["GPU-1"]
+    finally:
+        os.umask(before)
+    assert one_card.stat().st_mode & 0o7777 == 0o1777
+    assert (one_card / "GPU-1.lock").stat().st_mode & 0o7777 == 0o644
+    one_card.chmod(0o755)
+    assert cards._free_cards(1, ["GPU-1"], one_card, shared=True) is None
+    assert one_card.stat().st_mode & 0o7777 == 0o755
+    assert capfd.readouterr().err == ""
+
+
+def test_a_home_that_cannot_hold_locks_either_is_one_line(one_card, tmp_path):
+    one_card.touch()
+    (tmp_path / "home").touch()
+    with pytest.raises(UserError, match=r"home/\.cache/slmflow/gpus-.*: .*; "):
+        cards.claim(1, one_card)
+
+
+NAMES = [
+    "../../x",
+    "/x",
+    "GPU-1/../../x",
+    "MIG-1/../2",
+    "-1",
+    "NoDevFiles",
+    "0 1",
+    "GPU-",
+    "a\nb",
+    "٣",
+    "0x1",
+    "9" * 500,
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_no_card_has_never_becomes_a_path(one_card, monkeypatch, name):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
+    with pytest.raises(UserError, match="^CUDA_VISIBLE_DEVICES: there is no GPU '") as told:
+        cards.claim(1, one_card)
+    assert len(str(told.value).splitlines()) == 1
+    assert not one_card.exists()
+
+
+@pytest.mark.parametrize("name", ["0", "17", "GPU-8f1", "MIG-41b5", "MIG-GPU-8f1c-22/1/0"])
+def test_a_card_by_any_name_of_cuda_is_locked(one_card, monkeypatch, name):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f" {name} ,")
+    assert cards.claim(1, one_card) == [name]
+    assert [file.name for file in one_card.iterdir()] == [f"{name.replace('/', '_')}.lock"]
+
+
+def test_a_card_named_twice_is_told_and_not_waited_for(one_card, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,0")
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES: names GPU 0 twice; name it once"):
+        cards.claim(2, one_card)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o1777])
+def test_a_folder_or_lock_that_another_user_keeps_closed_is_told(tmp_path, mode):
+    """A fork that becomes nobody; the folder, and where it is open to all the lock, belong to root."""
+    place, home = Path(f"/tmp/slmflow-test-{uuid.uuid4()}"), Path(f"/tmp/slmflow-test-{uuid.uuid4()}")
+    place.mkdir()
+    place.chmod(mode)
+    if mode == 0o1777:
+        (place / "GPU-1.lock").touch(mode=0o600)
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    reader, writer = multiprocessing.Pipe()
+
+    def as_nobody():
+        os.setgid(65534)
+        os.setuid(65534)
+        os.environ.update(PATH="", HOME=str(home), CUDA_VISIBLE_DEVICES="GPU-1")
+        os.environ.pop("SLURM_JOB_ID", None)
+        said: list[str] = []
+        cards.progress = said.append
+        writer.send((cards.claim(1, place), said))
+
+    theirs = multiprocessing.get_context("fork").Process(target=as_nobody)
+    theirs.start()
+    try:
+        assert reader.poll(30)
+        taken, (said,) = reader.recv()
+        assert taken == ["GPU-1"]
+        assert said.startswith(str(place))
+        assert "Permission denied; " in said
+        assert (os.stat(place).st_uid, os.stat(place).st_mode & 0o7777) == (0, mode)
+    finally:
+        theirs.join(10)
+        shutil.rmtree(place)
+        shutil.rmtree(home)
 
 
 def test_without_any_card_a_job_that_needs_one_ends(monkeypatch, tmp_path):

@@ -103,6 +103,8 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
         (LABELS, "labels: [12:30, b]", "  labels", 'data.labels.0: YAML reads 12:30 as a number; quote it: "12:30"'),
         (LABELS, "labels: [2024-01-01, b]", "  labels", 'data.labels.0: YAML reads 2024-01-01 as a date; quote it'),
         (LABELS, "labels: {calm: [], no: []}", "  labels", 'data.labels: YAML reads no as false; quote it: "no"'),
+        (LABELS, "labels: {-4: [], b: []}", "  labels", 'data.labels: YAML reads -4 as a number; quote it: "-4"'),
+        (LABELS, "labels: {-4: [0], b: []}", "  labels", 'data.labels: YAML reads -4 as a number; quote it: "-4"'),
         (LABELS, "labels: {a: [0.0], b: []}", "  labels", 'data.labels.a.0: YAML reads 0.0 as a number; quote it: "0.0"'),
         (LABELS, "labels: {a: x, b: []}", "  labels", "data.labels.a: input should be a valid list (found 'x')"),
         (LABELS, "labels: {a: [b], b: []}", "  labels", "data: labels: 'b' stands there twice"),

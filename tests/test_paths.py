@@ -16,7 +16,8 @@ def test_a_hostile_name_is_one_line_that_says_where_it_stands(name):
     with pytest.raises(UserError) as caught:
         check_name(name, at="index.json", line=3)
     line = str(caught.value)
-    assert line.startswith("index.json:3: names the file ") and line.isprintable()
+    assert line.startswith("index.json:3: names the file ")
+    assert line.isprintable()
 
 
 @pytest.mark.parametrize(

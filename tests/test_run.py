@@ -52,6 +52,7 @@ def test_a_run_that_went_well_or_was_interrupted_ends_without(ended):
 def test_arguments_reach_snakemake_as_they_are(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "SNAKEMAKE", [sys.executable, "-c", "import json, sys; print(json.dumps(sys.argv[1:]))"])
+    Path(f"{HOSTILE}.yaml").write_text("seed: 0")
     assert run.main(["--configfile", f"{HOSTILE}.yaml"]) == 0
     assert json.loads(capfd.readouterr().out) == ["--cores", "all", "--configfile", f"{HOSTILE}.yaml"]
 

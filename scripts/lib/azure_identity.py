@@ -8,7 +8,7 @@ from typing import Any
 
 from lib.cli import fail, first_line
 
-_SECRET = re.compile(r"(https://[\w.-]+(?::\d+)?)/secrets/([\w-]+)(?:/([\w-]+))?/?")
+_SECRET = re.compile(r"((?i:https)://[\w.-]+(?::\d+)?)/secrets/([\w-]+)(?:/([\w-]+))?/?")
 
 for _name in ("azure", "msal"):
     logging.getLogger(_name).setLevel(logging.ERROR)  # each attempt of each kind of identity, at INFO

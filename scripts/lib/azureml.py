@@ -80,7 +80,18 @@ def job_address(uri: str) -> str:
     source = parse_model(uri)
     if isinstance(source, ModelVersion) and not source.registry and not source.workspace:
         return f"azureml:{source.name}:{source.version}"
-    return uri
+    match = _MODEL.fullmatch(uri) or _DATASTORE.fullmatch(uri)
+    assert match is not None
+    return _normalize(match)
+
+
+def _normalize(match: re.Match[str]) -> str:
+    """An address with its own words in lower case; the names in it stay as they are."""
+    text, result, end = match[0], "", 0
+    for start, stop in sorted(match.span(group) for group in match.re.groupindex if match[group] is not None):
+        result += text[end:start].lower() + text[start:stop]
+        end = stop
+    return result
 
 
 def job_type(uri: str, registered_as: str) -> str:

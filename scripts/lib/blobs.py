@@ -41,7 +41,7 @@ def place(url: str) -> Place:
     """The folder az://CONTAINER/PATH. Raises `UserError` when it is none, or no account is named."""
     scheme, _, rest = url.partition("://")
     container, _, prefix = rest.strip("/").partition("/")
-    if scheme != "az" or not container or not prefix:
+    if scheme.lower() != "az" or not container or not prefix:
         fail(f"{url} is not az://CONTAINER/PATH", "write your profile's default-storage-prefix and a path below it")
     account = os.environ.get(ACCOUNT)
     if not account and _EMULATOR not in os.environ:

@@ -122,8 +122,8 @@ class Stop(TrainerCallback):
 class TimeLimit(TrainerCallback):
     """Stops with progress saved when what is left until `deadline` may be too short for another step, or on SIGTERM.
 
-    deadline: Unix time; None: none. Every start makes at least one step. Schedulers send SIGTERM a while before they
-    kill: at their own limit, when somebody cancels, or when they need the machine.
+    deadline: time of the monotonic clock; None: none. Every start makes at least one step. Schedulers send SIGTERM a
+    while before they kill: at their own limit, when somebody cancels, or when they need the machine.
     """
 
     def __init__(self, deadline: float | None) -> None:
@@ -132,14 +132,14 @@ class TimeLimit(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         signal.signal(signal.SIGTERM, self._terminate)
-        self.last = time.time()
+        self.last = time.monotonic()
 
     def _terminate(self, *_: Any) -> None:
         self.terminated = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        now = time.time()  # a step, maybe with the validation and the saving before it
+        now = time.monotonic()  # a step, maybe with the validation and the saving before it
         self.longest, self.last = max(self.longest, now - self.last), now
         late = self.deadline is not None and now + 2 * self.longest + _RESERVE > self.deadline
         if any(processes.gathered(self.terminated or late)) and state.global_step < state.max_steps:

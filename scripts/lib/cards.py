@@ -4,19 +4,24 @@ CUDA counts every card as everybody's: two trainings on one are slow, or die of 
 `gpu` keeps the jobs of one run apart but names no card; the locks here say which card is whose.
 """
 
-import fcntl
+import errno
 import os
 import re
+import socket
+import stat
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.cli import fail, progress
+from lib.cli import UserError, fail, progress
+from lib.core.locks import is_still_there, open_lock, try_lock
 
 # Not $TMPDIR, which differs between users and jobs.
 PLACE = Path("/tmp/slmflow-gpus")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+# Numbers, UUIDs or their beginnings, and parts of cards; drivers before 470 name these MIG-GPU-UUID/INSTANCE/INSTANCE.
+_NAME = re.compile(r"0|[1-9]\d{0,3}|GPU-[0-9A-Za-z-]{1,64}|MIG-[0-9A-Za-z-]{1,64}(/\d{1,4}/\d{1,4})?", re.ASCII)
 
 
 def claim(count: int, place: Path = PLACE, patience: float = 2.0) -> list[str]:
@@ -44,14 +49,19 @@ def visible_cards() -> list[str]:
     """UUIDs of the cards that this process may use, those in CUDA_VISIBLE_DEVICES where it is set.
 
     Numbers there are nvidia-smi's. Without nvidia-smi its names stand for themselves. Raises `UserError` when it names
-    a card that is not here.
+    a card that is not here, or one twice, of which CUDA shows none.
     """
     listed = _listed_cards()
     wanted = os.environ.get(VISIBLE)
     if wanted is None:
         return listed
     names = [name.strip() for name in wanted.split(",") if name.strip()]
-    return [_uuid(name, listed) for name in names] if listed else names
+    for name in names:
+        if not _NAME.fullmatch(name):
+            fail(f"there is no GPU {name!a:.80}", "see nvidia-smi -L", at=VISIBLE)
+    cards = [_uuid(name, listed) for name in names] if listed else names
+    twice = next((card for card in cards if cards.count(card) > 1), None)
+    return cards if twice is None else fail(f"names GPU {twice} twice", "name it once", at=VISIBLE)
 
 
 def _listed_cards() -> list[str]:
@@ -72,50 +82,103 @@ def _uuid(name: str, listed: Sequence[str]) -> str:
 
 
 def _lock(count: int, cards: Sequence[str], place: Path, patience: float) -> list[str]:
-    """The first `count` cards that nobody holds: all at once, so that two who wait never hold half each."""
+    """Hold the first `count` cards that are free, by locks in `place`, or in a folder of this user if that is unfit."""
+    try:
+        return _wait(count, cards, place, patience, shared=True)
+    except UserError as error:
+        own = own_place()
+        progress(f"{error} (the GPUs' locks now lie in {own}: jobs of other users are not seen)")
+    return _wait(count, cards, own, patience, shared=False)
+
+
+def own_place() -> Path:
+    """Where the locks lie when the folder of all users is unfit: below the home, which others cannot write to."""
+    try:
+        return Path.home() / ".cache" / "slmflow" / f"gpus-{socket.gethostname()}"  # homes are shared by machines
+    except RuntimeError:
+        fail("this user has no home folder for locks", "set HOME", at=PLACE)
+
+
+def _wait(count: int, cards: Sequence[str], place: Path, patience: float, *, shared: bool) -> list[str]:
+    """Wait until `count` cards are free, and hold them all at once: two who wait never hold half each."""
     waiting = False
-    while True:
-        held: dict[str, int] = {}
-        for card in cards:
-            if len(held) < count and (file := _locked(place / f"{card}.lock")) is not None:
-                held[card] = file
-        if len(held) == count:
-            for file in held.values():
-                os.set_inheritable(file, True)  # kept open, and so locked, over exec
-            return list(held)
-        for file in held.values():
-            os.close(file)
+    while (held := _free_cards(count, cards, place, shared=shared)) is None:
         if not waiting:
             progress(f"all {len(cards)} GPUs are taken; waiting for {count} ({place})")
             waiting = True
         time.sleep(patience)
+    return held
 
 
-def _locked(path: Path) -> int | None:
+def _free_cards(count: int, cards: Sequence[str], place: Path, *, shared: bool) -> list[str] | None:
+    """Lock `count` cards until this process ends, or none. Raises `UserError` when `place` is unfit for locks."""
+    held: dict[str, int] = {}
+    folder = _open_folder(place, shared=shared)
+    try:
+        for card in cards:
+            if len(held) < count and (file := _locked(place / _lock_name(card), folder, shared=shared)) is not None:
+                held[card] = file
+        if len(held) < count:
+            return None
+        for file in held.values():
+            os.set_inheritable(file, True)  # kept open, and so locked, over exec
+        taken = list(held)
+        held.clear()
+        return taken
+    finally:
+        os.close(folder)
+        for file in held.values():
+            os.close(file)
+
+
+def _lock_name(card: str) -> str:
+    return f"{card.replace('/', '_')}.lock"  # MIG-GPU-…/1/0, as drivers before 470 name them
+
+
+def _locked(path: Path, folder: int, *, shared: bool) -> int | None:
     """A file descriptor that holds the lock of a file, or None where another process does."""
-    file = _opened(path)
+    file = open_lock(path, folder=folder, shared=shared)
+    held = False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        return None
-    return file
+        held = try_lock(file, path) and is_still_there(path, file, folder=folder)
+    finally:
+        if not held:
+            os.close(file)
+    return file if held else None
 
 
-def _opened(path: Path) -> int:
-    """Open the lock file for reading, made if need be for users of every name.
+def _open_folder(place: Path, *, shared: bool) -> int:
+    """A descriptor of the folder of locks, made if need be. Raises `UserError` when it is unfit.
 
-    The kernel forbids to open a file of another user with O_CREAT in a folder like /tmp (fs.protected_regular).
+    Nobody's modes are changed: a folder is made with its own.
     """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        return os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if os.stat(path.parent).st_uid == os.geteuid():
-        path.parent.chmod(0o1777)
+        try:
+            folder = os.open(place, flags)
+        except FileNotFoundError:
+            _make_folder(place, shared=shared)
+            folder = os.open(place, flags)
+    except OSError as error:
+        no_folder = error.errno in (errno.ENOTDIR, errno.ELOOP)
+        what = "is not a folder of its own" if no_folder else error.strerror or str(error)
+        fail(what, "remove it" if no_folder else "mend the permissions", at=place)
+    found = os.fstat(folder)
+    if shared:
+        fit = not found.st_mode & stat.S_IWOTH or found.st_mode & stat.S_ISVTX
+    else:
+        fit = found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    if not fit:
+        os.close(folder)
+        fail("others may remove files in it", "remove it" if shared else "chmod 700", at=place)
+    return folder
+
+
+def _make_folder(place: Path, *, shared: bool) -> None:
+    if not shared:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    umask = os.umask(0)  # a mode that is set afterwards could meet what somebody put in the folder's place
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
-        return os.open(path, os.O_RDONLY)
-    os.fchmod(file, 0o644)  # whatever the umask
-    return file
+        place.mkdir(mode=0o1777 if shared else 0o700, exist_ok=True)
+    finally:
+        os.umask(umask)

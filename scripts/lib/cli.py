@@ -31,6 +31,7 @@ os.environ.update(dict.fromkeys(NO_TELEMETRY, "1"))
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _LONGEST_LINE = 500  # characters of an error: more fills a terminal and is not read
 _LONGEST_HINT = 200
+# Would move the cursor or turn the line around, or cannot be printed at all.
 
 # Its import, which comes with the Trainer's, says on some processors that it lacks a kernel which nothing here calls.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -126,7 +127,7 @@ def loaded() -> None:
     A script that never says so is loaded when `main` begins.
     """
     global _loaded_at
-    _loaded_at = time.time()
+    _loaded_at = _even_clock()
 
 
 def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> NoReturn:
@@ -172,18 +173,23 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace],
 
 def _log_times() -> None:
     sys.stdout.flush()
-    started, now = _process_start(), time.time()
-    line = f"time: started {started:.2f} start_up {_loaded_at - started:.2f} work {now - _loaded_at:.2f}"
+    seconds, work = _process_age(), _even_clock() - _loaded_at
+    line = f"time: started {time.time() - seconds:.2f} start_up {max(0.0, seconds - work):.2f} work {work:.2f}"
     print(line, file=sys.stderr, flush=True)
 
 
-def _process_start() -> float:
-    """When this process began, in Unix time, exact to the kernel's tick (10 ms)."""
+def _even_clock() -> float:
+    """Seconds of a clock that nobody sets; on Linux it goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()
+
+
+def _process_age() -> float:
+    """Seconds since this process began, exact to the kernel's tick (10 ms)."""
     if sys.platform != "linux":
-        return time.time() - time.process_time()
+        return time.process_time()
     # The 22nd field, counted behind the program's name, which may hold spaces (proc(5)).
     ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    return _even_clock() - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _log_traceback() -> None:

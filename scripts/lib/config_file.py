@@ -5,7 +5,7 @@ The model is `lib.config`; this is how its errors reach the person who wrote the
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from lib.cli import fail
 from lib.config import RESULTS, Config
 from lib.config_sources import SHA256
+from lib.core.yaml_files import SAFE_LOADER, check_yaml_text, find_fault, read_text
+from lib.provenance.results_folder import find_fault as results_fault
 from lib.variants import Section, Variant
 
 # What people who come from Olive's recipe, peft or transformers type, and how it is called here.
@@ -59,6 +61,8 @@ def load_config(values: dict[str, Any], sources: list[Path]) -> Config:
     Raises `UserError` with the first error: an unknown key with the nearest known name, a wrong type
     or value, keys that contradict each other.
     """
+    if (fault := find_fault(values)) is not None:
+        fail(f"cannot be read: {fault}", "mend it", at=sources[-1] if sources else "--config")
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -73,22 +77,24 @@ def load_config(values: dict[str, Any], sources: list[Path]) -> Config:
 
 
 def check_yaml(path: Path) -> None:
-    """Refuse what YAML lets pass: duplicate keys, of which the last would win, and broken syntax.
+    """Refuse what YAML lets pass, as `check_yaml_text` does, and anything but a mapping.
 
     Raises `UserError` with file and line.
     """
-    try:
-        tree = yaml.compose(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        fail("no such configuration file", "copy one from examples/ or name one with --configfile", at=path)
-    except UnicodeDecodeError:
-        fail("not UTF-8 text", "save it as UTF-8", at=path)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        fail(f"not YAML: {error.problem}", "check quotes and indentation", at=path, line=mark.line + 1 if mark else 1)
-    if not isinstance(tree, yaml.MappingNode):
+    text = read_text(path)
+    check_yaml_text(text, path)
+    if not isinstance(yaml.compose(text, Loader=SAFE_LOADER), yaml.MappingNode):
         fail("not a mapping of keys to values", "start from one of the files in examples/", at=path, line=1)
-    _refuse_duplicates(tree, path)
+
+
+def check_results_folder(results: str, sources: list[Path], home: Path, user_paths: Iterable[str]) -> None:
+    """Raise `UserError`, with file and line, when `results` names no folder of its own.
+
+    home: folder of the project. user_paths: rows and models of the configuration.
+    """
+    if fault := results_fault(results, home, user_paths):
+        file, line, _ = _locate(["results"], sources)
+        fail(f"results: {results} {fault}", "name a folder of its own, such as results-tones", at=file, line=line)
 
 
 def _is_type_choice(part: int | str, values: Any, location: tuple[int | str, ...]) -> bool:
@@ -98,7 +104,8 @@ def _is_type_choice(part: int | str, values: Any, location: tuple[int | str, ...
         known = (isinstance(node, dict) and step in node) or (isinstance(node, list) and isinstance(step, int))
         if step == part:
             return not known and node is not None and not isinstance(node, dict)
-        node = node[step] if known and not (isinstance(node, list) and step >= len(node)) else None  # type: ignore[operator]
+        is_item = not isinstance(node, list) or (isinstance(step, int) and 0 <= step < len(node))
+        node = node[step] if known and is_item else None
     return False
 
 
@@ -206,7 +213,7 @@ def _locate(path: Sequence[int | str], sources: list[Path]) -> tuple[str, int | 
     """
     best: tuple[int, str, int | None, Any] = (-1, str(sources[-1]) if sources else "--config", None, None)
     for source in sources:
-        node = yaml.compose(source.read_text(encoding="utf-8"))
+        node = yaml.compose(read_text(source), Loader=SAFE_LOADER)
         depth, line = 0, 1
         for part in path:
             child = _child(node, part)
@@ -221,20 +228,6 @@ def _locate(path: Sequence[int | str], sources: list[Path]) -> tuple[str, int | 
 def _child(node: Any, part: int | str) -> tuple[int, Any] | None:
     if isinstance(node, yaml.MappingNode):
         return next(((key.start_mark.line + 1, value) for key, value in node.value if key.value == str(part)), None)
-    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and 0 <= part < len(node.value):
         return node.value[part].start_mark.line + 1, node.value[part]
     return None
-
-
-def _refuse_duplicates(node: Any, path: Path) -> None:
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _refuse_duplicates(item, path)
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                fail(f"{key.value} stands twice (first in line {seen[key.value]})", "remove one", at=path, line=line)
-            seen[key.value] = line
-            _refuse_duplicates(value, path)

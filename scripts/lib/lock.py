@@ -1,23 +1,24 @@
 """A folder of progress belongs to one process at a time, on one machine or on several that share the file system."""
 
-import errno
-import fcntl
+import json
 import os
 import socket
+import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import NamedTuple
 
-from lib.cli import Stopped, UserError, progress
-from lib.files import read_json, write_json
+from lib.cli import Stopped, fail, progress
+from lib.core.locks import is_still_there, open_lock, try_lock
+from lib.files import write_json
 
 _BEAT = 15.0  # seconds between two signs of life
-_DEAD = 90.0  # without one for so long, a holder on another machine is gone
+_DEAD = 90.0  # seconds without one after which a holder on another machine is gone
 _POLL = 1.0
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_LONGEST = 4096  # bytes of a holder's file
 
 
 @contextmanager
@@ -27,62 +28,118 @@ def held(folder: Path, deadline: float | None = None) -> Iterator[None]:
     Two signs tell of a holder: the kernel's lock on `lock`, exact within a machine and mostly between machines, and
     `holder.json` with machine, process and job, which a holder touches all the time: some network file systems keep
     locks within each machine, or have none.
-    deadline: Unix time from which on waiting is in vain. Raises `Stopped` then.
+    deadline: time of the monotonic clock from which on waiting is in vain. Raises `Stopped` then.
     """
     said = False
+    others = Watch()
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "a") as lock:
-            free = _lock(lock) and not held_elsewhere(folder)
-            if free and _is_there(folder / "lock", lock):  # `make clean-work` may have removed it in the meantime
+        lock = open_lock(folder / "lock")
+        try:
+            free = try_lock(lock, folder / "lock", needs_locks=False) and not others.sees_life(folder)
+            if free and is_still_there(folder / "lock", lock):  # `make clean-work` may have removed it in the meantime
                 with _signs_of_life(folder):
                     yield
                 return
+        finally:
+            os.close(lock)
         if not free and not said:
-            progress(f"another process holds this adapter's progress; waiting for it: {_holder(folder)} ({folder})")
+            holder = _holder(folder) or "unknown"
+            progress(f"another process holds this adapter's progress; waiting for it: {holder} ({folder})")
             said = True
-        if deadline is not None and time.time() > deadline:
+        if deadline is not None and time.monotonic() > deadline:
             raise Stopped("another process still holds this adapter's progress, and the time is up")
         time.sleep(0 if free else _POLL)
 
 
-def _lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    return True
+class _Beat(NamedTuple):
+    """A sign of life of a holder. touched: time of its file in nanoseconds, by whatever clock."""
+
+    host: str
+    process: int | None
+    job: str | None
+    touched: int
+
+    def __str__(self) -> str:
+        job = f", job {self.job}" if self.job else ""
+        return f"process {self.process} on {self.host}{job}"
 
 
-def _is_there(path: Path, file: IO[str]) -> bool:
-    return path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
+class Watch:
+    """Tells which holders on other machines live: those that give signs of life while this process watches.
 
+    Clocks of machines and file servers differ and jump, so that a sign is not old or new by its time: it is another
+    one than before, or the same, and how long it is the same is told by this process's monotonic clock.
+    """
 
-def held_elsewhere(folder: Path) -> bool:
-    """Whether a process of another machine gave a sign of life a short while ago."""
-    path = folder / "holder.json"
-    try:
-        if _holder(folder).get("host") in (None, socket.gethostname()):
+    def __init__(self) -> None:
+        self._last: dict[Path, tuple[_Beat, float]] = {}  # each with when it was first seen
+
+    def sees_life(self, folder: Path) -> bool:
+        """Whether a process of another machine holds `folder`, as far as is known by now."""
+        beat = _holder(folder)
+        if beat is None or beat.host == socket.gethostname():
             return False
-        os.utime(folder / "lock")  # now, by the clock of the file system, which may be another machine's
-        return (folder / "lock").stat().st_mtime - path.stat().st_mtime < _DEAD
-    except FileNotFoundError:
-        return False
+        now = time.monotonic()
+        last, since = self._last.get(folder, (None, now))
+        if beat != last:
+            self._last[folder] = (beat, now)
+            return True
+        # One that is old by the file system's own clock, too, need not be watched for so long.
+        return now - since < (2 * _BEAT if _age(folder, beat) > _DEAD else _DEAD)
 
 
-def _holder(folder: Path) -> dict[str, Any]:
+def find_living(folders: Iterable[Path]) -> set[Path]:
+    """Return the folders that processes of other machines hold, after a look at all together that may take `_DEAD`."""
+    watch, left, seen = Watch(), set(folders), set[Path]()
+    first = {folder: _holder(folder) for folder in left}
+    while left := {folder for folder in left if watch.sees_life(folder)}:
+        changed = {folder for folder in left if _holder(folder) != first[folder]}
+        seen |= changed
+        left -= changed
+        time.sleep(_POLL if left else 0)
+    return seen
+
+
+def _age(folder: Path, beat: _Beat) -> float:
+    """Seconds since a sign of life by the clock of the file system, which may be another machine's."""
     try:
-        return read_json(folder / "holder.json")
-    except UserError:  # none, or one that was cut
-        return {}
+        os.utime(folder / "lock")
+        return ((folder / "lock").stat().st_mtime_ns - beat.touched) / 1e9
+    except OSError:
+        return 0.0
+
+
+def _holder(folder: Path) -> _Beat | None:
+    """The newest sign of life of a holder; None where there is none, or what no holder writes."""
+    try:
+        # Opened, and not only asked for its times, which network file systems remember for a while.
+        file = os.open(folder / "holder.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        found = os.fstat(file)
+        said = json.loads(os.read(file, _LONGEST)) if stat.S_ISREG(found.st_mode) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    finally:
+        os.close(file)
+    if not isinstance(said, dict) or not isinstance(said.get("host"), str):
+        return None
+    process, job = said.get("process"), said.get("job")
+    return _Beat(
+        ascii(said["host"])[1:-1],
+        process if isinstance(process, int) else None,
+        ascii(job)[1:-1] if isinstance(job, str) else None,
+        found.st_mtime_ns,
+    )
 
 
 @contextmanager
 def _signs_of_life(folder: Path) -> Iterator[None]:
     path = folder / "holder.json"
+    if path.is_dir() and not path.is_symlink():  # nothing can be renamed to its place
+        fail("is not a file of its own", "remove it", at=path)
     job = os.environ.get("SLURM_JOB_ID")
     write_json(path, {"host": socket.gethostname(), "process": os.getpid(), "job": job})
 

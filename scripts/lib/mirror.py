@@ -87,8 +87,8 @@ def _step(name: str) -> int:
 def mirrored(url: str, work: Path, deadline: float | None = None) -> Iterator[Mirror]:
     """Hold the progress az://CONTAINER/PATH/KEY and restore it into `work`; wait while another process holds it.
 
-    deadline: Unix time from which on waiting is in vain. Raises `Stopped` then, and `UserError` when the storage
-    refuses or does not answer.
+    deadline: time of the monotonic clock from which on waiting is in vain. Raises `Stopped` then, and `UserError` when
+    the storage refuses or does not answer.
     """
     folder = blobs.place(url)
     with blobs.explained_storage_errors(url):
@@ -118,7 +118,7 @@ def _acquired(folder: blobs.Place, deadline: float | None) -> BlobLeaseClient:
             holder = lock.get_blob_properties().metadata.get("holder", "unknown")
             progress(f"another process holds this adapter's progress; waiting for it: {holder}")
             said = True
-        if deadline is not None and time.time() > deadline:
+        if deadline is not None and time.monotonic() > deadline:
             raise Stopped("another process still holds this adapter's progress, and the time is up")
         time.sleep(_POLL)
 

@@ -8,9 +8,8 @@ Some have all of it in the folder of the model. MLflow itself is not needed and 
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lib.cli import fail
+from lib.cli import UserError, fail
+from lib.core.yaml_files import load_yaml
 
 _PACKED = ("hftransformersv2", "hftransformers")
 
@@ -78,9 +77,9 @@ def _parts(root: Path, label: str) -> list[Path]:
 
 def _flavors(file: Path, label: str) -> dict[str, dict[str, Any]]:
     try:
-        flavors = yaml.safe_load(file.read_text(encoding="utf-8"))["flavors"]
+        flavors = load_yaml(file)["flavors"]
         return {str(name): dict(value or {}) for name, value in flavors.items()}
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError):
+    except (UserError, KeyError, TypeError, ValueError, AttributeError):
         fail("its MLmodel cannot be read", "choose another version of it", at=label)
 
 

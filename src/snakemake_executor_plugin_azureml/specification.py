@@ -38,22 +38,31 @@ def parse_inputs(words: str | None, where: str) -> dict[str, JobInput]:
     for name, value in named_words(words, where).items():
         kind, _, rest = value.partition(":")
         mode, _, uri = rest.partition(":")
-        if kind not in _INPUT_TYPES or mode not in _INPUT_MODES or not uri.startswith("azureml:"):
+        address = azureml_address(uri)
+        if kind not in _INPUT_TYPES or mode not in _INPUT_MODES or address is None:
             raise WorkflowError(
                 f"{where}: {name}={value} is not NAME=TYPE:MODE:URI with a type of {', '.join(_INPUT_TYPES)}, a mode "
                 f"of {', '.join(_INPUT_MODES)} and a URI that begins with azureml:."
             )
-        inputs[name] = JobInput(kind, mode, uri)
+        inputs[name] = JobInput(kind, mode, address)
     return inputs
 
 
 def parse_outputs(words: str | None, where: str) -> dict[str, str]:
     """NAME=URI words. Raises `WorkflowError`, which says `where`."""
-    outputs = named_words(words, where)
-    for name, uri in outputs.items():
-        if not uri.startswith("azureml:"):
+    outputs = {}
+    for name, uri in named_words(words, where).items():
+        address = azureml_address(uri)
+        if address is None:
             raise WorkflowError(f"{where}: {name}={uri} does not begin with azureml:.")
+        outputs[name] = address
     return outputs
+
+
+def azureml_address(uri: str) -> str | None:
+    """Return an address with its scheme as Azure's client wants it, in lower case; None for another scheme."""
+    scheme, colon, rest = uri.partition(":")
+    return f"azureml:{rest}" if colon and scheme.lower() == "azureml" else None
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def test_a_cancellation_that_is_not_answered_is_told(workspace):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--config", "results=."], "results: . is no folder below this one"),
+        (["--config", "results=/out"], "results: /out is no folder below this one"),
         (["--default-storage-prefix", "az://no-such-container/a"], "has no such container"),
         (["--azureml-compute", "no-such-cluster"], "has no compute no-such-cluster"),
         (["--azureml-workspace", "elsewhere"], "workspace elsewhere"),
