@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from lib.cli import fail, parser, progress, run, settings_argument
+from lib.data.tokenizer_trial import HARD_TEXTS
 from lib.files import published_directory
 from lib.manifests import manifest_path, read_manifest, write_manifest
-from lib.model_files import HARD_TEXTS, Source, causal_config, check_no_pointers, import_safetensors, weight_files
+from lib.model_files import Source, causal_config, check_no_pointers, import_safetensors, weight_files
 from lib.streaming import read_weight, stored_weights
 from lib.tokens import load_tokenizer
 

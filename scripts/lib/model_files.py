@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lib.cli import UserError, fail, first_line
+from lib.data.tokenizer_trial import HARD_TEXTS
 from lib.files import SAFETENSORS_INDEX, is_lfs_pointer, read_json, write_json
 from lib.tokens import Tokenizer, load_tokenizer
 
@@ -40,20 +41,6 @@ SMALL_FILES = (
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-# Texts on which two readers of one tokenizer are likely to differ.
-HARD_TEXTS = (
-    "Plain words, don't they're: 3.14 12345 x  24 7\t8   9",
-    "tab\there\r\nCRLF\n\n\nlines  \n  indented   text ",
-    " leading and trailing  ",
-    "ünïcödé cafe\u0301 ﬁ Ⅷ ½ ٣ ²",
-    "日本語のテキスト 中文字符 한국어 ไทย",
-    "عربى עברית \u200f\u200emixed",
-    "🙂👩‍👩‍👧‍👦🏳️‍🌈 e🙂e",
-    "\u0000\u0007\u00a0\u2028\ufeff\u200b",
-    "<b>{json: [1, 2]}</b> a_b-c/d\\e #tag @user http://x.y/?z=1&amp;",
-    "",
-)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ _KEPT_REPLIES = 64
 _LONGEST_KEPT = 1 << 20
 # The libraries of the child compute on one thread: each more costs memory, and limits must mean the same everywhere.
 _ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-# No PYTHONPATH: a folder's name may hold the sign that separates its entries. -P: nothing comes from the working folder.
+# No PYTHONPATH: a folder's name may hold the sign that separates its entries. With -P nothing comes from the working
+# folder.
 _BOOTSTRAP = "import json, sys; sys.path[:] = json.loads(sys.stdin.readline()); import lib.core.limits as l; l.serve()"
 
 
@@ -41,8 +42,8 @@ class Limits(NamedTuple):
     megabytes: int
 
 
-class _FaultError(Exception):
-    """A child did not end well; the message says what it did, as the end of a sentence."""
+class FaultError(Exception):
+    """What is wrong with the data that a child handled: the end of the sentence that `what` of `run_limited` begins."""
 
 
 _replies: dict[str, str] = {}
@@ -62,14 +63,15 @@ def run_limited(
     hash of its content beside it. The same call with the same limits is made once in a process.
     arguments: JSON values; so is the result. what, hint, at: the words of the message.
 
-    Raises the function's own `UserError`, and a `UserError` where it raises anything else, crashes, or needs more.
+    Raises `UserError` where the function raises anything, crashes, or needs more: its own `UserError` as it is, of a
+    `FaultError` the message behind `what`.
     """
     call = json.dumps([function.__module__, function.__qualname__, arguments])
     key = hashlib.sha256(f"{limits} {call}".encode()).hexdigest()
     if (reply := _replies.get(key)) is None:
         try:
             reply = _call_child(call, limits)
-        except _FaultError as fault:
+        except FaultError as fault:
             fail(f"{what} {fault}", hint, at=at)
         if len(reply) <= _LONGEST_KEPT:
             if len(_replies) == _KEPT_REPLIES:
@@ -100,7 +102,7 @@ def describe_signal(number: int) -> str:
 
 
 def _call_child(call: str, limits: Limits) -> str:
-    """Return the reply of a child as JSON. Raises the `UserError` of its function, or `_FaultError`."""
+    """Return the reply of a child as JSON. Raises the `UserError` of its function, or `FaultError`."""
     path = [os.path.abspath(entry) for entry in sys.path if entry]
     request = "\n".join([json.dumps(path), json.dumps([os.getpid(), *limits]), call])
     try:
@@ -115,19 +117,19 @@ def _call_child(call: str, limits: Limits) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise _FaultError(f"needs more than {limits.seconds:g} s") from None
+        raise FaultError(f"needs more than {limits.seconds:g} s") from None
     if done.returncode == -signal.SIGALRM:
-        raise _FaultError(f"needs more than {limits.seconds:g} s")
+        raise FaultError(f"needs more than {limits.seconds:g} s")
     if done.returncode < 0:
         name = describe_signal(-done.returncode)
-        raise _FaultError(f"crashes ({name}), or needs more than {limits.megabytes} MB of memory")
+        raise FaultError(f"crashes ({name}), or needs more than {limits.megabytes} MB of memory")
     if done.returncode:
         raise RuntimeError(f"the child process for {call[:100]} ended with {done.returncode}")
     kind, _, reply = done.stdout.partition(" ")
     if kind == "error":
         raise UserError(json.loads(reply))
     if kind == "fault":
-        raise _FaultError(json.loads(reply))
+        raise FaultError(json.loads(reply))
     return reply
 
 
@@ -160,6 +162,8 @@ def _reply(function: Callable[..., Any], arguments: Sequence[Any], megabytes: in
         return "result", text
     except UserError as error:
         return "error", json.dumps(str(error))
+    except FaultError as fault:
+        return "fault", json.dumps(str(fault))
     except MemoryError:
         return "fault", json.dumps(f"needs more than {megabytes} MB of memory")
     except BaseException as error:  # pyo3's PanicException is no Exception
