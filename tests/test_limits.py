@@ -64,6 +64,22 @@ def test_however_a_child_ends_it_is_one_line(call, expected):
     assert expected in said(call, *arguments, limits=FEW)
 
 
+def test_where_no_fork_is_safe_each_call_has_a_server(monkeypatch):
+    monkeypatch.setattr(limits, "_SERVES_ONCE", True)
+    for number in range(2):
+        assert run_limited(hostile_calls.give_back, "alone", number, limits=ENOUGH, what="it") == ["alone", number]
+    assert "needs more than 1 s" in said(hostile_calls.sleep_in_native_code, limits=FEW)
+    assert "crashes (SIGABRT)" in said(hostile_calls.abort, limits=ENOUGH)
+
+
+def test_a_server_that_is_gone_is_started_again():
+    assert run_limited(hostile_calls.give_back, "first", limits=ENOUGH, what="it") == ["first"]
+    for server in limits._servers.values():
+        server.kill()
+    assert "crashes (SIGKILL)" in said(hostile_calls.give_back, "second")
+    assert run_limited(hostile_calls.give_back, "third", limits=ENOUGH, what="it") == ["third"]
+
+
 def test_a_reply_of_any_length_is_not_read():
     assert "makes more than 64 MB" in said(hostile_calls.make_text, 65)
 
@@ -178,6 +194,7 @@ def split(regex):
     return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
 
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 TOKENIZERS = {
     "doubles 45 times": (
         {"normalizer": {"type": "Sequence", "normalizers": [replace("a", "aa")] * 45}},
@@ -187,7 +204,7 @@ TOKENIZERS = {
     "prepends 10 MB": ({"normalizer": {"type": "Prepend", "prepend": "ab " * (3 << 20)}}, "needs more than|tokens of"),
     "nested stars": ({"pre_tokenizer": split("((a*)*)*((a*)*)*$")}, "PanicException|fails|needs more than"),
     "doubles what it decodes": (
-        {"decoder": {"type": "Sequence", "decoders": [{"type": "ByteLevel"}, *[replace("a", "aa")] * 45]}},
+        {"decoder": {"type": "Sequence", "decoders": [BYTE_LEVEL, *[replace("a", "aa")] * 45]}},
         "needs more than|crashes",
     ),
     "the largest id": ({"model": {"vocab": {"a": 2**32 - 1}, "merges": []}}, "has a token with the id 4294967295"),

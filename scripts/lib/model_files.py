@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lib.cli import UserError, fail, first_line
-from lib.data.tokenizer_trial import HARD_TEXTS
+from lib.data.tokenizer_trial import HARD_TEXTS, check_tokenizer_file
 from lib.files import SAFETENSORS_INDEX, is_lfs_pointer, read_json, write_json
 from lib.tokens import Tokenizer, load_tokenizer
 
@@ -102,8 +102,10 @@ def check_no_pointers(folder: Path, names: Iterable[str], label: str) -> None:
 
 def import_safetensors(source: Source, out: Path, parameters: int) -> dict[str, Any]:
     """Copy a model as it is; drop a second copy of tied weights. Returns facts for the manifest."""
+    from lib.models.model_trial import try_model
     from lib.streaming import check_finite, copy_renamed, drop_tied_copy, read_headers, stored_weights
 
+    try_model(source)
     config = causal_config(source)
     stored = read_headers(source.folder, source.weights, source.label)
     names = match_tensors(config, stored, source.label)
@@ -331,6 +333,7 @@ def check_tokenizer(source: Source, ours: Tokenizer, theirs: Any, vocabulary: in
     if not source.gguf and (source.folder / "tokenizer.json").is_file():
         import tokenizers
 
+        check_tokenizer_file(source.folder / "tokenizer.json", source.label)
         original = tokenizers.Tokenizer.from_file(str(source.folder / "tokenizer.json"))
         original.no_truncation()
         original.no_padding()

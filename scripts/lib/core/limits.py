@@ -4,9 +4,9 @@ A chat template, a tokenizer, a regular expression or a model's configuration co
 can run without end, eat the machine, or take the interpreter down. What others made is therefore handled by a child
 first: `run_limited` calls a function there and brings back its result, or says in one line what became of it.
 
-The child is a fresh interpreter: a fork of a process with threads may hang, and libraries that the parent has loaded
-count towards no limit. It imports the function's module alone, so that module should be lean. Arguments and results
-are JSON: nothing that comes back can be more than plain data. Memory is limited on Linux, time everywhere.
+A fork of this process could hang, since it has threads. So a fresh interpreter, the server, imports the function's
+module, which should be lean, and nothing else; it has one thread and forks the child of each call. Arguments and
+results are JSON: nothing that comes back can be more than plain data. Memory is limited on Linux, time everywhere.
 """
 
 import hashlib
@@ -24,15 +24,17 @@ from typing import Any, NamedTuple, NoReturn
 
 from lib.cli import UserError, die_with_parent, fail, first_line
 
-_START_SECONDS = 600  # to load libraries, which may lie on a slow disk; counted apart from the function's own time
 _LONGEST_REPLY = 64 << 20  # characters of a result
 _KEPT_REPLIES = 64
 _LONGEST_KEPT = 1 << 20
-# The libraries of the child compute on one thread: each more costs memory, and limits must mean the same everywhere.
-_ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+# On macOS a fork may crash once libraries are loaded: there a server makes one call itself and ends.
+_SERVES_ONCE = sys.platform != "linux"
+# Libraries compute on one thread: a fork has no other, and limits mean the same on every machine.
+_ONE_THREAD = dict.fromkeys(("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_ENVIRONMENT = {**_ONE_THREAD, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 # No PYTHONPATH: a folder's name may hold the sign that separates its entries. With -P nothing comes from the working
 # folder.
-_BOOTSTRAP = "import json, sys; sys.path[:] = json.loads(sys.stdin.readline()); import lib.core.limits as l; l.serve()"
+_BOOTSTRAP = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import lib.core.limits as l; l.serve()"
 
 
 class Limits(NamedTuple):
@@ -47,6 +49,8 @@ class FaultError(Exception):
 
 
 _replies: dict[str, str] = {}
+# By the process that started them, whose forks must not speak to them, and the module that each has imported.
+_servers: dict[tuple[int, str], subprocess.Popen[bytes]] = {}
 
 
 def run_limited(
@@ -70,7 +74,7 @@ def run_limited(
     key = hashlib.sha256(f"{limits} {call}".encode()).hexdigest()
     if (reply := _replies.get(key)) is None:
         try:
-            reply = _call_child(call, limits)
+            reply = _call_child(function.__module__, call, limits)
         except FaultError as fault:
             fail(f"{what} {fault}", hint, at=at)
         if len(reply) <= _LONGEST_KEPT:
@@ -101,31 +105,16 @@ def describe_signal(number: int) -> str:
     return f"signal {number}"
 
 
-def _call_child(call: str, limits: Limits) -> str:
-    """Return the reply of a child as JSON. Raises the `UserError` of its function, or `FaultError`."""
-    path = [os.path.abspath(entry) for entry in sys.path if entry]
-    request = "\n".join([json.dumps(path), json.dumps([os.getpid(), *limits]), call])
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", _BOOTSTRAP],
-            input=request,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # what a crash prints there is no help: the line says what happened
-            env={**os.environ, **_ONE_THREAD, "HF_HUB_OFFLINE": "1"},
-            encoding="utf-8",
-            timeout=_START_SECONDS + limits.seconds,  # should the child's own alarm not reach it
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise FaultError(f"needs more than {limits.seconds:g} s") from None
-    if done.returncode == -signal.SIGALRM:
+def _call_child(module: str, call: str, limits: Limits) -> str:
+    """Return the result of a call as JSON. Raises the `UserError` of its function, or `FaultError`."""
+    status, answer = _ask_server(module, json.dumps(limits) + "\t" + call)
+    if status == -signal.SIGALRM:
         raise FaultError(f"needs more than {limits.seconds:g} s")
-    if done.returncode < 0:
-        name = describe_signal(-done.returncode)
-        raise FaultError(f"crashes ({name}), or needs more than {limits.megabytes} MB of memory")
-    if done.returncode:
-        raise RuntimeError(f"the child process for {call[:100]} ended with {done.returncode}")
-    kind, _, reply = done.stdout.partition(" ")
+    if status < 0:
+        raise FaultError(f"crashes ({describe_signal(-status)}), or needs more than {limits.megabytes} MB of memory")
+    if status:
+        raise RuntimeError(f"the child process for {call[:100]} ended with {status}")
+    kind, _, reply = answer.partition(" ")
     if kind == "error":
         raise UserError(json.loads(reply))
     if kind == "fault":
@@ -133,24 +122,90 @@ def _call_child(call: str, limits: Limits) -> str:
     return reply
 
 
+def _ask_server(module: str, request: str) -> tuple[int, str]:
+    """Return the exit status of the child that a server forked for a request (-signal if killed), and its answer."""
+    key = os.getpid(), module
+    server = _servers.pop(key, None) or _start_server(module)
+    assert server.stdin
+    assert server.stdout
+    try:
+        server.stdin.write(request.encode("ascii") + b"\n")
+        server.stdin.flush()
+        if _SERVES_ONCE:
+            answer = server.stdout.read()
+            return server.wait(), answer.decode("ascii", "replace")
+        head = server.stdout.readline().split()
+        if len(head) == 2:
+            status, size = map(int, head)
+            answer = server.stdout.read(size)
+            _servers[key] = server
+            return status, answer.decode("ascii", "replace")
+    except BrokenPipeError:
+        pass
+    except BaseException:  # such as Ctrl-C: what comes next on the pipe answers no later request
+        server.kill()
+        server.wait()
+        raise
+    status = server.wait()
+    return (status, "") if status < 0 else (1, "")
+
+
+def _start_server(module: str) -> "subprocess.Popen[bytes]":
+    path = [os.path.abspath(entry) for entry in sys.path if entry]
+    arguments = [json.dumps(path), str(os.getpid()), module, *(["once"] if _SERVES_ONCE else [])]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", _BOOTSTRAP, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # what a crash prints there is no help: the line says what happened
+        env={**os.environ, **_ENVIRONMENT},
+    )
+
+
 def serve() -> NoReturn:
-    """Be the child: carry out the one request that stands on standard input, write the reply, and exit."""
+    """Be the server: import a module, and for each request on standard input fork a child that carries it out."""
     die_with_parent()
-    # Libraries print to standard output, which is the parent's.
-    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    parent, seconds, megabytes = json.loads(sys.stdin.readline())
-    module, name, arguments = json.loads(sys.stdin.read())
-    function = getattr(importlib.import_module(module), name)
-    if os.getppid() != parent:  # it died before the kernel was asked to tell
+    output = os.dup(1)
+    os.dup2(2, 1)  # libraries print there
+    module = importlib.import_module(sys.argv[3])
+    if os.getppid() != int(sys.argv[2]):  # the parent died before the kernel was asked to tell
         os._exit(1)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process also within native code, and when it is an orphan
+    for request in sys.stdin.buffer:
+        if sys.argv[4:]:
+            _carry_out(module, request, output, parent=int(sys.argv[2]))
+        reading, writing = os.pipe()
+        server = os.getpid()
+        child = os.fork()
+        if child == 0:
+            _carry_out(module, request, writing, parent=server)
+        os.close(writing)
+        with open(reading, "rb") as pipe:
+            answer = pipe.read()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        _write(output, f"{status} {len(answer)}\n".encode() + answer)
+    os._exit(0)
+
+
+def _carry_out(module: Any, request: bytes, output: int, parent: int) -> NoReturn:
+    """Be the child: call the function within the limits, write what it gives, and exit."""
+    die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
+    limits, call = request.split(b"\t", 1)
+    seconds, megabytes = json.loads(limits)
+    _, name, arguments = json.loads(call)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process also within native code
     signal.setitimer(signal.ITIMER_REAL, seconds)
     limit_memory(megabytes)
-    kind, reply = _reply(function, arguments, megabytes)
-    output.write(f"{kind} {reply}")
-    output.flush()
+    kind, reply = _reply(getattr(module, name), arguments, megabytes)
+    _write(output, f"{kind} {reply}".encode("ascii"))
     os._exit(0)
+
+
+def _write(output: int, text: bytes) -> None:
+    view = memoryview(text)
+    while view:
+        view = view[os.write(output, view) :]
 
 
 def _reply(function: Callable[..., Any], arguments: Sequence[Any], megabytes: int) -> tuple[str, str]:

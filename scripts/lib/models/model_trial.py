@@ -1,0 +1,84 @@
+"""Foreign model folders and GGUF files: read in a child with limits before this process opens them.
+
+A config.json can ask for a billion layers, and each class of tokenizers runs the program that its files are. The child
+does with small files and headers what is done here afterwards; the weights themselves are only numbers.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import accelerate  # noqa: F401 (see below)
+import torch
+import transformers.masking_utils
+import transformers.modeling_layers
+import transformers.modeling_utils  # noqa: F401
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from lib.cli import UserError, fail
+from lib.core.limits import Limits, run_limited
+from lib.data.tokenizer_trial import HARD_TEXTS
+from lib.gguf_import import build_tokenizer, read_gguf
+from lib.model_files import Source, causal_config, match_tensors, read_tokenizer
+from lib.streaming import empty_model, read_headers
+
+# Each child would import anew what the server has not: so what all models need stands above, though unused.
+
+# A GGUF file with a vocabulary of 262,144 tokens takes 20 s and 2 GB; safetensors take a tenth of it.
+LIMITS = Limits(seconds=300, megabytes=4096)
+
+
+def try_model(source: Source, limits: Limits = LIMITS) -> None:
+    """Have a child read configuration, tokenizer and headers, and build the model without weights.
+
+    Raises `UserError` when that fails, crashes, does not come to an end, or needs more memory than real models do.
+    """
+    stamps = [
+        [name, status.st_size, status.st_mtime_ns, status.st_ino]
+        for name in source.files
+        if (source.folder / name).is_file()
+        for status in [(source.folder / name).stat()]
+    ]
+    run_limited(
+        _read_here,
+        *(str(source.folder.absolute()), source.label, source.weights, source.gguf, stamps),
+        limits=limits,
+        what="reading its configuration and tokenizer",
+        hint="choose another model or revision",
+        at=source.label,
+    )
+
+
+def _read_here(folder: str, label: str, weights: list[str], gguf: str | None, _stamps: list[Any]) -> None:
+    """Read a model in this process: for the child alone."""
+    source = Source(Path(folder), label, weights, gguf, {})
+    if gguf:
+        _read_gguf(source)
+        return
+    config = causal_config(source)
+    match_tensors(config, read_headers(source.folder, source.weights, label), label)
+    empty_model(source.folder)
+    for tokenizer_class in (AutoTokenizer, PreTrainedTokenizerFast):
+        try:
+            tokenizer = read_tokenizer(source, tokenizer_class)
+        except UserError:
+            continue  # it is raised again where one of the two is needed
+        _use(tokenizer)
+
+
+def _read_gguf(source: Source) -> None:
+    metadata, tensors = read_gguf(source)
+    config = causal_config(source)
+    _use(build_tokenizer(source, metadata))
+    with torch.device("meta"):
+        described = AutoModelForCausalLM.from_config(config, dtype=torch.float32).num_parameters()
+    if described > 2 * (stored := sum(elements for _, elements in tensors.values())):  # they would be made up in memory
+        what = f"the keys of {source.gguf} describe a model of {described} parameters, it holds {stored}"
+        fail(what, "fetch it again, or choose the safetensors of this model", at=source.label)
+
+
+def _use(tokenizer: Any) -> None:
+    for text in HARD_TEXTS:
+        tokenizer(text, add_special_tokens=False)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
