@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from lib.core import limits
 from lib.core.limits import Limits, run_limited
 from lib.data.chat_templates import render_conversations
 from lib.data.tokenizer_trial import check_tokenizer_file
+from lib.models.adapter_trial import check_fields, try_patterns
 from lib.tokens import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -242,6 +244,60 @@ def test_a_tokenizer_of_another_time_is_read_again(tiny_llama, tmp_path):
     changed_tokenizer(tiny_llama, tmp_path, normalizer=replace("a", "a" * 10_000))
     with pytest.raises(UserError, match="its tokenizer"):
         load_tokenizer(folder)
+
+
+MODULES = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in range(30) for name in "qkvo"]
+ADAPTERS = [
+    ({"target_modules": "((([a-z_.0-9]*)*)*)*!"}, "needs more than 1 s"),
+    ({"exclude_modules": "(.*)*(.*)*(.*)*(.*)*(.*)*!"}, "needs more than 1 s"),
+    ({"layers_pattern": ["layers", "(([a-z_.0-9])*)*!"]}, "needs more than 1 s"),
+    ({"target_modules": "(" * 3 + "a"}, "is none ('(((a': missing ), unterminated subpattern at position 2)"),
+    ({"target_modules": "(" * 5000 + ")" * 5000}, "RecursionError|crashes|needs more than"),
+    ({"layers_pattern": "(?P<idx>a)"}, "redefinition of group name 'idx'"),
+]
+
+
+@pytest.mark.parametrize(("config", "expected"), ADAPTERS, ids=range(len(ADAPTERS)))
+def test_a_regular_expression_of_an_adapter_does_not_hang(config, expected):
+    with pytest.raises(UserError) as error:
+        try_patterns(config, MODULES, Path("adapter"), FEW)
+    assert str(error.value).startswith("adapter: a regular expression in its adapter_config.json ")
+    assert expected in str(error.value) or re.search(expected, str(error.value))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": r".*\.(q|v)_proj", "exclude_modules": None, "layers_pattern": "layers"},
+        {"target_modules": ["q"]},
+    ],
+    ids=str,
+)
+def test_a_real_expression_of_an_adapter_passes(config):
+    try_patterns(config, MODULES, Path("adapter"))
+
+
+FIELDS = {
+    "target_modules": [[["q_proj"]], [1], {"q_proj": 1}, 7],
+    "exclude_modules": [[None], True],
+    "layers_pattern": [3, [3]],
+    "layers_to_transform": ["1", [True], [1.5], {}],
+    "lora_alpha": [float("nan"), float("inf"), 10**400, 1e30, True, "8", None],
+    "lora_dropout": ["0", 2, float("nan")],
+    "use_rslora": [1, "false"],
+    "use_dora": [[]],
+    "inference_mode": ["no"],
+    "base_model_name_or_path": [{}],
+    "revision": [1],
+    "runtime_config": ["x"],
+    "auto_mapping": [[1]],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in FIELDS for value in FIELDS[name]])
+def test_a_field_of_an_adapter_that_peft_does_not_write_so_is_refused(name, value):
+    with pytest.raises(UserError, match=f"adapter: its {name} is .*; save it again with peft"):
+        check_fields({name: value}, Path("adapter"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGABRT, 64])
