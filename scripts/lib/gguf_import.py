@@ -33,16 +33,20 @@ def import_gguf(source: Source, out: Path, parameters: int) -> dict[str, Any]:
     config = causal_config(source)
     write_tokenizer(source, out, config, build_tokenizer(source, metadata))
     progress(f"dequantising {source.gguf} ({stored}) to float32")
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source.folder,
-        config=config,
-        gguf_file=source.gguf,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # to report them with the others
-    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            config=config,
+            gguf_file=source.gguf,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to report them with the others
+        )
+    except (ValueError, IndexError, KeyError, TypeError, RuntimeError) as error:  # such as heads that divide no weight
+        what = f"the tensors of {source.gguf} do not fit its keys: {first_line(error)}"
+        fail(what, "fetch it again, or choose the safetensors of this model", at=source.label)
     model, report = loaded
     check_loading_report(report, source.label)
     if (used := model.num_parameters()) != sizes.total():  # what it has no place for, transformers passes over

@@ -39,6 +39,8 @@ SMALL_FILES = (
     SAFETENSORS_INDEX,
     *VOCABULARIES,
 )
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # by the names of transformers' configurations
+_MANY_LAYERS = 1000  # the deepest models have some 130
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -150,6 +152,7 @@ def causal_config(source: Source) -> Any:
             fail("it has no config.json", "choose the folder or repository of a whole model", at=source.label)
         raw = read_json(source.folder / "config.json")
         check_model_type(raw, source.label)
+        check_layer_counts(raw, source)
     try:
         config = transformers.AutoConfig.from_pretrained(source.folder, trust_remote_code=False, **extra)
     except Exception as error:  # every model's config class has its own checks
@@ -183,6 +186,18 @@ def check_model_type(raw: dict[str, Any], label: str) -> None:
     if quantization := raw.get("quantization_config"):
         method = quantization.get("quant_method", "an unknown method")
         fail(f"its weights are quantized ({method})", "choose the unquantized model: variants quantize later", at=label)
+
+
+def check_layer_counts(raw: dict[str, Any], source: Source) -> None:
+    """Raise `UserError` when config.json asks for more layers than there are tensors: making them would not end."""
+    from lib.streaming import read_headers
+
+    counts = {name: raw.get(name) for name in _LAYERS}
+    many = {name: value for name, value in counts.items() if isinstance(value, int) and value > _MANY_LAYERS}
+    for name, value in many.items():
+        if value > (tensors := len(read_headers(source.folder, source.weights, source.label))):
+            what = f"its config.json says {name} {value}, its weights are {tensors} tensors"
+            fail(what, "fetch or save the whole model again", at=source.label)
 
 
 def match_tensors(config: Any, tensors: Mapping[str, "Stored"], label: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ from lib.streaming import empty_model, read_headers
 LIMITS = Limits(seconds=300, megabytes=4096)
 
 
-def try_model(source: Source, limits: Limits = LIMITS) -> None:
+def try_model(source: Source) -> None:
     """Have a child read configuration, tokenizer and headers, and build the model without weights.
 
     Raises `UserError` when that fails, crashes, does not come to an end, or needs more memory than real models do.
@@ -42,7 +42,7 @@ def try_model(source: Source, limits: Limits = LIMITS) -> None:
     run_limited(
         _read_here,
         *(str(source.folder.absolute()), source.label, source.weights, source.gguf, stamps),
-        limits=limits,
+        limits=LIMITS,
         what="reading its configuration and tokenizer",
         hint="choose another model or revision",
         at=source.label,
