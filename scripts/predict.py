@@ -25,6 +25,7 @@ from typing import Any, cast
 import numpy as np
 
 from lib.cli import fail, parser, run
+from lib.data.tokenizer_trial import TRIED_TEXTS
 from lib.files import read_json
 from lib.onnx_model import OnnxModel, Reader, load_onnx
 from lib.readers import SUFFIXES, read_rows
@@ -52,8 +53,9 @@ def main(args: argparse.Namespace) -> None:
     if not (args.model / "template.json").is_file():
         fail("not a packaged model: it has no template.json", "name the folder that package_model wrote", at=args.model)
     template = read_json(args.model / "template.json")
-    tokenizer = load_tokenizer(args.model)
     inputs = list(read_inputs(args.text, args.file, template["columns"]))
+    first = inputs[:TRIED_TEXTS]
+    tokenizer = load_tokenizer(args.model, ["\n".join(map(str, one.row.values())) for one in first])
     if not inputs:
         fail("nothing to answer", 'give a text, as in: predict.py --model MODEL "text", or --file with some lines')
     optional = template.get("optional_columns", ())

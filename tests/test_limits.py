@@ -18,6 +18,7 @@ from lib.core import limits
 from lib.core.limits import Limits, run_limited
 from lib.data.chat_templates import render_conversations
 from lib.data.tokenizer_trial import check_tokenizer_file
+from lib.inputs import extract_answer, input_text
 from lib.models.adapter_trial import check_fields, try_patterns
 from lib.tokens import load_tokenizer
 
@@ -303,3 +304,63 @@ def test_a_field_of_an_adapter_that_peft_does_not_write_so_is_refused(name, valu
 @pytest.mark.parametrize("number", [signal.SIGABRT, 64])
 def test_signals_have_names(number):
     assert limits.describe_signal(number) in ("SIGABRT", "SIGRTMAX")
+
+
+# What else a stranger's file can make slow, without a child
+
+
+@pytest.mark.parametrize("between", ["", "a", " "])
+def test_a_prompt_of_many_columns_that_does_not_fit_is_told_at_once(between):
+    """As a regular expression it takes for ever: there are 2000^30 ways to divide this prompt."""
+    segments = [{"column": "x"}, {"text": between}] * 30
+    with pytest.raises(UserError, match="does not follow the template"):
+        input_text({"prompt": [*segments, {"text": "!"}]}, "a " * 1000)
+
+
+def test_a_template_that_ends_with_a_book_is_searched_as_far_as_the_answer_goes():
+    template = {"prompt": [], "completion": [{"column": "y"}, {"text": " because " + "x " * 500_000}, {"text": "</s>"}]}
+    assert extract_answer(template, "joy because x x") == "joy"
+
+
+@pytest.mark.parametrize(
+    ("length", "content"),
+    [(1 << 62, b"{}"), (2, b"[]"), (8, b'{"a":{}}'), (8, b'{"a":[]}'), (6, b"{'a':1"), (0, b""), (99, b"[" * 99)],
+)
+def test_the_header_of_pulled_weights_is_read_within_bounds(tmp_path, length, content):
+    """Of weights that are there already only headers are read, without the library's checks."""
+    from lib.streaming import stored_weights
+
+    (tmp_path / "model.safetensors").write_bytes(length.to_bytes(8, "little") + content)
+    with pytest.raises(UserError, match="not a safetensors file"):
+        stored_weights(tmp_path)
+
+
+# Who runs foreign programs: the pattern, and the files where it may stand, each behind a child or with what was made
+# here. A new one comes through the door that is there, or through one of its own.
+DOORS = {
+    r"Tokenizer\.from_file": {
+        "lib/tokens.py",  # behind check_tokenizer_file
+        "lib/model_files.py",  # the same
+        "lib/data/tokenizer_trial.py",  # the child
+    },
+    r"AutoTokenizer\b|PreTrainedTokenizerFast\.|GGUFReader\(": {
+        "lib/model_files.py",  # behind try_model
+        "lib/gguf_import.py",  # the same
+        "lib/models/model_trial.py",  # the child
+        "calibrate_weights.py",  # behind load_tokenizer of the same folder
+    },
+    r"og\.Tokenizer\(": {"check_tokenizer.py"},  # a child of its own
+    r"SandboxedEnvironment|\.from_string\(|apply_chat_template\(": {"lib/data/chat_templates.py", "lib/templates.py"},
+    r"get_peft_model\(": {"lib/streaming.py", "lib/checkpoints.py", "train_adapter.py", "lib/training.py"},
+}
+
+
+@pytest.mark.parametrize("pattern", DOORS)
+def test_foreign_programs_run_behind_these_doors_alone(pattern):
+    scripts = ROOT / "scripts"
+    found = {
+        str(path.relative_to(scripts))
+        for path in scripts.rglob("*.py")
+        if any(re.search(pattern, line.partition("#")[0]) for line in path.read_text().splitlines())
+    }
+    assert found <= DOORS[pattern]

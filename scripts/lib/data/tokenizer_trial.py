@@ -16,7 +16,7 @@ from lib.files import sha256_file
 
 # One of 262,144 tokens and 35 MB is loaded and reads all texts in 2 s, with 600 MB (benchmarks/data.md).
 LIMITS = Limits(seconds=120, megabytes=4096)
-ROWS = 100  # of the texts at hand, as many are read in the child
+TRIED_TEXTS = 100  # as many of the texts at hand are read in the child
 _LONGEST_TEXT = 10_000  # characters of each
 _MOST_IDS = 1 << 24
 # Byte-level tokenizers make one token of a byte at most; normalizers that spell signs out (NFKD) some more.
@@ -45,7 +45,7 @@ def check_tokenizer_file(path: Path, label: str | Path, texts: Sequence[str] = (
     Raises `UserError` when the library cannot read it, when it crashes, does not come to an end, or needs more memory
     than real ones do. The same file and texts are read once in a process.
     """
-    sample = [text[:_LONGEST_TEXT] for text in islice(texts, ROWS)]
+    sample = [text[:_LONGEST_TEXT] for text in islice(texts, TRIED_TEXTS)]
     status = path.stat()
     digest = _hash_file(path, status.st_size, status.st_mtime_ns, status.st_ino)
     hint = "choose a model whose tokenizer.json other programs read, too"
@@ -74,7 +74,7 @@ def _read_here(path: str, _digest: str, texts: list[str]) -> None:
         raise FaultError(f"has a token with the id {max(ids)}" if ids else "has no tokens")
     control = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
     search = re.compile("|".join(map(re.escape, control)) or r"(?!)").search
-    around = [text for token in control[:ROWS] for text in (token, f"a{token}b", f" {token} \n{token}")]
+    around = [text for token in control[:TRIED_TEXTS] for text in (token, f"a{token}b", f" {token} \n{token}")]
     backend.encode("a", add_special_tokens=True)
     for text in [*HARD_TEXTS, *_RUNS, *around, *texts]:
         search(text)
