@@ -68,6 +68,7 @@ def test_however_a_child_ends_it_is_one_line(call, expected):
 
 
 def test_where_no_fork_is_safe_each_call_has_a_server(monkeypatch):
+    monkeypatch.setattr(limits, "_servers", {})
     monkeypatch.setattr(limits, "_SERVES_ONCE", True)
     for number in range(2):
         assert run_limited(hostile_calls.give_back, "alone", number, limits=ENOUGH, what="it") == ["alone", number]
@@ -78,9 +79,16 @@ def test_where_no_fork_is_safe_each_call_has_a_server(monkeypatch):
 def test_a_server_that_is_gone_is_started_again():
     assert run_limited(hostile_calls.give_back, "first", limits=ENOUGH, what="it") == ["first"]
     for server in limits._servers.values():
+        server.stdin.close()  # as when it has been idle for long: it ends with 0
+        server.wait()
+        reading, writing = os.pipe()
+        os.close(reading)
+        server.stdin = os.fdopen(writing, "wb")
+    assert run_limited(hostile_calls.give_back, "second", limits=ENOUGH, what="it") == ["second"]
+    for server in limits._servers.values():
         server.kill()
-    assert "crashes (SIGKILL)" in said(hostile_calls.give_back, "second")
-    assert run_limited(hostile_calls.give_back, "third", limits=ENOUGH, what="it") == ["third"]
+    assert "crashes (SIGKILL)" in said(hostile_calls.give_back, "third")
+    assert run_limited(hostile_calls.give_back, "fourth", limits=ENOUGH, what="it") == ["fourth"]
 
 
 def test_a_reply_of_any_length_is_not_read():

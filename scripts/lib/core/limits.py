@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from lib.cli import UserError, die_with_parent, fail, first_line
 
+_IDLE_SECONDS = 20  # a server without work ends: its libraries take memory that the work here needs
 _LONGEST_REPLY = 64 << 20  # characters of a result
 _KEPT_REPLIES = 64
 _LONGEST_KEPT = 1 << 20
@@ -125,7 +127,22 @@ def _call_child(module: str, call: str, limits: Limits) -> str:
 def _ask_server(module: str, request: str) -> tuple[int, str]:
     """Return the exit status of the child that a server forked for a request (-signal if killed), and its answer."""
     key = os.getpid(), module
-    server = _servers.pop(key, None) or _start_server(module)
+    server = _servers.pop(key, None)
+    if server and (reply := _exchange(server, request)):
+        _servers[key] = server
+        return reply
+    if server is None or server.wait() == 0:  # it was idle, and ended as the request came
+        server = _start_server(module)
+        if reply := _exchange(server, request):
+            if not _SERVES_ONCE:
+                _servers[key] = server
+            return reply
+    status = server.wait()
+    return (status, "") if status < 0 else (1, "")
+
+
+def _exchange(server: "subprocess.Popen[bytes]", request: str) -> tuple[int, str] | None:
+    """Send a request and return what `_ask_server` does, or None where the server has ended without an answer."""
     assert server.stdin
     assert server.stdout
     try:
@@ -135,19 +152,16 @@ def _ask_server(module: str, request: str) -> tuple[int, str]:
             answer = server.stdout.read()
             return server.wait(), answer.decode("ascii", "replace")
         head = server.stdout.readline().split()
-        if len(head) == 2:
-            status, size = map(int, head)
-            answer = server.stdout.read(size)
-            _servers[key] = server
-            return status, answer.decode("ascii", "replace")
+        if len(head) < 2:
+            return None
+        status, size = map(int, head)
+        return status, server.stdout.read(size).decode("ascii", "replace")
     except BrokenPipeError:
-        pass
+        return None
     except BaseException:  # such as Ctrl-C: what comes next on the pipe answers no later request
         server.kill()
         server.wait()
         raise
-    status = server.wait()
-    return (status, "") if status < 0 else (1, "")
 
 
 def _start_server(module: str) -> "subprocess.Popen[bytes]":
@@ -170,7 +184,7 @@ def serve() -> NoReturn:
     module = importlib.import_module(sys.argv[3])
     if os.getppid() != int(sys.argv[2]):  # the parent died before the kernel was asked to tell
         os._exit(1)
-    for request in sys.stdin.buffer:
+    while select.select([sys.stdin], [], [], _IDLE_SECONDS)[0] and (request := sys.stdin.buffer.readline()):
         if sys.argv[4:]:
             _carry_out(module, request, output, parent=int(sys.argv[2]))
         reading, writing = os.pipe()
