@@ -15,7 +15,7 @@ from lib.cli import UserError
 from lib.core.limits import Limits
 from lib.model_files import Source
 from lib.models import model_trial
-from lib.models.gguf_header import check_head, check_layers
+from lib.models.gguf_head import check_layers, read_head
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def text(content: str | bytes) -> bytes:
     return struct.pack("<Q", len(content)) + content
 
 
-def key(name: str, kind: int, value: bytes) -> bytes:
+def key(name: str | bytes, kind: int, value: bytes) -> bytes:
     return text(name) + struct.pack("<I", kind) + value
 
 
@@ -59,7 +59,11 @@ HEADS = {
     "a key twice": (head(TINY, TINY), "key 'a' stands there twice"),
     "a tensor twice": (head(TINY, tensors=[tensor("t", 1)] * 2), "tensor 't' stands there twice"),
     "a tensor of a thousand dimensions": (head(TINY, tensors=[tensor("t", *[1] * 1000)]), "1000 dimensions"),
-    "a tensor of 2^64 numbers": (head(TINY, tensors=[tensor("t", 1 << 32, 1 << 32)]), "is larger than the file"),
+    "a tensor of 2^64 numbers": (head(TINY, tensors=[tensor("t", 1 << 32, 1 << 32)]), "its tensors end at"),
+    "a tensor behind the end": (head(TINY, tensors=[tensor("t", 1, offset=1 << 40)]), "its tensors end at"),
+    "a tensor of an unknown type": (head(TINY, tensors=[tensor("t", 1, kind=999)]), "999 is not a valid"),
+    "a key that is no text": (head(key(b"\xff", 8, text("b"))), "can't decode"),
+    "an alignment of nothing": (head(key("general.alignment", 4, b"\0" * 4)), "general.alignment is 0"),
     "fewer tensors than it says": (head(TINY, tensors=[tensor("t", 1)], counts=(2, 1)), "a length of"),
     "nothing": (b"", "it is too short"),
     "a head cut off": (head(TINY)[:26], "a length of"),
@@ -72,7 +76,7 @@ def test_each_length_of_a_gguf_file_must_fit_into_it(tmp_path, content, expected
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     with pytest.raises(UserError) as error:
-        check_head(path, "mine")
+        read_head(path, "mine")
     assert str(error.value).startswith("mine: model.gguf is not a whole GGUF file: ")
     assert expected in str(error.value)
 
@@ -84,12 +88,13 @@ def test_a_gguf_file_full_of_holes_is_refused(tmp_path):
     with open(path, "r+b") as file:
         file.truncate(1 << 40)
     with pytest.raises(UserError, match="it counts 549755813888 values"):
-        check_head(path, "mine")
+        read_head(path, "mine")
 
 
 def test_gguf_files_of_either_byte_order_pass(tiny_llama, tmp_path):
-    check_head(write_gguf(tiny_llama, tmp_path / "model.gguf"), "mine")
     import gguf
+
+    read_head(write_gguf(tiny_llama, tmp_path / "model.gguf"), "mine")
 
     writer = gguf.GGUFWriter(tmp_path / "big.gguf", "llama", endianess=gguf.GGUFEndian.BIG)
     writer.add_array("a", ["b", "c"])
@@ -97,7 +102,17 @@ def test_gguf_files_of_either_byte_order_pass(tiny_llama, tmp_path):
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    check_head(tmp_path / "big.gguf", "mine")
+    assert read_head(tmp_path / "big.gguf", "mine").keys["a"] == ["b", "c"]
+
+
+def test_a_head_holds_what_the_library_reads(tiny_llama, tmp_path):
+    from gguf import GGUFReader
+
+    path = write_gguf(tiny_llama, tmp_path / "model.gguf")
+    theirs = GGUFReader(path)
+    keys, tensors = read_head(path, "mine")
+    assert keys == {key: field.contents() for key, field in theirs.fields.items() if not key.startswith("GGUF.")}
+    assert tensors == {one.name: (one.tensor_type.name, int(one.n_elements)) for one in theirs.tensors}
 
 
 @pytest.mark.parametrize("stated", [0, -1, 10**6, 1, 3, None, "2", [2], True, 2.0])

@@ -7,7 +7,7 @@ from typing import Any
 from lib.cli import fail, first_line, progress
 from lib.gguf_tokenizer import load_gguf_tokenizer
 from lib.model_files import FLOATS, Source, causal_config, check_parameters, read_tokenizer, write_tokenizer
-from lib.models.gguf_header import check_head, check_layers
+from lib.models.gguf_head import Head, check_layers, read_head
 
 
 def import_gguf(source: Source, out: Path, parameters: int) -> dict[str, Any]:
@@ -21,9 +21,8 @@ def import_gguf(source: Source, out: Path, parameters: int) -> dict[str, Any]:
     from lib.streaming import check_finite, stored_weights
 
     assert source.gguf is not None
-    check_head(source.folder / source.gguf, source.label)
-    try_model(source)
     metadata, tensors = read_gguf(source)
+    try_model(source)
     sizes: Counter[str] = Counter()
     for kind, elements in tensors.values():
         sizes[kind] += elements
@@ -67,25 +66,18 @@ def import_gguf(source: Source, out: Path, parameters: int) -> dict[str, Any]:
     }
 
 
-def read_gguf(source: Source) -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
-    """Return the keys of a GGUF file with their values, and type and number of elements of each tensor.
+def read_gguf(source: Source) -> Head:
+    """Read the head of a GGUF file.
 
     Raises `UserError` when it is cut, or holds no tokenizer or no layers.
     """
-    from gguf import GGUFReader
-
     assert source.gguf is not None
     path = source.folder / source.gguf
-    try:
-        reader = GGUFReader(path)
-        metadata = {key: field.contents() for key, field in reader.fields.items()}
-        tensors = {tensor.name: (tensor.tensor_type.name, int(tensor.n_elements)) for tensor in reader.tensors}
-    except Exception as error:  # the reader checks little of what it reads
-        fail(f"{path.name} is not a whole GGUF file: {first_line(error)}", "fetch it again", at=source.label)
+    metadata, tensors = read_head(path, source.label)
     if "tokenizer.ggml.tokens" not in metadata:
         fail(f"{path.name} holds no tokenizer", "choose a model that ships its tokenizer", at=source.label)
     check_layers(metadata, tensors, path, source.label)
-    return metadata, tensors
+    return Head(metadata, tensors)
 
 
 def build_tokenizer(source: Source, metadata: dict[str, Any]) -> Any:
