@@ -13,8 +13,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lib.cli import fail
 
 # The largest models have 2 million values (three lists of a vocabulary, and its merges) and 10 MB of texts.
@@ -110,7 +108,9 @@ class _Reader:
             kind, count = self._number("I"), self._fitting(self._number("Q"))
             if kind == _STRING:
                 return [self._text() for _ in range(count)]
-            form = np.dtype(_form(kind)).newbyteorder(self._order)
+            import numpy as np
+
+            form = np.dtype(self._order + _form(kind))
             return np.frombuffer(self._take(count * form.itemsize), form).tolist()
         return self._number(_form(kind))
 
