@@ -1,7 +1,6 @@
 """Models whose headers, configurations or tokenizers ask for more than there is: refused in one line, before anything
 is built of them."""
 
-import json
 import shutil
 import struct
 from pathlib import Path
@@ -13,7 +12,6 @@ from test_limits import changed_tokenizer, replace
 
 from lib.cli import UserError
 from lib.core.limits import Limits
-from lib.model_files import Source
 from lib.models import model_trial
 from lib.models.gguf_head import check_layers, read_head
 
@@ -176,17 +174,24 @@ SIZES = [
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: next(iter(sizes)))
-def test_a_configuration_of_absurd_sizes_is_one_line(tiny_llama, tmp_path, monkeypatch, sizes):
-    model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | sizes))
+def test_a_configuration_of_absurd_sizes_is_one_line(tiny_llama, count, tmp_path, monkeypatch, sizes):
     monkeypatch.setattr(model_trial, "LIMITS", Limits(seconds=1, megabytes=500))
+    model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    edit_json(model / "config.json", **sizes)
     try:
-        model_trial.try_model(Source(model, "mine", ["model.safetensors"], None, {}))
+        fetch_path(model, tmp_path / "out" / "base", count)
     except UserError as error:
-        assert str(error).startswith("mine: ")  # noqa: PT017 (some are no fault)
+        assert str(error).startswith(f"{model}: ")  # noqa: PT017 (some are no fault)
     else:
         assert next(iter(sizes)) in ("max_position_embeddings", "dtype", "layer_types")
+
+
+def test_a_configuration_that_takes_too_much_to_build_is_given_up(tiny_llama, count, tmp_path, monkeypatch):
+    """Few enough to be possible, and far too many for the time that a child has here."""
+    monkeypatch.setattr(model_trial, "LIMITS", Limits(seconds=0.2, megabytes=500))
+    model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    edit_json(model / "config.json", num_hidden_layers=999)
+    refused(model, tmp_path / "out", count, "reading its configuration and tokenizer needs more than 0.2 s")
 
 
 def test_more_layers_than_tensors_are_told_at_once(tiny_llama, count, tmp_path):

@@ -285,6 +285,8 @@ def read_tokenizer(source: Source, tokenizer_class: Any) -> Any:
     extra = {"gguf_file": source.gguf} if source.gguf else {}
     try:
         return tokenizer_class.from_pretrained(source.folder, trust_remote_code=False, **extra)
+    except MemoryError:
+        raise  # no fault of the class: it must not be taken for one where memory is limited (try_model)
     except Exception as error:  # each tokenizer class fails in its own way
         refuse_tokenizer(source, error)
 

@@ -5,6 +5,8 @@ does with small files and headers what is done here afterwards; the weights them
 """
 
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ import transformers.modeling_layers
 import transformers.modeling_utils  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from lib.cli import UserError, fail
-from lib.core.limits import Limits, run_limited
+from lib.cli import UserError
+from lib.core.limits import FaultError, Limits, run_limited
 from lib.data.tokenizer_trial import HARD_TEXTS
 from lib.gguf_import import build_tokenizer, read_gguf
 from lib.model_files import Source, causal_config, match_tensors, read_tokenizer
@@ -28,11 +30,20 @@ from lib.streaming import empty_model, read_headers
 LIMITS = Limits(seconds=900, megabytes=4096)
 
 
+def try_configuration(source: Source) -> None:
+    """Have a child read the configuration alone. Raises as `try_model`."""
+    _try(_read_configuration, source)
+
+
 def try_model(source: Source) -> None:
     """Have a child read configuration, tokenizer and headers, and build the model without weights.
 
     Raises `UserError` when that fails, crashes, does not come to an end, or needs more memory than real models do.
     """
+    _try(_read_gguf if source.gguf else _read_folder, source)
+
+
+def _try(function: Callable[..., None], source: Source) -> None:
     stamps = [
         [name, status.st_size, status.st_mtime_ns, status.st_ino]
         for name in source.files
@@ -40,7 +51,7 @@ def try_model(source: Source) -> None:
         for status in [(source.folder / name).stat()]
     ]
     run_limited(
-        _read_here,
+        function,
         *(str(source.folder.absolute()), source.label, source.weights, source.gguf, stamps),
         limits=LIMITS,
         what="reading its configuration and tokenizer",
@@ -49,32 +60,37 @@ def try_model(source: Source) -> None:
     )
 
 
-def _read_here(folder: str, label: str, weights: list[str], gguf: str | None, _stamps: list[Any]) -> None:
-    """Read a model in this process: for the child alone."""
-    source = Source(Path(folder), label, weights, gguf, {})
-    if gguf:
-        _read_gguf(source)
-        return
+def _source(folder: str, label: str, weights: list[str], gguf: str | None, _stamps: list[Any]) -> Source:
+    return Source(Path(folder), label, weights, gguf, {})
+
+
+# What follows runs in the child alone. Its `UserError`s count: with the memory at hand here they might be no error.
+
+
+def _read_configuration(*parts: Any) -> None:
+    causal_config(_source(*parts))
+
+
+def _read_folder(*parts: Any) -> None:
+    source = _source(*parts)
     config = causal_config(source)
-    match_tensors(config, read_headers(source.folder, source.weights, label), label)
+    match_tensors(config, read_headers(source.folder, source.weights, source.label), source.label)
     empty_model(source.folder)
     for tokenizer_class in (AutoTokenizer, PreTrainedTokenizerFast):
-        try:
-            tokenizer = read_tokenizer(source, tokenizer_class)
-        except UserError:
-            continue  # it is raised again where one of the two is needed
-        _use(tokenizer)
+        with suppress(UserError):  # one of the two is enough
+            _use(read_tokenizer(source, tokenizer_class))
 
 
-def _read_gguf(source: Source) -> None:
+def _read_gguf(*parts: Any) -> None:
+    source = _source(*parts)
     metadata, tensors = read_gguf(source)
     config = causal_config(source)
     _use(build_tokenizer(source, metadata))
     with torch.device("meta"):
         described = AutoModelForCausalLM.from_config(config, dtype=torch.float32).num_parameters()
-    if described > 2 * (stored := sum(elements for _, elements in tensors.values())):  # they would be made up in memory
-        what = f"the keys of {source.gguf} describe a model of {described} parameters, it holds {stored}"
-        fail(what, "fetch it again, or choose the safetensors of this model", at=source.label)
+    stored = sum(elements for _, elements in tensors.values())
+    if described > 2 * stored:  # what is missing would be made up, in memory
+        raise FaultError(f"finds {described} parameters by its keys, and {stored} in its tensors")
 
 
 def _use(tokenizer: Any) -> None:
