@@ -15,7 +15,6 @@ from lib.data.tokenizer_trial import HARD_TEXTS
 from lib.files import published_directory
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.model_files import Source, causal_config, check_no_pointers, import_safetensors, weight_files
-from lib.models.model_trial import try_configuration
 from lib.streaming import read_weight, stored_weights
 from lib.tokens import load_tokenizer
 
@@ -32,6 +31,8 @@ _SAME = (
 
 
 def main(args: argparse.Namespace) -> None:
+    from lib.models.model_trial import try_configuration
+
     read_manifest(args.base)
     if not args.path.is_dir():
         fail("no such folder", "check finetune.merged", at=args.path)
