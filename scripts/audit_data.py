@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.cli import fail, parser, progress, run, settings_argument
-from lib.files import write_json, write_jsonl
+from lib.data.tokenizer_trial import TRIED_TEXTS
+from lib.files import read_jsonl, write_json, write_jsonl
 from lib.inputs import input_text
 from lib.label_words import LabelWords
 from lib.labels import (
@@ -91,7 +92,8 @@ class Rows:
 
 def main(args: argparse.Namespace) -> None:
     task, data, corpus = (args.settings[key] for key in ("task", "data", "corpus"))
-    tokenizer = load_tokenizer(args.base)
+    first = islice(read_jsonl(args.rows), TRIED_TEXTS)
+    tokenizer = load_tokenizer(args.base, ["\n".join(map(str, read.get("row", {}).values())) for read in first])
     template = compile_template(corpus, tokenizer, task=task, target=data["target"], labels=None)
 
     def sources() -> Iterator[Source]:

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import onnx
 
 from lib.cli import die_with_parent, first_line, loaded, parser, progress, run
+from lib.core.limits import limit_memory
+from lib.data.tokenizer_trial import LIMITS
 from lib.files import read_jsonl, write_json
 from lib.manifests import read_manifest
 from lib.tokenizer_check import TokenizerCheck, describe_check
@@ -103,7 +105,7 @@ class OnnxTokenizer(NamedTuple):
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text, nothing added. Raises `UnreadableError`."""
-        self.pipe.send(texts)
+        self.pipe.send_bytes(json.dumps(texts).encode("ascii"))
         return self.receive(_ROW_SECONDS)
 
     def receive(self, seconds: int) -> list[list[int]]:
@@ -111,7 +113,7 @@ class OnnxTokenizer(NamedTuple):
         if not self.pipe.poll(seconds):
             raise UnreadableError(f"it needs more than {seconds} s for a text")
         try:
-            reply: list[list[int]] | str = self.pipe.recv()
+            reply: list[list[int]] | str = json.loads(self.pipe.recv_bytes())  # no pickle: its data are foreign
         except EOFError:
             self.process.join()
             code = self.process.exitcode or 0
@@ -130,14 +132,19 @@ def _serve_ids(folder: Path, pipe: Connection) -> None:
     from lib.onnx_model import open_onnx
 
     die_with_parent()
+
+    def send(reply: list[list[int]] | str) -> None:
+        pipe.send_bytes(json.dumps(reply).encode("ascii"))
+
     model = open_onnx(folder, threads=1).model
+    limit_memory(LIMITS.megabytes)
     try:
         tokenizer = og.Tokenizer(model)
-        pipe.send([])
+        send([])
         while True:
-            pipe.send([tokenizer.encode(text).tolist() for text in pipe.recv()])
+            send([tokenizer.encode(text).tolist() for text in json.loads(pipe.recv_bytes())])
     except Exception as error:  # its C++ code raises what it likes
-        pipe.send(first_line(error))
+        send(first_line(error))
 
 
 def write_empty_model(path: str, base: Path) -> Path:

@@ -17,6 +17,7 @@ from lib.cli import fail, parser, progress, run, settings_argument
 from lib.files import published_directory, read_json
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.model_files import FLOATS, check_no_pointers
+from lib.models.adapter_trial import check_fields, try_patterns
 from lib.streaming import (
     Stored,
     add_adapter,
@@ -52,7 +53,9 @@ def main(args: argparse.Namespace) -> None:
         for name in FILES:
             shutil.copyfile(args.path / name, folder / name)
         write_adapter_config(folder)
-        check_adapter(add_adapter(empty_model(args.base), folder, args.path), parts, args.path)
+        model = empty_model(args.base)
+        try_patterns(config, [name for name, _ in model.named_modules()], args.path)
+        check_adapter(add_adapter(model, folder, args.path), parts, args.path)
     write_manifest(
         args.adapter,
         inputs={"base": manifest_path(args.base)},
@@ -93,6 +96,7 @@ def adapter_config(path: Path) -> dict[str, Any]:
             fail(f"its {FILES[0]} names no {name}", "save it again with peft", at=path)
     if type(config["r"]) is not int or type(config["lora_alpha"]) not in (int, float):
         fail(f"its r or lora_alpha is not a number ({config['r']!r}, {config['lora_alpha']!r})", "mend it", at=path)
+    check_fields(config, path)
     return config
 
 

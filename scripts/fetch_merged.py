@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from lib.cli import fail, parser, progress, run, settings_argument
+from lib.data.tokenizer_trial import HARD_TEXTS
 from lib.files import published_directory
 from lib.manifests import manifest_path, read_manifest, write_manifest
-from lib.model_files import HARD_TEXTS, Source, causal_config, check_no_pointers, import_safetensors, weight_files
+from lib.model_files import Source, causal_config, check_no_pointers, import_safetensors, weight_files
 from lib.streaming import read_weight, stored_weights
 from lib.tokens import load_tokenizer
 
@@ -30,6 +31,8 @@ _SAME = (
 
 
 def main(args: argparse.Namespace) -> None:
+    from lib.models.model_trial import try_configuration
+
     read_manifest(args.base)
     if not args.path.is_dir():
         fail("no such folder", "check finetune.merged", at=args.path)
@@ -38,6 +41,7 @@ def main(args: argparse.Namespace) -> None:
         fail("it is a GGUF file", "give it as base_model.path with finetune.method: none", at=args.path)
     source = Source(args.path, str(args.path), weights, None, {})
     check_no_pointers(source.folder, source.files, source.label)
+    try_configuration(source)
     check_config(causal_config(source), args.base, args.path)
     with published_directory(args.merged) as folder:
         parameters = sum(weight.elements for weight in stored_weights(args.base).values())

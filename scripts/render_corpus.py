@@ -13,7 +13,7 @@ from typing import Any
 
 from lib.cli import UserError, fail, parser, progress, run, settings_argument
 from lib.files import published, read_json, read_jsonl
-from lib.templates import Template, compile_template, render_chat, render_completion, render_prompt
+from lib.templates import Template, compile_template, render_chats, render_completion, render_prompt
 from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
 from lib.truncation import shortened
 
@@ -86,9 +86,9 @@ def _check_chat(
     corpus: dict[str, Any],
 ) -> None:
     """Compare with the tokenizer's own chat template, which may do more with a value than insert it."""
-    for row, inputs in zip(rows, values, strict=True):
+    chats = render_chats(corpus, tokenizer, [(ours, row["target"]) for row, ours in zip(rows, values, strict=True)])
+    for row, inputs, theirs in zip(rows, values, chats, strict=True):
         ours = render_prompt(template, inputs) + render_completion(template, row["target"])
-        theirs = render_chat(corpus, tokenizer, inputs, row["target"])
         if tokenizer.bos and not theirs.startswith(tokenizer.bos):
             theirs = tokenizer.bos + theirs
         # Theirs may go on behind the end token; ours may have an end token where theirs has none.

@@ -71,7 +71,7 @@ def assert_dequantized(out: Path, original: Path, count: int) -> None:
 
 
 def test_a_gguf_file_becomes_float32_safetensors(base, tiny_llama, count):
-    from lib.model_files import HARD_TEXTS
+    from lib.data.tokenizer_trial import HARD_TEXTS
 
     assert_dequantized(base, tiny_llama, count)
     before, after = load_tokenizer(tiny_llama), load_tokenizer(base)

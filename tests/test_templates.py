@@ -12,7 +12,7 @@ from lib.templates import (
     compile_template,
     parse_segments,
     placeholder,
-    render_chat,
+    render_chats,
     render_completion,
     render_prompt,
     template_columns,
@@ -146,7 +146,7 @@ def test_chat_equals_transformers(tiny_model, system, value):
     answered = theirs.apply_chat_template([*messages, {"role": "assistant", "content": "joy"}], tokenize=False)
     assert render_prompt(template, values) == asked
     assert answered.startswith(asked + render_completion(template, "joy"))
-    assert render_chat({**CHAT, "system": system}, tokenizer, values, "joy") == answered
+    assert render_chats({**CHAT, "system": system}, tokenizer, [(values, "joy")]) == [answered]
 
 
 def with_chat_template(folder: Path, tmp_path: Path, source: str) -> Path:

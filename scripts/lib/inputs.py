@@ -12,12 +12,33 @@ def input_text(template: Template, prompt: str) -> str:
 
     Raises `UserError` when it was not rendered from the template.
     """
-    segments = template["prompt"]
-    pattern = "".join("(.*?)" if "column" in segment else re.escape(segment["text"]) for segment in segments)
-    match = re.fullmatch(pattern, prompt, re.DOTALL)
-    if match is None:
+    first, *between = _pieces(template)
+    if not prompt.startswith(first) or (not between and prompt != first):
         _fail_foreign(prompt)
-    return "\n".join(match.groups())
+    values: list[str] = []
+    place = len(first)
+    # By hand, for a regular expression tries every way to divide a prompt of many columns that does not fit.
+    for text in between[:-1]:
+        if (found := prompt.find(text, place)) < 0:
+            _fail_foreign(prompt)
+        values.append(prompt[place:found])
+        place = found + len(text)
+    for text in between[-1:]:
+        if not prompt.endswith(text) or (end := len(prompt) - len(text)) < place:
+            _fail_foreign(prompt)
+        values.append(prompt[place:end])
+    return "\n".join(values)
+
+
+def _pieces(template: Template) -> list[str]:
+    """Return the fixed texts of a prompt: before the first column, between each two, and behind the last."""
+    pieces = [""]
+    for segment in template["prompt"]:
+        if "column" in segment:
+            pieces.append("")
+        else:
+            pieces[-1] += segment["text"]
+    return pieces
 
 
 def target_text(template: Template, completion: str) -> str:
@@ -41,7 +62,11 @@ def extract_answer(template: Template, text: str) -> str:
     before, behind, end = fixed_texts(template)
     complete = text.endswith(end)
     answer = re.sub(rf"\A{_loose(before)}", "", text.removesuffix(end).strip())
-    for part in [behind] if complete else [behind[:size] for size in range(len(behind), 0, -1)]:
+    # No more of it than the answer has signs: a template may be somebody's, and end with a book.
+    signs = [size for size, sign in enumerate(behind) if not sign.isspace()]
+    longest = signs[len(answer)] if len(signs) > len(answer) else len(behind)
+    for size in [len(behind)] if complete else range(longest, 0, -1):
+        part = behind[:size]
         if found := re.search(rf"{_loose(part)}\Z", answer):
             return answer[: found.start()].strip()
     return answer.strip()

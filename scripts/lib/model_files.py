@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lib.cli import UserError, fail, first_line
+from lib.data.tokenizer_trial import HARD_TEXTS, check_tokenizer_file
 from lib.files import SAFETENSORS_INDEX, is_lfs_pointer, read_json, write_json
 from lib.tokens import Tokenizer, load_tokenizer
 
@@ -38,22 +39,10 @@ SMALL_FILES = (
     SAFETENSORS_INDEX,
     *VOCABULARIES,
 )
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # by the names of transformers' configurations
+_MANY_LAYERS = 1000  # the deepest models have some 130
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-# Texts on which two readers of one tokenizer are likely to differ.
-HARD_TEXTS = (
-    "Plain words, don't they're: 3.14 12345 x  24 7\t8   9",
-    "tab\there\r\nCRLF\n\n\nlines  \n  indented   text ",
-    " leading and trailing  ",
-    "ünïcödé cafe\u0301 ﬁ Ⅷ ½ ٣ ²",
-    "日本語のテキスト 中文字符 한국어 ไทย",
-    "عربى עברית \u200f\u200emixed",
-    "🙂👩‍👩‍👧‍👦🏳️‍🌈 e🙂e",
-    "\u0000\u0007\u00a0\u2028\ufeff\u200b",
-    "<b>{json: [1, 2]}</b> a_b-c/d\\e #tag @user http://x.y/?z=1&amp;",
-    "",
-)
 
 
 @dataclass(frozen=True)
@@ -115,8 +104,10 @@ def check_no_pointers(folder: Path, names: Iterable[str], label: str) -> None:
 
 def import_safetensors(source: Source, out: Path, parameters: int) -> dict[str, Any]:
     """Copy a model as it is; drop a second copy of tied weights. Returns facts for the manifest."""
+    from lib.models.model_trial import try_model
     from lib.streaming import check_finite, copy_renamed, drop_tied_copy, read_headers, stored_weights
 
+    try_model(source)
     config = causal_config(source)
     stored = read_headers(source.folder, source.weights, source.label)
     names = match_tensors(config, stored, source.label)
@@ -161,6 +152,7 @@ def causal_config(source: Source) -> Any:
             fail("it has no config.json", "choose the folder or repository of a whole model", at=source.label)
         raw = read_json(source.folder / "config.json")
         check_model_type(raw, source.label)
+        check_layer_counts(raw, source)
     try:
         config = transformers.AutoConfig.from_pretrained(source.folder, trust_remote_code=False, **extra)
     except Exception as error:  # every model's config class has its own checks
@@ -194,6 +186,18 @@ def check_model_type(raw: dict[str, Any], label: str) -> None:
     if quantization := raw.get("quantization_config"):
         method = quantization.get("quant_method", "an unknown method")
         fail(f"its weights are quantized ({method})", "choose the unquantized model: variants quantize later", at=label)
+
+
+def check_layer_counts(raw: dict[str, Any], source: Source) -> None:
+    """Raise `UserError` when config.json asks for more layers than there are tensors: making them would not end."""
+    from lib.streaming import read_headers
+
+    counts = {name: raw.get(name) for name in _LAYERS}
+    many = {name: value for name, value in counts.items() if isinstance(value, int) and value > _MANY_LAYERS}
+    for name, value in many.items():
+        if value > (tensors := len(read_headers(source.folder, source.weights, source.label))):
+            what = f"its config.json says {name} {value}, its weights are {tensors} tensors"
+            fail(what, "fetch or save the whole model again", at=source.label)
 
 
 def match_tensors(config: Any, tensors: Mapping[str, "Stored"], label: str) -> dict[str, str]:
@@ -281,6 +285,8 @@ def read_tokenizer(source: Source, tokenizer_class: Any) -> Any:
     extra = {"gguf_file": source.gguf} if source.gguf else {}
     try:
         return tokenizer_class.from_pretrained(source.folder, trust_remote_code=False, **extra)
+    except MemoryError:
+        raise  # no fault of the class: it must not be taken for one where memory is limited (try_model)
     except Exception as error:  # each tokenizer class fails in its own way
         refuse_tokenizer(source, error)
 
@@ -344,6 +350,7 @@ def check_tokenizer(source: Source, ours: Tokenizer, theirs: Any, vocabulary: in
     if not source.gguf and (source.folder / "tokenizer.json").is_file():
         import tokenizers
 
+        check_tokenizer_file(source.folder / "tokenizer.json", source.label)
         original = tokenizers.Tokenizer.from_file(str(source.folder / "tokenizer.json"))
         original.no_truncation()
         original.no_padding()

@@ -26,6 +26,8 @@ from lib.checkpoints import (
 from lib.cli import fail, first_line
 from lib.files import SAFETENSORS_INDEX, read_json
 
+_LONGEST_HEADER = 100_000_000  # bytes, of the safetensors library
+
 
 class Stored(NamedTuple):
     """A weight in a safetensors file, whose bytes begin at `start`; dtype: as its header writes it."""
@@ -85,10 +87,13 @@ def _weights_of(file: Path) -> dict[str, Stored]:
         header = _parse_header(content)
         data = content.tell()
     header.pop("__metadata__", None)
-    return {
-        name: Stored(file, data + facts["data_offsets"][0], tuple(facts["shape"]), facts["dtype"])
-        for name, facts in header.items()
-    }
+    try:
+        return {
+            name: Stored(file, data + facts["data_offsets"][0], tuple(facts["shape"]), facts["dtype"])
+            for name, facts in header.items()
+        }
+    except (KeyError, IndexError, TypeError) as error:
+        fail(f"not a safetensors file: its header lacks {first_line(error)}", "make or fetch it again", at=file)
 
 
 def copy_renamed(source: Path, target: Path, names: Mapping[str, str]) -> None:
@@ -102,8 +107,19 @@ def copy_renamed(source: Path, target: Path, names: Mapping[str, str]) -> None:
 
 
 def _parse_header(content: BinaryIO) -> dict[str, Any]:
-    """Read the header of a safetensors file; what follows are the data."""
-    header: dict[str, Any] = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+    """Read the header of a safetensors file; what follows are the data.
+
+    Raises `UserError` for one that is longer than the format allows, or no JSON.
+    """
+    length = int.from_bytes(content.read(8), "little")
+    try:
+        if length > _LONGEST_HEADER:
+            raise ValueError(f"its header says that it is {length} bytes long")
+        header: dict[str, Any] = json.loads(content.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
+    except (ValueError, RecursionError) as error:
+        fail(f"not a safetensors file: {first_line(error)}", "make or fetch it again", at=content.name)
     return header
 
 

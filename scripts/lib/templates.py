@@ -8,17 +8,11 @@ of a tokenizer is rendered once, with marks where the values belong, and cut at 
 
 import json
 import re
-from collections.abc import Mapping
-from functools import cache, partial
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from jinja2 import Template as JinjaTemplate
-from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from lib.cli import fail
+from lib.data.chat_templates import render_conversations
 from lib.tokens import Tokenizer
 
 Segment = dict[str, str]  # {"text": ...} or {"column": ...}
@@ -135,9 +129,14 @@ def render_completion(template: Template, answer: str) -> str:
     return render(template["completion"], {template["target"]: answer})
 
 
-def render_chat(corpus: Mapping[str, Any], tokenizer: Tokenizer, values: Mapping[str, str], answer: str) -> str:
-    """The whole conversation through the tokenizer's own Jinja template, as transformers does it."""
-    return _apply_chat_template(tokenizer, _messages(corpus, values, answer), add_generation_prompt=False)
+def render_chats(
+    corpus: Mapping[str, Any], tokenizer: Tokenizer, rows: Sequence[tuple[Mapping[str, str], str]]
+) -> list[str]:
+    """Render whole conversations through the tokenizer's own Jinja template, as transformers does it.
+
+    rows: the values and the answer of each.
+    """
+    return _apply_chat_template(tokenizer, [_messages(corpus, values, answer) for values, answer in rows])
 
 
 _ANSWER = "\ue000answer\ue001"  # private-use characters: in no template and no vocabulary entry
@@ -165,8 +164,7 @@ def _chat_template(corpus: Mapping[str, Any], tokenizer: Tokenizer, target: str)
         fail(f"corpus.user or corpus.system names the target {{{target}}}", "the question must not hold its answer")
     marks = {name: f"\ue000{index}\ue001" for index, name in enumerate(columns)}
     messages = _messages(corpus, marks, _ANSWER)
-    asked = _apply_chat_template(tokenizer, messages[:-1], add_generation_prompt=True)
-    whole = _apply_chat_template(tokenizer, messages, add_generation_prompt=False)
+    asked, whole = _apply_chat_template(tokenizer, [messages[:-1], messages])
     if not whole.startswith(asked):
         fail("the chat template renders the question differently once it is answered", "use corpus.text_template")
     names = {mark: name for name, mark in marks.items()} | {_ANSWER: target}
@@ -230,42 +228,7 @@ def _merged(segments: list[Segment]) -> list[Segment]:
     return result
 
 
-def _apply_chat_template(tokenizer: Tokenizer, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+def _apply_chat_template(tokenizer: Tokenizer, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
     """Render as `transformers.PreTrainedTokenizerBase.apply_chat_template` does, with the same settings."""
     assert tokenizer.chat_template is not None
-    try:
-        return _jinja(tokenizer.chat_template).render(
-            messages=messages,
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **tokenizer.variables,
-        )
-    except TemplateError as error:
-        hint = "drop corpus.system or use corpus.text_template"
-        fail(f"the tokenizer's chat template refuses the conversation: {error}", hint)
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks the assistant's part for transformers; to the text it adds nothing."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja declares it as an instance variable)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-@cache
-def _jinja(source: str) -> JinjaTemplate:
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
-    )
-    environment.globals["raise_exception"] = raise_exception
-    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # Jinja's own escapes HTML
-    # No `strftime_now`: a template that asks for today's date falls back to its fixed one, and the
-    # corpus of tomorrow equals that of today.
-    return environment.from_string(source)
+    return render_conversations(tokenizer.chat_template, conversations, tokenizer.variables)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.cli import fail
+from lib.data.tokenizer_trial import check_tokenizer_file
 from lib.files import read_json
 
 if TYPE_CHECKING:  # who only names the type, as templates do, starts without the library
@@ -59,16 +60,18 @@ class Tokenizer:
         return f"{ids[place]} {self.backend.id_to_token(ids[place])!r}" if place < len(ids) else "its end"
 
 
-def load_tokenizer(model: Path) -> Tokenizer:
+def load_tokenizer(model: Path, texts: Sequence[str] = ()) -> Tokenizer:
     """Read the tokenizer of a model folder (`tokenizer.json`, `tokenizer_config.json`, configs).
 
-    Raises `UserError` when the folder has no `tokenizer.json` or no end-of-sequence token.
+    A child process reads it first, and hard texts and the first of `texts` with it.
+    Raises `UserError` when the folder has no `tokenizer.json`, one that does harm, or no end-of-sequence token.
     """
     import tokenizers
 
     source = model / "tokenizer.json"
     if not source.is_file():
         fail("the base model has no tokenizer.json", "choose a model that ships its tokenizer", at=model)
+    check_tokenizer_file(source, model, texts)
     backend = tokenizers.Tokenizer.from_file(str(source))
     backend.no_padding()
     backend.no_truncation()

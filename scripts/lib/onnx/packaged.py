@@ -9,7 +9,7 @@ Where the ONNX file has its weights is left to ONNX Runtime, which refuses absol
 of the folder (tests/test_packaged.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -221,8 +221,11 @@ def tokenizer_errors(folder: Path) -> Iterator[None]:
         fail(f"its tokenizer cannot read a text: {first_line(error)}", _AGAIN, at=folder)
 
 
-def load_packaged_tokenizer(folder: Path) -> Tokenizer:
-    """Return the tokenizer in a packaged model's folder. Raises `UserError` for all that keeps it from being read."""
+def load_packaged_tokenizer(folder: Path, texts: Sequence[str] = ()) -> Tokenizer:
+    """Return the tokenizer in a packaged model's folder, which a child has tried on the first of `texts`.
+
+    Raises `UserError` for all that keeps it from being read.
+    """
     read_genai_config(folder)  # end tokens are read from it
     if (file := folder / "tokenizer_config.json").exists():
         read_form(file, _TOKENIZER_CONFIG, _AGAIN)
@@ -230,7 +233,7 @@ def load_packaged_tokenizer(folder: Path) -> Tokenizer:
         if (folder / name).exists() and (folder / name).stat().st_size > _MOST_TOKENIZER_BYTES:
             fail("too large for a file of its kind", _AGAIN, at=folder / name)
     try:
-        return load_tokenizer(folder)
+        return load_tokenizer(folder, texts)
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises Exception itself, and the panics of its Rust code
