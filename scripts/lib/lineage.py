@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from lib.cli import fail
 from lib.files import canonical_json, published, read_json, sha256_file, sha256_text
-from lib.manifests import manifest_path
+from lib.manifests import load_manifest, manifest_path
 
 NAME = "lineage.json"
 
@@ -98,7 +98,7 @@ def sha256_of(path: Path, *, trust_manifest: bool = False) -> str | None:
         return None
     known: dict[str, str] = {}
     if trust_manifest and manifest_path(path).is_file():
-        known = read_json(manifest_path(path))["files"]
+        known = load_manifest(manifest_path(path))["files"]
     files = visible_files(path)
     return sha256_text(canonical_json({name: known.get(name) or sha256_file(file) for name, file in files.items()}))
 
@@ -187,7 +187,7 @@ def _manifest(path: str, job: Job) -> Iterator[Broken]:
     """A manifest must name inputs that the job had; the bytes that it names are those of the folder's own hash."""
     if not path.endswith(".manifest.json"):
         return
-    manifest = read_json(Path(path))
+    manifest = load_manifest(Path(path))
     had = set(input_hashes(job).values())
     for name, sha256 in manifest["inputs"].items():
         if sha256 not in had:
