@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypedDict
 
 from lib.cli import fail
-from lib.files import canonical_json, published, read_json, sha256_file, sha256_text
+from lib.files import canonical_json, published, sha256_file, sha256_text
 from lib.manifests import load_manifest, manifest_path
 
 NAME = "lineage.json"
