@@ -22,6 +22,7 @@ class Kind(NamedTuple):
 TEXT = Kind("text", lambda value: isinstance(value, str))
 BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
 INTEGER = Kind("an integer", lambda value: type(value) is int)
+LIST = Kind("a list", lambda value: isinstance(value, list))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 SHA256 = Kind("a sha256", lambda value: isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None)
 
@@ -53,8 +54,10 @@ def optional(kind: Kind) -> Kind:
 def read_object(path: Path, form: Mapping[str, Kind], *, hint: str = "mend it, or make it again") -> dict[str, Any]:
     """Read a JSON object that has this form; other keys are left to who reads them.
 
-    Raises `UserError`, as `read_json` and `check_object` do.
+    Raises `UserError`, as `read_json` and `check_object` do, and for a pipe, whose reader would wait for ever.
     """
+    if path.exists() and not path.is_file():
+        fail("it is no regular file", "remove it", at=path)
     return check_object(read_json(path), form, at=path, hint=hint)
 
 
@@ -68,7 +71,7 @@ def check_object(
 ) -> dict[str, Any]:
     """Return `value` if it is an object with this form. Raises `UserError` that names the key otherwise."""
     if not isinstance(value, dict):
-        fail("it holds no JSON object", hint, at=at, line=line)
+        fail("it holds no object with keys", hint, at=at, line=line)
     for key, kind in form.items():
         if not kind.holds(value.get(key)):
             what = f"its {key} is not {kind.name}" if key in value else f"it has no {key}"
