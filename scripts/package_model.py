@@ -9,6 +9,7 @@ from lib.files import published_directory, read_json
 from lib.manifests import RUN_CARD, link_files, load_manifest, manifest_path, read_manifest, write_manifest
 from lib.metrics import MAIN_METRIC
 from lib.report.words import interval, metric, said
+from lib.selection import selected
 from lib.tokenizer_check import describe_check
 
 
@@ -24,7 +25,7 @@ def main(args: argparse.Namespace) -> None:
         link_files(args.assembled, (*manifest["files"], RUN_CARD), folder)
         template = read_json(args.assembled / "template.json")
         card = model_card(
-            manifest, read_json(args.selection), template, load_manifest(args.base_manifest), read_json(args.summary)
+            manifest, selected(args.selection), template, load_manifest(args.base_manifest), read_json(args.summary)
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
     facts = {key: manifest[key] for key in ("run", "variant")}

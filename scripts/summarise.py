@@ -17,6 +17,7 @@ from lib.layout import Layout, results_argument
 from lib.manifests import load_manifest, manifest_path
 from lib.metrics import BASELINE, Prediction
 from lib.report.findings import verdict
+from lib.selection import selected
 
 _TRAINING = (
     "real_tokens",
@@ -33,7 +34,7 @@ _MODEL_SPEED = ("size_mb", "first_token_ms", "tokens_per_second", "peak_rss_mb")
 
 
 def main(args: argparse.Namespace) -> None:
-    selection = read_json(args.selection)
+    selection = selected(args.selection)
     base = {"validation": _quality(args.base_validation), "test": _quality(args.base_test)}
     summary = {
         "data": _data(read_json(args.audit), read_json(args.split)),

@@ -338,11 +338,8 @@ def check_generation_config(source: Source) -> None:
     try:
         transformers.GenerationConfig.from_pretrained(source.folder)
     except Exception as error:  # whatever its values lead to
-        fail(
-            f"its generation_config.json cannot be read: {first_line(error)}",
-            "save it again with transformers",
-            at=source.label,
-        )
+        what = f"its generation_config.json cannot be read: {first_line(error)}"
+        fail(what, "save it again with transformers", at=source.label)
 
 
 def refuse_tokenizer(source: Source, error: Exception) -> NoReturn:

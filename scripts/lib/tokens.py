@@ -177,6 +177,6 @@ def _chat_template(model: Path, config: dict[str, Any]) -> str | None:
     form = {"chat_template": optional(either(TEXT, list_of(OBJECT)))}
     template = check_object(config, form, at=model / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):  # several named templates: the one called default
-        found = next((item for item in template if item.get("name") == "default"), {})
+        found: dict[str, Any] = next((item for item in template if item.get("name") == "default"), {})
         template = check_object(found, {"template": optional(TEXT)}, at=path).get("template")
     return template
