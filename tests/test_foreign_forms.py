@@ -1,8 +1,10 @@
 """JSON of another form than the workflow writes, and what is no file in a results folder: one line, or passed over."""
 
+import argparse
 import copy
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -185,6 +187,36 @@ def test_jobs_made_from_their_own_outputs_and_endless_chains_are_refused(project
     (project / "results/lineage.json").write_text(json.dumps({"jobs": [job(number) for number in range(rules)]}))
     with pytest.raises(UserError, match="own output as input|follow one upon the other"):
         read_lineage(Path("results"))
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("config.json", {"tie_word_embeddings": "no"}),
+        ("config.json", {"num_attention_heads": 0}),
+        ("config.json", {"quantization_config": [1]}),
+        ("generation_config.json", {"eos_token_id": "2"}),
+        ("generation_config.json", {"eos_token_id": -1}),
+        ("generation_config.json", []),
+        ("tokenizer_config.json", {"model_max_length": ""}),
+        ("tokenizer_config.json", 3),
+    ],
+)
+def test_a_base_folder_with_json_of_other_types_is_one_line(tiny_llama, tmp_path, name, changed):
+    """Through the whole of fetch_model, and nothing stays of it."""
+    import fetch_model
+
+    from lib.streaming import stored_weights
+
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    whole = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(whole | changed if isinstance(changed, dict) else changed))
+    count = sum(weight.elements for weight in stored_weights(tiny_llama).values())
+    settings = {"source": {"path": "model"}, "parameters": count, "versions": {}}
+    with pytest.raises(UserError) as caught:
+        fetch_model.main(argparse.Namespace(settings=settings, path=folder, output=tmp_path / "base"))
+    assert str(caught.value).startswith(f"{folder}")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 # What a lineage that came from elsewhere may not do

@@ -3,6 +3,7 @@
 No code of a model is run and no pickle is opened.
 """
 
+import math
 import os
 import shutil
 from collections import Counter
@@ -92,7 +93,6 @@ class Source:
 def weight_files(names: list[str], label: str) -> tuple[list[str], str | None]:
     """Return the safetensors files, or the one GGUF file, that hold the weights.
 
-    names: the files of a folder or repository that others made.
     Raises `UserError` when there are none, or several GGUF files to choose from.
     """
     weights, gguf = _choose_weights(names, label)
@@ -299,7 +299,9 @@ def read_tokenizer(source: Source, tokenizer_class: Any) -> Any:
     """Load the tokenizer with a class of transformers. Raises `UserError` where that cannot read it."""
     extra = {"gguf_file": source.gguf} if source.gguf else {}
     try:
-        return tokenizer_class.from_pretrained(source.folder, trust_remote_code=False, **extra)
+        tokenizer = tokenizer_class.from_pretrained(source.folder, trust_remote_code=False, **extra)
+        math.isfinite(tokenizer.model_max_length)  # raises for anything but a number
+        return tokenizer
     except Exception as error:  # each tokenizer class fails in its own way
         refuse_tokenizer(source, error)
 
@@ -338,8 +340,7 @@ def check_generation_config(source: Source) -> None:
     try:
         transformers.GenerationConfig.from_pretrained(source.folder)
     except Exception as error:  # whatever its values lead to
-        what = f"its generation_config.json cannot be read: {first_line(error)}"
-        fail(what, "save it again with transformers", at=source.label)
+        fail(f"its generation_config.json cannot be read: {first_line(error)}", "save it anew", at=source.label)
 
 
 def refuse_tokenizer(source: Source, error: Exception) -> NoReturn:
