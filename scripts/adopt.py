@@ -9,6 +9,7 @@ computed, and no results are changed.
 """
 
 import argparse
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,12 @@ from pathlib import Path
 import yaml
 
 from lib.cli import fail, or_exit
+from lib.core.objects import INTEGER, OBJECT, check_object, list_of
+from lib.core.paths import check_name
+from lib.files import read_json
 
 STAGE = "pipeline"
+_HINT = "check out a commit that has it whole, or run: dvc repro"
 
 
 def main(args: argparse.Namespace) -> str:
@@ -27,8 +32,8 @@ def main(args: argparse.Namespace) -> str:
             "commit results with DVC first (dvc repro), or check out a commit that has them",
             at="dvc.lock",
         )
-    if args.pull and tool("dvc", "pull").returncode:
-        fail("dvc pull did not bring everything", "see its lines above")
+    if args.pull:
+        pull()
     status = tool("dvc", "status", STAGE, quiet=True)
     if status.returncode or "up to date" not in status.stdout:
         print(status.stdout, end="", file=sys.stderr)
@@ -41,8 +46,47 @@ def main(args: argparse.Namespace) -> str:
     if plan.returncode or "Nothing to be done" not in plan.stdout:
         print(plan.stdout, end="", file=sys.stderr)
         fail("the results are not what the configuration describes", "run the workflow: it makes again what differs")
-    outs = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))["stages"][STAGE]["outs"]
-    return f"adopted: {len(outs)} outputs, {sum(out['size'] for out in outs) / 1e6:.0f} MB; nothing to be done"
+    sizes = read_sizes(Path("dvc.lock"))
+    return f"adopted: {len(sizes)} outputs, {sum(sizes) / 1e6:.0f} MB; nothing to be done"
+
+
+def pull() -> None:
+    """Fetch everything from the DVC remote, and put it in place once all names lead into the folders of results.
+
+    `dvc pull` alone writes where a listing in the remote says, also outside of the project, and hashes no listing.
+    """
+    if tool("dvc", "fetch").returncode:
+        fail("dvc fetch did not bring everything", "see its lines above")
+    check_listings(Path(tool("dvc", "cache", "dir", quiet=True).stdout.splitlines()[-1]))
+    if tool("dvc", "checkout").returncode:
+        fail("dvc checkout did not put everything in place", "see its lines above")
+
+
+def check_listings(cache: Path) -> None:
+    """Check the listings of folders in a DVC cache, `files/md5/AB/CDEF….dir`, by name and by hash.
+
+    Raises `UserError` for one that is not what its name says, and for a name in it that leads out of its folder.
+    """
+    hint = "remove it, and ask who may write to the DVC remote"
+    for file in sorted((cache / "files/md5").glob("??/*.dir")):
+        content = file.read_bytes()
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != file.parent.name + file.stem:
+            fail("its content is not that of its name", hint, at=file)
+        entries = check_object({"entries": read_json(file)}, {"entries": list_of(OBJECT)}, at=file, hint=hint)
+        for entry in entries["entries"]:
+            check_name(entry.get("relpath"), at=file)
+
+
+def read_sizes(lock: Path) -> list[int]:
+    """Return the sizes of the results that `dvc.lock` names, in bytes. Raises `UserError` unless it is one of DVC's."""
+    try:
+        value = yaml.safe_load(lock.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        fail("not YAML", _HINT, at=lock)
+    stages = check_object(value, {"stages": OBJECT}, at=lock, hint=_HINT)["stages"]
+    stage = check_object(stages, {STAGE: OBJECT}, at=lock, hint=_HINT)[STAGE]
+    outs = check_object(stage, {"outs": list_of(OBJECT)}, at=lock, hint=_HINT)["outs"]
+    return [check_object(out, {"size": INTEGER}, at=lock, hint=_HINT)["size"] for out in outs]
 
 
 def tool(module: str, *words: str, quiet: bool = False) -> "subprocess.CompletedProcess[str]":

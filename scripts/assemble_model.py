@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, parser, progress, run, settings_argument
-from lib.files import link_or_copy, published_directory, write_json
+from lib.files import published_directory, write_json
 from lib.layout import results_argument
-from lib.manifests import RUN_CARD, manifest_path, read_manifest, write_manifest
+from lib.manifests import RUN_CARD, link_files, manifest_path, read_manifest, write_manifest
 from lib.report.minutes import by_rule, read_jobs
 from lib.run_card import run_card
 from lib.selection import selected
@@ -31,8 +31,7 @@ def main(args: argparse.Namespace) -> None:
     }
     made_by = select_settings(args.settings, selection, manifest)
     with published_directory(args.output) as folder:
-        for name in manifest["files"]:
-            link_or_copy(onnx / name, folder / name)
+        link_files(onnx, manifest["files"], folder)
         shutil.copyfile(args.template, folder / "template.json")
         seconds = {one.rule: round(one.seconds, 1) for one in by_rule(read_jobs(args.timings, args.timings))}
         write_json(folder / RUN_CARD, run_card(made_by, inputs, seconds))

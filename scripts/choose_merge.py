@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, parser, progress, run, settings_argument
-from lib.files import link_or_copy, published_directory, read_json, read_jsonl, sha256_file, write_json
-from lib.manifests import manifest_path, read_manifest, write_manifest
+from lib.files import published_directory, read_json, read_jsonl, sha256_file, write_json
+from lib.manifests import link_files, manifest_path, read_manifest, write_manifest
 from lib.metrics import SELECTED_BY, interval, point, statistics
 from lib.report.words import said
 
@@ -23,8 +23,7 @@ def main(args: argparse.Namespace) -> None:
     choice = choose(args.scores, folders, args.settings)
     chosen = choice["chosen"]
     with published_directory(args.merged) as folder:
-        for name in manifests[chosen]["files"]:
-            link_or_copy(folders[chosen] / name, folder / name)
+        link_files(folders[chosen], manifests[chosen]["files"], folder)
     write_json(args.choice, choice)
     write_manifest(
         args.merged,

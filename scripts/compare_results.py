@@ -16,7 +16,9 @@ from pathlib import Path
 from lib.cli import fail, or_exit
 from lib.comparison import align
 from lib.core.escaping import escape_controls
-from lib.files import read_json, read_jsonl
+from lib.core.objects import OBJECT, optional, read_object
+from lib.core.paths import check_plain_files
+from lib.files import read_jsonl
 from lib.lineage import read_lineage
 from lib.metrics import MAIN_METRIC
 
@@ -76,9 +78,10 @@ def inside(path: str, results: Path) -> str:
 def compare_scores(mine: Path, theirs: Path) -> int:
     """Print a line for each score that both have; returns how many lie outside of the tolerance."""
     outside = 0
+    check_plain_files(theirs / "scores")
     for file in sorted((mine / "scores").rglob("*.json")):
         other = theirs / "scores" / file.relative_to(mine / "scores")
-        ours, others = read_json(file).get("quality"), read_json(other).get("quality")
+        ours, others = (read_object(one, {"quality": optional(OBJECT)}).get("quality") for one in (file, other))
         if not ours or not others:
             continue  # the baselines, which depend on no machine
         metric = MAIN_METRIC["classification" if "accuracy" in ours else "generation"]

@@ -14,7 +14,9 @@ from typing import Any
 from lib.adapters import adapted_weights, write_adapter_config
 from lib.checkpoints import ADAPTER_HINT, EMPTY, wrapper_cause
 from lib.cli import fail, parser, progress, run, settings_argument
-from lib.files import published_directory, read_json
+from lib.core.objects import read_object
+from lib.core.paths import check_model_folder
+from lib.files import published_directory
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.model_files import FLOATS, check_no_pointers
 from lib.models.adapter_trial import check_fields, try_patterns
@@ -70,6 +72,7 @@ def adapter_config(path: Path) -> dict[str, Any]:
     """The adapter's configuration. Raises `UserError` for what is no adapter, or one that cannot be merged."""
     if not path.is_dir():
         fail("no such folder", "check finetune.adapter", at=path)
+    check_model_folder(path)
     for name in FILES:
         if not (path / name).is_file():
             pickle = "adapter_model.bin"
@@ -78,10 +81,9 @@ def adapter_config(path: Path) -> dict[str, Any]:
                 hint = f"{pickle} can run code: save it as safetensors (save_pretrained does, in every peft since 0.7)"
             fail(f"it has no {name}", hint, at=path)
     check_no_pointers(path, FILES, str(path))
-    config: dict[str, Any] = read_json(path / FILES[0])
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        fail(f"it is a {kind} adapter", "only LoRA, rsLoRA and DoRA can be merged", at=path)
+    config = read_object(path / FILES[0], {}, hint="save it again with peft")
+    if config.get("peft_type") != "LORA":
+        fail(f"it is a {config.get('peft_type')} adapter", "only LoRA, rsLoRA and DoRA can be merged", at=path)
     for name, value in config.items():
         if (name not in ALLOWED and value) or (name == "bias" and value not in ("none", None)):
             hint = "train it as plain LoRA: aLoRA cannot be merged" if name.startswith("alora_") else _MERGE_YOURSELF

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lib.cli import fail, parser, progress, run, settings_argument
+from lib.core.paths import check_model_folder
 from lib.data.tokenizer_trial import HARD_TEXTS
 from lib.files import published_directory
 from lib.manifests import manifest_path, read_manifest, write_manifest
@@ -36,6 +37,7 @@ def main(args: argparse.Namespace) -> None:
     read_manifest(args.base)
     if not args.path.is_dir():
         fail("no such folder", "check finetune.merged", at=args.path)
+    check_model_folder(args.path)
     weights, gguf = weight_files([file.name for file in args.path.iterdir()], str(args.path))
     if gguf:
         fail("it is a GGUF file", "give it as base_model.path with finetune.method: none", at=args.path)

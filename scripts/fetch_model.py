@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, parser, run, settings_argument
+from lib.core.paths import check_model_folder
 from lib.files import canonical_json, published_directory, sha256_text
 from lib.gguf_import import import_gguf
 from lib.manifests import file_hashes, write_manifest
@@ -53,6 +54,7 @@ def locate(source: dict[str, Any], path: Path | None, scratch: Path) -> Source:
         return Source(path.parent, str(path), [], path.name, {})
     if not path.is_dir():
         fail("no such model folder or .gguf file", "check base_model.path", at=path)
+    check_model_folder(path)
     weights, gguf = weight_files([file.name for file in path.iterdir()], str(path))
     return Source(path, str(path), weights, gguf, {})
 
@@ -64,7 +66,10 @@ def azure_source(uri: str, sha256: str | None, scratch: Path) -> Source:
 
     for name in ("fetched", "single", "flat"):
         (scratch / name).mkdir()
-    root = model_root(model_files(uri, scratch / "fetched"), scratch / "single")
+    fetched = model_files(uri, scratch / "fetched")
+    if fetched.is_dir():
+        check_model_folder(fetched)
+    root = model_root(fetched, scratch / "single")
     found = sha256_text(canonical_json(file_hashes(root)))
     if sha256 and found != sha256:
         what = f"has sha256 {found}, the configuration states {sha256}"

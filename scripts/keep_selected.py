@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from lib.cli import parser, progress, run
-from lib.files import link_or_copy, published_directory
+from lib.files import published_directory
 from lib.layout import results_argument
-from lib.manifests import manifest_path, read_manifest, write_manifest
+from lib.manifests import link_files, manifest_path, read_manifest, write_manifest
 from lib.selection import selected
 
 
@@ -17,8 +17,7 @@ def main(args: argparse.Namespace) -> None:
     with published_directory(args.output) as output:
         for name, folder in there.items():
             (output / name).mkdir()
-            for file in read_manifest(folder)["files"]:
-                link_or_copy(folder / file, output / name / file)
+            link_files(folder, read_manifest(folder)["files"], output / name)
     write_manifest(
         args.output,
         inputs={name: manifest_path(folder) for name, folder in there.items()} | {"selection": args.selection},

@@ -7,11 +7,12 @@ from typing import Any
 
 from lib.cli import NO_TELEMETRY, parser, progress, run
 from lib.core.escaping import escape_markdown
-from lib.files import link_or_copy, published_directory, read_json
-from lib.manifests import RUN_CARD, manifest_path, read_manifest, write_manifest
+from lib.files import published_directory, read_json
+from lib.manifests import RUN_CARD, link_files, load_manifest, manifest_path, read_manifest, write_manifest
 from lib.metrics import MAIN_METRIC
 from lib.onnx.packaged import read_genai_config, read_packaged_template
 from lib.report.words import interval, metric, said
+from lib.selection import selected
 from lib.tokenizer_check import describe_check
 
 
@@ -25,10 +26,9 @@ def main(args: argparse.Namespace) -> None:
         "summary": args.summary,
     }
     with published_directory(args.output) as folder:
-        for name in (*manifest["files"], RUN_CARD):
-            link_or_copy(args.assembled / name, folder / name)
+        link_files(args.assembled, (*manifest["files"], RUN_CARD), folder)
         card = model_card(
-            manifest, read_json(args.selection), template, read_json(args.base_manifest), read_json(args.summary)
+            manifest, selected(args.selection), template, load_manifest(args.base_manifest), read_json(args.summary)
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
     facts = {key: manifest[key] for key in ("run", "variant")}

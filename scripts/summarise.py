@@ -14,9 +14,10 @@ from lib.cli import fail, parser, run, settings_argument
 from lib.comparison import compare_with_intervals
 from lib.files import read_json, read_jsonl, sha256_file, write_json
 from lib.layout import Layout, results_argument
-from lib.manifests import manifest_path
+from lib.manifests import load_manifest, manifest_path
 from lib.metrics import BASELINE, Prediction
 from lib.report.findings import verdict
+from lib.selection import selected
 
 _TRAINING = (
     "real_tokens",
@@ -33,7 +34,7 @@ _MODEL_SPEED = ("size_mb", "first_token_ms", "tokens_per_second", "peak_rss_mb")
 
 
 def main(args: argparse.Namespace) -> None:
-    selection = read_json(args.selection)
+    selection = selected(args.selection)
     base = {"validation": _quality(args.base_validation), "test": _quality(args.base_test)}
     summary = {
         "data": _data(read_json(args.audit), read_json(args.split)),
@@ -76,7 +77,7 @@ def _run(one: dict[str, Any], settings: dict[str, Any], layout: Layout, base: Se
     }
     for variant in settings["built"]:
         stage = f"onnx-{variant}"
-        manifest, quality = read_json(manifest_path(layout.folder(name, stage))), compared.get(stage)
+        manifest, quality = load_manifest(manifest_path(layout.folder(name, stage))), compared.get(stage)
         built = {"size_mb": round(manifest["size_bytes"] / 1e6, 1)}
         speed = read_json(layout.speed(name, variant)) if variant in scored else built
         stages[stage] = _stage(quality, speed, verified=manifest["verified"] or quality is not None)
@@ -123,7 +124,7 @@ def _stage(
 
 def _size_mb(folder: Path) -> float:
     """MB (10^6 bytes) of the files that the folder's manifest names; the folder itself may be gone by now."""
-    size_bytes: int = read_json(manifest_path(folder))["size_bytes"]
+    size_bytes: int = load_manifest(manifest_path(folder))["size_bytes"]
     return size_bytes / 1e6
 
 

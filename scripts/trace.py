@@ -135,8 +135,10 @@ def tree(lineage: Lineage, start: str) -> Iterator[str]:
 
 
 def versions(job: Any) -> str:
-    found = settings(job).get("versions") or {}
-    return "; " + ", ".join(f"{name} {version}" for name, version in found.items()) if found else ""
+    found = settings(job).get("versions")
+    if not isinstance(found, dict) or not found:
+        return ""
+    return "; " + ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 if __name__ == "__main__":

@@ -238,8 +238,11 @@ def test_an_input_that_the_job_has_not_is_told(tiny_llama, tmp_path, fetch):
     ("mlmodel", "said"),
     [
         ({"flavors": {"python_function": {}}}, "has only python_function, which is code of its own"),
-        ({"flavors": {"transformers": {"model_binary": "../outside"}}}, "points outside of it: ../outside"),
-        ({"flavors": {"hftransformersv2": {"model_data": "/etc"}}}, "points outside of it: /etc/config"),
+        (
+            {"flavors": {"transformers": {"model_binary": "../outside"}}},
+            "names the file '../outside', which does not lie below",
+        ),
+        ({"flavors": {"hftransformersv2": {"model_data": "/etc"}}}, "names the file '/etc/config', which is absolute"),
         ({"flavors": {"hftransformersv2": {"model_data": "nowhere"}}}, "names folders that are not there"),
         ({"no": "flavors"}, "its MLmodel cannot be read"),
         ("!!python/object/apply:os.system ['touch executed']", "its MLmodel cannot be read"),

@@ -206,6 +206,22 @@ def test_tampered_stores_are_noticed(clone, committed):
     assert "adapter" in verified.stderr
 
 
+def test_a_listing_in_the_store_that_leads_out_of_the_project_writes_nothing(clone, committed):
+    """`dvc pull` writes where a listing says, and hashes no listing."""
+    listing = next(path for path in (committed.parent / "store").rglob("*.dir") if b"kept.jsonl" in path.read_bytes())
+    whole = listing.read_bytes()
+    listing.chmod(0o644)
+    listing.write_bytes(whole.replace(b"kept.jsonl", b"../../../escaped.jsonl"))
+    try:
+        done = clone.adopt("--pull")
+    finally:
+        listing.write_bytes(whole)
+    assert done.returncode == 1, done.stdout
+    assert "its content is not that of its name; remove it, and ask who may write to the DVC remote" in done.stderr
+    assert not clone.results.exists()
+    assert not list(clone.root.parent.rglob("escaped.jsonl"))
+
+
 def test_a_changed_row_starts_the_stage_again(repository):
     path = repository.root / "data/rows.json"
     path.write_text(path.read_text().replace('"phrase": "', '"phrase": "Suddenly: ', 1))

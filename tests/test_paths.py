@@ -1,14 +1,10 @@
 import os
 
 import pytest
+from hostile_names import HOSTILE_NAMES
 
 from lib.cli import UserError
 from lib.core.paths import check_bare_name, check_model_folder, check_name, check_plain_files, path_below
-
-HOSTILE_NAMES = [
-    "/etc/passwd", "../secret", "a/../../secret", "..", ".", "a/./b", "a//b", "a/", "", "a\x00b", "a\nb", "a\x1b[31mb",
-    "a\u2028b", "\ud800", "a\\..\\b", "C:\\x", "x" * 256, "x/" * 600 + "x", None, 3, ["a"], {"a": 1},
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=ascii)

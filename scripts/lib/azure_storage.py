@@ -87,12 +87,16 @@ def size(self: StorageObject) -> int:
 
 
 def retrieve_object(self: StorageObject) -> None:
-    """Fetch the file, or the directory and nothing else. Raises `FileNotFoundError`."""
+    """Fetch the file, or the directory and nothing else. Raises `FileNotFoundError`.
+
+    Raises `UserError` when a blob's name leads out of the directory.
+    """
     local = self.local_path()
     shutil.rmtree(local, ignore_errors=True)
-    for blob in _blobs(self):
-        target = local / blob.name.removeprefix(f"{self.blob_path}/") if blob.name != self.blob_path else local
-        self.download_blob_from_storage(blob.name, target)
+    folder = blobs.Place(self.container_client(), self.blob_path)
+    for name in [blob.name for blob in _blobs(self) if not blob.name.endswith("/")]:
+        target = local if name == self.blob_path else local / blobs.relative_name(folder, name)
+        self.download_blob_from_storage(name, target)
 
 
 def remove(self: StorageObject) -> None:

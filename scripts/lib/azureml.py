@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from lib.cli import fail, first_line, progress
+from lib.core.paths import check_bare_name
 
 _WORKSPACE = (
     r"(?:subscriptions/(?P<subscription>[^/]+)/resourcegroups/(?P<group>[^/]+)/workspaces/(?P<workspace>[^/]+)/)?"
@@ -148,7 +149,9 @@ def _input_of_job(variable: str, uri: str) -> Path | None:
 
 def _download(container: Any, path: str, scratch: Path) -> None:
     """What is in a folder, or a file by its own name, into `scratch`."""
-    inside = _listed(container, path)
+    from lib import blobs
+
+    inside = blobs.listed(blobs.Place(container, path))
     if not inside:
         _download_file(container, path, scratch)
         return
@@ -158,7 +161,8 @@ def _download(container: Any, path: str, scratch: Path) -> None:
 
 
 def _download_file(container: Any, path: str, scratch: Path) -> Path:
-    file = scratch / path.rpartition("/")[2]
+    folder, _, name = path.rpartition("/")
+    file = scratch / check_bare_name(name, at=folder)
     progress(f"downloading {file.name}, {container.get_blob_client(path).get_blob_properties().size / 1e6:.1f} MB")
     _stream(container, path, file)
     return file
@@ -169,20 +173,6 @@ def _stream(container: Any, path: str, target: Path) -> None:
     from lib import blobs
 
     blobs.download(blobs.Place(container, ""), path, target)
-
-
-def _listed(container: Any, folder: str) -> dict[str, int]:
-    """Sizes of the files below a folder, by path relative to it."""
-    found = {}
-    for blob in container.list_blobs(name_starts_with=f"{folder}/", include=["metadata"]):
-        path = blob.name.removeprefix(f"{folder}/")
-        # Accounts with folders list each of them as an empty blob; so do some programs.
-        if not path or path.endswith("/") or "hdi_isfolder" in (blob.metadata or {}):
-            continue
-        if path.startswith("/") or ".." in path.split("/"):
-            fail(f"{blob.name} would be written outside of its folder", "do not use what lies there", at=folder)
-        found[path] = blob.size
-    return found
 
 
 def _place(source: ModelVersion | StoredPath) -> tuple[Any, str]:

@@ -21,6 +21,7 @@ from azure.storage.blob import BlobServiceClient, ContainerClient
 
 from lib.azure_identity import credential
 from lib.cli import fail, first_line
+from lib.core.paths import check_name
 
 ACCOUNT = "SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME"
 _EMULATOR = "AZURITE_CONNECTION_STRING"
@@ -32,6 +33,10 @@ class Place(NamedTuple):
 
     container: ContainerClient
     prefix: str
+
+    @property
+    def url(self) -> str:
+        return f"az://{self.container.container_name}/{self.prefix}"
 
     def name(self, path: str) -> str:
         return f"{self.prefix}/{path}" if self.prefix else path
@@ -75,12 +80,22 @@ def explained_storage_errors(where: str) -> Iterator[None]:
 
 
 def listed(folder: Place, below: Iterable[str] = ("",)) -> dict[str, int]:
-    """Sizes in bytes by path relative to the folder, of all blobs whose path begins with one of `below`."""
+    """Return sizes in bytes by path relative to the folder, of all blobs whose path begins with one of `below`.
+
+    Whoever may write to the storage chooses the names. Raises `UserError` for one that leads out of the folder.
+    """
     found = {}
     for start in below:
-        for blob in folder.container.list_blobs(name_starts_with=folder.name(start)):
-            found[blob.name.removeprefix(f"{folder.prefix}/")] = blob.size
+        for blob in folder.container.list_blobs(name_starts_with=folder.name(start), include=["metadata"]):
+            # Accounts with folders list each of them as an empty blob; so do some programs.
+            if not blob.name.endswith("/") and "hdi_isfolder" not in (blob.metadata or {}):
+                found[relative_name(folder, blob.name)] = blob.size
     return found
+
+
+def relative_name(folder: Place, blob: str) -> str:
+    """Return a blob's path relative to its folder. Raises `UserError` when a file of that path would lie outside."""
+    return check_name(blob.removeprefix(f"{folder.prefix}/" if folder.prefix else ""), at=folder.url)
 
 
 def download(folder: Place, path: str, target: Path) -> None:

@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from lib.cli import fail, progress
+from lib.core.paths import check_bare_name
 
 # sha256 for a file in large file storage, git's sha1 for a small one; None where the hub is out of
 # reach and the cache must do (its files were checked when they came).
@@ -57,7 +58,7 @@ def download_files(id_: str, revision: str, choose: Callable[[list[str]], list[s
         fail(f"revision {revision!r} of {id_} is not a commit", "a branch changes: write the 40 hex digits of a commit")
     with explained_errors(id_, revision):
         hashes = _list_files(id_, revision)
-        chosen = choose(sorted(hashes))
+        chosen = [check_bare_name(name, at=id_) for name in choose(sorted(hashes))]
         progress(f"downloading {id_}: {len(chosen)} files")
         # Brackets would be a pattern; names in model repositories have none.
         folder = Path(snapshot_download(id_, revision=revision, allow_patterns=chosen, token=hub_token()))

@@ -9,10 +9,15 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from lib.core.paths import check_bare_name
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths in a results folder. A stage is a PyTorch stage of a run or `onnx-<variant>`."""
+    """Paths in a results folder. A stage is a PyTorch stage of a run or `onnx-<variant>`.
+
+    Names of runs, stages and variants also come out of results, which may be somebody else's: none leads elsewhere.
+    """
 
     results: Path
 
@@ -31,28 +36,34 @@ class Layout:
 
     def folder(self, run: str, stage: str) -> Path:
         """Weights of a stage; their manifest stands beside them."""
-        return self.results / "runs" / run / stage.replace("onnx-", "onnx/", 1)
+        return self._run(run) / self._checked(stage).replace("onnx-", "onnx/", 1)
 
     def calibrated(self, run: str, variant: str) -> Path:
-        return self.results / "runs" / run / "calibrated" / variant
+        return self._run(run) / "calibrated" / self._checked(variant)
 
     def training(self, run: str) -> Path:
-        return self.results / "runs" / run / "training.json"
+        return self._run(run) / "training.json"
 
     def merge(self, run: str) -> Path:
         """Which of two merges was better."""
-        return self.results / "runs" / run / "merge.json"
+        return self._run(run) / "merge.json"
 
     def score(self, run: str, stage: str) -> Path:
         """Score on validation rows."""
-        return self.results / "scores" / run / f"{stage}.validation.json"
+        return self.results / "scores" / self._checked(run) / f"{self._checked(stage)}.validation.json"
 
     def predictions(self, run: str, stage: str) -> Path:
         """Of the same rows."""
-        return self.results / "scores" / run / f"{stage}.validation.predictions.jsonl"
+        return self.score(run, stage).with_suffix(".predictions.jsonl")
 
     def speed(self, run: str, variant: str) -> Path:
-        return self.results / "speed" / run / f"{variant}.json"
+        return self.results / "speed" / self._checked(run) / f"{self._checked(variant)}.json"
+
+    def _run(self, run: str) -> Path:
+        return self.results / "runs" / self._checked(run)
+
+    def _checked(self, name: str) -> str:
+        return check_bare_name(name, at=self.results)
 
 
 def results_argument(arguments: argparse.ArgumentParser) -> None:

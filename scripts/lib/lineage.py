@@ -7,16 +7,29 @@ a folder that was pulled, copied or checked out still tells how it was made.
 
 import ast
 import json
+import re
 from collections.abc import Iterable, Iterator
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypedDict
 
 from lib.cli import fail
-from lib.files import canonical_json, published, read_json, sha256_file, sha256_text
-from lib.manifests import manifest_path
+from lib.core.objects import INTEGER, LIST, OBJECT, SHA256, TEXT, check_object, list_of, object_of, optional
+from lib.core.paths import check_source_path
+from lib.files import canonical_json, published, sha256_file, sha256_text
+from lib.manifests import load_manifest, manifest_path
 
 NAME = "lineage.json"
+_JOB = {"rule": TEXT, "outputs": object_of(SHA256), "record": OBJECT, "sources": object_of(SHA256)}
+_RECORD = {
+    "input": optional(list_of(TEXT)),
+    "input_checksums": optional(object_of(TEXT)),
+    "params": optional(LIST),
+    "record_format_version": INTEGER,
+    **dict.fromkeys(("rule", "code", "container_img_url", "software_stack_hash"), optional(TEXT)),
+}
+_DEEPEST = 200  # jobs from the first to the last; the workflow has about 20
+_HINT = "remove it and run the workflow again"
 
 
 class Job(TypedDict):
@@ -52,18 +65,56 @@ class Lineage(NamedTuple):
 
 
 def read_lineage(results: Path) -> Lineage:
-    """The lineage of a results folder. Raises `UserError` when it has none, or one that cannot be read."""
+    """Return the lineage of a results folder. Raises `UserError` when it has none, or one of another form."""
     file = results / NAME
     if not file.is_file():
         fail("no such file", "run the workflow: it writes this file when it ends", at=file)
+    return parse_lineage(file.read_bytes(), file)
+
+
+def parse_lineage(content: bytes, at: str | Path) -> Lineage:
+    """Return the lineage in the bytes of a `lineage.json`, which travels with results and may be anybody's.
+
+    Its paths are compared, and read where they lie; who writes because of one asks where it leads first.
+    Raises `UserError` unless it has the form that `write_lineage` writes.
+    """
     try:
-        return as_lineage(file.read_text(encoding="utf-8"))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        fail("not a lineage of this version", "remove it and run the workflow again", at=file)
+        value = json.loads(content)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # no escaped half of a character
+    except (ValueError, RecursionError):
+        fail("not JSON", _HINT, at=at)
+    jobs: list[Job] = check_object(value, {"jobs": list_of(OBJECT)}, at=at, hint=_HINT)["jobs"]
+    for job in jobs:
+        _check_job(job, at)
+    lineage = Lineage({path: job for job in jobs for path in job["outputs"]})
+    _check_order(lineage, at)
+    return lineage
 
 
-def as_lineage(text: str) -> Lineage:
-    return Lineage({path: job for job in json.loads(text)["jobs"] for path in job["outputs"]})
+def _check_job(job: Job, at: str | Path) -> None:
+    check_object(job, _JOB, at=at, hint=_HINT)
+    record = check_object(job["record"], _RECORD, at=at, hint=_HINT)
+    if not re.fullmatch(r"\w+", job["rule"]):
+        fail(f"{ascii(job['rule'])[:80]} is no name of a rule", _HINT, at=at)
+    for paths in (job["outputs"], job["sources"], record.get("input") or [], record.get("input_checksums") or {}):
+        for path in paths:
+            check_source_path(path, at=at)
+
+
+def _check_order(lineage: Lineage, at: str | Path) -> None:
+    """Raise `UserError` when a job was made from its own output, or by more jobs in a row than any workflow has."""
+    made_from = {
+        id(job): {id(lineage.by_output[path]) for path in input_hashes(job) if path in lineage.by_output}
+        for job in lineage.jobs()
+    }
+    depth: dict[int, int] = {}
+    try:
+        for key in TopologicalSorter(made_from).static_order():
+            depth[key] = 1 + max((depth[before] for before in made_from[key]), default=0)
+    except CycleError:
+        fail("a job in it has its own output as input", _HINT, at=at)
+    if max(depth.values(), default=0) > _DEEPEST:
+        fail(f"more than {_DEEPEST} of its jobs follow one upon the other", _HINT, at=at)
 
 
 def write_lineage(results: Path, lineage: Lineage) -> None:
@@ -98,7 +149,7 @@ def sha256_of(path: Path, *, trust_manifest: bool = False) -> str | None:
         return None
     known: dict[str, str] = {}
     if trust_manifest and manifest_path(path).is_file():
-        known = read_json(manifest_path(path))["files"]
+        known = load_manifest(manifest_path(path))["files"]
     files = visible_files(path)
     return sha256_text(canonical_json({name: known.get(name) or sha256_file(file) for name, file in files.items()}))
 
@@ -115,8 +166,8 @@ def is_hidden(name: str) -> bool:
 
 def input_hashes(job: Job) -> dict[str, str | None]:
     """sha256 of each input of a job at the time, by path; None for folders of ours, whose manifests are inputs too."""
-    checksums = (job["record"]["input_checksums"] or {}) | job["sources"]
-    return {path: (checksums.get(path) or "").rpartition(":")[2] or None for path in job["record"]["input"] or []}
+    checksums = (job["record"].get("input_checksums") or {}) | job["sources"]
+    return {path: (checksums.get(path) or "").rpartition(":")[2] or None for path in job["record"].get("input") or []}
 
 
 def is_code(path: str) -> bool:
@@ -125,10 +176,10 @@ def is_code(path: str) -> bool:
 
 def settings(job: Job) -> dict[str, Any]:
     """What the rule was given: its own sections of the configuration, the seed, the versions that matter."""
-    for text in job["record"]["params"] or []:
+    for text in job["record"].get("params") or []:
         try:
             value = json.loads(ast.literal_eval(text))
-        except (TypeError, ValueError, SyntaxError):
+        except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(value, dict):
             return value
@@ -187,7 +238,7 @@ def _manifest(path: str, job: Job) -> Iterator[Broken]:
     """A manifest must name inputs that the job had; the bytes that it names are those of the folder's own hash."""
     if not path.endswith(".manifest.json"):
         return
-    manifest = read_json(Path(path))
+    manifest = load_manifest(Path(path))
     had = set(input_hashes(job).values())
     for name, sha256 in manifest["inputs"].items():
         if sha256 not in had:

@@ -11,10 +11,14 @@ from types import MappingProxyType
 from typing import Any
 
 from lib.cli import fail
-from lib.files import canonical_json, published, read_json, sha256_file
+from lib.core.objects import INTEGER, OBJECT, SHA256, object_of, read_object
+from lib.core.paths import check_name, path_below
+from lib.files import canonical_json, link_or_copy, published, sha256_file
 
 RUN_CARD = "run_card.json"
 STAMP = ".snakemake_timestamp"  # Snakemake puts one into every directory output; it is no part of it
+_FORM = {"files": object_of(SHA256), "size_bytes": INTEGER, "inputs": object_of(SHA256), "settings": OBJECT}
+_HINT = "delete the folder and its manifest, then run again"
 
 
 def manifest_path(directory: Path) -> Path:
@@ -64,12 +68,35 @@ def write_manifest(
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of `directory`. Raises `UserError` when it or a file that it names is missing.
+    """Return the manifest of `directory`. Raises `UserError` when a file that it names is missing, or a link.
 
     Files are not hashed again here: weights take long to hash, and every rule would pay for it.
     """
-    manifest = read_json(manifest_path(directory))
+    path = manifest_path(directory)
+    manifest = load_manifest(path)
     for name in manifest["files"]:
-        if not (directory / name).is_file():
-            fail(f"{name} is missing from it", "delete the folder and its manifest, then run again", at=directory)
+        if not path_below(directory, name, at=path).is_file():
+            fail(f"{name} is missing from it", _HINT, at=directory)
     return manifest
+
+
+def load_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest whose folder may be gone. Raises `UserError` unless it has the form that `write_manifest` writes.
+
+    Whoever made the results chose the names in it: none leads out of the folder.
+    """
+    manifest = read_object(path, _FORM, hint=_HINT)
+    for name in manifest["files"]:
+        check_name(name, at=path)
+    return manifest
+
+
+def link_files(directory: Path, names: Iterable[str], target: Path) -> None:
+    """Put files of `directory` into the folder `target` as well, by names that a manifest states.
+
+    Raises `UserError` for a name that leads out of either, and for a link.
+    """
+    for name in names:
+        source, place = (path_below(folder, name, at=manifest_path(directory)) for folder in (directory, target))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(source, place)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import UserError, fail
+from lib.core.paths import path_below
 from lib.core.yaml_files import load_yaml
 
 _PACKED = ("hftransformersv2", "hftransformers")
@@ -64,10 +65,10 @@ def _parts(root: Path, label: str) -> list[Path]:
     for name in _PACKED:
         if name in flavors:
             data = str(flavors[name].get("model_data") or "data")
-            return [_inside(root, f"{data}/{part}", label) for part in ("config", "tokenizer", "model")]
+            return [path_below(root, f"{data}/{part}", at=label) for part in ("config", "tokenizer", "model")]
     if "transformers" in flavors:
         model = str(flavors["transformers"].get("model_binary") or "model")
-        return [_inside(root, path, label) for path in ("components/tokenizer", model)]
+        return [path_below(root, path, at=label) for path in ("components/tokenizer", model)]
     fail(
         f"its MLmodel has only {', '.join(flavors) or 'no flavor'}, which is code of its own",
         "choose a model with the flavor transformers or hftransformersv2",
@@ -81,9 +82,3 @@ def _flavors(file: Path, label: str) -> dict[str, dict[str, Any]]:
         return {str(name): dict(value or {}) for name, value in flavors.items()}
     except (UserError, KeyError, TypeError, ValueError, AttributeError):
         fail("its MLmodel cannot be read", "choose another version of it", at=label)
-
-
-def _inside(root: Path, path: str, label: str) -> Path:
-    if not (root / path).resolve().is_relative_to(root.resolve()):
-        fail(f"its MLmodel points outside of it: {path}", "do not use this model", at=label)
-    return root / path

@@ -3,6 +3,7 @@
 No code of a model is run and no pickle is opened.
 """
 
+import math
 import os
 import shutil
 from collections import Counter
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lib.cli import UserError, fail, first_line
+from lib.core.objects import BOOLEAN, INTEGER, OBJECT, TEXT, either, list_of, optional, read_object
+from lib.core.paths import check_bare_name
 from lib.data.tokenizer_trial import HARD_TEXTS, check_tokenizer_file
-from lib.files import SAFETENSORS_INDEX, is_lfs_pointer, read_json, write_json
+from lib.files import SAFETENSORS_INDEX, is_lfs_pointer, write_json
 from lib.tokens import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:  # brings torch, and which files to download is chosen without
@@ -44,6 +47,16 @@ _MANY_LAYERS = 1000  # the deepest models have some 130
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
+# What is read of config.json here; transformers checks the rest.
+CONFIG = {
+    "model_type": optional(TEXT),
+    "architectures": optional(list_of(TEXT)),
+    "quantization_config": optional(OBJECT),
+    "tie_word_embeddings": optional(BOOLEAN),
+    "vocab_size": optional(INTEGER),
+    "eos_token_id": optional(either(INTEGER, list_of(INTEGER))),
+}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -67,10 +80,17 @@ class Source:
 
 
 def weight_files(names: list[str], label: str) -> tuple[list[str], str | None]:
-    """The safetensors files, or the one GGUF file, that hold the weights.
+    """Return the safetensors files, or the one GGUF file, that hold the weights.
 
     Raises `UserError` when there are none, or several GGUF files to choose from.
     """
+    weights, gguf = _choose_weights(names, label)
+    for name in [gguf] if gguf else weights:
+        check_bare_name(name, at=label)
+    return weights, gguf
+
+
+def _choose_weights(names: list[str], label: str) -> tuple[list[str], str | None]:
     if "model.safetensors" in names:
         return ["model.safetensors"], None
     other = ("consolidated", "adapter_")  # the same weights in the maker's own layout; a LoRA adapter
@@ -135,7 +155,7 @@ def import_safetensors(source: Source, out: Path, parameters: int) -> dict[str, 
     if len(files) > 1:
         weight_map = {name: weight.file.name for name, weight in sorted(stored_weights(out).items())}
         write_json(out / SAFETENSORS_INDEX, {"metadata": {"total_parameters": count}, "weight_map": weight_map})
-    raw = read_json(source.folder / "config.json")
+    raw = read_object(source.folder / "config.json", CONFIG)
     raw.pop("auto_map", None)  # names code files that are neither copied nor ever run
     write_json(out / "config.json", raw)
     return {"source_format": "safetensors", "weights_were_quantized": None, "parameters": count, "dtype": FLOATS[dtype]}
@@ -150,7 +170,7 @@ def causal_config(source: Source) -> Any:
     if not source.gguf:
         if not (source.folder / "config.json").is_file():
             fail("it has no config.json", "choose the folder or repository of a whole model", at=source.label)
-        raw = read_json(source.folder / "config.json")
+        raw = read_object(source.folder / "config.json", CONFIG)
         check_model_type(raw, source.label)
         check_layer_counts(raw, source)
     try:
@@ -210,7 +230,7 @@ def match_tensors(config: Any, tensors: Mapping[str, "Stored"], label: str) -> d
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     try:
         model, report = simulate_loading(config, shapes)
-    except (RuntimeError, ValueError) as error:  # such as an expert that is missing in a mixture
+    except Exception as error:  # an expert that is missing in a mixture, or sizes of which no model can be made
         fail(
             f"its tensors cannot be put together: {first_line(error)}", "fetch or save the whole model again", at=label
         )
@@ -284,7 +304,9 @@ def read_tokenizer(source: Source, tokenizer_class: Any) -> Any:
     """Load the tokenizer with a class of transformers. Raises `UserError` where that cannot read it."""
     extra = {"gguf_file": source.gguf} if source.gguf else {}
     try:
-        return tokenizer_class.from_pretrained(source.folder, trust_remote_code=False, **extra)
+        tokenizer = tokenizer_class.from_pretrained(source.folder, trust_remote_code=False, **extra)
+        math.isfinite(tokenizer.model_max_length)  # raises for anything but a number
+        return tokenizer
     except MemoryError:
         raise  # no fault of the class: it must not be taken for one where memory is limited (try_model)
     except Exception as error:  # each tokenizer class fails in its own way
@@ -302,6 +324,7 @@ def write_tokenizer(source: Source, out: Path, config: Any, tokenizer: Any) -> N
     clean_tokenizer_config(out / "tokenizer_config.json")
     if not source.gguf:
         if (source.folder / "generation_config.json").is_file():
+            check_generation_config(source)
             shutil.copyfile(source.folder / "generation_config.json", out / "generation_config.json")
         else:
             transformers.GenerationConfig.from_model_config(config).save_pretrained(out)
@@ -314,6 +337,17 @@ def write_tokenizer(source: Source, out: Path, config: Any, tokenizer: Any) -> N
         # People know the source, not the unfinished folder.
         message = str(error).replace(str(out), source.label)
         raise UserError(message if source.label in message else f"{source.label}: {message}") from None
+
+
+def check_generation_config(source: Source) -> None:
+    """Raise `UserError` when transformers cannot read the generation config, which every later rule does."""
+    import transformers
+
+    read_object(source.folder / "generation_config.json", {})
+    try:
+        transformers.GenerationConfig.from_pretrained(source.folder)
+    except Exception as error:  # whatever its values lead to
+        fail(f"its generation_config.json cannot be read: {first_line(error)}", "save it anew", at=source.label)
 
 
 def refuse_tokenizer(source: Source, error: Exception) -> NoReturn:
@@ -333,7 +367,7 @@ def refuse_tokenizer(source: Source, error: Exception) -> NoReturn:
 
 def clean_tokenizer_config(path: Path) -> None:
     """Drop what says how the tokenizer was loaded here, and code that is never run."""
-    config = read_json(path)
+    config = read_object(path, {})
     for key in ("is_local", "local_files_only", "name_or_path", "auto_map"):
         config.pop(key, None)
     write_json(path, config)

@@ -15,6 +15,8 @@ import onnx
 from onnx import numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
+from lib.core.paths import path_below
+
 # Largest relative error of rounding to a type.
 _ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
@@ -82,7 +84,7 @@ class Graph:
         for tensor in self._weights.values():
             place = {entry.key: entry.value for entry in tensor.external_data}
             if place:
-                file = self._folder / place["location"]
+                file = path_below(self._folder, place["location"], at=self._folder)
                 end = int(place.get("offset", 0)) + int(place["length"])
                 if not file.is_file() or file.stat().st_size < end:
                     return f"weight {tensor.name} is not in {file.name}"

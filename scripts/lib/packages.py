@@ -8,6 +8,7 @@ and opens nothing whose hash differs. Nothing is installed.
 import difflib
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -16,11 +17,13 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from lib.cli import fail, progress
+from lib.core.paths import find_fault
 
 _NETWORK = re.compile(r"Retrying|Connection(Error| refused)|timed out|resolve|SSLError|ProxyError|Could not fetch URL")
+_Member = TypeVar("_Member")
 _MISMATCH = re.compile(r"Got\s+([0-9a-f]{64})")
 
 
@@ -48,7 +51,7 @@ def _check_names(name: str, version: str, file: str) -> None:
     ):
         fail(f"{name!r} {version!r} is not a package name and an exact version", "write name: abc, version: 1.2.3")
     for part in file.split("!"):
-        if not part or part.startswith("/") or "\\" in part or {"", ".", ".."} & set(part.split("/")):
+        if find_fault(part) is not None:
             fail(f"{file!r} is not a path inside a package", "write it as the package lists it: folder/file")
 
 
@@ -111,8 +114,8 @@ def _member(stream: IO[bytes], path: str, package: str) -> Iterator[IO[bytes]]:
     """Open one regular file of a zip or tar archive (wheels are zip, sdists are tar)."""
     if zipfile.is_zipfile(stream):
         with zipfile.ZipFile(stream) as archive:
-            _check_member(path, [info.filename for info in archive.infolist() if not info.is_dir()], package)
-            with archive.open(path) as member:
+            files = [(info.filename, info) for info in archive.infolist() if _is_zipped_file(info)]
+            with archive.open(_check_member(path, files, package)) as member:
                 yield member
         return
     stream.seek(0)
@@ -121,14 +124,26 @@ def _member(stream: IO[bytes], path: str, package: str) -> Iterator[IO[bytes]]:
     except tarfile.TarError:
         fail(f"package {package} is not a zip or tar archive", "check the path in front of the !")
     with tar:
-        _check_member(path, [info.name for info in tar.getmembers() if info.isfile()], package)
-        content = tar.extractfile(path)
+        members = [(info.name, info) for info in tar.getmembers() if info.isfile()]
+        content = tar.extractfile(_check_member(path, members, package))
         assert content is not None  # a regular file, as just checked
         yield content
 
 
-def _check_member(path: str, members: list[str], package: str) -> None:
-    if path not in members:
-        near = difflib.get_close_matches(path, members, n=1, cutoff=0.3) or members[:1]
+def _is_zipped_file(info: zipfile.ZipInfo) -> bool:
+    """Whether a member of a zip archive is no folder, and no link as Unix writes them."""
+    mode = info.external_attr >> 16
+    return not info.is_dir() and stat.S_IFMT(mode) in (0, stat.S_IFREG)
+
+
+def _check_member(path: str, files: list[tuple[str, _Member]], package: str) -> _Member:
+    """Return the one regular file of that name. Raises `UserError` when there is none, or more than one."""
+    found = [member for name, member in files if name == path]
+    if len(found) > 1:
+        fail(f"there are {len(found)} files {path} in package {package}", "do not use it")
+    if not found:
+        names = [name for name, _ in files if find_fault(name) is None]
+        near = difflib.get_close_matches(path, names, n=1, cutoff=0.3) or names[:1]
         hint = f"the nearest file in it is {near[0]}" if near else "it holds no files"
         fail(f"there is no file {path} in package {package}", hint)
+    return found[0]

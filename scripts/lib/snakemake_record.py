@@ -11,7 +11,7 @@ Reads and writes Snakemake's files through its own class, so it goes with the ve
 import os
 import sys
 from base64 import urlsafe_b64decode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from snakemake.persistence.file import FilePersistence
 
 from lib.cli import UserError, fail, place_of
 from lib.core.escaping import escape_controls
+from lib.core.paths import find_fault, path_below
 from lib.files import canonical_json, sha256_text
 from lib.lineage import NAME, Job, Lineage, input_hashes, read_lineage, sha256_of, write_lineage
 from lib.manifests import STAMP, manifest_path
@@ -62,9 +63,8 @@ def _agree(results: Path) -> Lineage:
     sealed = 0.0 if brought or not old.by_output else _written(results / NAME)
     restored, unknown = [], []
     known_paths = set(recorded())
-    waiting = (
-        {path for path in known_paths if Path(path).is_relative_to(results)} | set(old.by_output) | set(_lying(results))
-    )
+    waiting = {path for path in known_paths if Path(path).is_relative_to(results)} | set(_lying(results))
+    waiting |= {path for path in old.by_output if path in known_paths or _may_lie_here(path, results)}
     while waiting:
         path = waiting.pop()
         if path in new.by_output or not Path(path).exists() or records._filter_incomplete_keys([path]):
@@ -74,7 +74,8 @@ def _agree(results: Path) -> Lineage:
         job = job_facts(record, known) if as_recorded and record is not None and record.rule is not None else None
         sha256 = known["outputs"][path] if known and job and _written(Path(path)) < sealed else None
         sha256 = sha256 or sha256_of(Path(path), trust_manifest=job is not None)
-        assert sha256 is not None
+        if sha256 is None:
+            fail("neither a file nor a folder, where a job writes one", "remove it", at=path)
         as_known = known is not None and known["outputs"][path] == sha256
         if job is not None and not (brought and as_known):
             new.add(path, job, sha256)
@@ -136,7 +137,13 @@ def snakemake_records() -> FilePersistence:
 
 def _teach(records: FilePersistence, path: str, facts: dict[str, Any]) -> None:
     """Have Snakemake record `facts` of an output, as of the bytes that it has now."""
-    records._write_record(path, MetadataRecord.model_validate(facts | {"endtime": _stamped(Path(path))}))
+    records._write_record(path, as_record(facts, _stamped(Path(path))))
+
+
+def as_record(facts: Mapping[str, Any], endtime: float) -> MetadataRecord:
+    """Return Snakemake's record of an output from what a lineage keeps of it. endtime: Unix time."""
+    kept = {key: value for key, value in facts.items() if key not in _NOT_RECORDED}
+    return MetadataRecord.model_validate(kept | {"endtime": endtime})
 
 
 def _remembered(results: Path) -> str | None:
@@ -201,11 +208,28 @@ def _stamped(path: Path) -> float:
 
 
 def _lineage(results: Path) -> Lineage:
-    """The lineage that is there; an empty one where there is none, or one that was cut."""
+    """Return the lineage that is there; an empty one where there is none, or, with a line, one of another form."""
+    return read_or_empty(lambda: read_lineage(results)) if (results / NAME).exists() else Lineage({})
+
+
+def read_or_empty(read: Callable[[], Lineage]) -> Lineage:
+    """Return what `read` returns; an empty lineage, and a line that says so, where it refuses."""
     try:
-        return read_lineage(results)
-    except UserError:
+        return read()
+    except UserError as error:
+        print(f"lineage: {error}; until then it counts for nothing", file=sys.stderr)
         return Lineage({})
+
+
+def _may_lie_here(path: str, results: Path) -> bool:
+    """Whether an output is looked at that a lineage names and Snakemake has no record of here.
+
+    Raises `UserError` when it lies in the results folder behind a link: what came from elsewhere may lead anywhere.
+    """
+    name = path.removeprefix(f"{results.as_posix()}/")
+    if name == path:  # such as rows that were fetched
+        return find_fault(path) is None and Path(path).is_file()
+    return find_fault(name) is None and path_below(results, name, at=results / NAME).exists()
 
 
 def job_facts(record: MetadataRecord, before: Job | None) -> Job:
@@ -229,15 +253,20 @@ def recorded() -> Iterator[str]:
             yield urlsafe_b64decode("".join(part.removeprefix("@") for part in parts)).decode()
 
 
-def _lying(folder: Path) -> Iterator[str]:
-    """Files of a results folder, and directories that have a manifest, without what lies in these."""
+def _lying(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterator[str]:
+    """Yield files of a results folder, and directories that have a manifest, without what lies in these.
+
+    Links to nothing, pipes and sockets are passed over. inside: folders that this one lies in, since a link may lead to
+    one of them.
+    """
+    inside |= {folder.resolve()}
     for path in folder.iterdir():
         if path.name in _NOT_ARTEFACTS or path.name.startswith(".") or ".partial." in path.name:
             continue
-        if path.is_file() or manifest_path(path).is_file():
+        if path.is_file() or (path.is_dir() and manifest_path(path).is_file()):
             yield path.as_posix()
-        else:
-            yield from _lying(path)
+        elif path.is_dir() and path.resolve() not in inside:
+            yield from _lying(path, inside)
 
 
 def _tell(results: Path, restored: Sequence[str], unknown: Sequence[str]) -> None:

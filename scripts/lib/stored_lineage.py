@@ -9,12 +9,19 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from azure.core.exceptions import ResourceNotFoundError
-from snakemake.persistence import MetadataRecord
 
 from lib import blobs
 from lib.files import canonical_json, sha256_text
-from lib.lineage import NAME, Job, Lineage, as_lineage, is_hidden, lineage_text
-from lib.snakemake_record import UNKNOWN, LineageBuilder, job_facts, recorded, snakemake_records
+from lib.lineage import NAME, Job, Lineage, is_hidden, lineage_text, parse_lineage
+from lib.snakemake_record import (
+    UNKNOWN,
+    LineageBuilder,
+    as_record,
+    job_facts,
+    read_or_empty,
+    recorded,
+    snakemake_records,
+)
 
 
 class Blob(NamedTuple):
@@ -49,12 +56,12 @@ class Stored:
         return Blob(known, max(blob.written for blob in inside.values()))
 
     def lineage(self) -> Lineage:
-        """That of the last run; an empty one where there is none, or one that was cut."""
+        """Return that of the last run; an empty one where there is none, or, with a line, one of another form."""
         try:
-            text = self.folder.container.download_blob(self.folder.name(NAME)).readall()
-            return as_lineage(text.decode())
-        except (ResourceNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+            content = self.folder.container.download_blob(self.folder.name(NAME)).readall()
+        except ResourceNotFoundError:
             return Lineage({})
+        return read_or_empty(lambda: parse_lineage(content, f"{self.folder.url}/{NAME}"))
 
 
 def learn(results: str, name: str) -> Lineage:
@@ -77,9 +84,9 @@ def learn(results: str, name: str) -> Lineage:
             job = lineage.by_output.get(path)
             facts = UNKNOWN
             if job is not None and blob.sha256 == job["outputs"][path]:
-                inputs = job["record"]["input"] or []
+                inputs = job["record"].get("input") or []
                 facts = job["record"] | {"input": [stored.root + one if stored.find(one) else one for one in inputs]}
-            records._write_record(query, MetadataRecord.model_validate(facts | {"endtime": blob.written}))
+            records._write_record(query, as_record(facts, blob.written))
         return lineage
 
 

@@ -24,7 +24,9 @@ from lib.checkpoints import (
     simulate_loading,
 )
 from lib.cli import fail, first_line
-from lib.files import SAFETENSORS_INDEX, read_json
+from lib.core.objects import TEXT, object_of, read_object
+from lib.core.paths import check_bare_name
+from lib.files import SAFETENSORS_INDEX
 
 _LONGEST_HEADER = 100_000_000  # bytes, of the safetensors library
 
@@ -53,9 +55,7 @@ def read_headers(folder: Path, files: Sequence[str], label: str | Path) -> dict[
     files: the safetensors files of the folder that may belong to it; an index tells which do. Raises `UserError` when
     a file is cut, the index names what is not there, or a weight is twice there.
     """
-    index = read_json(folder / SAFETENSORS_INDEX)["weight_map"] if (folder / SAFETENSORS_INDEX).is_file() else {}
-    if files == ["model.safetensors"]:  # which every library prefers to an index
-        index = {}
+    index = {} if files == ["model.safetensors"] else read_index(folder, label)  # every library prefers the one file
     weights: dict[str, Stored] = {}
     for name in sorted(set(index.values())) or files:
         if name not in files:  # it is not in the folder, or the index leads out of it
@@ -71,6 +71,22 @@ def read_headers(folder: Path, files: Sequence[str], label: str | Path) -> dict[
             at=label,
         )
     return weights
+
+
+def read_index(folder: Path, label: str | Path) -> dict[str, str]:
+    """Read which file holds which tensor; nothing where the folder has no index.
+
+    Raises `UserError` unless each is a safetensors file beside the index.
+    """
+    file = folder / SAFETENSORS_INDEX
+    if not file.is_file():
+        return {}
+    form = {"weight_map": object_of(TEXT)}
+    index: dict[str, str] = read_object(file, form, hint="fetch the whole model")["weight_map"]
+    for name in set(index.values()):
+        if not check_bare_name(name, at=file).endswith(".safetensors"):
+            fail(f"{name}, which {SAFETENSORS_INDEX} names, is no safetensors file", "do not use it", at=label)
+    return index
 
 
 def read_header(file: Path, label: str | Path) -> dict[str, Stored]:

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.cli import fail
+from lib.core.objects import INTEGER, OBJECT, TEXT, Kind, check_object, either, list_of, optional, read_object
 from lib.data.tokenizer_trial import check_tokenizer_file
-from lib.files import read_json
 
 if TYPE_CHECKING:  # who only names the type, as templates do, starts without the library
     import tokenizers
+
+_TOKEN_ID = Kind("a token's id", lambda value: type(value) is int and 0 <= value < 1 << 32)
+_END = {"eos_token_id": optional(either(_TOKEN_ID, list_of(_TOKEN_ID)))}
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def load_tokenizer(model: Path, texts: Sequence[str] = ()) -> Tokenizer:
     backend = tokenizers.Tokenizer.from_file(str(source))
     backend.no_padding()
     backend.no_truncation()
-    config = read_json(model / "tokenizer_config.json") if (model / "tokenizer_config.json").is_file() else {}
+    config = read_object(model / "tokenizer_config.json", {}) if (model / "tokenizer_config.json").is_file() else {}
     added = backend.get_added_tokens_decoder().values()
     variables = {
         key: text for key, value in config.items() if key.endswith("_token") and (text := _text(value)) is not None
@@ -102,9 +105,10 @@ def end_token_ids(model: Path) -> frozenset[int]:
     """
     for name in ("generation_config.json", "config.json", "genai_config.json"):
         if (model / name).is_file():
-            config = read_json(model / name)
-            value = (config["model"] if name == "genai_config.json" else config).get("eos_token_id")
-            if value is not None:
+            nested = name == "genai_config.json"
+            config = read_object(model / name, {"model": OBJECT} if nested else {})
+            value = check_object(config["model"] if nested else config, _END, at=model / name).get("eos_token_id")
+            if value not in (None, []):
                 return frozenset([value] if isinstance(value, int) else value)
     fail("no eos_token_id in generation_config.json or config.json", "the model would never stop: add it", at=model)
 
@@ -114,8 +118,9 @@ def max_tokens(model: Path) -> int:
 
     A built model cannot read on behind a sliding window, so that is a limit, too.
     """
-    config = read_json(model / "config.json")
-    return min(config.get(name) or 1 << 30 for name in ("max_position_embeddings", "sliding_window"))
+    limits = dict.fromkeys(("max_position_embeddings", "sliding_window"), optional(INTEGER))
+    config = read_object(model / "config.json", limits)
+    return min(config.get(name) or 1 << 30 for name in limits)
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
@@ -168,8 +173,13 @@ def _added_bos(backend: "tokenizers.Tokenizer", bos: str | None) -> str | None:
 def _chat_template(model: Path, config: dict[str, Any]) -> str | None:
     path = model / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = config.get("chat_template")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            fail("not UTF-8 text", "save it again", at=path)
+    form = {"chat_template": optional(either(TEXT, list_of(OBJECT)))}
+    template = check_object(config, form, at=model / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):  # several named templates: the one called default
-        template = next((item["template"] for item in template if item.get("name") == "default"), None)
+        found: dict[str, Any] = next((item for item in template if item.get("name") == "default"), {})
+        template = check_object(found, {"template": optional(TEXT)}, at=path).get("template")
     return template

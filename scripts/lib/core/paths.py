@@ -37,15 +37,20 @@ def check_bare_name(name: Any, *, at: str | Path, line: int | None = None) -> st
     return name
 
 
+def check_source_path(path: Any, *, at: str | Path, line: int | None = None) -> str:
+    """Return `path`, which may lie anywhere, if it is one line of text: it is only compared, and read by who asks.
+
+    Raises `UserError` otherwise.
+    """
+    if (fault := _find_text_fault(path)) is not None:
+        fail(f"names the file {ascii(path)[:80]}, {fault}", "take the file from where it was made", at=at, line=line)
+    return path
+
+
 def find_fault(name: Any) -> str | None:
     """Return what keeps a name from being admitted, as the end of a sentence, or None."""
-    if not isinstance(name, str):
-        return "which is not text"
-    if not name or len(name) > _LONGEST_NAME:
-        return "which is empty" if not name else "which is too long"
-    # Cc: control characters; Cs: unpaired surrogates; Zl, Zp: line and paragraph separators.
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
-        return "with control characters"
+    if (fault := _find_text_fault(name)) is not None:
+        return fault
     if "\\" in name:
         return "with a backslash"
     if name.startswith("/"):
@@ -55,6 +60,17 @@ def find_fault(name: Any) -> str | None:
         return "which does not lie below its folder"
     if any(len(part.encode("utf-8")) > _LONGEST_PART for part in parts):
         return "which is too long"
+    return None
+
+
+def _find_text_fault(name: Any) -> str | None:
+    if not isinstance(name, str):
+        return "which is not text"
+    if not name or len(name) > _LONGEST_NAME:
+        return "which is empty" if not name else "which is too long"
+    # Cc: control characters; Cs: unpaired surrogates; Zl, Zp: line and paragraph separators.
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+        return "with control characters"
     return None
 
 
@@ -85,9 +101,11 @@ def check_model_folder(folder: Path) -> None:
     """As `check_plain_files`, for a model folder that a person gives: links within one hub cache repository are read.
 
     In the hub's cache `snapshots/REVISION/FILE` is a link to `blobs/HASH` of the same repository (huggingface_hub,
-    "Manage your cache"); any other link may lead to a file that was never part of the model.
+    "Manage your cache"); any other link may lead to a file that was never part of the model. The folder itself may be a
+    link, and hidden entries do not count: nobody reads `.git` or `.cache` of a model, where git keeps a socket.
     """
-    for entry in _walk(folder):
+    folder = folder.resolve()
+    for entry in _walk(folder, hidden=False):
         if not (entry.is_symlink() and leads_to_hub_blob(Path(entry.path))):
             _check_entry(entry, folder)
 
@@ -99,15 +117,17 @@ def leads_to_hub_blob(link: Path) -> bool:
     if repository is None:
         return False
     target = link.resolve()
-    return target.is_file() and target.parent == (repository / "blobs").resolve()
+    return target.is_file() and target.parent == repository.resolve() / "blobs"  # no link itself
 
 
-def _walk(folder: Path) -> list["os.DirEntry[str]"]:
-    """Every entry below `folder`, without following links."""
+def _walk(folder: Path, *, hidden: bool = True) -> list["os.DirEntry[str]"]:
+    """Return every entry below `folder`, without following links."""
     found, waiting = [], [str(folder)]
     while waiting:
         with os.scandir(waiting.pop()) as entries:
             for entry in entries:
+                if entry.name.startswith(".") and not hidden:
+                    continue
                 found.append(entry)
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from lib.files import canonical_json, read_json, sha256_file
+from lib.files import canonical_json, sha256_file
+from lib.manifests import load_manifest
 from lib.report.evidence import Evidence
 from lib.report.page import Block, Section, Table
 
@@ -11,7 +12,7 @@ from lib.report.page import Block, Section, Table
 def which_bytes(evidence: Evidence) -> Section:
     rows = []
     for path in evidence.manifests:
-        manifest = read_json(path)
+        manifest = load_manifest(path)
         inputs = ", ".join(sorted(manifest["inputs"])) or "–"
         rows.append((path.as_posix(), sha256_file(path), f"{len(manifest['files'])} files", inputs))
     answer = f"From the manifest {rows[-1][1][:12]}… of the packaged model back to base weights and rows, hash by hash."
