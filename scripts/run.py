@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lib.cli import UserError, error_line, fail
+from lib.core.failures import describe_failure, find_failure
 from lib.core.locks import WORKSPACE_LOCK, is_still_there, open_lock, try_lock
 from lib.core.yaml_files import check_yaml_text, read_text
 
@@ -77,10 +78,12 @@ def _cores(arguments: list[str]) -> list[str]:
 
 def _reason(lines: list[str]) -> str:
     """Why Snakemake stopped, where no script says it."""
-    known = (f"error: {advice}" for text, advice in STOPPED.items() if any(text in line for line in lines))
+    known = [f"error: {advice}" for text, advice in STOPPED.items() if any(text in line for line in lines)]
+    failures = filter(None, (find_failure(Exception(line)) for line in reversed(lines)))
+    known += [error_line(describe_failure(failure, "this machine")) for failure in failures]
     said = (line.strip() for line in reversed(lines) if line.strip() and not line.startswith('  File "'))
     last = next(said, "it said nothing")
-    return next(known, error_line(f"the workflow stopped: {last}; see above"))
+    return next(iter(known), error_line(f"the workflow stopped: {last}; see above"))
 
 
 def follow(command: list[str]) -> tuple[int, list[str]]:

@@ -6,10 +6,12 @@
 
 Each line is a file or folder, its sha256, whether its bytes are still those that its job wrote, and the rule of that
 job; what it was made from stands below it, further to the right. `--verify` reads every artefact of the results folder
-and exits 1 at the first link that does not hold. Nothing is written.
+and exits 1 at the first thing that does not hold: bytes, parameters, the lineage itself, files that no job wrote, logs
+and timings that are gone. Nothing is written.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +20,26 @@ from typing import Any
 from lib.cli import fail, or_exit
 from lib.core.escaping import escape_controls
 from lib.files import read_json
-from lib.lineage import Lineage, broken_links, input_hashes, is_code, read_lineage, settings, sha256_of, sources
+from lib.lineage import (
+    NAME,
+    Broken,
+    Lineage,
+    broken_links,
+    input_hashes,
+    is_code,
+    read_lineage,
+    settings,
+    sha256_of,
+    sources,
+)
+from lib.provenance.verification import (
+    edited_jobs,
+    foreign_entries,
+    is_sealed,
+    missing_records,
+    other_folder,
+    other_settings,
+)
 
 _SHOWN = 12  # digits of a hash
 
@@ -40,12 +61,27 @@ def main(args: argparse.Namespace) -> None:
 def verify(results: Path) -> str:
     """Check every artefact of a results folder. Raises `UserError` at the first link that does not hold."""
     lineage = read_lineage(results)
-    for broken in broken_links(lineage, sorted(lineage.by_output)):
+    if not any(Path(path).is_relative_to(results) for path in lineage.by_output):
+        results = Path(os.path.relpath(results))
+    for broken in all_broken(lineage, results):
         fail(broken.what, broken.hint, at=broken.path)
     jobs, found = list(lineage.jobs()), sorted(sources(lineage))
-    return (
+    said = (
         f"{len(lineage.by_output)} artefacts of {len(jobs)} jobs lead back to {len(found)} sources: {', '.join(found)}"
     )
+    return (
+        said if is_sealed(results) else f"{said}\n{results / NAME} has no hashes of its own: an older version wrote it"
+    )
+
+
+def all_broken(lineage: Lineage, results: Path) -> Iterator[Broken]:
+    """Yield what does not hold: the lineage itself, then the bytes, then what is missing or lies there besides."""
+    yield from other_folder(lineage, results)
+    yield from edited_jobs(results)
+    yield from broken_links(lineage, sorted(lineage.by_output))
+    yield from other_settings(lineage)
+    yield from foreign_entries(lineage, results)
+    yield from missing_records(lineage, results)
 
 
 def resolve(what: str, results: Path) -> tuple[Path, Any]:

@@ -26,8 +26,9 @@ from lib.callbacks import Copied, TimeLimit, last_checkpoint, stopped_early, val
 from lib.checkpoints import Quantization, load_model
 from lib.cli import Stopped, fail, loaded, parser, progress, run, settings_argument
 from lib.closure import code_closure
+from lib.core.checksums import find_fault, remove, write_checksums
 from lib.corpus import load_template, read_rows
-from lib.files import canonical_json, published_directory, read_json, sha256_file, sha256_text, write_json
+from lib.files import canonical_json, published, published_directory, read_json, sha256_file, sha256_text, write_json
 from lib.lock import held
 from lib.machine import matmul_peak, training_dtype, use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
@@ -46,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
     work = args.work / key
     deadline = time_limit(args.limit)
     with progress_held(args.mirror, work, deadline) as saved:
-        if not processes.agreed((work / "result" / "training.json").is_file()):
+        if not processes.agreed(has_result(work) if processes.rank() == 0 else None):
             train(args, work, TimeLimit(deadline), saved)
         else:
             progress(f"train_adapter: this adapter is already trained ({work})")
@@ -68,6 +69,17 @@ def progress_held(mirror: str | None, work: Path, deadline: float | None) -> Ite
 
                 saved = stack.enter_context(mirrored(f"{mirror}/{work.name}", work, deadline)).save
         yield saved
+
+
+def has_result(work: Path) -> bool:
+    """Whether the adapter is trained already; a result whose bytes have changed is removed, and said."""
+    result = work / "result"
+    if not result.exists():
+        return False
+    if fault := find_fault(result):
+        progress(f"train_adapter: {result} is not used: {fault}; training again")
+        remove(result)
+    return fault is None
 
 
 def _nothing() -> None:
@@ -151,6 +163,7 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
     with published_directory(work / "result") as result:
         save_adapter(model, result / "adapter")
         write_json(result / "training.json", facts)
+        write_checksums(result)
     for folder in work.glob("checkpoint-*"):
         shutil.rmtree(folder)
 
@@ -265,7 +278,8 @@ def balance_facts(balance: str, classes: list[str]) -> dict[str, Any]:
 def publish(args: argparse.Namespace, result: Path) -> None:
     with published_directory(args.adapter) as folder:
         shutil.copytree(result / "adapter", folder, dirs_exist_ok=True)
-    shutil.copyfile(result / "training.json", args.training)
+    with published(args.training) as partial:
+        shutil.copyfile(result / "training.json", partial)
     write_manifest(
         args.adapter,
         inputs={

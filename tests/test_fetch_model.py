@@ -354,6 +354,18 @@ def test_a_hub_model_is_fetched_at_its_commit(hub, tiny_llama, counts, tmp_path)
     assert hub.fetched("model.safetensors") == 1
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_offline_the_cache_is_believed_for_its_bytes(hub, tiny_llama, tmp_path, name):
+    hub.add("a/b", tiny_llama)
+    file = download(hub, tmp_path) / name
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(AssertionError, match=f"UserError: {name} of a/b came with hash"):
+        download(hub, tmp_path, HF_HUB_OFFLINE="1")
+    assert download(hub, tmp_path).joinpath(name).read_bytes() == (tiny_llama / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("revision", "message"),
     [("f" * 40, f"a/b has no commit {'f' * 40}"), ("main", "revision 'main' of a/b is not a commit")],

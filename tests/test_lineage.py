@@ -14,6 +14,7 @@ from workspaces import Workspace
 
 from lib.files import read_json, sha256_file, write_json
 from lib.lineage import broken_links, read_lineage, walk
+from lib.snakemake_record import UNKNOWN, agree, snakemake_records
 
 pytestmark = pytest.mark.workflow
 
@@ -195,6 +196,66 @@ def test_a_folder_that_was_exchanged_alone_is_made_again(workspace, name):
             break
     rule = {"runs/lora/adapter": "train_adapter", "runs/lora/merged": "merge_adapter", "model": "package_model"}[name]
     assert rule in workspace.planned()
+
+
+LONG_AGO = (10**18, 10**18)
+
+
+def other_file(path: Path) -> Path:
+    """A file beside it with as many bytes, and not the same, from long ago."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    other = path.with_name("other")
+    other.write_bytes(content)
+    os.utime(other, ns=LONG_AGO)
+    return other
+
+
+def exchange(one: Path, other: Path) -> None:
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+BASE, ADAPTER = Path("results/base"), Path("results/runs/lora/adapter/adapter_model.safetensors")
+FOLDER_CHANGES = {
+    "an older file": lambda: other_file(BASE / "model.safetensors").replace(BASE / "model.safetensors"),
+    "two files exchanged": lambda: exchange(BASE / "config.json", BASE / "tokenizer.json"),
+    "a file less": lambda: Path("results/model/README.md").unlink(),
+    "a small file less": lambda: (BASE / "generation_config.json").unlink(),
+    "an older file more": lambda: other_file(BASE / "config.json").rename(BASE / "chat_template.json"),
+    "an older adapter": lambda: other_file(ADAPTER).replace(ADAPTER),
+}
+
+
+@pytest.mark.parametrize("change", FOLDER_CHANGES.values(), ids=FOLDER_CHANGES)
+def test_a_folder_in_which_nothing_is_newer_is_not_believed_for_that(inside, change, capfd):
+    """Its own time, and those of its files, which all of these changes leave old, say nothing."""
+    agree(Path("results"))
+    assert "lineage:" not in capfd.readouterr().err
+    change()
+    for _ in range(2):
+        changed = [path for path, job in agree(Path("results")).by_output.items() if is_unknown(path)]
+        assert len(changed) == 1
+        assert Path(changed[0]).is_dir()
+    assert capfd.readouterr().err.count("is not what a job wrote there") == 1
+
+
+def is_unknown(path: str) -> bool:
+    record = snakemake_records()._read_record(path)
+    return record.params == UNKNOWN["params"]
+
+
+def test_a_folder_with_other_times_and_the_same_bytes_is_still_known(inside, capfd):
+    agree(Path("results"))
+    for file in BASE.iterdir():
+        os.utime(file, ns=LONG_AGO)
+    agree(Path("results"))
+    assert not is_unknown("results/base")
+    capfd.readouterr()
+    agree(Path("results"))
+    assert capfd.readouterr().err == "", "and nothing is read or told again"
 
 
 def test_an_edited_result_is_made_again_and_not_built_upon(workspace):

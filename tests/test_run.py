@@ -34,6 +34,18 @@ def ended(tmp_path, monkeypatch, capfd):
     ("said", "expected"),
     [
         ("error: rows.json:3: not JSON\nmore\nerror: rows.json:3: not JSON", ["error: rows.json:3: not JSON"]),
+        (
+            "OSError: [Errno 30] Read-only file system: '.snakemake/metadata'",
+            [
+                "error: this machine: Read-only file system; nothing can be written there: mount it for writing or use another folder, then start again"
+            ],
+        ),
+        (
+            "OSError: [Errno 24] Too many open files",
+            [
+                "error: this machine: Too many open files; raise the limit on open files (ulimit -n 4096), then start again"
+            ],
+        ),
         ("OSError: [Errno 28] No space left on device", ["error: the disk is full; free some space, then start again"]),
         ("Error: Directory cannot be locked.", ["error: another Snakemake runs in this folder; wait for it to end"]),
         ("MissingInputException: x\n", ["error: the workflow stopped: MissingInputException: x; see above"]),

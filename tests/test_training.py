@@ -14,8 +14,10 @@ import torch
 from conftest import SCRIPTS
 
 from lib import batches
+from lib.callbacks import last_checkpoint
 from lib.checkpoints import load_adapter, load_model
 from lib.cli import UserError
+from lib.core.checksums import write_checksums
 from lib.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
 from lib.templates import compile_template, render_completion, render_prompt
 from lib.tokens import load_tokenizer
@@ -279,12 +281,9 @@ def test_a_killed_run_resumes_to_the_same_bytes(tiny_llama, tmp_path):
 
 
 def test_a_checkpoint_cut_short_is_not_believed(tmp_path):
-    sys.path.insert(0, str(SCRIPTS))
-    from lib.callbacks import last_checkpoint
-
     for step in (4, 8):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-4" / "complete.json").write_text("{}")
+        write_json(tmp_path / f"checkpoint-{step}" / "trainer_state.json", {"best_global_step": 4})
+    write_checksums(tmp_path / "checkpoint-4")
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
     assert not (tmp_path / "checkpoint-8").exists()
 

@@ -22,6 +22,7 @@ from azure.storage.blob import BlobServiceClient, ContainerClient
 from lib.azure_identity import credential
 from lib.cli import fail, first_line
 from lib.core.paths import check_name
+from lib.files import published, sha256_file
 
 ACCOUNT = "SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME"
 _EMULATOR = "AZURITE_CONNECTION_STRING"
@@ -99,15 +100,18 @@ def relative_name(folder: Place, blob: str) -> str:
 
 
 def download(folder: Place, path: str, target: Path) -> None:
-    """To `target`, whole or not at all; the file passes through little memory."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial.{os.getpid()}")
-    try:
+    """To `target`, whole or not at all; the file passes through little memory.
+
+    Raises `UserError` when the bytes are not those whose sha256 was stated when they were uploaded.
+    """
+    with published(target) as partial:
+        blob = folder.container.download_blob(folder.name(path), max_concurrency=_AT_A_TIME)
         with open(partial, "wb") as content:
-            folder.container.download_blob(folder.name(path), max_concurrency=_AT_A_TIME).readinto(content)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+            blob.readinto(content)
+        stated = (blob.properties.metadata or {}).get("sha256")
+        if stated and sha256_file(partial) != stated:
+            where = f"az://{folder.container.container_name}/{folder.name(path)}"
+            fail("it has other bytes than were uploaded", "delete it there: the next run makes it again", at=where)
 
 
 def upload(source: Path, folder: Place, path: str, metadata: dict[str, str] | None = None) -> None:

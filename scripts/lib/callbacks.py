@@ -1,6 +1,5 @@
 """What happens around the training steps: time and tokens, lines for a person, when to stop, whole checkpoints."""
 
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -12,10 +11,11 @@ from transformers import TrainerCallback
 
 from lib import processes
 from lib.cli import progress
+from lib.core.checksums import find_fault, is_finished, remove, write_checksums
 from lib.files import read_json, write_json
 
 _RESERVE = 60.0  # seconds for what comes around the steps: start-up of the job, last checkpoint
-_COMPLETE = "complete.json"  # written last into a checkpoint: one without it was cut short
+_SPENT = "spent.json"  # in a checkpoint
 
 
 def validations(state: Any) -> list[dict[str, Any]]:
@@ -62,9 +62,11 @@ class Progress(TrainerCallback):
         self.work, self.spent, self.started = work, spent, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        checkpoint = self.work / f"checkpoint-{state.global_step}" / _COMPLETE
-        if checkpoint.is_file():
-            saved = read_json(checkpoint)
+        if state.best_global_step:  # by the state it may lie where another machine had it
+            state.best_model_checkpoint = str(checkpoint(self.work, state.best_global_step))
+        spent = checkpoint(self.work, state.global_step) / _SPENT
+        if spent.is_file():
+            saved = read_json(spent)
             vars(self.spent).update(saved if processes.rank() == 0 else {"seconds": saved["seconds"]})
             progress(f"train_adapter: resumed at step {state.global_step} of {state.max_steps}")
 
@@ -86,7 +88,10 @@ class Progress(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         spent = self.spent.in_all()  # and all have saved their random numbers
         if processes.rank() == 0:
-            write_json(self.work / f"checkpoint-{state.global_step}" / _COMPLETE, asdict(spent))
+            folder = checkpoint(self.work, state.global_step)
+            write_json(folder / _SPENT, asdict(spent))
+            write_checksums(folder)
+            drop_old_checkpoints(self.work, state.best_global_step)
         processes.wait_for_all()
 
 
@@ -146,12 +151,48 @@ class TimeLimit(TrainerCallback):
             control.should_log = control.should_save = control.should_training_stop = self.stopped = True
 
 
+def checkpoint(work: Path, step: int) -> Path:
+    """Return the folder of a training checkpoint, by transformers' name."""
+    return work / f"checkpoint-{step}"
+
+
+def drop_old_checkpoints(work: Path, best: int | None) -> None:
+    """Remove all training checkpoints but the last two and the best one.
+
+    By their steps: the Trainer goes by their times, and before the last one is whole.
+    """
+    steps = sorted(_checkpoints(work))
+    for step in steps[:-2]:
+        if step != best:
+            remove(checkpoint(work, step))
+
+
 def last_checkpoint(work: Path) -> str | None:
-    """The newest whole checkpoint; those cut short by a kill are removed."""
-    whole = []
-    for folder in work.glob("checkpoint-*"):
-        if (folder / _COMPLETE).is_file():
-            whole.append(folder)
-        else:
-            shutil.rmtree(folder)
-    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
+    """Return the newest training checkpoint to go on from, or None.
+
+    It must hold the bytes that it was left with, and so must the one that was the best by then, which is loaded when
+    the training ends. What is cut or changed is removed, and said unless a kill explains it.
+    """
+    whole = {step for step, folder in _checkpoints(work).items() if _is_whole(folder)}
+    for step in sorted(whole, reverse=True):
+        best = read_json(checkpoint(work, step) / "trainer_state.json")["best_global_step"]
+        if best in (None, *whole):
+            return str(checkpoint(work, step))
+        progress(f"train_adapter: {checkpoint(work, step)} needs checkpoint-{best}, which is gone; going back further")
+        remove(checkpoint(work, step))
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    fault = find_fault(folder)
+    if fault and is_finished(folder):
+        progress(f"train_adapter: {folder} is not used: {fault}; going back to the checkpoint before, or to the start")
+    if fault:
+        remove(folder)
+    return fault is None
+
+
+def _checkpoints(work: Path) -> dict[int, Path]:
+    """Training checkpoints by step, whole or not."""
+    found = {folder.name.removeprefix("checkpoint-"): folder for folder in work.glob("checkpoint-*")}
+    return {int(step): folder for step, folder in found.items() if step.isdecimal()}

@@ -7,20 +7,21 @@ is a fault of ours: its traceback goes to the log, one line to the terminal.
 
 import argparse
 import ctypes
-import errno
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lib.core.escaping import escape_controls
+from lib.core.failures import describe_failure, find_failure, find_failure_behind, temporary_folder
+from lib.core.failures import place_of as place_of
 
 # Libraries report to their makers unless told otherwise: ONNX Runtime and ONNX Runtime GenAI on Linux since 1.29 (its
 # Privacy.md), the hub's clients, DVC. They read these variables when they are imported, and every script, the Snakefile
@@ -64,11 +65,15 @@ def error_line(error: object) -> str:
 
 
 def or_exit(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Call `function`; a `UserError` ends the program with its line (for the Snakefile)."""
+    """Call `function`; a `UserError` or a failure of the machine ends the program with its line (for the Snakefile)."""
     try:
         return function(*args, **options)
     except UserError as error:
         sys.exit(error_line(error))
+    except OSError as error:
+        if (failure := find_failure(error)) is None:
+            raise
+        sys.exit(error_line(describe_failure(failure, "the machine", [Path()])))
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -92,11 +97,6 @@ def settings_argument(text: str) -> dict[str, Any]:
     return value
 
 
-def place_of(error: OSError) -> str:
-    """The file that an error is about, by the name that it would have had in the end; empty where none is named."""
-    return re.sub(r"\.partial\.\d+", "", str(error.filename or ""))
-
-
 def first_line(error: BaseException) -> str:
     """What an error of a library says, cut to one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
@@ -116,6 +116,12 @@ def _say(message: str) -> None:
     print(message, file=_terminal, flush=True)
     if _terminal is not sys.stderr:
         print(message, file=sys.stderr, flush=True)
+
+
+def _say_last(message: str) -> None:
+    """Say it where that is still possible: the log may lie on the disk that is full."""
+    with suppress(OSError):
+        _say(error_line(message))
 
 
 _loaded_at = 0.0
@@ -147,28 +153,35 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace],
         if args.log and os.environ.get("RANK", "0") == "0":
             _log_times()
     except UserError as error:
-        _say(error_line(error))
+        failure = find_failure_behind(error, written_to(args))
+        _log_traceback(failure)
+        _say_last(describe_failure(failure, name, written_to(args)) if failure else str(error))
         _exit(1)
     except Stopped as stopped:
-        progress(f"{name}: {stopped}; start again to go on")
+        with suppress(OSError):
+            progress(f"{name}: {stopped}; start again to go on")
         _exit(75)
     except KeyboardInterrupt:
-        _say(error_line(f"{name}: interrupted"))
+        _say_last(f"{name}: interrupted")
         _exit(130)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            _crashed(name, error, args.log)
-        _log_traceback()
-        where = place_of(error) or name
-        _say(error_line(f"{where}: {error.strerror}; free some space or mend the permissions, then start again"))
-        _exit(1)
     except MemoryError as error:
-        _log_traceback()
-        _say(error_line(f"{name}: out of memory ({error}); use a smaller batch or a machine with more memory"))
+        _log_traceback(error)
+        _say_last(f"{name}: out of memory ({error}); use a smaller batch or a machine with more memory")
         _exit(1)
-    except Exception as error:
-        _crashed(name, error, args.log)
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        failure = find_failure(error, written_to(args))
+        _log_traceback(error)
+        _say_last(describe_failure(failure, name, written_to(args)) if failure else _unexpected(name, error, args.log))
+        _exit(1)
     _exit(0)
+
+
+def written_to(args: argparse.Namespace) -> list[Path]:
+    """Return where a script writes beside what `lib.files` publishes, which tells of its folder itself."""
+    places = [vars(args).get(name) for name in ("work", "output", "log")]
+    return [*(place for place in places if isinstance(place, Path)), temporary_folder()]
 
 
 def _log_times() -> None:
@@ -192,24 +205,30 @@ def _process_age() -> float:
     return _even_clock() - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _log_traceback() -> None:
-    for line in traceback.format_exc().splitlines():  # to the terminal where a person gave no --log
-        print(escape_controls(line), file=sys.stderr)
-
-
-def _crashed(name: str, error: Exception, log: Path | None) -> NoReturn:
-    _log_traceback()
+def _unexpected(name: str, error: BaseException, log: Path | None) -> str:
     summary = str(error).strip().splitlines() or [""]
-    where = f"; see {log}" if log else ""
-    _say(error_line(f"{name}: unexpected {type(error).__name__}: {summary[0][:300]}{where}"))
-    _exit(1)
+    return f"{name}: unexpected {type(error).__name__}: {summary[0][:300]}" + (f"; see {log}" if log else "")
+
+
+def _log_traceback(error: BaseException | None) -> None:
+    if error is not None:
+        with suppress(OSError):
+            for line in traceback.format_exc().splitlines():  # to the terminal where a person gave no --log
+                print(escape_controls(line), file=sys.stderr)
 
 
 def _exit(code: int) -> NoReturn:
     # Threads of native libraries (tokenizers, ONNX Runtime) sometimes abort in the interpreter's own
     # exit, after all work is published; so leave without it.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:  # who read it has gone
+        code = code or 141
+    except OSError as error:
+        if code == 0:  # what was printed is not all there
+            _say_last(describe_failure(find_failure(error) or error, "standard output"))
+            code = 1
     os._exit(code)
 
 

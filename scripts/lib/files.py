@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and canonical JSON."""
 
+import errno
 import glob
 import hashlib
 import json
@@ -10,8 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail
+from lib.cli import Stopped, UserError, fail
+from lib.core.failures import NO_ROOM, find_failure, find_failure_behind
 
+# What file systems say that cannot sync what they are asked to, network mounts above all, or folders that one may write
+# to and not read.
+_NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM)
 SAFETENSORS_INDEX = "model.safetensors.index.json"  # which file holds which tensor, by transformers' name
 
 
@@ -33,14 +38,17 @@ def sha256_text(text: str) -> str:
 def published(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file to; rename it into place when all went well.
 
-    Nothing half-written stays: on an error the partial file is removed.
+    Nothing half-written stays: on an error the partial file is removed. The bytes are on the disk before the name is,
+    so a loss of power leaves the old file or the new one. Raises `OSError` with the name of `path` when an error came
+    of a full disk, whatever library reported it in whatever way.
     """
     partial = _partial(path)
     try:
-        yield partial
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with explained_full_disk(path):
+            yield partial
+            sync(partial)
+            os.replace(partial, path)
+            sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -49,21 +57,69 @@ def published(path: Path) -> Iterator[Path]:
 def published_directory(path: Path) -> Iterator[Path]:
     """Yield an empty directory beside `path`; rename it to `path` when all went well.
 
-    Files get mode 0644: libraries save weights as 0600, which another user or container cannot read.
+    Files get mode 0644: libraries save weights as 0600, which another user or container cannot read. They are on the
+    disk before the directory has its name. Raises `OSError` as `published` does.
     """
     partial = _partial(path)
     partial.mkdir()
     try:
-        yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                file.chmod(0o644)
-        # An old manifest does not describe what comes now.
-        path.with_name(f"{path.name}.manifest.json").unlink(missing_ok=True)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(partial, path)
+        with explained_full_disk(path):
+            yield partial
+            for file in partial.rglob("*"):
+                if file.is_file():
+                    file.chmod(0o644)
+            sync(partial)
+            # An old manifest does not describe what comes now.
+            path.with_name(f"{path.name}.manifest.json").unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(partial, path)
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def explained_full_disk(path: Path) -> Iterator[None]:
+    """Raise `OSError` with the name of `path` for an error that came of a full disk, in whatever form."""
+    try:
+        yield
+    except Exception as error:  # every library has its own
+        find = find_failure_behind if isinstance(error, (UserError, Stopped)) else find_failure
+        found = find(error, [path.parent])  # now: what was written so far is about to be removed
+        if found is None or found.errno not in NO_ROOM or (found is error and found.filename):
+            raise
+        raise OSError(found.errno, os.strerror(found.errno), str(path)) from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder with all that is in it, is on the disk."""
+    for place, _, names in os.walk(path):
+        for name in names:
+            _sync_file(Path(place) / name)
+        sync_folder(Path(place))
+    _sync_file(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    _sync(path)
+
+
+def _sync_file(path: Path) -> None:
+    if path.is_file() and not path.is_symlink():
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def _partial(path: Path) -> Path:

@@ -28,8 +28,8 @@ from huggingface_hub.hf_api import RepoFile
 from lib.cli import fail, progress
 from lib.core.paths import check_bare_name
 
-# sha256 for a file in large file storage, git's sha1 for a small one; None where the hub is out of
-# reach and the cache must do (its files were checked when they came).
+# sha256 for a file in large file storage, git's sha1 for a small one. Where the hub is out of reach the
+# cache must do, which names files by these; None where it has no links, so that its names say nothing.
 Hashes = dict[str, str | None]
 
 
@@ -87,7 +87,12 @@ def _list_files(id_: str, revision: str) -> Hashes:
         }
     except OfflineModeIsEnabled:
         folder = Path(snapshot_download(id_, revision=revision, allow_patterns="config.json", local_files_only=True))
-        return {path.name: None for path in folder.iterdir() if path.is_file()}
+        return {path.name: _hash_in_cache(path) for path in folder.iterdir() if path.is_file()}
+
+
+def _hash_in_cache(file: Path) -> str | None:
+    name = file.resolve().name
+    return name if file.is_symlink() and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name) else None
 
 
 def _check_hash(file: Path, expected: str | None, id_: str) -> None:

@@ -8,7 +8,7 @@ a folder that was pulled, copied or checked out still tells how it was made.
 import ast
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypedDict
@@ -124,34 +124,57 @@ def write_lineage(results: Path, lineage: Lineage) -> None:
 
 
 def lineage_text(lineage: Lineage) -> str:
-    """A job a line, each after those that made its inputs: equal runs have equal bytes."""
-    text = {id(job): json.dumps(job, ensure_ascii=False, sort_keys=True) for job in lineage.jobs()}
+    """A job a line, each after those that made its inputs: equal runs have equal bytes. Behind them their hashes."""
+    text = {id(job): job_text(job) for job in lineage.jobs()}
     jobs = {id(job): job for job in sorted(lineage.jobs(), key=lambda job: text[id(job)])}
     made_from = {
         key: [id(lineage.by_output[path]) for path in sorted(input_hashes(job)) if path in lineage.by_output]
         for key, job in jobs.items()
     }
-    lines = ",\n".join(text[key] for key in TopologicalSorter(made_from).static_order())
-    return f'{{"jobs": [\n{lines}\n]}}\n'
+    lines = [text[key] for key in TopologicalSorter(made_from).static_order()]
+    hashes = [f'"{sha256_text(line)}"' for line in lines]
+    jobs_part, hashes_part = ",\n".join(lines), ",\n".join(hashes)
+    return f'{{"jobs": [\n{jobs_part}\n],\n"sha256": [\n{hashes_part}\n]}}\n'
 
 
-def sha256_of(path: Path, *, trust_manifest: bool = False) -> str | None:
+def job_text(job: Job) -> str:
+    """Return a job as `lineage.json` has it, in one line."""
+    return json.dumps(job, ensure_ascii=False, sort_keys=True)
+
+
+def sha256_of(
+    path: Path, *, trust_manifest: bool = False, hash_file: Callable[[Path], str] = sha256_file
+) -> str | None:
     """sha256 of a file; of a directory that of its files' names and hashes; None when there is nothing.
 
     Hidden files do not count: no rule reads `.git`, `.cache` or `.DS_Store` of a model, and other programs change them.
 
     trust_manifest: take the hashes that the directory's manifest names instead of reading weights again, for a
-    directory that was written just now.
+    directory that was written just now. hash_file: what reads a file.
     """
     if path.is_file():
-        return sha256_file(path)
+        return hash_file(path)
     if not path.is_dir():
         return None
     known: dict[str, str] = {}
     if trust_manifest and manifest_path(path).is_file():
         known = load_manifest(manifest_path(path))["files"]
     files = visible_files(path)
-    return sha256_text(canonical_json({name: known.get(name) or sha256_file(file) for name, file in files.items()}))
+    return sha256_text(canonical_json({name: known.get(name) or hash_file(file) for name, file in files.items()}))
+
+
+def hash_once() -> Callable[[Path], str]:
+    """Return what hashes files, and reads one with several names (hard links, links into DVC's cache) once."""
+    known: dict[tuple[int, ...], str] = {}
+
+    def hash_file(path: Path) -> str:
+        facts = path.stat()
+        key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        if key not in known:
+            known[key] = sha256_file(path)
+        return known[key]
+
+    return hash_file
 
 
 def visible_files(folder: Path) -> dict[str, Path]:
@@ -208,10 +231,11 @@ def broken_links(lineage: Lineage, paths: Iterable[str]) -> Iterator[Broken]:
     job read. Outputs that were dropped after use (`keep: selected`) are known by their manifests.
     """
     hashes: dict[str, str | None] = {}
+    hash_file = hash_once()
 
     def now(path: str) -> str | None:
         if path not in hashes:
-            hashes[path] = sha256_of(Path(path))
+            hashes[path] = sha256_of(Path(path), hash_file=hash_file)
         return hashes[path]
 
     for path in walk(lineage, paths):

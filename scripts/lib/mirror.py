@@ -1,14 +1,15 @@
 """A training's progress, kept in Azure Blob storage as well: what a job has on its disk goes with the job.
 
-Blobs below az://CONTAINER/PATH/KEY: `checkpoint-N/...`, its `complete.json` last; `result/...`, its `training.json`
-last; and `lock`, whose lease says that somebody trains. A mounted folder could not promise it: it has no lock that
-two nodes respect, and how it renames and when it writes is the mount's affair.
+Blobs below az://CONTAINER/PATH/KEY: `checkpoint-N/...` and `result/...`, their `complete.json` last; and `lock`, whose
+lease says that somebody trains. A mounted folder could not promise it: it has no lock that two nodes respect, and how
+it renames and when it writes is the mount's affair.
 """
 
 import os
+import re
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from azure.storage.blob import BlobLeaseClient
 
 from lib import blobs
 from lib.cli import Stopped, progress
+from lib.core.checksums import COMPLETE, find_fault, is_finished, remove
 from lib.lock import meanwhile
 
 _LEASE = 60  # seconds until the lease of a holder that died is free again: the longest that Azure has
 _RENEW = 15.0  # seconds between two renewals
 _POLL = 5.0
-_LAST = {"checkpoint": "complete.json", "result": "training.json"}  # what makes a folder whole
+_FOLDER = re.compile(r"checkpoint-[0-9]{1,15}|result")
 
 
 class Mirror:
@@ -33,23 +35,36 @@ class Mirror:
         self._whole: set[str] = set()  # folders that are there as a whole
 
     def restore(self) -> None:
-        """Bring the result, or else the newest whole checkpoint, where this machine has none of its own."""
-        sizes = blobs.listed(self.folder)
-        self._whole = {name for name in _folders(sizes) if f"{name}/{_last(name)}" in sizes}
-        name = "result" if "result" in self._whole else max(self._whole, key=_step, default=None)
-        if name is None or (self.work / name / _last(name)).is_file():
-            return
-        for path in sorted(sizes, key=lambda path: path.endswith(_last(name))):
-            if path.startswith(f"{name}/"):
-                blobs.download(self.folder, path, self.work / path)
-        progress(f"train_adapter: {name} came from the storage")
+        """Bring the result, or else all whole checkpoints: the last one goes on, and the best one may be another.
+
+        What this machine has itself, with the bytes that it was left with, is not brought again.
+        """
+        paths = set(blobs.listed(self.folder))
+        self._whole = {name for name in _folders(paths) if f"{name}/{COMPLETE}" in paths}
+        wanted = ["result"] if "result" in self._whole else sorted(self._whole, key=_step)
+        for name in wanted:
+            if find_fault(self.work / name) is not None:
+                self._bring(name, sorted(path for path in paths if path.startswith(f"{name}/")))
+
+    def _bring(self, name: str, paths: Sequence[str]) -> None:
+        """Download one folder; one that was cut or changed in the storage is removed there too."""
+        remove(self.work / name)
+        for path in sorted(paths, key=lambda path: path == f"{name}/{COMPLETE}"):
+            blobs.download(self.folder, path, self.work / path)
+        if fault := find_fault(self.work / name):
+            progress(f"train_adapter: {name} of the storage is not used: {fault}")
+            remove(self.work / name)
+            self._delete(name)
+            self._whole.discard(name)
+        else:
+            progress(f"train_adapter: {name} came from the storage")
 
     def save(self) -> None:
         """Make the blobs those that this machine has. Raises `Stopped` when another process has taken over."""
         try:
             self._lease.renew()
             here = {folder.name: folder for folder in [*self.work.glob("checkpoint-*"), self.work / "result"]}
-            here = {name: folder for name, folder in here.items() if (folder / _last(name)).is_file()}
+            here = {name: folder for name, folder in here.items() if is_finished(folder)}
             for name in sorted(here.keys() - self._whole):
                 self._upload(here[name])
             for name in self._whole - here.keys():
@@ -62,21 +77,19 @@ class Mirror:
 
     def _upload(self, folder: Path) -> None:
         files = [path for path in folder.rglob("*") if path.is_file()]
-        for path in sorted(files, key=lambda path: path == folder / _last(folder.name)):
+        for path in sorted(files, key=lambda path: path == folder / COMPLETE):
             blobs.upload(path, self.folder, path.relative_to(self.work).as_posix())
 
     def _delete(self, name: str) -> None:
-        blobs.delete(self.folder, f"{name}/{_last(name)}")  # first: what is left is whole no more
+        blobs.delete(self.folder, f"{name}/{COMPLETE}")  # first: what is left is whole no more
         for path in blobs.listed(self.folder, [f"{name}/"]):
             blobs.delete(self.folder, path)
 
 
 def _folders(paths: Iterable[str]) -> set[str]:
-    return {path.partition("/")[0] for path in paths if "/" in path}
-
-
-def _last(name: str) -> str:
-    return _LAST[name.partition("-")[0]]
+    """Folders of progress; what else lies there is nobody's."""
+    names = {path.partition("/")[0] for path in paths if "/" in path}
+    return {name for name in names if _FOLDER.fullmatch(name)}
 
 
 def _step(name: str) -> int:

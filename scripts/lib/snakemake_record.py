@@ -25,6 +25,7 @@ from lib.core.paths import find_fault, path_below
 from lib.files import canonical_json, sha256_text
 from lib.lineage import NAME, Job, Lineage, input_hashes, read_lineage, sha256_of, write_lineage
 from lib.manifests import STAMP, manifest_path
+from lib.provenance.folder_state import FolderStates
 
 STATE = Path(".snakemake")
 # Repeated, or of one output alone, or another one in every process.
@@ -62,6 +63,7 @@ def _agree(results: Path) -> Lineage:
     # What was written before the lineage is in it as it is, unless it came from elsewhere.
     sealed = 0.0 if brought or not old.by_output else _written(results / NAME)
     restored, unknown = [], []
+    states = FolderStates(STATE / "lineage/folders.json")
     known_paths = set(recorded())
     waiting = {path for path in known_paths if Path(path).is_relative_to(results)} | set(_lying(results))
     waiting |= {path for path in old.by_output if path in known_paths or _may_lie_here(path, results)}
@@ -70,7 +72,7 @@ def _agree(results: Path) -> Lineage:
         if path in new.by_output or not Path(path).exists() or records._filter_incomplete_keys([path]):
             continue
         record, known = records._read_record(path), old.by_output.get(path)
-        as_recorded = _as_recorded(path, records)
+        as_recorded = _as_recorded(path, records) and states.is_as_noted(path, _written(Path(path)))
         job = job_facts(record, known) if as_recorded and record is not None and record.rule is not None else None
         sha256 = known["outputs"][path] if known and job and _written(Path(path)) < sealed else None
         sha256 = sha256 or sha256_of(Path(path), trust_manifest=job is not None)
@@ -90,11 +92,14 @@ def _agree(results: Path) -> Lineage:
                 unknown.append(path)
             if known is not None:  # so that it is found to be broken until it is made again
                 new.add(path, known, known["outputs"][path])
+        if job is not None or as_known:
+            states.note(path, _written(Path(path)))
         if path in new.by_output:  # outputs outside of the folder, such as rows that were fetched
             waiting |= input_hashes(new.by_output[path]).keys() & known_paths
     if new.by_output and new.by_output != old.by_output:
         write_lineage(results, Lineage(new.by_output))
     _remember(results)
+    states.save()
     _tell(results, restored, sorted(unknown))
     return Lineage(new.by_output)
 
@@ -182,7 +187,7 @@ def _as_recorded(path: str, records: FilePersistence) -> bool:
     """Whether an output was last written when Snakemake recorded it.
 
     Its time of a directory is that of a file inside, which stays when the other files are replaced: so none of these
-    may be newer, and the manifest must be as recorded too.
+    may be newer, and the manifest must be as recorded too. What is older, gone or swapped is found by `FolderStates`.
     """
     record, place = records._read_record(path), Path(path)
     if record is None or record.endtime is None or record.endtime != _written(place):

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from lib import batches, processes
 from lib.callbacks import Progress, Spent, Stop
 from lib.cli import fail
+from lib.core.checksums import find_fault
 from lib.lora import fuse_lora
 from lib.memory import keep_freed_memory
 from lib.packing import PackingCollator, can_pack, unpacked
@@ -96,7 +97,7 @@ def training_arguments(settings: dict[str, Any], seed: int, work: Path, dtype: t
         warmup_steps=min(settings["warmup_share"], 0.999),
         eval_strategy="steps",
         save_steps=settings["eval_steps"],
-        save_total_limit=2,
+        save_total_limit=None,  # lib.callbacks drops old ones
         load_best_model_at_end=True,  # which one that is says AdapterTrainer
         seed=seed,
         bf16=dtype == torch.bfloat16,
@@ -240,6 +241,16 @@ class AdapterTrainer(Trainer):
             return False
         state.best_metric, state.best_global_step = rank, state.global_step
         return True
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, and nothing but the bytes that were saved.
+
+        The Trainer keeps the last weights, with a warning, where it does not find the best ones. Raises `UserError`.
+        """
+        folder = Path(str(self.state.best_model_checkpoint))
+        if fault := processes.agreed(find_fault(folder) if processes.rank() == 0 else None):
+            fail(f"the best checkpoint cannot be used: {fault}", "start again: it goes back to one before", at=folder)
+        super()._load_best_model()
 
 
 class _Loader(DataLoader[batches.Example]):

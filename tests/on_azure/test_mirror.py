@@ -15,6 +15,7 @@ from test_training import adapter_hash, make_corpus, train_command
 
 from lib import blobs, mirror
 from lib.cli import Stopped, UserError
+from lib.core.checksums import find_fault, write_checksums
 from lib.mirror import mirrored
 
 from .azurite import environment_of_jobs
@@ -26,7 +27,13 @@ pytestmark = [pytest.mark.azure, pytest.mark.usefixtures("in_storage")]
 def checkpoint(work: Path, step: int, content: str = "weights", whole: bool = True) -> Path:
     folder = write_files(work / f"checkpoint-{step}", **{"model.safetensors": content})
     if whole:
-        (folder / "complete.json").write_text("{}")
+        write_checksums(folder)
+    return folder
+
+
+def result(work: Path) -> Path:
+    folder = write_files(work / "result", **{"training.json": "{}"})
+    write_checksums(folder)
     return folder
 
 
@@ -39,15 +46,49 @@ def test_progress_is_restored_where_there_is_none(container, tmp_path):
         checkpoint(tmp_path / "a", 15, whole=False)
         one.save()
     with mirrored(url, tmp_path / "b"):
-        assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["checkpoint-10"]
+        assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["checkpoint-10", "checkpoint-5"], (
+            "the best one may not be the last"
+        )
         assert (tmp_path / "b/checkpoint-10/model.safetensors").read_text() == "better"
 
 
 def test_a_checkpoint_that_was_not_wholly_copied_does_not_count(azurite, container, tmp_path):
-    azurite.put(container, {"progress/key/checkpoint-5/complete.json": b"{}", "progress/key/checkpoint-5/model": b"1"})
+    with mirrored(f"az://{container}/progress/key", tmp_path / "a") as one:
+        checkpoint(tmp_path / "a", 5)
+        one.save()
     azurite.put(container, {"progress/key/checkpoint-10/model": b"2"})
-    with mirrored(f"az://{container}/progress/key", tmp_path):
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-5"]
+    with mirrored(f"az://{container}/progress/key", tmp_path / "b"):
+        assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["checkpoint-5"]
+
+
+@pytest.mark.parametrize("content", [b"Weights", b"weight", None], ids=["changed", "cut", "gone"])
+@pytest.mark.parametrize("make", [result, lambda work: checkpoint(work, 10)], ids=["result", "checkpoint"])
+def test_progress_that_has_other_bytes_in_the_storage_is_not_used(azurite, container, tmp_path, capfd, make, content):
+    url = f"az://{container}/progress/key"
+    with mirrored(url, tmp_path / "a") as one:
+        folder = make(tmp_path / "a")
+        name = "training.json" if folder.name == "result" else "model.safetensors"
+        one.save()
+    blob = azurite.client().get_blob_client(container, f"progress/key/{folder.name}/{name}")
+    blob.delete_blob() if content is None else blob.upload_blob(content, overwrite=True)
+    with mirrored(url, tmp_path / "b") as other:
+        assert f"{folder.name} of the storage is not used: {name} " in capfd.readouterr().err
+        assert list((tmp_path / "b").iterdir()) == []
+        assert set(azurite.blobs(container, "progress/key/")) == {"progress/key/lock"}
+        make(tmp_path / "b")
+        other.save()
+    with mirrored(url, tmp_path / "c"):
+        assert find_fault(tmp_path / "c" / folder.name) is None, "what was made anew is kept"
+
+
+def test_progress_that_is_damaged_here_comes_from_the_storage(container, tmp_path):
+    url = f"az://{container}/progress/key"
+    with mirrored(url, tmp_path) as one:
+        folder = checkpoint(tmp_path, 10)
+        one.save()
+    (folder / "model.safetensors").write_text("Weights")
+    with mirrored(url, tmp_path):
+        assert (folder / "model.safetensors").read_text() == "weights"
 
 
 def test_old_checkpoints_go(azurite, container, tmp_path):
@@ -59,10 +100,11 @@ def test_old_checkpoints_go(azurite, container, tmp_path):
         one.save()
         assert {name.split("/")[2] for name in azurite.blobs(container, "progress/key/")} == {"lock", "checkpoint-10"}
         shutil.rmtree(tmp_path / "checkpoint-10")
-        write_files(tmp_path / "result", **{"training.json": "{}"})
+        result(tmp_path)
         one.save()
         assert set(azurite.blobs(container, "progress/key/")) == {
             "progress/key/lock",
+            "progress/key/result/complete.json",
             "progress/key/result/training.json",
         }
 
@@ -82,7 +124,7 @@ def test_a_second_one_waits_until_the_first_has_ended(container, tmp_path, capfd
         thread.start()
         time.sleep(1)
         order.append("first")
-        write_files(tmp_path / "a/result", **{"training.json": "{}"})
+        result(tmp_path / "a")
         one.save()
     thread.join(30)
     assert order == ["first", "second"]
@@ -196,3 +238,12 @@ def test_a_killed_training_goes_on_on_another_machine(azurite, container, tiny_l
     third = subprocess.run(command("third", *mirrored_to), env=env, capture_output=True, text=True)
     assert "already trained" in third.stderr, "the result is kept as well"
     assert adapter_hash(tmp_path / "third") == adapter_hash(tmp_path / "second")
+
+
+def test_a_blob_with_other_bytes_than_were_uploaded_is_refused(container, tmp_path):
+    (tmp_path / "source").write_text("weights")
+    folder = blobs.place(f"az://{container}/results")
+    blobs.upload(tmp_path / "source", folder, "a", {"sha256": "0" * 64})
+    with pytest.raises(UserError, match=f"^az://{container}/results/a: it has other bytes than were uploaded"):
+        blobs.download(folder, "a", tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
