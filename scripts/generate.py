@@ -17,11 +17,13 @@ from lib.workflow import locked_versions
 ROOT = Path(__file__).resolve().parent.parent
 
 # What the scripts of a group import; everything else follows from what these packages require.
+_PYPI = ["packaging", "requests", "truststore", "urllib3"]
 _AZURE = ["azure-ai-ml", "azure-identity", "azure-keyvault-secrets", "azure-storage-blob"]  # sources, progress
 GROUPS = {
-    "data": [*_AZURE, "datasets", "huggingface-hub", "jinja2", "numpy", "tokenizers", "xxhash"],
+    "data": [*_AZURE, *_PYPI, "datasets", "huggingface-hub", "jinja2", "numpy", "tokenizers", "xxhash"],
     "train": [
         *_AZURE,
+        *_PYPI,
         "accelerate",
         "bitsandbytes",
         "gguf",
