@@ -33,9 +33,8 @@ def package_file(name: str, version: str, sha256: str, file: str, into: Path) ->
     with tempfile.TemporaryDirectory(dir=into) as scratch:
         archive = _download(name, version, sha256.lower(), Path(scratch))
         extracted = Path(scratch) / "extracted"
-        with open(archive, "rb") as stream, open(extracted, "wb") as output:
-            bounded = BoundedOutput(output, into, f"{file} in package {name} {version}")
-            _extract(stream, file.split("!"), bounded, f"{name} {version}")
+        with open(archive, "rb") as stream, BoundedOutput(extracted, f"{file} in package {name} {version}") as output:
+            _extract(stream, file.split("!"), output, f"{name} {version}")
         return extracted.rename(into / Path(file.rpartition("!")[2]).name)
 
 

@@ -7,6 +7,7 @@ machine has set for pip; user and password stand in an address of an index or in
 
 import ast
 import hashlib
+import io
 import re
 import shutil
 import ssl
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import SplitResult, unquote, urldefrag, urljoin, urlsplit
 from urllib.request import url2pathname
 
@@ -90,8 +91,7 @@ class PackageIndex:
     def download(self, file: PackageFile, folder: Path) -> tuple[Path, str]:
         """Copy a file into `folder`; returns its path and sha256. Raises `UserError`."""
         target, digest = folder / "download", hashlib.sha256()
-        with open(target, "wb") as stream:
-            output = BoundedOutput(stream, folder, file.name)
+        with BoundedOutput(target, file.name) as output:
             for piece in self._pieces(file):
                 digest.update(piece)
                 output.write(piece)
@@ -137,22 +137,21 @@ class PackageIndex:
         )
 
 
-class BoundedOutput:
-    """A stream to write to that stops before the disk is full: a package may claim any size."""
+class BoundedOutput(io.BufferedWriter):
+    """A file to write that stops before the disk is full: a package may claim any size."""
 
-    def __init__(self, output: IO[bytes], folder: Path, name: str) -> None:
-        self._output, self._name = output, name
-        self._left = shutil.disk_usage(folder).free // 2
+    def __init__(self, path: Path, name: str) -> None:
+        self._left = shutil.disk_usage(path.parent).free // 2
+        self._package_name = name
+        super().__init__(io.FileIO(path, "w"))
 
-    def write(self, piece: bytes) -> int:
+    def write(self, piece: Any) -> int:
         """Write one piece. Raises `UserError` when more than half of what was free would be taken."""
-        self._left -= len(piece)
+        self._left -= memoryview(piece).nbytes
         if self._left < 0:
-            fail(
-                f"{self._name} takes more than half of the free disk",
-                "free some space, if it is meant to be that large",
-            )
-        return self._output.write(piece)
+            what = f"{self._package_name} takes more than half of the free disk"
+            fail(what, "free some space, if it is meant to be that large")
+        return super().write(piece)
 
 
 REMEDY = "check the network and pip's settings (pip config list), then start again"
@@ -269,7 +268,7 @@ def _with_login(url: str, place: str) -> str:
 
 def _reason(error: Exception) -> str:
     """What went wrong, without addresses, in which passwords may stand."""
-    if isinstance(error, requests.HTTPError):
+    if isinstance(error, requests.HTTPError) and error.response is not None:
         code = error.response.status_code
         login = ", a login: it belongs into the index's address in pip's settings or into ~/.netrc"
         return f"HTTP {code}" + (login if code in (401, 403) else "")
