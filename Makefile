@@ -5,6 +5,7 @@
 # make test-faults   each rule disturbed in each way, up to an hour
 # make browser   installs Chromium, which the tests of the report open it with
 # make test-slurm   installs Slurm and runs the workflow through it; test-slurm-slow: what takes minutes (both as root)
+# make lock   the hashes of the lock files, after a version in them was changed by hand; then make generated
 # make test-gguf   tokenizers of GGUF files against llama.cpp, which it builds first (about 4 minutes)
 # make test-azure   the workflow through Azure Machine Learning and Azure storage, both on loopback; installs Azurite
 PYTHON ?= python3.11
@@ -15,7 +16,7 @@ DAYS ?= 30
 unexport ARGS DAYS
 
 .PHONY: run control test test-gguf test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm \
-  generated clean clean-results clean-work
+  lock generated clean clean-results clean-work
 
 run: .venv/installed
 	@$(BIN)/python scripts/run.py $(value ARGS)
@@ -31,9 +32,10 @@ test-gguf: .venv/installed .llama-cpp/installed
 	PYTHONPATH=.llama-cpp:scripts $(BIN)/python tests/gguf_against_llama_cpp.py
 
 # Its tokenizers are wanted, not its kernels for the CPU nor its image models.
-.llama-cpp/installed:
+.llama-cpp/installed: tests/llama-cpp.lock
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_CPU=OFF -DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --quiet \
-	  --disable-pip-version-check --no-deps --no-binary llama-cpp-python --target .llama-cpp llama-cpp-python==0.3.36
+	  --disable-pip-version-check --no-deps --no-binary llama-cpp-python --require-hashes --target .llama-cpp \
+	  -r tests/llama-cpp.lock
 	touch $@
 
 test-conda: .venv/installed
@@ -52,14 +54,16 @@ test-slurm-slow: .venv/installed slurm
 test-azure: .venv/installed azurite
 	$(BIN)/python -m pytest tests/on_azure -m azure --numprocesses 3 $(value ARGS)
 
-# Microsoft's emulator of Azure storage, from npm.
+# Microsoft's emulator of Azure storage, from npm: each package by its hash, and no script of one runs.
 azurite: .azurite/installed
 
-.azurite/installed:
+.azurite/installed: tests/on_azure/package-lock.json
 	@command -v npm >/dev/null || \
 	  { sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo apt-get update -qq && \
 	    $$sudo apt-get install -y -qq --no-install-recommends nodejs npm; }
-	npm install --prefix .azurite --no-audit --no-fund --loglevel error azurite@3.37.0
+	mkdir -p .azurite
+	cp tests/on_azure/package.json tests/on_azure/package-lock.json .azurite
+	npm ci --prefix .azurite --ignore-scripts --no-audit --no-fund --loglevel error
 	touch $@
 
 # Controller, node daemon and commands; the tests start them, the system does not.
@@ -82,11 +86,13 @@ check: .venv/installed
 	$(BIN)/python -m snakemake --lint
 
 # A broken installation leaves no stamp, so the next make mends it.
-.venv/installed: requirements.lock src/pyproject.toml
+.venv/installed: requirements.lock envs/cuda/torch.lock src/pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable src
+	$(BIN)/python scripts/set_up.py
 	touch $@
+
+lock: .venv/installed
+	$(BIN)/python scripts/lock_hashes.py
 
 # Files that are made from other files of the project; tests hold them equal.
 generated: .venv/installed

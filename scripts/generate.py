@@ -12,16 +12,19 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from lib.config import config_schema
+from lib.sources.lock_file import TORCH_CPU, Entry, read_lock
 from lib.workflow import locked_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # What the scripts of a group import; everything else follows from what these packages require.
+_PYPI = ["packaging", "requests", "truststore", "urllib3"]
 _AZURE = ["azure-ai-ml", "azure-identity", "azure-keyvault-secrets", "azure-storage-blob"]  # sources, progress
 GROUPS = {
-    "data": [*_AZURE, "datasets", "huggingface-hub", "jinja2", "numpy", "tokenizers", "xxhash"],
+    "data": [*_AZURE, *_PYPI, "datasets", "huggingface-hub", "jinja2", "numpy", "tokenizers", "xxhash"],
     "train": [
         *_AZURE,
+        *_PYPI,
         "accelerate",
         "bitsandbytes",
         "gguf",
@@ -54,6 +57,8 @@ GROUPS["job"] = [
 ]
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's public page of CPU builds
 
+SDISTS = {"antlr4-python3-runtime", "connection-pool"}  # of the lock, as `make lock` names them: they have no wheel
+
 # Where each environment stands, and whether it is one of CUDA builds, for rules that are given a GPU.
 ENVIRONMENTS = {
     **{f"envs/{group}.yaml": (group, False) for group in ("data", "train", "onnx", "report")},
@@ -61,16 +66,8 @@ ENVIRONMENTS = {
     "profiles/azureml/conda.yaml": ("job", False),
     "profiles/azureml/conda-cuda.yaml": ("job", True),
 }
-# What stands in these instead of a package of the lock, which is of a machine without a GPU. `===` takes PyPI's own
-# torch, the CUDA build for Linux, even where pip is told of CPU builds, whose `2.13.0+cpu` would count as newer.
-# onnxruntime-gpu 1.32.0 is not on PyPI; 1.31.1 is the newest, and satisfies onnxruntime-genai-cuda.
-CUDA_BUILDS = {
-    "torch": "torch==={locked}",
-    "onnxruntime": "onnxruntime-gpu==1.31.1",
-    "onnxruntime-genai": "onnxruntime-genai-cuda=={locked}",
-}
-# What the CUDA build of torch needs in no exact version; it pins the other packages of nvidia, and triton, itself.
-CUDA_LIBRARIES = ["cuda-bindings==13.5.0", "cuda-pathfinder==1.9.1", "nvidia-nvjitlink==13.5.37"]
+# What stands in these instead of a package of the lock, which is of a machine without a GPU: the entry of another lock.
+CUDA_BUILDS = {"onnxruntime": "onnxruntime-gpu", "onnxruntime-genai": "onnxruntime-genai-cuda"}
 
 
 def main() -> int:
@@ -90,7 +87,7 @@ def generated_files() -> dict[Path, str]:
     """Contents by path."""
     locked = locked_versions(ROOT / "requirements.lock")
     files = {
-        ROOT / path: environment((cuda_pins if cuda else cpu_pins)(group, locked))
+        ROOT / path: environment((cuda_pins if cuda else cpu_pins)(closure(GROUPS[group], locked)))
         for path, (group, cuda) in ENVIRONMENTS.items()
     }
     files[ROOT / "examples" / "config.schema.json"] = json.dumps(config_schema(), indent=2) + "\n"
@@ -98,7 +95,7 @@ def generated_files() -> dict[Path, str]:
 
 
 def environment(lines: list[str]) -> str:
-    """A conda environment: python and pip from conda, every package pinned by a line for pip."""
+    """A conda environment: python and pip from conda, every package pinned and hashed by a line for pip."""
     return "\n".join(
         [
             "# Made from requirements.lock by `make generated`; do not edit.",
@@ -108,23 +105,59 @@ def environment(lines: list[str]) -> str:
             "  - python=3.11",
             "  - pip",
             "  - pip:",
-            *(f"      - {line}" for line in lines),
+            *(f"      - {line}" for line in ["--require-hashes", *lines]),
             "",
         ]
     )
 
 
-def cpu_pins(group: str, locked: dict[str, str]) -> list[str]:
-    """Lines for pip: the packages of the lock; torch from PyTorch's page, since PyPI's is the CUDA build."""
-    pins = [f"{name}=={locked[name]}" for name in sorted(closure(GROUPS[group], locked))]
-    return [f"--extra-index-url {TORCH_INDEX}", *pins] if "torch" in GROUPS[group] else pins
+def cpu_pins(names: set[str]) -> list[str]:
+    """Lines for pip: the packages of the lock; torch from PyTorch's page, since PyPI's for Linux is the CUDA build."""
+    lock, cpu = hashed_pins("requirements.lock"), hashed_pins(TORCH_CPU)
+    pins = [_as_line(lock[name]) for name in sorted(names - {"torch"})]
+    if "torch" in names:
+        linux = _as_line(cpu["torch"], marker="sys_platform == 'linux'")
+        other = _as_line(pypi_torch(), marker="sys_platform != 'linux'")
+        pins = [f"--extra-index-url {TORCH_INDEX}", *pins, linux, other]
+    return [*_wheels_alone(names), *pins]
 
 
-def cuda_pins(group: str, locked: dict[str, str]) -> list[str]:
+def cuda_pins(names: set[str]) -> list[str]:
     """Lines for pip: the packages of the lock, in their CUDA builds where these are packages of their own."""
-    names = closure(GROUPS[group], locked)
-    pins = [CUDA_BUILDS.get(name, name + "=={locked}").format(locked=locked[name]) for name in names]
-    return sorted([*pins, *CUDA_LIBRARIES])
+    lock, builds = hashed_pins("requirements.lock"), hashed_pins("envs/cuda/onnx.lock")
+    lock |= {cpu: builds[cuda] for cpu, cuda in CUDA_BUILDS.items()} | {"torch": pypi_torch()}
+    libraries = hashed_pins("envs/cuda/torch.lock").values()
+    return [*_wheels_alone(names), *sorted(map(_as_line, [*(lock[name] for name in names), *libraries]))]
+
+
+def pypi_torch() -> Entry:
+    """Return the entry of PyPI's own torch, which for Linux is the CUDA build.
+
+    `===` takes it even where pip is told of CPU builds, whose `2.13.0+cpu` would count as newer.
+    """
+    torch, cpu = hashed_pins("requirements.lock")["torch"], hashed_pins(TORCH_CPU)["torch"]
+    return torch._replace(
+        line=torch.line.replace("==", "==="), hashes=[one for one in torch.hashes if one not in cpu.hashes]
+    )
+
+
+def hashed_pins(lock: str) -> dict[str, Entry]:
+    """Return the entries of a lock file by name."""
+    _, entries = read_lock((ROOT / lock).read_text(encoding="utf-8"), lock)
+    names = [entry.name.lower().replace("_", "-") for entry in entries]
+    lines = (entry.line.replace(entry.name, name, 1) for entry, name in zip(entries, names, strict=True))
+    return {name: entry._replace(line=line) for name, entry, line in zip(names, entries, lines, strict=True)}
+
+
+def _as_line(entry: Entry, marker: str = "") -> str:
+    return " ".join(
+        [entry.line + (f" ; {marker}" if marker else ""), *(f"--hash=sha256:{one}" for one in entry.hashes)]
+    )
+
+
+def _wheels_alone(names: set[str]) -> list[str]:
+    """Lines that forbid pip to build any package that has a wheel: what a build needs comes without a hash."""
+    return ['"--only-binary=:all:"', *(f"--no-binary {name}" for name in sorted(names & SDISTS))]
 
 
 def closure(roots: list[str], locked: dict[str, str]) -> set[str]:

@@ -64,7 +64,8 @@ def committed(finished, tmp_path_factory) -> Path:
         shutil.copy2(ROOT / name, root / name)
     (root / ".venv").symlink_to(sys.prefix)
     shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("requirements.lock", "src/pyproject.toml"):  # so that make takes the environment as it is
+    # So that make takes the environment as it is.
+    for name in ("requirements.lock", "envs/cuda/torch.lock", "src/pyproject.toml"):
         os.utime(root / name, (0, 0))
     use_own_rows(root)
     repository.tool("git", "init", "-q", "-b", "main")

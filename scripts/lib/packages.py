@@ -1,16 +1,13 @@
 """Files inside Python packages, fetched by name, version and hash.
 
-pip does the download: index, proxy and mirrors are those the machine has set for it. With
-`--require-hashes` it picks, among the wheels and sdists of that version, the file with this sha256,
-and opens nothing whose hash differs. Nothing is installed.
+Among the wheels and sdists of that version, where pip is set to look, the file with this sha256 is taken. Nothing
+whose hash differs is opened, nothing is installed, and no code of a package runs.
 """
 
 import difflib
 import re
 import shutil
 import stat
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -19,12 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
 
+from packaging.specifiers import SpecifierSet
+
 from lib.cli import fail, progress
 from lib.core.paths import find_fault
+from lib.sources.package_index import REMEDY, BoundedOutput, PackageFile, PackageIndex
 
-_NETWORK = re.compile(r"Retrying|Connection(Error| refused)|timed out|resolve|SSLError|ProxyError|Could not fetch URL")
 _Member = TypeVar("_Member")
-_MISMATCH = re.compile(r"Got\s+([0-9a-f]{64})")
 
 
 def package_file(name: str, version: str, sha256: str, file: str, into: Path) -> Path:
@@ -32,20 +30,19 @@ def package_file(name: str, version: str, sha256: str, file: str, into: Path) ->
 
     file: path inside the wheel or sdist; `a/b.tar.gz!c.txt` reaches into an archive inside it.
     Raises `UserError` when there is no such package, version or file, when no file of that version
-    has this sha256, and when pip or the network is missing.
+    has this sha256, when an index is out of reach, and when the disk is too small.
     """
     _check_names(name, version, file)
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=into) as scratch:
-        archive = _download(name, version, sha256, Path(scratch))
-        target = into / Path(file.rpartition("!")[2]).name
-        with open(archive, "rb") as stream, open(target, "wb") as output:
+        archive = _download(name, version, sha256.lower(), Path(scratch))
+        extracted = Path(scratch) / "extracted"
+        with open(archive, "rb") as stream, BoundedOutput(extracted, f"{file} in package {name} {version}") as output:
             _extract(stream, file.split("!"), output, f"{name} {version}")
-    return target
+        return extracted.rename(into / Path(file.rpartition("!")[2]).name)
 
 
 def _check_names(name: str, version: str, file: str) -> None:
-    # Both become a line of a requirements file, in which a blank or a line break would start an option.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not re.fullmatch(
         r"[A-Za-z0-9][A-Za-z0-9.!+_-]*", version
     ):
@@ -56,48 +53,39 @@ def _check_names(name: str, version: str, file: str) -> None:
 
 
 def _download(name: str, version: str, sha256: str, folder: Path) -> Path:
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{name}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input"]
-    command += ["--progress-bar", "off", "--disable-pip-version-check"]
-    command += ["--dest", str(folder / "files"), "--requirement", str(requirements)]
+    """Copy the file with this hash into `folder`; of files whose hash no index states, each is tried."""
     progress(f"downloading package {name} {version}")
-    # An index that states hashes lets pip choose by them; one that does not makes it take the wheel.
-    first = _pip(command)
-    done = _pip([*command, "--no-binary", name]) if _MISMATCH.search(first.stdout) else first
-    if done.returncode != 0:
-        _explain(first.stdout, f"{name} {version}", sha256)
-    return next((folder / "files").iterdir())
+    index = PackageIndex()
+    files, problems = index.list_files(name)
+    wanted = [file for file in files if _is_version(file, version)]
+    if not wanted:
+        _explain_absence(f"{name} {version}", files, problems)
+    offered = {}
+    for file in [file for file in wanted if file.sha256 == sha256] or [file for file in wanted if not file.sha256]:
+        path, found = index.download(file, folder)
+        if found == sha256:
+            return path
+        offered[file.name] = found
+    offered |= {file.name: file.sha256 for file in wanted if file.sha256 and file.name not in offered}
+    what = ", ".join(f"{file} {found}" for file, found in list(offered.items())[:2])
+    unread = f"; out of reach: {problems[0]}" if problems else ""
+    fail(
+        f"package {name} {version} has no file with sha256 {sha256} (offered: {what}{unread})",
+        "compare the sha256 with the package's page: if the file was changed there, do not use it",
+    )
 
 
-def _pip(command: list[str]) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    print(done.stdout)
-    return done
+def _is_version(file: PackageFile, version: str) -> bool:
+    return SpecifierSet(f"=={version}").contains(file.version, prereleases=True)
 
 
-def _explain(output: str, package: str, sha256: str) -> None:
-    """Turn what pip printed into one line."""
-    if "No module named pip" in output:
-        fail("this Python has no pip to download packages with", "run: python -m ensurepip")
-    if got := _MISMATCH.search(output):
-        fail(
-            f"package {package} has no file with sha256 {sha256} (pip was offered one with {got[1]})",
-            "compare the sha256 with the package's page: if the file was changed there, do not use it",
-        )
-    if known := re.search(r"\(from versions: ([^)]*)\)", output):
-        versions = known[1].split(", ")
-        if versions != ["none"]:
-            fail(f"there is no package {package}", f"existing versions end with {', '.join(versions[-5:])}")
-        if not _NETWORK.search(output):
-            fail(f"there is no package {package}", "check its name, and the index that pip is set to use")
-    if cause := _NETWORK.search(output):
-        fail(
-            f"package {package} cannot be downloaded: the package index is out of reach ({cause[0]})",
-            "check the network and pip's settings, then start again",
-        )
-    errors = [line.removeprefix("ERROR: ") for line in output.splitlines() if line.startswith("ERROR: ")]
-    fail(f"pip cannot download package {package}: {(errors or output.strip().splitlines() or ['no message'])[0][:300]}")
+def _explain_absence(package: str, files: list[PackageFile], problems: list[str]) -> None:
+    if problems:
+        fail(f"package {package} is not found, and a package index is out of reach ({problems[0]})", REMEDY)
+    if files:
+        versions = [str(version) for version in sorted({file.version for file in files})]
+        fail(f"there is no package {package}", f"existing versions end with {', '.join(versions[-5:])}")
+    fail(f"there is no package {package}", "check its name, and the index that pip is set to use")
 
 
 def _extract(stream: IO[bytes], parts: list[str], output: IO[bytes], package: str) -> None:
