@@ -7,18 +7,18 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lib.cli import UserError, fail, parser, progress, run, settings_argument
+from lib.data.limits import batched_by_size
 from lib.files import published, read_json, read_jsonl
 from lib.templates import Template, compile_template, render_chat, render_completion, render_prompt
 from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
 from lib.truncation import shortened
 
 SPLITS = ("train", "validation", "test")
-_BATCH = 1000
+_CHAT_ROWS = 1000  # rows that are compared with the tokenizer's own chat template, at least
 
 
 def main(args: argparse.Namespace) -> None:
@@ -38,9 +38,9 @@ def main(args: argparse.Namespace) -> None:
         files = {split: stack.enter_context(open(path, "w", encoding="utf-8")) for split, path in partial.items()}
         rows = read_jsonl(args.kept)
         count = 0
-        while batch := list(islice(rows, _BATCH)):
+        for batch in batched_by_size(rows, lambda row: len(row["target"]) + sum(map(len, row["values"].values()))):
             values = _fitting_values(batch, tokenizer, template, corpus)
-            if corpus["template"] == "chat" and count == 0:
+            if corpus["template"] == "chat" and count < _CHAT_ROWS:
                 _check_chat(batch, values, tokenizer, template, corpus)
             pairs = [
                 (render_prompt(template, inputs), render_completion(template, row["target"]))

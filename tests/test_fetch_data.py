@@ -108,7 +108,7 @@ BROKEN_ROWS = {
     "text.json": (b'[{"t": 1},\n"t",\n{"t": 3}]', 2, "not an object"),
     "bytes.jsonl": ('{"t": "é"}\n'.encode() + b'{"t": "\xff"}\n{"t": 3}\n', 2, "not UTF-8"),
     "deep.jsonl": (b'{"t": 1}\n' + b'{"t":' * 100_000 + b'\n{"t": 3}\n', 2, "nested too deeply"),
-    "digits.jsonl": (b'{"t": 1}\n{"t": ' + b"9" * 5000 + b'}\n{"t": 3}\n', 2, "not JSON"),
+    "digits.jsonl": (b'{"t": 1}\n{"t": ' + b"9" * 5000 + b'}\n{"t": 3}\n', 2, "a number of 5000 digits"),
     "few.csv": (b"t,u\n1,1\n2\n3,3\n", 3, "1 cells, but the first row names 2 columns"),
     "many.csv": (b"t,u\n1,1\n2,2,2\n3,3\n", 3, "3 cells"),
     "bytes.csv": ("t,u\né,1\n".encode() + b"\xe9,2\n3,3\n", 3, "not UTF-8"),

@@ -19,7 +19,9 @@ def test_a_hostile_name_is_one_line_that_says_where_it_stands(name):
     assert line.startswith("index.json:3: names the file ") and line.isprintable()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "onnx/model.onnx.data", "Ünï côde (1).txt", "-rf", "...", "a..b"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "onnx/model.onnx.data", "Ünï côde (1).txt", "-rf", "...", "a..b"]
+)
 def test_ordinary_names_are_admitted(name):
     assert check_name(name, at="index.json") == name
 

@@ -26,14 +26,14 @@ def check_name(name: Any, *, at: str | Path, line: int | None = None) -> str:
     if (fault := find_fault(name)) is None:
         return name
     shown = name if isinstance(name, str) else repr(name)
-    fail(f"names the file {ascii(shown[:80])}, {fault}", "take the file from where it was made", at=at, line=line)
+    fail(f"names the file {shown[:80]!a}, {fault}", "take the file from where it was made", at=at, line=line)
 
 
 def check_bare_name(name: Any, *, at: str | Path, line: int | None = None) -> str:
     """Return `name` if it is a file's name without a folder, as `check_name` does. Raises `UserError` otherwise."""
     check_name(name, at=at, line=line)
     if "/" in name:
-        fail(f"names the file {ascii(name[:80])}, in a folder", "only a file beside it can be named", at=at, line=line)
+        fail(f"names the file {name[:80]!a}, in a folder", "only a file beside it can be named", at=at, line=line)
     return name
 
 
