@@ -18,6 +18,8 @@ from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
 from lib.truncation import shortened
 
 SPLITS = ("train", "validation", "test")
+_MOST_CHOICES = 200  # labels that are put behind each prompt; of more, one for each beginning of 3 characters
+_BEGINNING = 3
 _CHAT_ROWS = 1000  # rows that are compared with the tokenizer's own chat template, at least
 
 
@@ -115,8 +117,11 @@ def _check_choices(
     template: Template,
     split_of: dict[str, str],
 ) -> None:
-    """Raise `UserError` with the row whose prompt joins with some label: scoring asks for the probability of each."""
-    choices = [render_completion(template, label) for label in template["labels"] or []]
+    """Raise `UserError` with the row whose prompt joins with some label: scoring asks for the probability of each.
+
+    Of many labels only some: those that begin alike join alike. Scoring refuses what slipped through.
+    """
+    choices = _some_choices([render_completion(template, label) for label in template["labels"] or []])
     scored = [
         (row, (prompt, choice))
         for row, (prompt, _) in zip(rows, pairs, strict=True)
@@ -125,6 +130,17 @@ def _check_choices(
     ]
     for _ in _encoded([row for row, _ in scored], [pair for _, pair in scored], tokenizer):
         pass
+
+
+def _some_choices(choices: Sequence[str]) -> list[str]:
+    """All answers of a label, or of many one for each beginning and, among these, of even distance to each other."""
+    if len(choices) <= _MOST_CHOICES:
+        return list(choices)
+    by_beginning: dict[str, str] = {}
+    for choice in choices:
+        by_beginning.setdefault(choice[:_BEGINNING], choice)
+    some = list(by_beginning.values())
+    return some[:: -(-len(some) // _MOST_CHOICES)]
 
 
 def _encoded(

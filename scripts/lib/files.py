@@ -125,7 +125,7 @@ def parse_json(text: str) -> Any:
     """
     try:
         value = json.loads(text)
-        if "\\ud" in text.lower():
+        if "\\u" in text:  # only escapes can write half a pair
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
