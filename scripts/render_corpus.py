@@ -18,8 +18,7 @@ from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
 from lib.truncation import shortened
 
 SPLITS = ("train", "validation", "test")
-_MOST_CHOICES = 200  # labels that are put behind each prompt; of more, one for each beginning of 3 characters
-_BEGINNING = 3
+_MOST_CHOICES, _FEW_CHOICES = 200, 4  # labels that are all put behind each prompt; of more, so many behind each
 _CHAT_ROWS = 1000  # rows that are compared with the tokenizer's own chat template, at least
 
 
@@ -119,28 +118,30 @@ def _check_choices(
 ) -> None:
     """Raise `UserError` with the row whose prompt joins with some label: scoring asks for the probability of each.
 
-    Of many labels only some: those that begin alike join alike. Scoring refuses what slipped through.
+    Of many labels each prompt gets a few, in turn: those that begin alike join alike. Scoring refuses what slipped
+    through.
     """
-    choices = _some_choices([render_completion(template, label) for label in template["labels"] or []])
-    scored = [
-        (row, (prompt, choice))
+    choices = [render_completion(template, label) for label in template["labels"] or []]
+    asked = [
+        (row, prompt)
         for row, (prompt, _) in zip(rows, pairs, strict=True)
         if split_of.get(row["id"]) in ("validation", "test")
-        for choice in choices
+    ]
+    scored = [
+        (row, (prompt, choice))
+        for place, (row, prompt) in enumerate(asked)
+        for choice in _choices_of_prompt(choices, place)
     ]
     for _ in _encoded([row for row, _ in scored], [pair for _, pair in scored], tokenizer):
         pass
 
 
-def _some_choices(choices: Sequence[str]) -> list[str]:
-    """All answers of a label, or of many one for each beginning and, among these, of even distance to each other."""
+def _choices_of_prompt(choices: Sequence[str], place: int) -> Sequence[str]:
+    """The answers to try behind a prompt: all, or of many a few, other ones behind the next prompt."""
     if len(choices) <= _MOST_CHOICES:
-        return list(choices)
-    by_beginning: dict[str, str] = {}
-    for choice in choices:
-        by_beginning.setdefault(choice[:_BEGINNING], choice)
-    some = list(by_beginning.values())
-    return some[:: -(-len(some) // _MOST_CHOICES)]
+        return choices
+    start = place * _FEW_CHOICES % len(choices)
+    return choices[start : start + _FEW_CHOICES]
 
 
 def _encoded(

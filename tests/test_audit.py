@@ -15,6 +15,7 @@ from lib.files import read_json, read_jsonl, write_jsonl
 from lib.labels import caseless_value, label_value, quoted
 from lib.near_duplicates import _bands, _comparable, cluster_numbers, similar_pairs
 from lib.records import MISSING, NOT_TEXT, as_text, column, normalise, reachable_names, record_id
+from lib.tokens import Tokenizer
 from lib.verdict import judge_audit
 
 DATA = {"target": "tone", "labels": None, "special_tokens": "reject", "near_duplicates": 0.8, "min_rows_per_class": 1}
@@ -626,3 +627,25 @@ def test_script_writes_its_three_files_or_none(tmp_path, tiny_phi3, run_script):
     assert done.stderr.startswith(f"error: {tmp_path}: the base model has no tokenizer.json")
     run_script("audit_data", *words, "--base", tiny_phi3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audit", "kept", "rejected", "rows.jsonl"]
+
+
+@pytest.mark.parametrize("side", ["right", "left", "reject"])
+@pytest.mark.parametrize("text", ["word " * 400_000, "x" * 2_000_000], ids=["words", "one word"])
+def test_a_value_without_end_is_cut_or_set_aside_before_it_is_tokenized(tmp_path, tiny_phi3, monkeypatch, side, text):
+    longest = []
+    encode = Tokenizer.encode_batch
+    monkeypatch.setattr(
+        Tokenizer, "encode_batch", lambda self, texts: longest.append(max(map(len, texts))) or encode(self, texts)
+    )
+    corpus = CORPUS | {"truncation": side}
+    rows = [row(f"first {text}last"), *(row(sentence) for sentence in SENTENCES)]
+    _, kept, rejected = audit(tmp_path, tiny_phi3, rows, corpus=corpus)
+    limit = 128 * CORPUS["max_length"]
+    assert max(longest) < limit + 1000
+    if side == "reject":
+        assert [one["reason"] for one in rejected] == ["too_long"]
+        assert f"has room for {limit:,} at most" in rejected[0]["detail"]
+    else:
+        values = next(iter(kept[0]["values"].values()))
+        assert limit - 1 <= len(values) <= limit
+        assert values.startswith("first") if side == "right" else values.endswith("last")
