@@ -18,7 +18,7 @@ from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
 from lib.truncation import shortened
 
 SPLITS = ("train", "validation", "test")
-_MOST_CHOICES, _FEW_CHOICES = 200, 4  # labels that are all put behind each prompt; of more, so many behind each
+_MOST_CHOICES, _FEW_CHOICES = 200, 1  # labels that are all put behind each prompt; of more, so many behind each
 _CHAT_ROWS = 1000  # rows that are compared with the tokenizer's own chat template, at least
 
 

@@ -164,7 +164,7 @@ def test_label_words_are_found_as_one_look_after_the_other_finds_them():
 
 def test_thousands_of_labels_are_tried_a_few_behind_each_prompt():
     choices = [f" {number}" for number in range(1000)]
-    tried = [render_corpus._choices_of_prompt(choices, place) for place in range(300)]
-    assert max(map(len, tried)) == 4
+    tried = [render_corpus._choices_of_prompt(choices, place) for place in range(1000)]
+    assert max(map(len, tried)) == 1
     assert {choice for some in tried for choice in some} == set(choices)
     assert render_corpus._choices_of_prompt(choices[:150], 7) == choices[:150]
