@@ -218,7 +218,7 @@ def _seen_texts(
     """
     usable = (source for source in sources if not rows.state[source.number])
     limits = {"max_length": corpus["max_length"], "side": corpus["truncation"]}
-    for batch in batched_by_size(usable, _characters):
+    for batch in batched_by_size(usable, lambda source: sum(map(len, _inputs(source, template).values()))):
         inputs = [_inputs(source, template) for source in batch]
         targets = [_target(source, template) for source in batch]
         texts = [
@@ -237,11 +237,6 @@ def _seen_texts(
             if rows.targets:
                 words.glance("\n".join(values.values()))
             yield input_text(template, render_prompt(template, seen))
-
-
-def _characters(source: Source) -> int:
-    assert not isinstance(source.values, Reason)
-    return sum(len(text) for text in source.values.values())
 
 
 def _inputs(source: Source, template: Template) -> dict[str, str]:
