@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.cli import fail, parser, progress, run, settings_argument
+from lib.data.limits import batched_by_size
 from lib.data.tokenizer_trial import TRIED_TEXTS
 from lib.files import read_jsonl, write_json, write_jsonl
 from lib.inputs import input_text
@@ -31,7 +31,7 @@ from lib.labels import (
     spelled,
     undecided_spellings,
 )
-from lib.near_duplicates import cluster_numbers, similar_pairs
+from lib.near_duplicates import cluster_numbers, describe_uncompared, similar_pairs, tell_uncompared
 from lib.records import MISSING, column, normalise, reachable_names, record_id
 from lib.row_values import REASONS, Reason, Source, read_sources
 from lib.templates import Template, compile_template, render_completion, render_prompt
@@ -40,7 +40,6 @@ from lib.truncation import shortened
 from lib.verdict import configuration_lines, judge_audit
 
 _SEED = 1  # of the MinHash; the leakage check uses another
-_BATCH = 1000
 
 Places = NDArray[np.int64]
 
@@ -97,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
     template = compile_template(corpus, tokenizer, task=task, target=data["target"], labels=None)
 
     def sources() -> Iterator[Source]:
-        return read_sources(args.rows, data, template, tokenizer)
+        return read_sources(args.rows, data, template, tokenizer, corpus)
 
     rows = _indexed(args.rows, sources(), [*template["columns"], data["target"]], classified=task == "classification")
     if task == "classification":
@@ -106,9 +105,9 @@ def main(args: argparse.Namespace) -> None:
     measured = rows.usable()
     words = LabelWords()
     texts = _seen_texts(sources(), rows, tokenizer, template, corpus, words)
-    pairs = similar_pairs(texts, data["near_duplicates"], seed=_SEED, folder=args.kept.parent)
+    similar = similar_pairs(texts, data["near_duplicates"], seed=_SEED, folder=args.kept.parent)
     kept = rows.usable()
-    clusters = _clusters(rows, kept, pairs)
+    clusters = _clusters(rows, kept, similar.pairs)
     words.expect(_class_counts(rows, kept))
     write_jsonl(args.kept, _kept(sources(), rows, clusters, words, template))
 
@@ -121,6 +120,7 @@ def main(args: argparse.Namespace) -> None:
         "exact_duplicates": rejected.get("exact_duplicate", 0),
         "label_conflicts": rejected.get("label_conflict", 0),
         **_near_duplicates(rows, kept, clusters, task),
+        **describe_uncompared(similar),
         **_classes(rows, kept, words, data["labels"], task),
         "tokens": _token_lengths(rows, measured, kept, corpus["max_length"]),
     }
@@ -129,6 +129,7 @@ def main(args: argparse.Namespace) -> None:
     audit["verdict"] = judge_audit(audit, examples, data, corpus["max_length"])
     write_json(args.audit, audit)
     _tell_case(audit["label_spellings"])
+    tell_uncompared("audit_data", similar)
     progress(f"audit_data: {len(kept)} of {len(rows.state)} rows kept; set aside: {rejected or 'none'}")
 
 
@@ -219,7 +220,7 @@ def _seen_texts(
     """
     usable = (source for source in sources if not rows.state[source.number])
     limits = {"max_length": corpus["max_length"], "side": corpus["truncation"]}
-    while batch := list(islice(usable, _BATCH)):
+    for batch in batched_by_size(usable, lambda source: sum(map(len, _inputs(source, template).values()))):
         inputs = [_inputs(source, template) for source in batch]
         targets = [_target(source, template) for source in batch]
         texts = [

@@ -14,7 +14,7 @@ import xxhash
 from lib.cli import UserError, fail, parser, progress, run, settings_argument
 from lib.files import read_json, read_jsonl, write_json
 from lib.inputs import input_text
-from lib.near_duplicates import similar_pairs
+from lib.near_duplicates import describe_uncompared, similar_pairs, tell_uncompared
 from lib.records import normalise
 from lib.templates import Template
 
@@ -64,11 +64,13 @@ class Corpus:
 def main(args: argparse.Namespace) -> None:
     corpus = Corpus([getattr(args, split) for split in SPLITS], read_json(args.template))
     threshold = args.settings["near_duplicates"]
-    for one, other in similar_pairs(corpus.texts(), threshold, seed=_SEED, folder=args.output.parent):
+    similar = similar_pairs(corpus.texts(), threshold, seed=_SEED, folder=args.output.parent)
+    for one, other in similar.pairs:
         corpus.refuse(one, other, f"nearly the same text (similarity {threshold} or more)")
     counts = dict(zip(SPLITS, corpus.counts, strict=True))
-    found = {"same_rows": 0, "same_texts": 0, "near_duplicates": 0}
+    found = {"same_rows": 0, "same_texts": 0, "near_duplicates": 0, **describe_uncompared(similar)}
     write_json(args.output, {"rows": counts, "threshold": threshold, "across_splits": found})
+    tell_uncompared("check_leakage", similar)
     progress(f"check_leakage: none of {sum(counts.values())} rows is in two splits")
 
 

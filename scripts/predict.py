@@ -26,6 +26,7 @@ import numpy as np
 
 from lib.cli import fail, parser, run
 from lib.core.escaping import escape_controls
+from lib.data.limits import cut_value, most_characters
 from lib.data.tokenizer_trial import TRIED_TEXTS
 from lib.onnx.packaged import load_packaged_tokenizer, read_packaged_template, tokenizer_errors
 from lib.onnx_model import OnnxModel, Reader, load_onnx, runtime_errors
@@ -153,6 +154,7 @@ def checked_values(
 def fitting_prompt(one: Input, values: dict[str, str], template: dict[str, Any], tokenizer: Tokenizer) -> str:
     """The prompt; an input longer than in training is cut as there, or refused with `UserError`."""
     filled = cast(Template, template)
+    values = _bounded_values(one, values, template)
     answers = template["labels"] or [""]
     longest = max(answers, key=lambda answer: len(tokenizer.encode(render_completion(filled, answer))))
     limit = template["max_length"]
@@ -165,6 +167,16 @@ def fitting_prompt(one: Input, values: dict[str, str], template: dict[str, Any],
     if cut is None:
         fail(f"{tokens} tokens with its answer, the model takes {limit}", "shorten the text", at=one.at, line=one.line)
     return render_prompt(filled, cut)
+
+
+def _bounded_values(one: Input, values: dict[str, str], template: dict[str, Any]) -> dict[str, str]:
+    """The values without what the model has no room for, before a tokenizer reads them."""
+    limit, side = template["max_length"], template["truncation"]
+    for name, text in values.items():
+        if side == "reject" and len(text) > most_characters(limit):
+            what = f"{name!r} has {len(text):,} characters, the model takes {limit} tokens with its answer"
+            fail(what, "shorten the text", at=one.at, line=one.line)
+    return {name: cut_value(text, limit, side) for name, text in values.items()}
 
 
 def classify(

@@ -7,18 +7,19 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lib.cli import UserError, fail, parser, progress, run, settings_argument
+from lib.data.limits import batched_by_size
 from lib.files import published, read_json, read_jsonl
 from lib.templates import Template, compile_template, render_chats, render_completion, render_prompt
 from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
 from lib.truncation import shortened
 
 SPLITS = ("train", "validation", "test")
-_BATCH = 1000
+_MOST_CHOICES, _FEW_CHOICES = 200, 1  # labels that are all put behind each prompt; of more, so many behind each
+_CHAT_ROWS = 1000  # rows that are compared with the tokenizer's own chat template, at least
 
 
 def main(args: argparse.Namespace) -> None:
@@ -38,9 +39,9 @@ def main(args: argparse.Namespace) -> None:
         files = {split: stack.enter_context(open(path, "w", encoding="utf-8")) for split, path in partial.items()}
         rows = read_jsonl(args.kept)
         count = 0
-        while batch := list(islice(rows, _BATCH)):
+        for batch in batched_by_size(rows, lambda row: len(row["target"]) + sum(map(len, row["values"].values()))):
             values = _fitting_values(batch, tokenizer, template, corpus)
-            if corpus["template"] == "chat" and count == 0:
+            if corpus["template"] == "chat" and count < _CHAT_ROWS:
                 _check_chat(batch, values, tokenizer, template, corpus)
             pairs = [
                 (render_prompt(template, inputs), render_completion(template, row["target"]))
@@ -115,16 +116,32 @@ def _check_choices(
     template: Template,
     split_of: dict[str, str],
 ) -> None:
-    """Raise `UserError` with the row whose prompt joins with some label: scoring asks for the probability of each."""
+    """Raise `UserError` with the row whose prompt joins with some label: scoring asks for the probability of each.
+
+    Of many labels each prompt gets a few, in turn: those that begin alike join alike. Scoring refuses what slipped
+    through.
+    """
     choices = [render_completion(template, label) for label in template["labels"] or []]
-    scored = [
-        (row, (prompt, choice))
+    asked = [
+        (row, prompt)
         for row, (prompt, _) in zip(rows, pairs, strict=True)
         if split_of.get(row["id"]) in ("validation", "test")
-        for choice in choices
+    ]
+    scored = [
+        (row, (prompt, choice))
+        for place, (row, prompt) in enumerate(asked)
+        for choice in _choices_of_prompt(choices, place)
     ]
     for _ in _encoded([row for row, _ in scored], [pair for _, pair in scored], tokenizer):
         pass
+
+
+def _choices_of_prompt(choices: Sequence[str], place: int) -> Sequence[str]:
+    """The answers to try behind a prompt: all, or of many a few, other ones behind the next prompt."""
+    if len(choices) <= _MOST_CHOICES:
+        return choices
+    start = place * _FEW_CHOICES % len(choices)
+    return choices[start : start + _FEW_CHOICES]
 
 
 def _encoded(

@@ -3,6 +3,10 @@
 classification: the majority label, the label whose word stands in the text, and logistic regression
 on TF-IDF of words and character n-grams. generation: the answer of the nearest training question.
 Fitted on train only. A model that is not better than these is not worth shipping.
+
+Of more than `_MOST_LABELS` labels, or `_MOST_WEIGHTS` labels times terms, logistic regression takes many GB. Then each
+text gets the label whose training texts, added up, have the largest cosine to it (the centroid of Rocchio's method), by
+words alone and without probabilities. The scores say so under `extra`.
 """
 
 import argparse
@@ -12,13 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, parser, run, settings_argument
+from lib.cli import fail, parser, progress, run, settings_argument
 from lib.corpus import load_template, read_rows
+from lib.data.many_labels import LabelFinder, nearest_centroids
 from lib.files import write_json, write_jsonl
 from lib.inputs import input_text, target_text, word_places
 from lib.metrics import Prediction, point, quality, statistics
 from lib.templates import Template
 
+_MOST_LABELS = 1000
+_MOST_WEIGHTS = 20_000_000  # of the regression, whose solver holds some 25 numbers for each
 _SMALLEST_PROBABILITY = 1e-12  # keeps log finite for labels that the regression never saw
 
 
@@ -35,6 +42,9 @@ def main(args: argparse.Namespace) -> None:
     report = _qualities(predictions, template, args.settings)
     if template["task"] == "classification":
         report["extra"] = {"without_label_word": _without_label_word(predictions, [*validation, *test], template)}
+        if all(row["log_probs"] is None for row in predictions):
+            report["extra"]["tfidf_logreg"] = "nearest centroid: too many labels and terms for a regression"
+            progress(f"score_baselines: tfidf_logreg is the {report['extra']['tfidf_logreg']}")
     write_json(args.output, report)
 
 
@@ -82,9 +92,10 @@ def _classify(
         fail("all training rows have the same label", "bring rows of at least two labels")
     majority = max(sorted(counts), key=lambda label: counts[label])
     texts = [input_text(template, row["prompt"]) for _, row in scored]
+    finder = LabelFinder(labels)
     guesses: dict[str, list[tuple[str, dict[str, float] | None]]] = {
         "majority": [(majority, None) for _ in texts],
-        "keyword": [(_keyword(text, labels, majority), None) for text in texts],
+        "keyword": [(finder.most_frequent(text, majority), None) for text in texts],
         "tfidf_logreg": _tfidf_logreg(train, texts, template, seed),
     }
     return [
@@ -94,25 +105,24 @@ def _classify(
     ]
 
 
-def _keyword(text: str, labels: list[str], otherwise: str) -> str:
-    """The label whose word stands most often in the text, among equals the first; else `otherwise`."""
-    places = {label: found for label in labels if (found := word_places(label, text))}
-    return min(places, key=lambda label: (-len(places[label]), places[label][0]), default=otherwise)
-
-
 def _tfidf_logreg(
     train: Sequence[dict[str, Any]], texts: list[str], template: Template, seed: int
 ) -> list[tuple[str, dict[str, float] | None]]:
     """Of each text the most probable label and the log probability of every label."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
 
-    classifier = make_pipeline(_tfidf(), LogisticRegression(C=10, max_iter=1000, random_state=seed))
-    classifier.fit([input_text(template, row["prompt"]) for row in train], [row["label"] for row in train])
+    known_texts, own_labels = [input_text(template, row["prompt"]) for row in train], [row["label"] for row in train]
+    if len(set(own_labels)) > _MOST_LABELS:
+        return [(label, None) for label in nearest_centroids(known_texts, own_labels, texts)]
+    tfidf = _tfidf()
+    terms = tfidf.fit_transform(known_texts)
+    if len(set(own_labels)) * terms.shape[1] > _MOST_WEIGHTS:
+        return [(label, None) for label in nearest_centroids(known_texts, own_labels, texts)]
+    classifier = LogisticRegression(C=10, max_iter=1000, random_state=seed).fit(terms, own_labels)
     seen = classifier.classes_.tolist()
-    unseen = {label: math.log(_SMALLEST_PROBABILITY) for label in template["labels"] or [] if label not in seen}
+    unseen = {label: math.log(_SMALLEST_PROBABILITY) for label in template["labels"] or [] if label not in set(seen)}
     result: list[tuple[str, dict[str, float] | None]] = []
-    for shares in classifier.predict_proba(texts):
+    for shares in classifier.predict_proba(tfidf.transform(texts)):
         known = {label: math.log(max(share, _SMALLEST_PROBABILITY)) for label, share in zip(seen, shares, strict=True)}
         result.append((max(known, key=lambda label: known[label]), known | unseen))
     return result

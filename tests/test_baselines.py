@@ -2,8 +2,13 @@
 
 import json
 import math
+import random
+import re
 
 import pytest
+import render_corpus
+
+from lib.data.many_labels import LabelFinder
 
 CLASSES = {
     "task": "classification",
@@ -130,3 +135,36 @@ def test_rows_of_another_template_and_a_single_label_are_refused(baselines):
     done = baselines(CLASSES, TRAIN[:5], VALIDATION, VALIDATION, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: all training rows have the same label;")
+
+
+def test_thousands_of_labels_take_the_nearest_centroid_and_say_so(baselines):
+    labels = [f"word{number:04}" for number in range(1001)]
+    train = [tone(n, f"{label} is told in text {n}", label) for n, label in enumerate(labels)]
+    asked = [tone(9000 + n, f"text {n} tells {label}", label) for n, label in enumerate(labels[:50])]
+    scores, predictions = baselines(CLASSES | {"labels": labels}, train, asked, asked[:5])
+    assert scores["tfidf_logreg"]["validation"]["accuracy"] == scores["keyword"]["validation"]["accuracy"] == 1
+    assert scores["extra"]["tfidf_logreg"].startswith("nearest centroid")
+    assert all(row["log_probs"] is None for row in predictions)
+
+
+def test_label_words_are_found_as_one_look_after_the_other_finds_them():
+    rng = random.Random(3)
+    labels = list(dict.fromkeys("".join(rng.choices("ab _.é", k=rng.randint(1, 4))).strip() or "b" for _ in range(60)))
+    finder = LabelFinder(labels)
+    for _ in range(2000):
+        text = "".join(rng.choices("ab _.é", k=14))
+        places = {
+            label: found
+            for label in labels
+            if (found := [m.start() for m in re.finditer(rf"(?<!\w){re.escape(label)}(?!\w)", text)])
+        }
+        expected = min(places, key=lambda label: (-len(places[label]), places[label][0]), default="none")
+        assert finder.most_frequent(text, "none") == expected
+
+
+def test_thousands_of_labels_are_tried_a_few_behind_each_prompt():
+    choices = [f" {number}" for number in range(1000)]
+    tried = [render_corpus._choices_of_prompt(choices, place) for place in range(1000)]
+    assert max(map(len, tried)) == 1
+    assert {choice for some in tried for choice in some} == set(choices)
+    assert render_corpus._choices_of_prompt(choices[:150], 7) == choices[:150]

@@ -6,14 +6,16 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import fetch_data
+import pyarrow.parquet
 import pytest
 from fake_hub import COMMIT, FakeHub
 from workspaces import HOSTILE
 
-from lib import packages
+from lib import packages, readers
 from lib.cli import UserError
 from lib.file_kinds import detect_file_kind
 from lib.files import read_jsonl
@@ -108,7 +110,7 @@ BROKEN_ROWS = {
     "text.json": (b'[{"t": 1},\n"t",\n{"t": 3}]', 2, "not an object"),
     "bytes.jsonl": ('{"t": "é"}\n'.encode() + b'{"t": "\xff"}\n{"t": 3}\n', 2, "not UTF-8"),
     "deep.jsonl": (b'{"t": 1}\n' + b'{"t":' * 100_000 + b'\n{"t": 3}\n', 2, "nested too deeply"),
-    "digits.jsonl": (b'{"t": 1}\n{"t": ' + b"9" * 5000 + b'}\n{"t": 3}\n', 2, "not JSON"),
+    "digits.jsonl": (b'{"t": 1}\n{"t": ' + b"9" * 5000 + b'}\n{"t": 3}\n', 2, "a number of 5000 digits"),
     "few.csv": (b"t,u\n1,1\n2\n3,3\n", 3, "1 cells, but the first row names 2 columns"),
     "many.csv": (b"t,u\n1,1\n2,2,2\n3,3\n", 3, "3 cells"),
     "bytes.csv": ("t,u\né,1\n".encode() + b"\xe9,2\n3,3\n", 3, "not UTF-8"),
@@ -451,3 +453,72 @@ def test_hub_that_does_not_deliver_is_one_clear_line(hub, tmp_path, case, reason
     if case in ("hash", "cut"):  # and once the hub is well, the same command works
         repository.mend()
         assert fetch_hub(hub, tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["deep.json", "deep.jsonl"])
+@pytest.mark.parametrize("depth", [101, 500])
+def test_a_row_that_is_nested_deeply_is_a_fault_of_its_own(tmp_path, name, depth):
+    deep = '{"t": ' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
+    fair = '{"t": ' + "[" * 99 + "]" * 99 + "}"
+    content = f"{fair}\n{deep}\n{fair}\n" if name.endswith("l") else f"[{fair},\n{deep},\n{fair}]"
+    (tmp_path / name).write_text(content)
+    errors = [row.error for row in readers.read_rows(tmp_path / name)]
+    assert errors == [None, "nested more than 100 deep", None]
+
+
+def test_a_line_nested_deeper_than_python_reads_is_a_fault_of_its_own(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"t": 1}\n' + "[" * 100_000 + "\n")
+    assert [row.error for row in readers.read_rows(tmp_path / "rows.jsonl")] == [None, "not JSON: nested too deeply"]
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv", "rows.parquet"])
+def test_a_row_larger_than_the_limit_is_a_fault_of_its_own(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(readers, "MOST_CHARACTERS", 1000)
+    rows = [{"t": "a"}, {"t": "b" * 2000}, {"t": "c"}]
+    texts = {
+        ".json": json.dumps(rows),
+        ".jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+        ".csv": "t\n" + "".join(row["t"] + "\n" for row in rows),
+    }
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text(texts[path.suffix])
+    assert [row.error is None for row in readers.read_rows(path)] == [True, False, True]
+    assert [row.error for row in readers.read_rows(path)][1].endswith("characters")
+
+
+def parquet_bomb(path: Path, kind: str) -> None:
+    """A file of some KB: a value of 100 MB alone, the same behind small ones, or 1 MB that is there 20,000 times."""
+    if kind == "repeated":
+        texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 20_000, pyarrow.int32()), ["x" * 1_000_000])
+    else:
+        texts = pyarrow.array([*["ok"] * (999 if kind == "hidden" else 0), "x" * 100_000_000])
+    table = pyarrow.table({"t": texts})
+    pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=kind == "repeated")
+    assert path.stat().st_size < 50_000
+
+
+@pytest.mark.parametrize("kind", ["alone", "hidden", "repeated"])
+def test_a_small_parquet_file_of_large_values_takes_little_memory_and_is_one_line(tmp_path, monkeypatch, kind):
+    from lib.data import parquet
+
+    monkeypatch.setattr(parquet, "_PIECE_MB", 60)
+    parquet_bomb(tmp_path / "rows.parquet", kind)
+    what = "a value of column 't' has 100 MB" if kind == "alone" else "take more than 60 MB of memory"
+    with pytest.raises(UserError, match=rf"rows\.parquet(:\d+)?: .*{what}"):
+        list(readers.read_rows(tmp_path / "rows.parquet"))
+
+
+def test_a_key_twice_among_many_is_found_at_once(tmp_path):
+    """By counting each of them it took a minute for each MB."""
+    count = 60_000
+    pairs = ", ".join(f'"k{number}": 0' for number in range(count))
+    (tmp_path / "rows.jsonl").write_text(f'{{{pairs}, "k7": 1}}\n')
+    (tmp_path / "rows.csv").write_text(",".join(f"k{number}" for number in range(count)) + ",k7\n")
+    start = time.process_time()
+    assert [row.error for row in readers.read_rows(tmp_path / "rows.jsonl")] == ["the key 'k7' occurs twice"]
+    with pytest.raises(UserError, match="the column 'k7' occurs twice"):
+        list(readers.read_rows(tmp_path / "rows.csv"))
+    assert time.process_time() - start < 3

@@ -152,3 +152,19 @@ def test_a_refused_file_is_named_as_it_would_be_called(tmp_path):
     error = PermissionError(13, "Permission denied", str(tmp_path / "a.json.partial.123"))
     assert place_of(error) == str(tmp_path / "a.json")
     assert place_of(OSError()) == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("9" * 5000, "a number with too many digits"),
+        ('"\\ud800"', "text with half of a surrogate pair"),
+    ],
+)
+def test_json_that_python_reads_and_nobody_can_use_is_one_line(tmp_path, content, what):
+    (tmp_path / "one.json").write_text(content)
+    with pytest.raises(UserError, match=f"one.json: not JSON: {what}"):
+        read_json(tmp_path / "one.json")
+    with pytest.raises(UserError, match=f"one.json:1: not JSON: {what}"):
+        list(read_jsonl(tmp_path / "one.json"))

@@ -1,6 +1,7 @@
 """Metrics against values worked out by hand, and against scikit-learn where it has the same one."""
 
 import math
+import random
 
 import numpy as np
 import pytest
@@ -216,3 +217,24 @@ def test_token_f1_ignores_case_punctuation_and_articles():
     assert token_f1("The Cat!", "a cat") == 1
     assert token_f1("", "cat") == 0
     assert token_f1("नमस्ते।", "नमस्ते") == 1  # vowel signs are part of a word
+
+
+def test_many_labels_are_measured_as_few_are_without_a_table_of_all_pairs(monkeypatch):
+    """Sparse and dense give the same numbers; 50,000 labels would take 20 GB for each table."""
+    rng = random.Random(4)
+    labels = [f"label {number}" for number in range(300)]
+    rows = [
+        {"id": str(n), "label": rng.choice(labels), "predicted": rng.choice(labels[:150]), "answer": None,
+         "stopped": None, "log_probs": None}
+        for n in range(500)
+    ]  # fmt: skip
+    sparse = metrics.quality("classification", rows, labels, seed=1, samples=40)
+    monkeypatch.setattr(metrics, "MOST_LABELS_SHOWN", 1000)
+    dense = metrics.quality("classification", rows, labels, seed=1, samples=40)
+    table = dense.pop("confusion")
+    assert sorted(sparse.pop("confusion")) == [
+        [true, said, count] for true, row in enumerate(table) for said, count in enumerate(row) if count
+    ]
+    assert sparse == dense
+    many = [f"label {number}" for number in range(50_000)]
+    assert metrics.quality("classification", rows, many, seed=1, samples=40)["quality"]["n"] == 500

@@ -158,14 +158,40 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read JSON. Raises `UserError` with file and line when it is missing or broken."""
+    hint = "mend or remove the file"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         fail("no such file", "check the path", at=path)
+    except IsADirectoryError:
+        fail("not a file", "check the path", at=path)
     except json.JSONDecodeError as error:
-        fail(f"not JSON: {error.msg}", "mend or remove the file", at=path, line=error.lineno)
+        fail(f"not JSON: {error.msg}", hint, at=path, line=error.lineno)
     except UnicodeDecodeError:
-        fail("not UTF-8 text", "mend or remove the file", at=path)
+        fail("not UTF-8 text", hint, at=path)
+    except ValueError as error:
+        fail(f"not JSON: {error}", hint, at=path)
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text. Raises `ValueError`, also for what `json` reads and no later reader can bear.
+
+    That is nesting without end, whole numbers of thousands of digits, and halves of surrogate pairs. NaN and Infinity
+    are read: configurations of models have them, as Python writes them.
+    """
+    try:
+        value = json.loads(text)
+        if "\\u" in text:  # only escapes can write half a pair
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("text with half of a surrogate pair") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        raise ValueError("a number with too many digits") from None
+    return value
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -186,8 +212,10 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         number = 0
         try:
             for number, line in enumerate(file, start=1):  # noqa: B007 (told below)
-                yield json.loads(line)
+                yield parse_json(line)
         except json.JSONDecodeError as error:
             fail(f"not JSON: {error.msg}", hint, at=path, line=number)
         except UnicodeDecodeError:
             fail("not UTF-8 text", hint, at=path, line=number + 1)
+        except ValueError as error:
+            fail(f"not JSON: {error}", hint, at=path, line=number)

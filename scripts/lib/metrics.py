@@ -28,16 +28,18 @@ BASELINE = {"classification": "tfidf_logreg", "generation": "nearest_question"} 
 _WITH_INTERVAL = frozenset({"accuracy", "macro_f1", "chrf"})
 _NOT_COMPARED: Quality = {"flips": None, "kl": None, "against": None}
 _DRAWS_AT_ONCE = 2**22  # row weights held at a time while resampling: 32 MB
+MOST_LABELS_SHOWN = 200  # of a confusion table; of more labels the mistakes are counted, and no table is made
 
 
 @dataclass(frozen=True)
 class Statistic:
     """A metric as sums over rows.
 
-    rows: (n, d) what each row adds. value: (..., d) sums to (...) metric; NaN where it is undefined.
+    rows: (n, d) what each row adds; sparse where d grows with the labels and they are many. value: (..., d) sums to
+    (...) metric; NaN where it is undefined.
     """
 
-    rows: np.ndarray
+    rows: Any
     value: Callable[[np.ndarray], np.ndarray]
 
 
@@ -47,7 +49,8 @@ def quality(
     """Quality of one stage on one split, in the form of a score file.
 
     Returns `quality` and `answered` (rows with a free answer); for classification also `labels`,
-    `per_class` and `confusion` (row: true label, column: predicted label, in the order of `labels`).
+    `per_class` and `confusion` (row: true label, column: predicted label, in the order of `labels`; of more than
+    `MOST_LABELS_SHOWN` labels instead the pairs that occur: `[number of the true label, of the predicted, rows]`).
     Raises `UserError` as `statistics` does.
     """
     values: Quality = {"n": len(predictions)}
@@ -62,7 +65,7 @@ def quality(
     if task == "classification":
         assert labels is not None
         matrix = _confusion(predictions, labels)
-        result |= {"labels": labels, "per_class": _per_class(matrix, labels), "confusion": matrix.tolist()}
+        result |= {"labels": labels, "per_class": _per_class(matrix, labels), "confusion": _confusion_json(matrix)}
     return result
 
 
@@ -99,7 +102,8 @@ def replicates(measured: Sequence[Statistic], *, seed: int, samples: int) -> np.
     The metrics are of as many rows in the same order. NaN where a metric is undefined. A row of the result minus
     another one is what the bootstrap says of their difference, so no pair has to be drawn again.
     """
-    weights = _row_weights(len(measured[0].rows), seed, samples)
+    n, widest = measured[0].rows.shape[0], max(one.rows.shape[1] for one in measured)
+    weights = _row_weights(n, seed, samples, widest)
     return np.concatenate([np.stack([one.value(some @ one.rows) for one in measured]) for some in weights], axis=1)
 
 
@@ -132,9 +136,8 @@ def label_shares(log_probs: dict[str, float]) -> dict[str, float]:
 
 def _classification(predictions: Sequence[Prediction], labels: list[str]) -> dict[str, Statistic]:
     truth, predicted = _label_numbers(predictions, labels)
-    one_of_each = np.eye(len(labels))
     hits = (truth == predicted).astype(float)
-    counts = np.hstack([one_of_each[truth] * hits[:, None], one_of_each[truth] + one_of_each[predicted]])
+    counts = _class_sums(truth, predicted, len(labels))
     answered = np.array([row["answer"] is not None for row in predictions], dtype=float)
     answers = [None if row["answer"] is None else parse_answer(row["answer"], labels) for row in predictions]
     invalid = answered * np.array([answer is None for answer in answers])
@@ -146,6 +149,20 @@ def _classification(predictions: Sequence[Prediction], labels: list[str]) -> dic
         "invalid_rate": ratio(invalid, answered),
         "stop_rate": _stop_rate(predictions),
     }
+
+
+def _class_sums(truth: np.ndarray, predicted: np.ndarray, size: int) -> Any:
+    """(n, 2 size) what each row adds to hits of the classes, then to their predicted plus true rows."""
+    if size > MOST_LABELS_SHOWN:
+        from scipy.sparse import csr_array
+
+        row = np.arange(len(truth))
+        right = row[truth == predicted]
+        places = (np.concatenate([right, row, row]), np.concatenate([truth[right], size + truth, size + predicted]))
+        return csr_array((np.ones(len(places[0])), places), shape=(len(truth), 2 * size))
+    one_of_each = np.eye(size)
+    hits = (truth == predicted).astype(float)
+    return np.hstack([one_of_each[truth] * hits[:, None], one_of_each[truth] + one_of_each[predicted]])
 
 
 def _generation(predictions: Sequence[Prediction]) -> dict[str, Statistic]:
@@ -224,13 +241,27 @@ def _label_numbers(predictions: Sequence[Prediction], labels: list[str]) -> tupl
     return truth, np.array([number[row["predicted"]] for row in predictions])
 
 
-def _confusion(predictions: Sequence[Prediction], labels: list[str]) -> np.ndarray:
-    matrix = np.zeros((len(labels), len(labels)), dtype=int)
+def _confusion(predictions: Sequence[Prediction], labels: list[str]) -> Any:
+    """The rows of each true and predicted label; sparse where the labels are many."""
+    size = len(labels)
+    if size > MOST_LABELS_SHOWN:
+        from scipy.sparse import coo_array
+
+        places = _label_numbers(predictions, labels)
+        return coo_array((np.ones(len(places[0]), dtype=int), places), shape=(size, size)).tocsr()
+    matrix = np.zeros((size, size), dtype=int)
     np.add.at(matrix, _label_numbers(predictions, labels), 1)
     return matrix
 
 
-def _per_class(matrix: np.ndarray, labels: list[str]) -> dict[str, dict[str, float | int]]:
+def _confusion_json(matrix: Any) -> list[list[int]]:
+    if isinstance(matrix, np.ndarray):
+        return matrix.tolist()
+    pairs = matrix.tocoo()
+    return np.stack([*pairs.coords, pairs.data], axis=1).tolist()
+
+
+def _per_class(matrix: Any, labels: list[str]) -> dict[str, dict[str, float | int]]:
     """Precision, recall and F1 of each label; 0 where nothing was predicted or nothing is there."""
     hits, support, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     precision = np.nan_to_num(_divide(hits, predicted))
@@ -263,10 +294,13 @@ def check_unique(predictions: Sequence[Prediction], what: str) -> dict[str, Pred
     return by_id
 
 
-def _row_weights(n: int, seed: int, samples: int) -> Iterator[np.ndarray]:
-    """Yield (some, n) arrays, `samples` rows in all: how often each row is drawn in a resample of n."""
+def _row_weights(n: int, seed: int, samples: int, widest: int = 1) -> Iterator[np.ndarray]:
+    """Yield (some, n) arrays, `samples` rows in all: how often each row is drawn in a resample of n.
+
+    widest: the most sums that are made of a row of them.
+    """
     generator = np.random.default_rng(seed)
-    step = max(1, _DRAWS_AT_ONCE // n)
+    step = max(1, _DRAWS_AT_ONCE // max(n, widest))
     for start in range(0, samples, step):
         count = min(step, samples - start)
         drawn = generator.integers(0, n, size=(count, n)) + np.arange(count)[:, None] * n

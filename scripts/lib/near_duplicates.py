@@ -5,45 +5,63 @@ MinHash signatures propose pairs, banded so that a pair at the threshold is miss
 depends on the texts and the threshold, not on the order of the texts and, but for that chance, not on
 the seed. (Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, chapter 3.)
 
-Texts just below the threshold are proposed too, in crowds of n all n^2/2 of them. A bit map of each
-text (an odd sketch: Mitzenmacher, Pagh, Pham 2014) bounds the difference of two from below and so
-excludes nearly all of these in some 50 ns a pair, never a similar one; and no more pairs are looked at
-than there are.
+Texts just below the threshold are proposed too, in crowds of n all n^2/2 of them. Where that is many, candidates come
+from the rarest shingles instead (`lib.data.prefix_filter`), which proposes few of such a crowd and misses none. Bit
+maps of two texts (odd sketches: Mitzenmacher, Pagh, Pham 2014) bound their difference from below and so exclude nearly
+all of the rest in some 50 ns a pair, never a similar one. No exact method bounds what every crowd costs, so the work is
+bounded too, by n log n: a crowd that takes more is compared in part, and `uncompared` says how many pairs were not.
 
 Texts wait in a temporary file. In memory stays, for each distinct text: 4 bytes a band (128 at a
 threshold of 0.8), 64 bytes of bit map up to 256 shingles, twice that for each doubling, 1024 at most,
-and about 230 of digest, place, size and group.
+and about 230 of digest, place, size and group; in a crowd, 512 of a second bit map and some 80 for each rare shingle.
 """
 
+import math
 import os
 import tempfile
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from lib.cli import progress
+from lib.data.bands import count_across_groups, pair_across_groups, pair_neighbours
+from lib.data.groups import Groups
+from lib.data.prefix_filter import PrefixFilter
+from lib.data.shingles import MOST_TEXTS, TEXT_BITS, Hashes, Numbers, hash_shingles, odd_bits
 from lib.records import normalise
 
-_SHINGLE = 5  # characters
 _PERMUTATIONS = 128
 _MISS = 1e-6
 _CACHED = 1 << 23  # shingles, 12 bytes each
 _WIDEST_MAP = 1 << 22  # bits
 _SMALLEST_MAP, _WIDTHS = 64, 5  # bytes of a bit map; the widest has 64 << 4
-_BLOCK = 1 << 14  # pairs handled at once
-_BATCH, _HASHED = 256, 1 << 13  # texts and shingles hashed at once
+_HASHED = 1 << 13  # shingles hashed at once
+_READ = 1 << 16  # bytes of texts read at once
+_FEW_EACH = 64  # candidates for each text that are compared without a search for a way to fewer
+_VAIN = 100  # comparisons in vain for each that joins two groups, at which neighbours are no longer compared
+_WORK_EACH, _LEAST_WORK = 200, 200_000_000  # see `_most_work`
+_EXACT_WORK = 500  # pairs of bit maps that are compared in the time of two texts
+_SHORT, _WIDE_BITS = 1024, 4096  # shingles of a text that has a wide bit map
+_WORTH_WIDE_MAPS = 64  # pairs at once
+_MOST_WIDE_BYTES = 1 << 27
 
-Numbers = NDArray[np.int64]
+
+class SimilarPairs(NamedTuple):
+    """Pairs of places, and how many pairs were not compared since there are too many of them."""
+
+    pairs: list[tuple[int, int]]
+    uncompared: int
 
 
-def similar_pairs(texts: Iterable[str], threshold: float, *, seed: int, folder: Path) -> list[tuple[int, int]]:
+def similar_pairs(texts: Iterable[str], threshold: float, *, seed: int, folder: Path) -> SimilarPairs:
     """Pairs of places in `texts` whose similarity is at least `threshold`, enough to connect all such.
 
     A spanning forest: two texts are joined by a chain of pairs exactly when they are joined by a
@@ -63,12 +81,25 @@ def similar_pairs(texts: Iterable[str], threshold: float, *, seed: int, folder: 
         index.finish()
         for one, other in _joining_pairs(index):
             pairs.append((min(origins[one], origins[other]), max(origins[one], origins[other])))
-    return pairs
+        return SimilarPairs(pairs, index.uncompared)
+
+
+def describe_uncompared(similar: SimilarPairs) -> dict[str, int]:
+    """Return what a report says of pairs that were not compared; nothing where all were."""
+    return {"near_duplicates_not_compared": similar.uncompared} if similar.uncompared else {}
+
+
+def tell_uncompared(rule: str, similar: SimilarPairs) -> None:
+    if similar.uncompared:
+        progress(
+            f"{rule}: up to {similar.uncompared:,} pairs of texts were not compared, since too many share most of"
+            " their words; some near-duplicates among them may have stayed apart"
+        )
 
 
 def cluster_numbers(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
     """For each of `count` texts the number of its cluster; numbers count up in order of first texts."""
-    groups = _Groups(count)
+    groups = Groups(count)
     for one, other in pairs:
         groups.merge(one, other)
     return np.unique(groups.roots(), return_inverse=True)[1].tolist()
@@ -101,34 +132,6 @@ def _bands(threshold: float) -> tuple[int, int]:
     return fitting[-1] if fitting else (_PERMUTATIONS, 1)
 
 
-class _Groups:
-    """Union-find over the numbers below `count`, 4 bytes each; the root of a group is its smallest member."""
-
-    def __init__(self, count: int) -> None:
-        self._parents = array("i", range(count))
-        self._view = np.frombuffer(self._parents, dtype=np.int32) if count else np.empty(0, dtype=np.int32)
-        self._flat = True
-
-    def root(self, place: int) -> int:
-        parents = self._parents
-        while parents[place] != place:
-            parents[place] = place = parents[parents[place]]
-        return place
-
-    def merge(self, one: int, other: int) -> None:
-        low, high = sorted((self.root(one), self.root(other)))
-        self._parents[high] = low
-        self._flat &= low == high
-
-    def roots(self) -> NDArray[np.int32]:
-        """The root of every number: a view, true until the next merge."""
-        while not self._flat:
-            further = self._view[self._view]
-            self._flat = np.array_equal(further, self._view)
-            self._view[:] = further
-        return self._view
-
-
 class _Index:
     """Of each text what finds its like: band keys, number of shingles, bit map. The text is in a file."""
 
@@ -150,6 +153,10 @@ class _Index:
         self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 (closed in __exit__)
         self._cache: dict[int, tuple[NDArray[np.uint64], NDArray[np.uint64]]] = {}
         self._cached = 0
+        self._wide_slot, self._wide = array("i"), bytearray()
+        self.work = 0  # done so far, in pairs whose bit maps were compared
+        self.exact = 0  # pairs whose shingles were compared
+        self.uncompared = 0  # pairs that were proposed and not looked at
 
     def __enter__(self) -> Self:
         return self
@@ -160,16 +167,17 @@ class _Index:
     def add(self, text: str) -> None:
         self._waiting.append(text)
         self._characters += len(text)
-        if len(self._waiting) == _BATCH or self._characters >= _HASHED:
+        if len(self._waiting) == MOST_TEXTS or self._characters >= _HASHED:
             self.finish()
 
     def finish(self) -> None:
         """Take in the texts that wait; they do so since a hundred at a time are ten times faster."""
         if not self._waiting:
             return
-        shingles, starts = _shingles(self._waiting)
+        shingles, starts = hash_shingles(self._waiting)
         sizes = np.diff(starts, append=len(shingles))
         self._keys += self._band_keys(shingles, starts).tobytes()
+        self._wide_slot.extend([-1] * len(sizes))
         self._sizes.frombytes(sizes.astype(np.int32).tobytes())
         self._add_bit_maps(shingles, sizes)
         encoded = [text.encode() for text in self._waiting]
@@ -181,7 +189,7 @@ class _Index:
     def _band_keys(self, shingles: NDArray[np.uint64], starts: Numbers) -> NDArray[np.uint32]:
         """Shape (texts, bands), one number a band; numbers that collide only propose a pair more."""
         low = np.full((_PERMUTATIONS, len(starts)), 0xFFFFFFFF, dtype=np.uint32)
-        mixed = (shingles >> np.uint64(_TEXT_BITS - 32)).astype(np.uint32)
+        mixed = (shingles >> np.uint64(TEXT_BITS - 32)).astype(np.uint32)
         for start in range(0, len(mixed), _HASHED):
             values = mixed[start : start + _HASHED] * self._factors
             values += self._terms
@@ -203,7 +211,7 @@ class _Index:
             rank = np.cumsum(widths == width) - 1
             own = widths[owner] == width
             places = rank[owner[own]] * bits + (shingles[own] & np.uint64(bits - 1)).astype(np.int64)
-            self._maps[width] += _odd_bits(places, len(chosen) * bits).tobytes()
+            self._maps[width] += odd_bits(places, len(chosen) * bits).tobytes()
         self._width.frombytes(widths.astype(np.int8).tobytes())
         self._slot.frombytes(slots.tobytes())
 
@@ -242,6 +250,8 @@ class _Index:
         return result
 
     def similar(self, one: int, other: int) -> bool:
+        self.exact += 1
+        self.work += _EXACT_WORK
         small, large = sorted((self._whole(one), self._whole(other)), key=lambda pair: len(pair[0]))
         together = len(small[0]) + len(large[0])
         different = small[1] ^ np.bitwise_xor.reduce(large[1].reshape(-1, len(small[1])), axis=0)
@@ -251,116 +261,118 @@ class _Index:
         shared = np.count_nonzero(large[0][found] == small[0])
         return bool(shared >= self.threshold * (together - shared))
 
+    def may_be_similar_by_wide_maps(self, left: Numbers, right: Numbers) -> NDArray[np.bool_]:
+        """As `may_be_similar`, by bit maps that exclude nearly all of the rest; of short texts only."""
+        sizes = np.frombuffer(self._sizes, dtype=np.int32)
+        possible = np.ones(len(left), dtype=np.bool_)
+        short = np.flatnonzero(np.maximum(sizes[left], sizes[right]) <= _SHORT)
+        if len(short) < _WORTH_WIDE_MAPS:
+            return possible
+        one, other = left[short], right[short]
+        self._add_wide_maps(np.unique(np.concatenate([one, other])))
+        slots = np.frombuffer(self._wide_slot, dtype=np.int32)
+        maps = np.frombuffer(self._wide, dtype=np.uint64).reshape(-1, _WIDE_BITS // 64)
+        bits = np.bitwise_count(maps[slots[one]] ^ maps[slots[other]]).sum(axis=1, dtype=np.int32)
+        possible[short] = bits <= (sizes[one] + sizes[other]) * self._difference
+        self.work += 10 * len(short)
+        return possible
+
+    def _add_wide_maps(self, places: Numbers) -> None:
+        """Make the bit maps of these texts that are not there; when they grow too many, the others are dropped."""
+        slots = np.frombuffer(self._wide_slot, dtype=np.int32)
+        if len(self._wide) > _MOST_WIDE_BYTES:
+            slots[:] = -1
+            self._wide = bytearray()
+        missing = places[slots[places] < 0]
+        for start in range(0, len(missing), MOST_TEXTS):
+            some = missing[start : start + MOST_TEXTS]
+            shingles, starts = hash_shingles([self._text(place) for place in some.tolist()])
+            owner = np.repeat(np.arange(len(some)), np.diff(starts, append=len(shingles)))
+            numbers = owner * _WIDE_BITS + (shingles & np.uint64(_WIDE_BITS - 1)).astype(np.int64)
+            slots[some] = len(self._wide) * 8 // _WIDE_BITS + np.arange(len(some))
+            self._wide += odd_bits(numbers, len(some) * _WIDE_BITS).tobytes()
+        self.work += 100 * len(missing)
+
+    def _text(self, place: int) -> str:
+        start, end = self._ends[place : place + 2]
+        return os.pread(self._file.fileno(), end - start, start).decode()
+
+    def shingles(self) -> Iterator[tuple[Hashes, Numbers]]:
+        """The shingles of all texts, some at a time, read from the file."""
+        start = 0
+        while start < self.count:
+            end = start + 1
+            while end < min(self.count, start + MOST_TEXTS) and self._ends[end] - self._ends[start] < _READ:
+                end += 1
+            yield hash_shingles([self._text(place) for place in range(start, end)])
+            start = end
+
     def _whole(self, place: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """Shingles of a text, from the file, and a bit map so wide that it says nearly as much as they."""
         if place not in self._cache:
-            start, end = self._ends[place : place + 2]
-            shingles, _ = _shingles([os.pread(self._file.fileno(), end - start, start).decode()])
+            shingles, _ = hash_shingles([self._text(place)])
             bits = min(max(64, 16 << len(shingles).bit_length()), _WIDEST_MAP)
             self._cached += len(shingles)
             if self._cached > _CACHED:
                 self._cache, self._cached = {}, len(shingles)
             numbers = (shingles & np.uint64(bits - 1)).astype(np.int64)
-            self._cache[place] = shingles, _odd_bits(numbers, bits).view(np.uint64)
+            self._cache[place] = shingles, odd_bits(numbers, bits).view(np.uint64)
         return self._cache[place]
-
-
-def _odd_bits(numbers: Numbers, bits: int) -> NDArray[np.uint8]:
-    """A bit map: for each number below `bits` whether it occurs an odd number of times.
-
-    The maps of two sets differ in as many bits as the sets differ in members, at most.
-    """
-    odd = np.bincount(numbers, minlength=bits).astype(np.uint8) & 1
-    return np.packbits(odd, bitorder="little")
-
-
-def _shingles(texts: Sequence[str]) -> tuple[NDArray[np.uint64], Numbers]:
-    """The distinct 5-grams of each text as sorted hashes of 56 bits, text after text, and where each begins.
-
-    A shorter text is one shingle. At most 256 texts.
-    """
-    padded = [text.ljust(_SHINGLE, "\0") for text in texts]
-    codes = np.frombuffer("".join(padded).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
-    owner = np.repeat(np.arange(len(texts), dtype=np.uint64), [len(text) for text in padded])
-    hashes = np.zeros(len(codes) - _SHINGLE + 1, dtype=np.uint64)
-    for place, factor in enumerate(_CHARACTER_FACTORS):
-        hashes += codes[place : place + len(hashes)] * factor
-    hashes ^= hashes >> np.uint64(32)
-    hashes *= _MIX
-    hashes >>= np.uint64(64 - _TEXT_BITS)
-    hashes |= owner[: len(hashes)] << np.uint64(_TEXT_BITS)
-    hashes = hashes[owner[: len(hashes)] == owner[_SHINGLE - 1 :]]
-    hashes.sort()
-    hashes = hashes[np.append(True, hashes[1:] != hashes[:-1])]
-    starts = np.searchsorted(hashes, np.arange(len(texts), dtype=np.uint64) << np.uint64(_TEXT_BITS))
-    return hashes & np.uint64((1 << _TEXT_BITS) - 1), starts
-
-
-_CHARACTER_FACTORS = np.random.default_rng(5).integers(0, 1 << 63, size=_SHINGLE, dtype=np.uint64) * 2 + 1
-_MIX = np.uint64(0xBF58476D1CE4E5B9)  # the odd number of splitmix64
-_TEXT_BITS = 56  # of a shingle's hash; the other 8 say of which text it is
 
 
 def _joining_pairs(index: _Index) -> Iterator[tuple[int, int]]:
     """Pairs of similar texts, each of which joins two groups that were apart."""
-    groups = _Groups(index.count)
+    groups = Groups(index.count)
     keys = index.keys()
-    # Neighbours first: that joins the many copies of one text in linear time.
-    for left, right in _neighbours(keys):
+    # Neighbours first: that joins the many copies of one text in linear time. Where few of them are similar, most
+    # comparisons are in vain.
+    exact, joined = index.exact, 0
+    for left, right in pair_neighbours(keys):
+        for pair in _joined(index, groups, left, right):
+            joined += 1
+            yield pair
+        if index.exact - exact > _VAIN * (joined + _VAIN):
+            break
+    proposed, candidates = _fewest_candidates(index, groups, keys)
+    most, looked_at = index.work + _most_work(index.count), 0
+    for left, right in candidates:
+        if index.work > most:
+            index.uncompared = proposed - looked_at
+            return
+        looked_at += len(left)
         yield from _joined(index, groups, left, right)
+
+
+def _most_work(count: int) -> int:
+    """Work that may be done for so many texts, in pairs of bit maps: some 70 ns each."""
+    return max(_LEAST_WORK, int(_WORK_EACH * count * math.log2(max(2, count))))
+
+
+def _fewest_candidates(
+    index: _Index, groups: Groups, keys: NDArray[np.uint32]
+) -> tuple[int, Iterator[tuple[Numbers, Numbers]]]:
+    """Choose what proposes the fewest pairs, and return how many and the pairs: no choice misses a similar one."""
     everyone = np.zeros((index.count, 1), dtype=np.uint32)
-    if _proposed(keys, groups.roots()) > _proposed(everyone, groups.roots()):
-        keys = everyone
-    for band in keys.T:
-        for left, right in _across_groups(band, groups.roots()):
-            yield from _joined(index, groups, left, right)
+    roots = groups.roots()
+    proposed, chosen = min(
+        ((count_across_groups(some, roots), some) for some in (keys, everyone)), key=lambda found: found[0]
+    )
+    if proposed > _FEW_EACH * index.count:
+        prefixes = PrefixFilter(index.shingles, index.threshold)
+        if (fewer := prefixes.prepare(roots)) < proposed:
+            return fewer, prefixes.pairs()
+    return proposed, (pair for band in chosen.T for pair in pair_across_groups(band, groups.roots()))
 
 
-def _joined(index: _Index, groups: _Groups, left: Numbers, right: Numbers) -> Iterator[tuple[int, int]]:
+def _joined(index: _Index, groups: Groups, left: Numbers, right: Numbers) -> Iterator[tuple[int, int]]:
     """Those of the proposed pairs that are similar and not yet in one group; `groups` learns of them."""
     apart = groups.roots()[left] != groups.roots()[right]
     left, right = left[apart], right[apart]
-    chosen = index.may_be_similar(left, right)
-    for one, other in zip(left[chosen].tolist(), right[chosen].tolist(), strict=True):
+    index.work += len(left)
+    for exclude in (index.may_be_similar, index.may_be_similar_by_wide_maps):
+        chosen = exclude(left, right)
+        left, right = left[chosen], right[chosen]
+    for one, other in zip(left.tolist(), right.tolist(), strict=True):
         if groups.root(one) != groups.root(other) and index.similar(one, other):
             groups.merge(one, other)
             yield one, other
-
-
-def _neighbours(keys: NDArray[np.uint32]) -> Iterator[tuple[Numbers, Numbers]]:
-    """Texts that agree in a band and, ordered by this band and the next, stand side by side; in blocks."""
-    for band, key in enumerate(keys.T):
-        order = np.lexsort((keys[:, (band + 1) % keys.shape[1]], key))
-        places = np.flatnonzero(key[order[1:]] == key[order[:-1]])
-        for start in range(0, len(places), _BLOCK):
-            block = places[start : start + _BLOCK]
-            yield order[block], order[block + 1]
-
-
-def _across_groups(key: NDArray[np.uint32], roots: NDArray[np.int32]) -> Iterator[tuple[Numbers, Numbers]]:
-    """Pairs of texts with the same key in different groups, in blocks."""
-    order, own_end, bucket_end = _runs(key, roots)
-    until = np.cumsum(bucket_end - own_end)
-    for start in range(0, int(until[-1]) if len(until) else 0, _BLOCK):
-        numbers = np.arange(start, min(start + _BLOCK, until[-1]))
-        left = np.searchsorted(until, numbers, side="right")
-        yield order[left], order[bucket_end[left] - (until[left] - numbers)]
-
-
-def _proposed(keys: NDArray[np.uint32], roots: NDArray[np.int32]) -> int:
-    """How many pairs `_across_groups` gives over all bands."""
-    return sum(int((bucket_end - own_end).sum()) for _, own_end, bucket_end in (_runs(key, roots) for key in keys.T))
-
-
-def _runs(key: NDArray[np.uint32], roots: NDArray[np.int32]) -> tuple[Numbers, Numbers, Numbers]:
-    """The texts by key and group, and for each where its group's and where its key's part ends."""
-    order = np.lexsort((roots, key))
-    other_key = key[order[1:]] != key[order[:-1]]
-    other_group = roots[order[1:]] != roots[order[:-1]]
-    return order, _ends(other_key | other_group), _ends(other_key)
-
-
-def _ends(breaks: NDArray[np.bool_]) -> Numbers:
-    """For each place the next behind which there is a break, counted from 1."""
-    ends = np.append(np.flatnonzero(breaks) + 1, len(breaks) + 1)
-    return np.repeat(ends, np.diff(ends, prepend=0))

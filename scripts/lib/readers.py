@@ -3,8 +3,10 @@
 A file that is something else as a whole is refused before its first row; see `lib.file_kinds`.
 
 JSON and CSV are read here and not by `datasets`: that has no line numbers, and its CSV reader turns
-"NA" into null and "007" into 7. Parquet has types and no lines; `datasets` refuses some of its types (maps), even of
-columns that nobody uses, so pyarrow reads it.
+"NA" into null and "007" into 7. Parquet has types and no lines: `lib.data.parquet`.
+
+No row is larger or nested deeper than `MOST_CHARACTERS` and `DEEPEST` say: such a row is a fault of its own, like a
+broken line.
 """
 
 import csv
@@ -19,12 +21,16 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from lib.cli import fail, first_line
+from lib.cli import fail
 from lib.file_kinds import detect_encoding, detect_file_kind, read_head, refuse
 from lib.records import NOT_TEXT
 
-_BATCH = 1000  # rows of Parquet in memory at a time
 _SPACE = re.compile(r"[ \t\r\n]*")  # what JSON calls white space
+DEEPEST = 100  # lists and objects in each other, the row among them: Python itself ends at some 1000
+MOST_CHARACTERS = 64_000_000  # of a row as it stands in its file
+TOO_DEEP = f"nested more than {DEEPEST} deep"
+TOO_LARGE = f"the row has more than {MOST_CHARACTERS:,} characters"
+_LONGEST_NUMBER = 4300  # digits: Python reads no longer ones
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 FORMATS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
@@ -49,14 +55,40 @@ def read_rows(path: Path) -> Iterator[SourceRow]:
         refuse(kind, path)
     match suffix:
         case ".json":
-            return _read_json_list(path) if _first_byte(path) == b"[" else _read_json_lines(path)
+            rows = _read_json_list(path) if _first_byte(path) == b"[" else _read_json_lines(path)
         case ".jsonl" | ".ndjson":
-            return _read_json_lines(path)
+            rows = _read_json_lines(path)
         case ".csv":
-            return _read_csv(path)
+            rows = _read_csv(path)
         case ".parquet":
-            return _read_parquet(path)
-    fail("not a format that is read here", f"use {FORMATS}", at=path)
+            from lib.data.parquet import read_parquet
+
+            return typed_rows(*read_parquet(path))
+        case _:
+            fail("not a format that is read here", f"use {FORMATS}", at=path)
+    return map(_shallow, rows)
+
+
+def _shallow(source: SourceRow) -> SourceRow:
+    """The row, or what is wrong with it where it is nested so deeply that a later reader would end in it."""
+    if source.error is None and _is_deep(source.row):
+        return SourceRow(source.line, {}, TOO_DEEP)
+    return source
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether a value has more than `DEEPEST` lists and objects in each other."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def json_ready(value: Any) -> Any:
@@ -85,7 +117,12 @@ def typed_rows(rows: Iterable[Mapping[str, Any]], features: Mapping[str, Any]) -
     """Yield rows of Parquet or the hub, numbered from 1, labels by their names. features: those of `datasets`."""
     for number, row in enumerate(rows, start=1):
         named = {name: _with_label_names(value, features.get(name)) for name, value in row.items()}
-        yield SourceRow(number, json_ready(named))
+        if sum(len(value) for value in row.values() if isinstance(value, (str, bytes))) > MOST_CHARACTERS:
+            yield SourceRow(number, {}, TOO_LARGE)
+        elif _is_deep(named):
+            yield SourceRow(number, {}, TOO_DEEP)
+        else:
+            yield SourceRow(number, json_ready(named))
 
 
 def _with_label_names(value: Any, feature: Any) -> Any:
@@ -115,7 +152,10 @@ class _Json:
         self._problems: list[str] = []
         self._is_json = True
         self._decoder = json.JSONDecoder(
-            object_pairs_hook=self._object, parse_constant=self._number, parse_float=self._number
+            object_pairs_hook=self._object,
+            parse_constant=self._number,
+            parse_float=self._number,
+            parse_int=self._integer,
         )
 
     def read(self, text: str, start: int) -> tuple[Any, int, str | None]:
@@ -125,6 +165,8 @@ class _Json:
         value, end = self._decoder.raw_decode(text, start)
         if not isinstance(value, dict):
             self._problems.append("the row is not an object")
+        if end - start > MOST_CHARACTERS:
+            self._problems.append(TOO_LARGE)
         if text.find("\\u", start, end) >= 0 and not _is_unicode(json.dumps(value, ensure_ascii=False)):
             self._is_json = False
         return value if self._is_json else json_ready(value), end, self._problems[0] if self._problems else None
@@ -134,6 +176,12 @@ class _Json:
         if len(value) < len(pairs):
             self._problems.append(f"the key {_most_frequent(key for key, _ in pairs)!r} occurs twice")
         return value
+
+    def _integer(self, text: str) -> int:
+        if len(text) <= _LONGEST_NUMBER:
+            return int(text)
+        self._problems.append(f"a number of {len(text)} digits")
+        return 0
 
     def _number(self, text: str) -> float:
         value = float(text)
@@ -267,6 +315,8 @@ def _read_csv(path: Path) -> Iterator[SourceRow]:
                 names = _column_names(path, line, cells, problem)
                 continue
             missing = len(names) - len(cells)
+            if problem is None and sum(map(len, cells)) > MOST_CHARACTERS:
+                problem = TOO_LARGE
             if problem is None and (missing > 0 or any(cell.strip() for cell in cells[len(names) :])):
                 problem = f"{len(cells)} cells, but the first row names {len(names)} columns"
             yield SourceRow(line, {} if problem else _named_cells(names, cells), problem)
@@ -319,28 +369,3 @@ def _column_names(path: Path, line: int, cells: list[str], problem: str | None) 
     if problem is not None:
         fail(problem, "mend the first row, it names the columns", at=path, line=line)
     return names
-
-
-def _read_parquet(path: Path) -> Iterator[SourceRow]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if len(set(names)) < len(names):
-                raise ValueError(f"the column {_most_frequent(names)!r} occurs twice")
-            features = _dataset_features(file.schema_arrow.metadata or {})
-            batches = file.iter_batches(batch_size=_BATCH)
-            yield from typed_rows((row for batch in batches for row in batch.to_pylist()), features)
-    except (ValueError, OSError, pyarrow.ArrowException) as error:
-        fail(f"not Parquet: {first_line(error).rstrip('.')}", "write the file again", at=path)
-
-
-def _dataset_features(metadata: Mapping[bytes, bytes]) -> Mapping[str, Any]:
-    """What `datasets` wrote into the schema of its file, the names of labels above all."""
-    if b"huggingface" not in metadata:
-        return {}
-    from datasets import Features
-
-    return Features.from_dict(json.loads(metadata[b"huggingface"])["info"]["features"])

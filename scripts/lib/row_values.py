@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lib.data.limits import cut_value, most_characters
 from lib.files import read_jsonl
 from lib.labels import label_by_spelling
 from lib.records import MISSING, as_text, column, describe_value
@@ -44,8 +45,14 @@ class Source(NamedTuple):
     spelling: str | None = None
 
 
-def read_sources(path: Path, data: dict[str, Any], template: Template, tokenizer: Tokenizer) -> Iterator[Source]:
-    """Yield the rows of `fetch_data` with their columns as text, or why they cannot be used."""
+def read_sources(
+    path: Path, data: dict[str, Any], template: Template, tokenizer: Tokenizer, corpus: dict[str, Any]
+) -> Iterator[Source]:
+    """Yield the rows of `fetch_data` with their columns as text, or why they cannot be used.
+
+    A value longer than `CHARACTERS_PER_TOKEN` allows is cut here as truncation would cut it, or the row is set aside:
+    nothing after this sees the rest.
+    """
     names, target = [*template["columns"], data["target"]], data["target"]
     control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
     labels = label_by_spelling(data["labels"]) if data["labels"] else None
@@ -57,6 +64,10 @@ def read_sources(path: Path, data: dict[str, Any], template: Template, tokenizer
         if isinstance(values, Reason):
             yield Source(index, read, values)
             continue
+        values = _bounded_values(values, target, corpus)
+        if isinstance(values, Reason):
+            yield Source(index, read, values)
+            continue
         spelling = values[target]
         if labels is None:
             yield Source(index, read, values, spelling)
@@ -64,6 +75,16 @@ def read_sources(path: Path, data: dict[str, Any], template: Template, tokenizer
             yield Source(index, read, {**values, target: labels[spelling]}, spelling)
         else:
             yield Source(index, read, Reason("unknown_label", f"{spelling!r} is not in data.labels"), spelling)
+
+
+def _bounded_values(values: dict[str, str], target: str, corpus: dict[str, Any]) -> dict[str, str] | Reason:
+    """The values without what no row of `max_length` tokens has room for, or why the row is too long."""
+    most, side = most_characters(corpus["max_length"]), corpus["truncation"]
+    for name, text in values.items():
+        if len(text) > most and (side == "reject" or name == target):
+            what = f"{name!r} has {len(text):,} characters, corpus.max_length {corpus['max_length']}"
+            return Reason("too_long", f"{what} has room for {most:,} at most")
+    return {name: cut_value(text, corpus["max_length"], side) for name, text in values.items()}
 
 
 def _values(

@@ -1,7 +1,7 @@
 """What does it get wrong?"""
 
 from lib.calibration import calibration
-from lib.metrics import label_shares, token_f1
+from lib.metrics import MOST_LABELS_SHOWN, label_shares, token_f1
 from lib.report import findings, plots
 from lib.report.evidence import Evidence
 from lib.report.page import Block, Figure, Section, Table
@@ -16,20 +16,42 @@ def what_is_wrong(evidence: Evidence) -> Section:
     if evidence.task == "generation":
         return _far_answers(evidence)
     labels, confusion = evidence.score["labels"], evidence.score["confusion"]
+    per_class = evidence.score["per_class"]
+    if len(labels) > MOST_LABELS_SHOWN:
+        return _many_labels(evidence)
     most = max(max(row) for row in confusion) or 1
     shaded = [
         [label, *({"text": f"{count:,}", "grey": 255 - round(170 * count / most)} for count in row)]
         for label, row in zip(labels, confusion, strict=True)
     ]
     keys = ("precision", "recall", "f1", "support")
-    classes = [(label, *(number(facts[key]) for key in keys)) for label, facts in evidence.score["per_class"].items()]
+    classes = [(label, *(number(facts[key]) for key in keys)) for label, facts in per_class.items()]
     blocks: list[Block] = [
         Table("Confusion on test rows: true label down, predicted label across", ("", *labels), shaded, "matrix"),
         Table("By label, on test rows", ("Label", "Precision", "Recall", "F1", "Rows"), classes),
         *_calibration(evidence),
         *_wrong_examples(evidence),
     ]
-    return Section("errors", _TITLE, findings.errors(labels, confusion), blocks)
+    return Section("errors", _TITLE, findings.errors(findings.label_pairs(labels, confusion)), blocks)
+
+
+def _many_labels(evidence: Evidence) -> Section:
+    """Of thousands of labels no table of all pairs: the mistakes made most, and the labels that miss most rows."""
+    labels, confusion, per_class = (evidence.score[key] for key in ("labels", "confusion", "per_class"))
+    found = [(count, labels[true], labels[said]) for true, said, count in confusion]
+    wrong = sorted((one for one in found if one[1] != one[2]), key=lambda one: (-one[0], one[1:]))
+    made = [(true, said, number(count)) for count, true, said in wrong[:_EXAMPLES]]
+    missed = sorted(per_class, key=lambda label: (per_class[label]["recall"] - 1) * per_class[label]["support"])
+    keys = ("precision", "recall", "f1", "support")
+    classes = [(label, *(number(per_class[label][key]) for key in keys)) for label in missed[:MOST_LABELS_SHOWN]]
+    caption = f"By label, on test rows: the {len(classes)} of {len(labels):,} that miss most"
+    blocks: list[Block] = [
+        Table("The mistakes made most on test rows", ("True label", "Predicted label", "Rows"), made),
+        Table(caption, ("Label", "Precision", "Recall", "F1", "Rows"), classes),
+        *_calibration(evidence),
+        *_wrong_examples(evidence),
+    ]
+    return Section("errors", _TITLE, findings.errors(found), blocks)
 
 
 def _calibration(evidence: Evidence) -> list[Block]:

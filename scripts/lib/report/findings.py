@@ -241,15 +241,20 @@ def _member(one: dict[str, Any]) -> str:
     return f"{one['group']}/{one['variant']}"
 
 
-def errors(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> str:
-    """How many rows are wrong, and the mistake made most. confusion: true label down, predicted across."""
-    n = sum(map(sum, confusion))
-    mistakes = [
+def label_pairs(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[tuple[int, str, str]]:
+    """Rows, true and predicted label of the pairs that occur. confusion: true label down, predicted across."""
+    return [
         (count, labels[true], labels[said_])
         for true, row in enumerate(confusion)
         for said_, count in enumerate(row)
-        if said_ != true and count
+        if count
     ]
+
+
+def errors(pairs: Sequence[tuple[int, str, str]]) -> str:
+    """How many rows are wrong, and the mistake made most. pairs: rows, true and predicted label of each that occurs."""
+    n = sum(count for count, _, _ in pairs)
+    mistakes = [pair for pair in pairs if pair[1] != pair[2]]
     wrong = sum(count for count, _, _ in mistakes)
     if not mistakes:
         return f"Nothing: all {n:,} test rows get their own label."

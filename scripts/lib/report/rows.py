@@ -1,8 +1,10 @@
 """What is wrong with the data?"""
 
+from collections import Counter
 from typing import Any
 
 from lib.labels import spelled
+from lib.metrics import MOST_LABELS_SHOWN
 from lib.report import findings
 from lib.report.evidence import Evidence
 from lib.report.page import Block, Section, Table
@@ -34,6 +36,9 @@ def what_is_wrong_with_the_data(evidence: Evidence) -> Section:
 def _classes(evidence: Evidence) -> list[Block]:
     audit, by_label = evidence.audit, evidence.split["by_label"]
     words = audit["label_word_in_text"]
+    # In the order of the labels, unless there are too many to show.
+    many = len(audit["classes"]) > MOST_LABELS_SHOWN
+    counted = Counter(audit["classes"]).most_common(MOST_LABELS_SHOWN) if many else audit["classes"].items()
     rows = [
         (
             label,
@@ -42,13 +47,15 @@ def _classes(evidence: Evidence) -> list[Block]:
             *(number(by_label[label][split]) for split in ("train", "validation", "test")),
             percent(words["by_label"][label]),
         )
-        for label, count in audit["classes"].items()
+        for label, count in counted
     ]
     head = ("Label", "Rows", "Share", "Train", "Validation", "Test", "Word in text")
     blocks: list[Block] = [
         f"{percent(words['share'])} of the texts hold the word of their own label.",
         *_labels_alike(audit["label_spellings"]["differing_in_case"]),
-        Table("Balance of the labels", head, rows),
+        Table(
+            f"Balance of the {MOST_LABELS_SHOWN} most frequent labels" if many else "Balance of the labels", head, rows
+        ),
     ]
     if audit["keyword_shortcuts"]:
         found = [

@@ -1,0 +1,90 @@
+"""Rows of Parquet files, in pieces of bounded memory.
+
+A file of some KB can hold a value of some GB: its pages are compressed, what repeats is stored once. So the sizes that
+the file states are looked at first, and then, since it may state anything, each piece is read under a limit of memory.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lib.cli import fail, first_line
+from lib.data.limits import limited_memory
+
+MOST_BYTES = 64_000_000  # of a value, on average over the values of a column in a row group
+_ROWS, _PIECE = 1000, 32_000_000  # rows and stated bytes that are in memory at a time
+# What a piece may take beside what is there: with the libraries no more than data rules ask for (`resources.data_mb`).
+_PIECE_MB, _PIECE_MB_EACH = 600, 12
+_HINT = "write it with smaller values and row groups, without columns of files or images"
+
+
+def read_parquet(path: Path) -> tuple[Iterator[dict[str, Any]], Mapping[str, Any]]:
+    """Return the rows, and the features that `datasets` noted. Raises `UserError`, while reading too."""
+    import pyarrow.parquet
+
+    with _explained(path):
+        file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            twice = next(name for place, name in enumerate(names) if name in names[:place])
+            raise ValueError(f"the column {twice!r} occurs twice")
+        features = _dataset_features(file.schema_arrow.metadata or {})
+        sizes = [_row_bytes(file.metadata.row_group(number), path) for number in range(file.num_row_groups)]
+    return _rows(file, sizes, path), features
+
+
+def _row_bytes(group: Any, path: Path) -> float:
+    """Stated bytes of a row of a row group, on average. Raises `UserError` when one value of it is too large."""
+    total = 0.0
+    for column in map(group.column, range(group.num_columns)):
+        each = column.total_uncompressed_size / max(1, column.num_values)
+        if each > MOST_BYTES:
+            what = (
+                f"a value of column {column.path_in_schema!r} has {each / 1e6:,.0f} MB, at most {MOST_BYTES / 1e6:.0f}"
+            )
+            fail(f"{what} are read", _HINT, at=path)
+        total += column.total_uncompressed_size
+    return total / max(1, group.num_rows)
+
+
+def _rows(file: Any, sizes: list[float], path: Path) -> Iterator[dict[str, Any]]:
+    most_mb = _PIECE_MB + _PIECE_MB_EACH * path.stat().st_size / 1e6
+    first = 1
+    with file, _explained(path):
+        for group, each in enumerate(sizes):
+            rows = max(1, min(_ROWS, int(_PIECE / max(1, each))))
+            batches = file.iter_batches(batch_size=rows, row_groups=[group], use_threads=False)
+            while True:
+                try:
+                    with limited_memory(most_mb):
+                        batch = next(batches, None)
+                        piece = batch.to_pylist() if batch is not None else None
+                except MemoryError:
+                    last = first + rows - 1
+                    what = f"rows {first} to {last} take more than {most_mb:,.0f} MB of memory"
+                    fail(what, _HINT, at=path, line=first)
+                if piece is None:
+                    break
+                first += len(piece)
+                yield from piece
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (ValueError, OSError, pyarrow.ArrowException) as error:
+        fail(f"not Parquet: {first_line(error).rstrip('.')}", "write the file again", at=path)
+
+
+def _dataset_features(metadata: Mapping[bytes, bytes]) -> Mapping[str, Any]:
+    """What `datasets` wrote into the schema of its file, the names of labels above all."""
+    if b"huggingface" not in metadata:
+        return {}
+    from datasets import Features
+
+    return Features.from_dict(json.loads(metadata[b"huggingface"])["info"]["features"])
