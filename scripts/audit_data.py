@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from lib.cli import fail, parser, progress, run, settings_argument
 from lib.data.limits import batched_by_size
-from lib.data.tokenizer_trial import TRIED_TEXTS
+from lib.data.tokenizer_trial import TRIED_TEXTS, sample_text
 from lib.files import read_jsonl, write_json, write_jsonl
 from lib.inputs import input_text
 from lib.label_words import LabelWords
@@ -92,7 +93,7 @@ class Rows:
 def main(args: argparse.Namespace) -> None:
     task, data, corpus = (args.settings[key] for key in ("task", "data", "corpus"))
     first = islice(read_jsonl(args.rows), TRIED_TEXTS)
-    tokenizer = load_tokenizer(args.base, ["\n".join(map(str, read.get("row", {}).values())) for read in first])
+    tokenizer = load_tokenizer(args.base, [sample_text(read.get("row", {})) for read in first])
     template = compile_template(corpus, tokenizer, task=task, target=data["target"], labels=None)
 
     def sources() -> Iterator[Source]:

@@ -27,7 +27,7 @@ import numpy as np
 from lib.cli import fail, parser, run
 from lib.core.escaping import escape_controls
 from lib.data.limits import cut_value, most_characters
-from lib.data.tokenizer_trial import TRIED_TEXTS
+from lib.data.tokenizer_trial import TRIED_TEXTS, sample_text
 from lib.onnx.packaged import load_packaged_tokenizer, read_packaged_template, tokenizer_errors
 from lib.onnx_model import OnnxModel, Reader, load_onnx, runtime_errors
 from lib.readers import SUFFIXES, read_rows
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     template = read_packaged_template(args.model)
     inputs = list(read_inputs(args.text, args.file, template["columns"]))
     first = inputs[:TRIED_TEXTS]
-    tokenizer = load_packaged_tokenizer(args.model, ["\n".join(map(str, one.row.values())) for one in first])
+    tokenizer = load_packaged_tokenizer(args.model, [sample_text(one.row) for one in first])
     if not inputs:
         fail("nothing to answer", 'give a text, as in: predict.py --model MODEL "text", or --file with some lines')
     optional = template.get("optional_columns", ())

@@ -5,10 +5,11 @@ abort the process from within native code. What a child has read without trouble
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from lib.cli import first_line
 from lib.core.limits import FaultError, Limits, run_limited
@@ -37,6 +38,11 @@ HARD_TEXTS = (
 )
 # Long runs of one kind of sign, then another: patterns with nested repetition try every way to divide them.
 _RUNS = tuple(sign * 300 + end for sign in ("a", "A", "1", " ", "\n", "é", "語", "-", "a ") for end in ("", "!", "a"))
+
+
+def sample_text(row: Mapping[str, Any]) -> str:
+    """Return what a child reads of a row: the beginning of its values."""
+    return "\n".join(map(str, row.values()))[:_LONGEST_TEXT]
 
 
 def check_tokenizer_file(path: Path, label: str | Path, texts: Sequence[str] = (), limits: Limits = LIMITS) -> None:
