@@ -31,6 +31,8 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [path for path in (str(TESTS), str(TESTS.parent / "scripts")) if path not in sys.path]
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
+from workspaces import HOSTILE  # noqa: E402
+
 from faults import disturbances, finished, parsers, script_faults  # noqa: E402
 from faults import scripts_in_forks as forks  # noqa: E402
 from faults.finished import Job, environment, find_jobs, prepare, restored, tree_sha256  # noqa: E402
@@ -123,7 +125,7 @@ def run_case(case: Case) -> Done:
 
 def _told(text: str, place: Path) -> str:
     """Return the text on one line, without the folders of this machine."""
-    line = text.replace(f"{place}/", "").replace(str(TESTS.parent), ".")
+    line = text.replace(f"{place}/", "").replace(str(TESTS.parent), ".").replace(HOSTILE, "…")
     return "".join(sign if sign.isprintable() else "?" for sign in line)[:300]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from gguf_files import write_gguf
 from workspaces import BASE
 
-from faults.finished import ADAPTER
+from faults.finished import ADAPTER, MARK
 from faults.mutations import OUTSIDE
 
 Example = Callable[[Path, dict[str, str]], object]
@@ -48,7 +48,7 @@ PIECES: dict[str, list[Any]] = {
         ("data", "hub", "cardiffnlp/tweet_eval"),
     ],
     "in addresses": [
-        "..", "/", "//", "\0", "\n", "%00", "%2e%2e", "?sig=planted", "@", ":", "AZUREML://", "{x}", "$(touch OWNED)", " ", "#",
+        "..", "/", "//", "\0", "\n", "%00", "%2e%2e", f"?sig={MARK}", f"user:{MARK}@", ":", "AZUREML://", "{x}", "$(touch OWNED)", " ", "#",
         "\\", "é", "\ud83d", "x" * 3000, "[", "*", "azureml://", "../../outside/pwned", "",
     ],
 }  # fmt: skip

@@ -182,10 +182,7 @@ def _signal(scene: Scene, number: int, allowed: tuple[int, ...]) -> During:
     running = scene.start()
     time.sleep(scene.moment())
     os.kill(running.pid, number)
-    during = judge(scene, forks.wait(running), allowed)
-    if number == signal.SIGINT and ": interrupted" not in during.said:  # before or after the script's own handler
-        during = during._replace(problems=[problem for problem in during.problems if "traceback" not in problem])
-    return during
+    return judge(scene, forks.wait(running), allowed)
 
 
 def forbid(scene: Scene) -> During:

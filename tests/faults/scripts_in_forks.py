@@ -146,6 +146,9 @@ def _is_ours(path: str, project: str) -> bool:
 
 def _leave(error: BaseException | None) -> NoReturn:
     code = 0
+    if isinstance(error, KeyboardInterrupt):  # as Python ends
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):
