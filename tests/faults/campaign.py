@@ -42,6 +42,7 @@ from faults.table import Done, Journal, write_table  # noqa: E402
 from lib.cli import die_with_parent  # noqa: E402
 
 SEED = 20261129
+FEW = 10  # cases, for which loading every library takes longer than it spares
 DRAWS = 2  # cases of each fault of a rule's script, which take a second; those of the whole workflow take ten
 JOURNAL = TESTS.parent / ".faults" / "journal.jsonl"
 ROOM_NEEDED = 3e9  # bytes that the workspaces and their copies need at most
@@ -173,7 +174,7 @@ def _begin() -> None:
 
 
 def prepare_place(place: Path, finished: Path | None) -> None:
-    """Clear what a killed campaign left, make the workspaces and load the libraries."""
+    """Clear what a killed campaign left and make the workspaces."""
     began = time.time()
     place.mkdir(exist_ok=True)
     for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
@@ -183,7 +184,6 @@ def prepare_place(place: Path, finished: Path | None) -> None:
     for left in place.glob("case-*"):
         shutil.rmtree(left, ignore_errors=True)
     jobs = find_jobs([finished]) if finished else prepare(place / "finished")
-    forks.load_libraries()
     _PLACE.update(cases=place, jobs=jobs)
     print(f"{len(jobs)} rules are ready after {time.time() - began:.0f} seconds", flush=True)
 
@@ -224,6 +224,8 @@ def main(args: argparse.Namespace) -> int:
     done = {case: journal.found[case.name] for case in chosen if case.name in journal.found}
     waiting = [case for case in chosen if case not in done]
     print(f"{len(chosen)} cases, {len(done)} of them done before", flush=True)
+    if len(waiting) > FEW:
+        forks.load_libraries()
     measure_jobs(waiting, args.workers)
     try:
         for number, found in enumerate(run_cases(waiting, args.workers, deadline), start=1):

@@ -1,6 +1,7 @@
-"""What is done to a script from inside its process, before its `main` begins."""
+"""What is done inside a fork: to a script before its `main` begins, or in place of one."""
 
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -11,7 +12,15 @@ from typing import Any
 
 from faults.scripts_in_forks import limit_memory
 
-__all__ = ["drop_privileges", "jump_clock", "kill_at_rename", "limit_memory", "list_undurable"]
+__all__ = [
+    "drop_privileges",
+    "jump_clock",
+    "kill_at_rename",
+    "limit_memory",
+    "list_undurable",
+    "load_address",
+    "load_configuration",
+]
 _CAPABILITIES = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
 
 
@@ -104,3 +113,33 @@ def _undurable(path: Path, durable: dict[tuple[int, int], int]) -> list[str]:
         if stat.st_size and stat.st_nlink == 1 and durable.get((stat.st_dev, stat.st_ino)) != stat.st_mtime_ns:
             found.append("" if file == path else f"/{file.relative_to(path)}")
     return found
+
+
+def load_configuration() -> None:
+    """Do what the Snakefile does with its configuration."""
+    from snakemake.common.configfile import load_configfile
+
+    from lib.cli import or_exit
+    from lib.config_file import check_yaml, load_config
+
+    path = Path("config.yaml")
+    or_exit(check_yaml, path)
+    config = or_exit(load_config, load_configfile(path), [path])
+    print(config.model_dump_json(), list(config.runs), list(config.every_variant))
+
+
+def load_address() -> None:
+    """Do what the Snakefile does with addresses, and what a job does with that of a secret."""
+    from lib.azure_identity import vault_secret
+    from lib.azureml import job_address, job_type
+    from lib.cli import or_exit
+
+    load_configuration()
+    values = json.loads(Path("config.yaml").read_text(encoding="utf-8"))
+    if "source" in values["base_model"]:
+        or_exit(job_type, values["base_model"]["source"], "mlflow_model")
+    for section in ("data", "base_model"):
+        if "source" in values[section]:
+            or_exit(job_address, values[section]["source"])
+    if "vault" in values:
+        or_exit(vault_secret, values["vault"])

@@ -18,6 +18,7 @@ from workspaces import BASE, ROWS
 from faults import scripts_in_forks as forks
 from faults.finished import ADAPTER, Job, environment, leaks, restored
 from faults.hostile_examples import EXAMPLES, PIECES, write_gguf_model, write_rows_as
+from faults.in_the_child import load_address, load_configuration
 from faults.mutations import flip, mutate_bytes, mutate_json, mutate_safetensors, mutate_text
 from faults.script_faults import Outcome, judge_end
 
@@ -177,19 +178,6 @@ def read_configuration(scene: Scene) -> Iterator[Callable[[], object]]:
     yield load_configuration
 
 
-def load_configuration() -> None:
-    """Do what the Snakefile does with its configuration."""
-    from snakemake.common.configfile import load_configfile
-
-    from lib.cli import or_exit
-    from lib.config_file import check_yaml, load_config
-
-    path = Path("config.yaml")
-    or_exit(check_yaml, path)
-    config = or_exit(load_config, load_configfile(path), [path])
-    print(config.model_dump_json(), list(config.runs), list(config.every_variant))
-
-
 def change_address(scene: Scene) -> None:
     """Put an address that is changed in some places into the configuration."""
     section, key, address = scene.draw.choice(PIECES["addresses"])
@@ -205,23 +193,6 @@ def change_address(scene: Scene) -> None:
 
 def read_address(scene: Scene) -> Iterator[Callable[[], object]]:
     yield load_address
-
-
-def load_address() -> None:
-    """Do what the Snakefile does with addresses, and what a job does with that of a secret."""
-    from lib.azure_identity import vault_secret
-    from lib.azureml import job_address, job_type
-    from lib.cli import or_exit
-
-    load_configuration()
-    values = json.loads(Path("config.yaml").read_text(encoding="utf-8"))
-    if "source" in values["base_model"]:
-        or_exit(job_type, values["base_model"]["source"], "mlflow_model")
-    for section in ("data", "base_model"):
-        if "source" in values[section]:
-            or_exit(job_address, values[section]["source"])
-    if "vault" in values:
-        or_exit(vault_secret, values["vault"])
 
 
 # Rows
