@@ -121,11 +121,13 @@ def load_configuration() -> None:
 
     from lib.cli import or_exit
     from lib.config_file import check_yaml, load_config
+    from lib.files import sha256_text
 
     path = Path("config.yaml")
     or_exit(check_yaml, path)
     config = or_exit(load_config, load_configfile(path), [path])
-    print(config.model_dump_json(), list(config.runs), list(config.every_variant))
+    text = config.model_dump_json() + str([*config.runs, *config.every_variant])
+    print(sha256_text(text))  # the configuration may hold a planted secret
 
 
 def load_address() -> None:
