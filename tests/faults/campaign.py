@@ -68,14 +68,11 @@ def plan_cases(jobs: Mapping[str, Job], seed: int) -> list[Case]:
         for fault in (*faults * DRAWS, *[script_faults.PROGRESS] * 8, *disturbances.FAULTS)
         for rule in jobs
     ]
-    found = [
-        (fault, rule) for fault, rule in found if not fault.startswith("input") or jobs[rule].inputs + jobs[rule].given
-    ]
+    found = [(fault, rule) for fault, rule in found if strikes(fault, jobs[rule])]
     kinds = [kind for kind in parsers.KINDS if set(kind.rules) <= jobs.keys()]
     found += [(kind.name, f"change {number:02}") for kind in kinds for number in range(kind.count)]
-    return [
-        Case(*names, random.Random(f"{seed} {number} {names}").getrandbits(32)) for number, names in enumerate(found)
-    ]
+    seeds = [f"{seed} {names} {found[:number].count(names)}" for number, names in enumerate(found)]
+    return [Case(*names, random.Random(own).getrandbits(32)) for names, own in zip(found, seeds, strict=True)]
 
 
 def strikes(fault: str, job: Job) -> bool:
