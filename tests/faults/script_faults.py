@@ -319,9 +319,13 @@ def change_progress(scene: Scene) -> During:
         return during
     adapter = next(scene.workspace / path for path in scene.job.outputs if (scene.workspace / path).is_dir())
     original = Path(scene.job.workspace) / adapter.relative_to(scene.workspace)
-    other = [path.name for path in sorted(original.iterdir()) if path.suffix == ".safetensors"
-             and path.read_bytes() != (adapter / path.name).read_bytes()]  # fmt: skip
+    weights = [path for path in sorted(original.iterdir()) if path.suffix == ".safetensors"]
+    other = [path.name for path in weights if not same_bytes(path, adapter / path.name)]
     return during._replace(problems=[f"{name} of another training was published" for name in other])
+
+
+def same_bytes(path: Path, other: Path) -> bool:
+    return other.is_file() and path.read_bytes() == other.read_bytes()
 
 
 def lose_power(scene: Scene) -> During:
