@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from faults.finished import Job, artifacts, differences, environment, leaks, remove, restored
-from faults.script_faults import During, Outcome, error_line
+from faults.script_faults import CRASHED, During, Outcome, error_line
 
 AT_MOST = 300  # seconds for one run of the workflow on a tiny workspace
 START = 2.0  # seconds of a script that are spent on its libraries
@@ -126,7 +126,7 @@ def _judge(code: int, said: str) -> During:
     """A run that could not do its work: exit code 1 and one line that says what and why."""
     errors = sorted({line for line in said.splitlines() if line.startswith("error: ")})
     how = "; ".join(errors)[:200] or f"exit code {code}"
-    well = code == 0 or (code == 1 and len(errors) == 1 and ": unexpected " not in how)
+    well = code == 0 or (code == 1 and len(errors) == 1 and not CRASHED.match(how))
     return During(how, [] if well else [f"exit code {code} with {len(errors)} lines: {error_line(said)}"], said)
 
 

@@ -121,12 +121,12 @@ def load_configuration() -> None:
 
     from lib.cli import or_exit
     from lib.config_file import check_yaml, load_config
-    from lib.files import sha256_text
+    from lib.files import canonical_json, sha256_text
 
     path = Path("config.yaml")
     or_exit(check_yaml, path)
     config = or_exit(load_config, load_configfile(path), [path])
-    text = config.model_dump_json() + str([*config.runs, *config.every_variant])
+    text = canonical_json([config.model_dump(mode="json"), list(config.runs), list(config.every_variant)])
     print(sha256_text(text))  # the configuration may hold a planted secret
 
 

@@ -6,6 +6,7 @@ When it returns, the fault is over: what it did to the machine or to inputs is u
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from faults.in_the_child import (
 )
 from faults.scripts_in_forks import Ended
 
+CRASHED = re.compile(r"error: [\w.]+: unexpected [A-Z]\w*: ")  # how lib.cli tells of an exception that nobody expected
 ROOM = 4096  # a page, the least that a file system gives
 LIMIT_MB = (2, 300)  # of memory, for a script that needs more
 KILLED = (-signal.SIGKILL,)
@@ -143,7 +145,7 @@ def judge_end(ended: Ended, allowed: tuple[int, ...] = ()) -> tuple[list[str], s
         problems.append("a traceback was shown")
     if ended.code == 1 and len(errors) != 1:
         problems.append(f"{len(errors)} lines say what is wrong: {error_line(ended.said)}")
-    if any(": unexpected " in error for error in errors):
+    if any(CRASHED.match(error) for error in errors):
         problems.append("an exception was shown as it came")
     if ended.code not in (0, 1, *allowed):
         problems.append(f"exit code {ended.code}: {error_line(ended.said)}")
