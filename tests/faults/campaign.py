@@ -11,6 +11,7 @@ changes a valid file and gives it to the script that reads it. To add a fault, w
 """
 
 import argparse
+import fcntl
 import os
 import random
 import shutil
@@ -146,9 +147,8 @@ def measure_job(rule: str) -> tuple[str, float, str]:
 
 
 def run_cases(cases: list[Case], workers: int, deadline: float) -> Iterator[Done]:
-    """Run them on several forks of this process; what takes long comes first, so that all end together."""
-    long = [case for case in cases if case.kind in disturbances.FAULTS]
-    waiting = iter(long + [case for case in cases if case.kind not in disturbances.FAULTS])
+    """Run them on several forks of this process, in a random order: what is there when it is cut has some of each kind."""
+    waiting = iter(random.Random(len(cases)).sample(cases, len(cases)))
     pool = start_workers(workers)
     try:
         running = {pool.submit(run_case, case) for case in islice(waiting, 2 * workers)}
@@ -173,7 +173,8 @@ def _begin() -> None:
 def prepare_place(place: Path, finished: Path | None) -> None:
     """Clear what a killed campaign left and make the workspaces."""
     began = time.time()
-    place.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
+    hold_place(place)
     for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():
         mounted = line.split()[1].encode().decode("unicode_escape").encode("latin-1").decode()
         if mounted.startswith(f"{place}/"):
@@ -183,6 +184,16 @@ def prepare_place(place: Path, finished: Path | None) -> None:
     jobs = find_jobs([finished]) if finished else prepare(place / "finished")
     _PLACE.update(cases=place, jobs=jobs)
     print(f"{len(jobs)} rules are ready after {time.time() - began:.0f} seconds", flush=True)
+
+
+def hold_place(place: Path) -> None:
+    """Keep the place for this process as long as it lives."""
+    lock = open(place / "lock", "w")  # noqa: SIM115 (open until the end)
+    _PLACE["lock"] = lock
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"error: {place}: another campaign runs there; wait for it, or name another --place")
 
 
 def measure_jobs(cases: list[Case], workers: int) -> None:

@@ -266,6 +266,7 @@ EXAMPLES: dict[str, list[Example]] = {
         edit(_GENAI, set_at(*_SESSION, "custom_ops_library", value="evil.so")),
         edit(_GENAI, set_at(*_SESSION, "enable_profiling", value=OUTSIDE)),
         edit(_GENAI, set_at(*_SESSION, "optimized_model_filepath", value=OUTSIDE)),
+        edit(_GENAI, set_at(*_SESSION, "enable_profiling", value="pwned")),
         edit(_GENAI, set_at("model", "decoder", "filename", value="../../../outside/model.onnx")),
         edit(_GENAI, set_at("model", "decoder", "filename", value="/etc/passwd")),
         text(_GENAI, "[]"), text(f"{MODEL}/template.json", "[]"), text(f"{MODEL}/template.json", '{"columns": 3}'),

@@ -12,10 +12,10 @@ class Raw(str):
     """Text that stands in JSON as it is."""
 
 
-OUTSIDE = "../../outside/pwned"
+OUTSIDE = "../outside/pwned"  # seen from the workspace; from its folders, the others
 STRANGE: list[Any] = [
     None, True, -1, 0, 1.5, 10**30, -(10**30), 2**62, "", "x", [], {}, [[]], [None], {"a": None}, {"": ""}, "x" * 100_000,
-    OUTSIDE, "/etc/passwd", ".", "..", "a\0b", "\ud800", "$(touch OWNED)", "{{ 7*7 }}", "a\nb", "\x1b[31m", "Ünï",
+    OUTSIDE, f"../{OUTSIDE}", f"../../{OUTSIDE}", "/etc/passwd", ".", "..", "a\0b", "\ud800", "$(touch OWNED)", "{{ 7*7 }}", "a\nb", "\x1b[31m", "Ünï",
     Raw("1" * 5000), Raw("[" * 3000 + "]" * 3000), Raw("[" * 985 + "]" * 985), Raw("NaN"), Raw("-Infinity"), Raw("1e999"),
     Raw('{"a":' * 600 + "1" + "}" * 600), Raw('"\\ud83d"'),
 ]  # fmt: skip

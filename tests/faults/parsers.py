@@ -60,6 +60,8 @@ def run_case(jobs: Mapping[str, Job], kind: Kind, number: int, draw: random.Rand
     with restored(jobs[kind.rule], place) as workspace:
         scene = Scene(workspace, jobs, draw, number, {})
         kind.prepare(scene)
+        for folder in (place, workspace, workspace / "results"):  # what writes outside finds where
+            (folder / "outside").mkdir()
         examples = EXAMPLES.get(kind.name, [])
         if number < len(examples):
             examples[number](workspace, scene.note)
