@@ -71,13 +71,28 @@ def start(
         return Running(pid, Path(said), time.monotonic())
     try:
         words = [str(TESTS.parent / "scripts/call.py")] if callable(step) else step
-        _become(words, folder, environment, handle)
+        _leave(_end_of(step, words, folder, environment, handle, prepare))
+    finally:  # nothing may go on with the work of the process that was forked
+        os._exit(1)
+
+
+def _end_of(
+    step: Sequence[str] | Callable[[], object],
+    words: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    output: int,
+    prepare: Callable[[], object] | None,
+) -> BaseException | None:
+    """Run the script or function, and return what it raised."""
+    try:
+        _become(words, folder, environment, output)
         if prepare:
             prepare()
         step() if callable(step) else runpy.run_path(words[0], run_name="__main__")
     except BaseException as error:
-        _leave(error)
-    _leave(None)
+        return error
+    return None
 
 
 def wait(running: Running, seconds: float = AT_MOST) -> Ended:
@@ -146,6 +161,7 @@ def _is_ours(path: str, project: str) -> bool:
 
 def _leave(error: BaseException | None) -> NoReturn:
     code = 0
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if isinstance(error, KeyboardInterrupt):  # as Python ends
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
