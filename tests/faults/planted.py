@@ -40,7 +40,7 @@ PLANTS = {
         "scripts/lib/files.py",
         "with published(path) as partial,",
         "with __import__('contextlib').suppress(OSError), published(path) as partial,",
-        "disk full in results | split_data",
+        "disk full in results | fetch_data",
     ),
 }
 
