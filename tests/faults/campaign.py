@@ -26,7 +26,7 @@ from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [path for path in (str(TESTS), str(TESTS.parent / "scripts")) if path not in sys.path]
@@ -276,5 +276,19 @@ def parse_arguments() -> argparse.Namespace:
     return arguments.parse_args()
 
 
+def exit_at_once(ended: int | str | None) -> NoReturn:
+    """End this process without waiting for cases that still run; their workers end with it."""
+    if isinstance(ended, str):
+        print(ended, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if isinstance(ended, str) else ended or 0)
+
+
 if __name__ == "__main__":
-    sys.exit(main(parse_arguments()))
+    try:
+        exit_at_once(main(parse_arguments()))
+    except SystemExit as ended:
+        exit_at_once(ended.code)
+    except KeyboardInterrupt:
+        exit_at_once(130)
