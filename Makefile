@@ -2,7 +2,8 @@
 # make test   every test but the next ones      make check   formatters, linters, types
 # make clean-work DAYS=30   progress of old trainings     make clean-results, clean   say what they remove
 # make test-conda    the conda environments built, and every rule run in its own
-# make test-faults   each rule disturbed in each way, up to an hour
+# make test-faults   each rule disturbed in each way, each parser given hostile files, about half an hour
+# make fuzz   the parsers with what hypothesis makes up; fuzz-atheris ARGS="rows.csv -max_total_time=60" with atheris
 # make browser   installs Chromium, which the tests of the report open it with
 # make test-slurm   installs Slurm and runs the workflow through it; test-slurm-slow: what takes minutes (both as root)
 # make lock   the hashes of the lock files, after a version in them was changed by hand; then make generated
@@ -16,7 +17,7 @@ DAYS ?= 30
 unexport ARGS DAYS
 
 .PHONY: run control test test-gguf test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm \
-  lock generated clean clean-results clean-work
+  fuzz fuzz-atheris lock generated clean clean-results clean-work
 
 run: .venv/installed
 	@$(BIN)/python scripts/run.py $(value ARGS)
@@ -43,6 +44,17 @@ test-conda: .venv/installed
 
 test-faults: .venv/installed
 	$(BIN)/python tests/faults/campaign.py --output tests/faults/table.md $(value ARGS)
+
+# Beside the environment, which needs neither.
+fuzz: .venv/installed .fuzz/hypothesis
+	PYTHONPATH=.fuzz/hypothesis $(BIN)/python -m pytest --numprocesses 2 --dist load tests/fuzz/fuzz_with_hypothesis.py $(value ARGS)
+
+fuzz-atheris: .venv/installed .fuzz/atheris
+	PYTHONPATH=.fuzz/atheris $(BIN)/python tests/fuzz/fuzz_with_atheris.py $(value ARGS)
+
+.fuzz/%: tests/fuzz/%.txt
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: --target $@ -r $<
 
 test-slurm: .venv/installed slurm
 	$(BIN)/python -m pytest tests/slurm -m slurm --numprocesses 0 $(value ARGS)

@@ -1,0 +1,147 @@
+"""What is done inside a fork: to a script before its `main` begins, or in place of one."""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from faults.scripts_in_forks import limit_memory
+
+__all__ = [
+    "drop_privileges",
+    "jump_clock",
+    "kill_at_rename",
+    "limit_memory",
+    "list_undurable",
+    "load_address",
+    "load_configuration",
+]
+_CAPABILITIES = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
+
+
+def drop_privileges() -> None:
+    """Let modes of files count for root, too: without CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH and CAP_FOWNER."""
+    if os.geteuid() != 0:
+        return
+    header = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0)
+    sets = (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capget(header, sets):
+        raise OSError(ctypes.get_errno(), "capget")
+    for place in range(3):
+        sets[place] &= ~(1 << 1 | 1 << 2 | 1 << 3)
+    if libc.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def kill_at_rename(number: int, after: bool) -> None:
+    """End this process by SIGKILL at the rename of that number, before or after it."""
+    counted = 0
+
+    def around(rename: Callable[..., None]) -> Callable[..., None]:
+        def counting(*args: Any, **options: Any) -> None:
+            nonlocal counted
+            counted += 1
+            if counted == number and not after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(*args, **options)
+            if counted == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return counting
+
+    os.replace, os.rename = around(os.replace), around(os.rename)
+
+
+def jump_clock(calls: int, seconds: float) -> None:
+    """Have the clock jump at that call of `time.time`."""
+    real, counted = time.time, 0
+
+    def jumping() -> float:
+        nonlocal counted
+        counted += 1
+        return real() + (seconds if counted > calls else 0)
+
+    time.time = jumping
+
+
+def list_undurable(note: Path) -> None:
+    """Write to `note` the files that are renamed into place in `results` or `work` without an fsync after the last write.
+
+    On a loss of power, such a file is there by its name, and empty.
+    """
+    durable: dict[tuple[int, int], int] = {}
+    sync, replace, rename = os.fsync, os.replace, os.rename
+
+    def fsync(file: Any) -> None:
+        sync(file)
+        stat = os.fstat(file if isinstance(file, int) else file.fileno())
+        durable[stat.st_dev, stat.st_ino] = stat.st_mtime_ns
+
+    def watched(move: Callable[..., None]) -> Callable[..., None]:
+        def moving(source: Any, target: Any, **options: Any) -> None:
+            found = _undurable(Path(source), durable) if _is_kept(Path(target)) else []
+            move(source, target, **options)
+            with open(note, "a", encoding="utf-8") as file:
+                file.writelines(f"{Path(target).name}{name}\n" for name in found)
+
+        return moving
+
+    os.fsync, os.replace, os.rename = fsync, watched(replace), watched(rename)
+    sys.modules["posix"].fsync = fsync  # type: ignore[attr-defined]
+
+
+def _is_kept(path: Path) -> bool:
+    return bool({"results", "work"} & set(path.absolute().relative_to(Path.cwd()).parts[:1])) if _below(path) else False
+
+
+def _below(path: Path) -> bool:
+    return path.absolute().is_relative_to(Path.cwd())
+
+
+def _undurable(path: Path, durable: dict[tuple[int, int], int]) -> list[str]:
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    found = []
+    for file in files:
+        stat = file.stat()
+        # Of several names, each has the bytes that the first one was published with.
+        if stat.st_size and stat.st_nlink == 1 and durable.get((stat.st_dev, stat.st_ino)) != stat.st_mtime_ns:
+            found.append("" if file == path else f"/{file.relative_to(path)}")
+    return found
+
+
+def load_configuration() -> None:
+    """Do what the Snakefile does with its configuration."""
+    from snakemake.common.configfile import load_configfile
+
+    from lib.cli import or_exit
+    from lib.config_file import check_yaml, load_config
+    from lib.files import canonical_json, sha256_text
+
+    path = Path("config.yaml")
+    or_exit(check_yaml, path)
+    config = or_exit(load_config, load_configfile(path), [path])
+    text = canonical_json([config.model_dump(mode="json"), list(config.runs), list(config.every_variant)])
+    print(sha256_text(text))  # the configuration may hold a planted secret
+
+
+def load_address() -> None:
+    """Do what the Snakefile does with addresses, and what a job does with that of a secret."""
+    from lib.azure_identity import vault_secret
+    from lib.azureml import job_address, job_type
+    from lib.cli import or_exit
+
+    load_configuration()
+    values = json.loads(Path("config.yaml").read_text(encoding="utf-8"))
+    if "source" in values["base_model"]:
+        or_exit(job_type, values["base_model"]["source"], "mlflow_model")
+    for section in ("data", "base_model"):
+        if "source" in values[section]:
+            or_exit(job_address, values[section]["source"])
+    if "vault" in values:
+        or_exit(vault_secret, values["vault"])
