@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, first_line
-from lib.data.limits import limited_memory
+from lib.core.limits import limited_memory
 
 MOST_BYTES = 64_000_000  # of a value, on average over the values of a column in a row group
 _ROWS, _PIECE = 1000, 32_000_000  # rows and stated bytes that are in memory at a time
@@ -58,7 +58,7 @@ def _rows(file: Any, sizes: list[float], path: Path) -> Iterator[dict[str, Any]]
             batches = file.iter_batches(batch_size=rows, row_groups=[group], use_threads=False)
             while True:
                 try:
-                    with limited_memory(most_mb):
+                    with limited_memory(int(most_mb)):
                         batch = next(batches, None)
                         piece = batch.to_pylist() if batch is not None else None
                 except MemoryError:
