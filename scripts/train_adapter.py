@@ -72,7 +72,7 @@ def hold_mirrored_progress(mirror: str | None, work: Path, deadline: float | Non
 
 
 def has_result(work: Path) -> bool:
-    """Whether the adapter is trained already; a result whose bytes have changed is removed, and said."""
+    """Return whether the adapter is trained already; a result whose bytes have changed is removed, and said."""
     result = work / "result"
     if not result.exists():
         return False
@@ -87,7 +87,7 @@ def _nothing() -> None:
 
 
 def time_limit(minutes: float | None) -> float | None:
-    """When a scheduler kills this job: `minutes` after the start, or what Slurm says; None: never.
+    """Return when a scheduler kills this job: `minutes` after the start, or what Slurm says; None: never.
 
     By the monotonic clock, which goes on evenly when somebody sets the time of day.
     """

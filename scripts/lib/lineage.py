@@ -125,7 +125,7 @@ def write_lineage(results: Path, lineage: Lineage) -> None:
 
 
 def lineage_text(lineage: Lineage) -> str:
-    """A job a line, each after those that made its inputs: equal runs have equal bytes. Behind them their hashes."""
+    """Return a job a line, each after those that made its inputs, and their hashes: equal runs have equal bytes."""
     text = {id(job): job_text(job) for job in lineage.jobs()}
     jobs = {id(job): job for job in sorted(lineage.jobs(), key=lambda job: text[id(job)])}
     made_from = {
@@ -146,7 +146,7 @@ def job_text(job: Job) -> str:
 def sha256_of(
     path: Path, *, trust_manifest: bool = False, hash_file: Callable[[Path], str] = sha256_file
 ) -> str | None:
-    """sha256 of a file; of a directory that of its files' names and hashes; None when there is nothing.
+    """Return the sha256 of a file, or of the names and hashes in a directory; None when there is nothing.
 
     Hidden files do not count: no rule reads `.git`, `.cache` or `.DS_Store` of a model, and other programs change them.
 

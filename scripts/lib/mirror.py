@@ -87,7 +87,7 @@ class Mirror:
 
 
 def _folders(paths: Iterable[str]) -> set[str]:
-    """Folders of progress; what else lies there is nobody's."""
+    """Return the folders of progress; what else lies there is nobody's."""
     names = {path.partition("/")[0] for path in paths if "/" in path}
     return {name for name in names if _FOLDER.fullmatch(name)}
 

@@ -63,7 +63,7 @@ def try_lock(file: int, path: Path, *, needs_locks: bool = True) -> bool:
 
 
 def is_still_there(path: Path, file: int, *, folder: int | None = None) -> bool:
-    """Whether the name of a lock file still stands for the file that was opened, and not for none or a newer one."""
+    """Return whether the name of a lock file still stands for the opened file, and not for none or a newer one."""
     try:
         now = os.stat(path if folder is None else path.name, dir_fd=folder, follow_symlinks=False)
     except OSError:

@@ -76,7 +76,7 @@ class _Watch:
         self._last: dict[Path, tuple[_Beat, float]] = {}  # each with when it was first seen
 
     def sees_life(self, folder: Path) -> bool:
-        """Whether a process of another machine holds `folder`, as far as is known by now."""
+        """Return whether a process of another machine holds `folder`, as far as is known by now."""
         beat = _read_holder(folder)
         if beat is None or beat.host == socket.gethostname():
             return False
