@@ -40,7 +40,7 @@ def made_up_words(rng: random.Random, count: int, length: int = 6) -> list[str]:
 
 
 def crowd(count: int, vocabulary: int) -> Iterator[dict[str, Any]]:
-    """Texts that share 24 of 29 words; the other 5 are of a vocabulary, or of their own where that is 0."""
+    """Yield texts that share 24 of 29 words; the other 5 are of a vocabulary, or of their own where that is 0."""
     rng = random.Random(20)
     form, words = made_up_words(rng, 24), made_up_words(rng, vocabulary)
     for number in range(count):
@@ -49,7 +49,7 @@ def crowd(count: int, vocabulary: int) -> Iterator[dict[str, Any]]:
 
 
 def many_labels(labels: int) -> Iterator[dict[str, Any]]:
-    """Three rows of each label: 12 words of 20,000, and in two of three the word of the label."""
+    """Yield three rows of each label: 12 words of 20,000, and in two of three the word of the label."""
     rng = random.Random(21)
     words, names = made_up_words(rng, 20_000), sorted(set(made_up_words(rng, labels, 7)))
     for number in range(3 * len(names)):
@@ -78,7 +78,7 @@ def write_twice_named(path: Path, keys: int) -> None:
 
 
 def write_parquet(path: Path, kind: str) -> None:
-    """Files of some KB: a cell of 1 GB alone, behind 999 small ones, or 1 MB that is there 100,000 times."""
+    """Write files of some KB: a cell of 1 GB alone, behind 999 small ones, or 1 MB that is there 100,000 times."""
     import pyarrow
     from pyarrow import parquet
 
@@ -150,7 +150,7 @@ def run_chain(
 
 
 def cases() -> dict[str, tuple[str, Callable[[Path], None], int, str]]:
-    """By name: file name, who writes it, how many rules of the chain run, and `corpus.truncation`."""
+    """Return each case by name: file name, its writer, how many rules of the chain run, `corpus.truncation`."""
     found: dict[str, tuple[str, Callable[[Path], None], int, str]] = {}
     for count in (12_500, 25_000, 50_000, 100_000):
         for words, of in ((0, "5 own words"), (5000, "5 of 5,000 words")):

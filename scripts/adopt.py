@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from lib.cli import fail, or_exit
-from lib.core.objects import INTEGER, OBJECT, check_object, list_of
+from lib.core.forms import INTEGER, check_form, list_of, open_record
 from lib.core.paths import check_name
 from lib.files import read_json
 
@@ -72,8 +72,7 @@ def check_listings(cache: Path) -> None:
         content = file.read_bytes()
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != file.parent.name + file.stem:
             fail("its content is not that of its name", hint, at=file)
-        entries = check_object({"entries": read_json(file)}, {"entries": list_of(OBJECT)}, at=file, hint=hint)
-        for entry in entries["entries"]:
+        for entry in check_form(read_json(file), list_of(open_record()), at=file, hint=hint):
             check_name(entry.get("relpath"), at=file)
 
 
@@ -83,10 +82,9 @@ def read_sizes(lock: Path) -> list[int]:
         value = yaml.safe_load(lock.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError):
         fail("not YAML", _HINT, at=lock)
-    stages = check_object(value, {"stages": OBJECT}, at=lock, hint=_HINT)["stages"]
-    stage = check_object(stages, {STAGE: OBJECT}, at=lock, hint=_HINT)[STAGE]
-    outs = check_object(stage, {"outs": list_of(OBJECT)}, at=lock, hint=_HINT)["outs"]
-    return [check_object(out, {"size": INTEGER}, at=lock, hint=_HINT)["size"] for out in outs]
+    stage = open_record({"outs": list_of(open_record({"size": INTEGER}))})
+    check_form(value, open_record({"stages": open_record({STAGE: stage})}), at=lock, hint=_HINT)
+    return [out["size"] for out in value["stages"][STAGE]["outs"]]
 
 
 def tool(module: str, *words: str, quiet: bool = False) -> "subprocess.CompletedProcess[str]":

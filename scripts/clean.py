@@ -20,7 +20,7 @@ from typing import NamedTuple
 from lib.cli import fail, or_exit
 from lib.core.escaping import escape_controls
 from lib.core.locks import WORKSPACE_LOCK, open_lock, try_lock
-from lib.lock import find_living
+from lib.core.progress_lock import find_living
 from lib.provenance.made_files import Contents, is_results_folder, results_contents, work_contents
 
 _DAY = 86400

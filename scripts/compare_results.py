@@ -16,7 +16,7 @@ from pathlib import Path
 from lib.cli import fail, or_exit
 from lib.comparison import align
 from lib.core.escaping import escape_controls
-from lib.core.objects import OBJECT, optional, read_object
+from lib.core.forms import nullable, open_record, read_form
 from lib.core.paths import check_plain_files
 from lib.files import read_jsonl
 from lib.lineage import read_lineage
@@ -81,7 +81,8 @@ def compare_scores(mine: Path, theirs: Path) -> int:
     check_plain_files(theirs / "scores")
     for file in sorted((mine / "scores").rglob("*.json")):
         other = theirs / "scores" / file.relative_to(mine / "scores")
-        ours, others = (read_object(one, {"quality": optional(OBJECT)}).get("quality") for one in (file, other))
+        form = open_record(optional={"quality": nullable(open_record())})
+        ours, others = (read_form(one, form).get("quality") for one in (file, other))
         if not ours or not others:
             continue  # the baselines, which depend on no machine
         metric = MAIN_METRIC["classification" if "accuracy" in ours else "generation"]

@@ -14,7 +14,7 @@ from typing import Any
 from lib.adapters import adapted_weights, write_adapter_config
 from lib.checkpoints import ADAPTER_HINT, EMPTY, wrapper_cause
 from lib.cli import fail, parser, progress, run, settings_argument
-from lib.core.objects import read_object
+from lib.core.forms import open_record, read_form
 from lib.core.paths import check_model_folder
 from lib.files import published_directory
 from lib.manifests import manifest_path, read_manifest, write_manifest
@@ -81,7 +81,7 @@ def adapter_config(path: Path) -> dict[str, Any]:
                 hint = f"{pickle} can run code: save it as safetensors (save_pretrained does, in every peft since 0.7)"
             fail(f"it has no {name}", hint, at=path)
     check_no_pointers(path, FILES, str(path))
-    config = read_object(path / FILES[0], {}, hint="save it again with peft")
+    config: dict[str, Any] = read_form(path / FILES[0], open_record(), "save it again with peft")
     if config.get("peft_type") != "LORA":
         fail(f"it is a {config.get('peft_type')} adapter", "only LoRA, rsLoRA and DoRA can be merged", at=path)
     for name, value in config.items():

@@ -95,7 +95,7 @@ def generated_files() -> dict[Path, str]:
 
 
 def environment(lines: list[str]) -> str:
-    """A conda environment: python and pip from conda, every package pinned and hashed by a line for pip."""
+    """Return a conda environment: python and pip from conda, every package pinned and hashed by a line for pip."""
     return "\n".join(
         [
             "# Made from requirements.lock by `make generated`; do not edit.",
@@ -112,7 +112,7 @@ def environment(lines: list[str]) -> str:
 
 
 def cpu_pins(names: set[str]) -> list[str]:
-    """Lines for pip: the packages of the lock; torch from PyTorch's page, since PyPI's for Linux is the CUDA build."""
+    """Return pip's lines: the packages of the lock; torch from PyTorch's page, as PyPI's for Linux is for CUDA."""
     lock, cpu = hashed_pins("requirements.lock"), hashed_pins(TORCH_CPU)
     pins = [_as_line(lock[name]) for name in sorted(names - {"torch"})]
     if "torch" in names:
@@ -123,7 +123,7 @@ def cpu_pins(names: set[str]) -> list[str]:
 
 
 def cuda_pins(names: set[str]) -> list[str]:
-    """Lines for pip: the packages of the lock, in their CUDA builds where these are packages of their own."""
+    """Return lines for pip: the packages of the lock, in their CUDA builds where these are packages of their own."""
     lock, builds = hashed_pins("requirements.lock"), hashed_pins("envs/cuda/onnx.lock")
     lock |= {cpu: builds[cuda] for cpu, cuda in CUDA_BUILDS.items()} | {"torch": pypi_torch()}
     libraries = hashed_pins("envs/cuda/torch.lock").values()
@@ -156,7 +156,7 @@ def _as_line(entry: Entry, marker: str = "") -> str:
 
 
 def _wheels_alone(names: set[str]) -> list[str]:
-    """Lines that forbid pip to build any package that has a wheel: what a build needs comes without a hash."""
+    """Return lines that forbid pip to build any package that has a wheel: what a build needs comes without a hash."""
     return ['"--only-binary=:all:"', *(f"--no-binary {name}" for name in sorted(names & SDISTS))]
 
 

@@ -48,13 +48,13 @@ def model_card(
     model: manifest of the assembled folder. base: that of the base model.
     """
     settings, labels = model["made_by"], template["labels"]
-    answer = f"one of {_listed(labels)}" if labels else "a free answer"
+    answer = f"one of {_join_escaped(labels)}" if labels else "a free answer"
     rejected = [f"- {_name(one)} was not chosen: {escape_markdown(one['reason'])}" for one in selection["rejected"]]
     variant = {key: value for key, value in settings["variant"].items() if value is not None}
     size_mb = round(model["size_bytes"] / 1e6, 1)
     sections = [
         f"# A small language model for {settings['task']}",
-        f"Given {_listed(template['columns'])}, it answers with {answer}. It runs in ONNX Runtime GenAI.",
+        f"Given {_join_escaped(template['columns'])}, it answers with {answer}. It runs in ONNX Runtime GenAI.",
         f"**{escape_markdown(summary['verdict']['text'])}**",
         "## Use",
         'With slmflow: `python scripts/predict.py --model FOLDER "text"`. `template.json` says how an input becomes a'
@@ -97,7 +97,7 @@ def _name(model: dict[str, Any]) -> str:
     return escape_markdown(f"{model['run']}/{model['variant']}")
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_escaped(names: Sequence[str]) -> str:
     return ", ".join(map(escape_markdown, names))
 
 

@@ -170,7 +170,7 @@ def fitting_prompt(one: Input, values: dict[str, str], template: dict[str, Any],
 
 
 def _bounded_values(one: Input, values: dict[str, str], template: dict[str, Any]) -> dict[str, str]:
-    """The values without what the model has no room for, before a tokenizer reads them."""
+    """Return the values without what the model has no room for, before a tokenizer reads them."""
     limit, side = template["max_length"], template["truncation"]
     for name, text in values.items():
         if side == "reject" and len(text) > most_characters(limit):

@@ -137,7 +137,7 @@ def _check_choices(
 
 
 def _choices_of_prompt(choices: Sequence[str], place: int) -> Sequence[str]:
-    """The answers to try behind a prompt: all, or of many a few, other ones behind the next prompt."""
+    """Return the answers to try behind a prompt: all, or of many a few, other ones behind the next prompt."""
     if len(choices) <= _MOST_CHOICES:
         return choices
     start = place * _FEW_CHOICES % len(choices)

@@ -65,7 +65,7 @@ def installed_version(name: str) -> str:
 
 
 def needs_cuda_libraries() -> bool:
-    """Whether the installed torch is the CUDA build of PyPI, whose libraries are packages of their own."""
+    """Return whether the installed torch is the CUDA build of PyPI, whose libraries are packages of their own."""
     return sys.platform == "linux" and any(line.startswith("nvidia-") for line in requires("torch") or [])
 
 

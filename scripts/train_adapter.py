@@ -27,9 +27,9 @@ from lib.checkpoints import Quantization, load_model
 from lib.cli import Stopped, fail, loaded, parser, progress, run, settings_argument
 from lib.closure import code_closure
 from lib.core.checksums import find_fault, remove, write_checksums
+from lib.core.progress_lock import hold_progress
 from lib.corpus import load_template, read_rows
 from lib.files import canonical_json, published, published_directory, read_json, sha256_file, sha256_text, write_json
-from lib.lock import held
 from lib.machine import matmul_peak, training_dtype, use_threads
 from lib.manifests import manifest_path, read_manifest, write_manifest
 from lib.memory import peak_rss_mb
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     key = progress_key(args)
     work = args.work / key
     deadline = time_limit(args.limit)
-    with progress_held(args.mirror, work, deadline) as saved:
+    with hold_mirrored_progress(args.mirror, work, deadline) as saved:
         if not processes.agreed(has_result(work) if processes.rank() == 0 else None):
             train(args, work, TimeLimit(deadline), saved)
         else:
@@ -58,12 +58,12 @@ def main(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def progress_held(mirror: str | None, work: Path, deadline: float | None) -> Iterator[Callable[[], None]]:
+def hold_mirrored_progress(mirror: str | None, work: Path, deadline: float | None) -> Iterator[Callable[[], None]]:
     """Hold the progress, here and in the storage, for all processes; yields what copies it there."""
     with ExitStack() as stack:
         saved: Callable[[], None] = _nothing
         if processes.rank() == 0:
-            stack.enter_context(held(work, deadline))
+            stack.enter_context(hold_progress(work, deadline))
             if mirror:
                 from lib.mirror import mirrored
 
@@ -72,7 +72,7 @@ def progress_held(mirror: str | None, work: Path, deadline: float | None) -> Ite
 
 
 def has_result(work: Path) -> bool:
-    """Whether the adapter is trained already; a result whose bytes have changed is removed, and said."""
+    """Return whether the adapter is trained already; a result whose bytes have changed is removed, and said."""
     result = work / "result"
     if not result.exists():
         return False
@@ -87,7 +87,7 @@ def _nothing() -> None:
 
 
 def time_limit(minutes: float | None) -> float | None:
-    """When a scheduler kills this job: `minutes` after the start, or what Slurm says; None: never.
+    """Return when a scheduler kills this job: `minutes` after the start, or what Slurm says; None: never.
 
     By the monotonic clock, which goes on evenly when somebody sets the time of day.
     """

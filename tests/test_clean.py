@@ -11,8 +11,8 @@ import clean
 import pytest
 from conftest import ROOT
 
-from lib import lock
 from lib.cli import UserError
+from lib.core import progress_lock
 from lib.provenance import made_files
 
 OLD, NEW = "work/train/00000000deadbeef", "work/train/0123456789abcdef"
@@ -107,9 +107,9 @@ def test_what_a_training_on_another_machine_holds_is_left_alone(folder, monkeypa
         os.utime(folder / key / "holder.json", (touched, touched))
     monkeypatch.chdir(folder)
     for name, seconds in {"_BEAT": 0.2, "_DEAD": 0.6, "_POLL": 0.05}.items():
-        monkeypatch.setattr(lock, name, seconds)
+        monkeypatch.setattr(progress_lock, name, seconds)
     beats = iter(range(10**9, 2 * 10**9))
-    with lock.meanwhile(lambda: os.utime(Path(NEW) / "holder.json", (0, next(beats))), 0.1):
+    with progress_lock.repeat_meanwhile(lambda: os.utime(Path(NEW) / "holder.json", (0, next(beats))), 0.1):
         clean.main(Namespace(what="work", days=0, dry_run=False))
     assert f"kept     {NEW}: a job holds it" in capsys.readouterr().out
     assert (folder / NEW / "holder.json").is_file()

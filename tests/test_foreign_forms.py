@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from lib.cli import UserError
-from lib.core.objects import read_object
+from lib.core.forms import open_record, read_form
 from lib.files import sha256_text
 from lib.lineage import broken_links, read_lineage
 from lib.manifests import STAMP, read_manifest, write_manifest
@@ -171,7 +171,7 @@ def find_wrong(read: Callable[[Path, str], None], project: Path, text: str) -> s
 
 def test_a_plan_says_that_it_does_not_believe_a_lineage_of_another_form(project, capsys):
     plan(project, "[]")
-    line = "lineage: results/lineage.json: it holds no object with keys; remove it and run the workflow again"
+    line = "lineage: results/lineage.json: it must be an object; remove it and run the workflow again"
     assert capsys.readouterr().err.startswith(line)
 
 
@@ -303,4 +303,4 @@ def test_a_plan_names_a_pipe_that_lies_where_a_job_writes(project, put):
 def test_a_pipe_in_place_of_json_is_one_line_and_no_wait(project, name):
     os.mkfifo(project / name)
     with pytest.raises(UserError, match="it is no regular file; remove it"):
-        read_object(project / name, {})
+        read_form(project / name, open_record())

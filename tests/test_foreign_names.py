@@ -173,6 +173,7 @@ ONLY = {
 # `weight_files`; the hub on loopback of test_fetch_model gives real ones.
 TESTED_ELSEWHERE = {
     *("lib/hub.py", "lib/lineage.py", "lib/snakemake_record.py"),
+    *("lib/onnx/packaged.py", "lib/onnx_scorer.py"),  # in test_packaged.py
     *("fetch_adapter.py", "fetch_merged.py", "fetch_model.py", "compare_results.py"),
 }
 CASES = [
@@ -343,7 +344,5 @@ def test_no_value_of_a_file_becomes_a_path_beside_the_door():
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and _is_stated(node.right)
     ]
     linking = [name for name, tree in modules().items() if "link_or_copy" in ast.dump(tree) and name != "lib/files.py"]
-    assert {place.partition(":")[0] for place in joined} <= {"lib/onnx_scorer.py", "lib/report/rows.py"}, (
-        joined
-    )  # a number
+    assert {place.partition(":")[0] for place in joined} <= {"lib/report/rows.py"}, joined  # a number
     assert linking == ["lib/manifests.py"]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import run
 
-from lib import lock
 from lib.cli import Stopped, UserError
+from lib.core import progress_lock
 from lib.core.locks import is_still_there, open_lock, try_lock
 from lib.files import read_json
 
@@ -22,7 +22,7 @@ DAY = 86400
 def quick(monkeypatch):
     """Signs of life every 0.15 s; a holder without one for 0.6 s is dead."""
     for name, seconds in {"_BEAT": 0.15, "_DEAD": 0.6, "_POLL": 0.02}.items():
-        monkeypatch.setattr(lock, name, seconds)
+        monkeypatch.setattr(progress_lock, name, seconds)
 
 
 def hold_elsewhere(folder: Path, touched: float, **other: object) -> Path:
@@ -34,7 +34,7 @@ def hold_elsewhere(folder: Path, touched: float, **other: object) -> Path:
 
 def seconds_until_held(folder: Path, patience: float) -> float:
     begin = time.monotonic()
-    with lock.held(folder, deadline=begin + patience):
+    with progress_lock.hold_progress(folder, deadline=begin + patience):
         took = time.monotonic() - begin
         assert read_json(folder / "holder.json")["host"] == HERE
     assert not (folder / "holder.json").exists()
@@ -49,7 +49,7 @@ def test_a_dead_holder_is_taken_over_whatever_its_clock_said(tmp_path, quick, ah
 
 @pytest.mark.parametrize("ahead", [-40 * 365 * DAY, -3600, 0, 3600, 40 * 365 * DAY])
 def test_a_living_holder_is_waited_for_whatever_its_clock_says(tmp_path, monkeypatch, ahead):
-    now, touched, watch = 0.0, time.time() + ahead, lock.Watch()
+    now, touched, watch = 0.0, time.time() + ahead, progress_lock._Watch()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     for beat in range(20):
         hold_elsewhere(tmp_path, touched + (-1) ** beat)  # it jumps to and fro
@@ -57,13 +57,17 @@ def test_a_living_holder_is_waited_for_whatever_its_clock_says(tmp_path, monkeyp
         for _ in range(15):
             assert watch.sees_life(tmp_path)
             now += 1
-    now += lock._DEAD
+    now += progress_lock._DEAD
     assert not watch.sees_life(tmp_path)
 
 
 def test_two_never_hold_the_same_while_signs_of_life_come(tmp_path, quick):
     path = hold_elsewhere(tmp_path, 0)
-    with lock.meanwhile(path.touch, 0.05), pytest.raises(Stopped), lock.held(tmp_path, deadline=time.monotonic() + 0.8):
+    with (
+        progress_lock.repeat_meanwhile(path.touch, 0.05),
+        pytest.raises(Stopped),
+        progress_lock.hold_progress(tmp_path, deadline=time.monotonic() + 0.8),
+    ):
         pytest.fail("two hold it")
 
 
@@ -91,7 +95,7 @@ def test_what_no_holder_writes_holds_nothing(tmp_path, text):
 @pytest.mark.parametrize("other", [{"process": [1]}, {"job": {}}, {"host": "\x1b[31m\n"}, {"process": "x", "job": 3}])
 def test_a_holder_is_named_in_one_plain_line(tmp_path, capfd, other):
     hold_elsewhere(tmp_path, time.time(), **other)
-    with pytest.raises(Stopped), lock.held(tmp_path, deadline=time.monotonic() - 1):
+    with pytest.raises(Stopped), progress_lock.hold_progress(tmp_path, deadline=time.monotonic() - 1):
         pytest.fail("two hold it")
     (line,) = capfd.readouterr().err.splitlines()
     assert line.isprintable()
@@ -103,7 +107,7 @@ def test_a_holder_that_died_here_is_taken_over_at_once(tmp_path):
 
 
 def test_a_holder_gives_signs_of_life(tmp_path, quick):
-    with lock.held(tmp_path):
+    with progress_lock.hold_progress(tmp_path):
         os.utime(tmp_path / "holder.json", (0, 0))
         time.sleep(0.5)
         assert (tmp_path / "holder.json").stat().st_mtime > 0
@@ -152,7 +156,10 @@ def test_a_training_takes_no_such_thing_for_a_holder(tmp_path, kind):
 
 def test_a_folder_in_the_place_of_a_holder_is_one_line(tmp_path):
     (tmp_path / "holder.json").mkdir()
-    with pytest.raises(UserError, match=r"holder.json: is not a file of its own; remove it"), lock.held(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"holder.json: is not a file of its own; remove it"),
+        progress_lock.hold_progress(tmp_path),
+    ):
         pytest.fail("held without a sign of it")
 
 

@@ -278,8 +278,12 @@ def test_hostile_settings_of_a_tokenizer_are_one_line(model, settings):
     assert "tokenizer_config.json: chat_template" in refusal(model)
 
 
-@pytest.mark.parametrize("pattern", [None, "(x+x+)+y"], ids=["no unknown token", "a pattern that goes back for ever"])
-def test_a_tokenizer_that_cannot_read_a_text_is_one_line(model, pattern):
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [(None, "its tokenizer (tokenizer.json) fails"), ("(x+x+)+y", "its tokenizer cannot read a text")],
+    ids=["no unknown token", "a pattern that goes back for ever"],
+)
+def test_a_tokenizer_that_cannot_read_a_text_is_one_line(model, pattern, expected):
     file = json.loads((model / "tokenizer.json").read_text())
     if pattern is None:
         file |= {"model": {"type": "WordLevel", "vocab": {"a": 5}, "unk_token": "none"}}
@@ -290,7 +294,7 @@ def test_a_tokenizer_that_cannot_read_a_text_is_one_line(model, pattern):
         template["prompt"].append({"text": "x" * 60})
         (model / "template.json").write_text(json.dumps(template))
     (model / "tokenizer.json").write_text(json.dumps(file))
-    assert "its tokenizer cannot read a text" in refusal(model)
+    assert expected in refusal(model)
 
 
 def test_a_model_that_cannot_answer_is_one_line(model):

@@ -87,7 +87,7 @@ def job_address(uri: str) -> str:
 
 
 def _normalize(match: re.Match[str]) -> str:
-    """An address with its own words in lower case; the names in it stay as they are."""
+    """Return an address with its own words in lower case; the names in it stay as they are."""
     text, result, end = match[0], "", 0
     for start, stop in sorted(match.span(group) for group in match.re.groupindex if match[group] is not None):
         result += text[end:start].lower() + text[start:stop]

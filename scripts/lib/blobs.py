@@ -100,7 +100,7 @@ def relative_name(folder: Place, blob: str) -> str:
 
 
 def download(folder: Place, path: str, target: Path) -> None:
-    """To `target`, whole or not at all; the file passes through little memory.
+    """Download to `target`, whole or not at all; the file passes through little memory.
 
     Raises `UserError` when the bytes are not those whose sha256 was stated when they were uploaded.
     """

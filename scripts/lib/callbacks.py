@@ -193,6 +193,6 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _checkpoints(work: Path) -> dict[int, Path]:
-    """Training checkpoints by step, whole or not."""
+    """Return the training checkpoints by step, whole or not."""
     found = {folder.name.removeprefix("checkpoint-"): folder for folder in work.glob("checkpoint-*")}
     return {int(step): folder for step, folder in found.items() if step.isdecimal()}

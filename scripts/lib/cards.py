@@ -92,7 +92,7 @@ def _lock(count: int, cards: Sequence[str], place: Path, patience: float) -> lis
 
 
 def own_place() -> Path:
-    """Where the locks lie when the folder of all users is unfit: below the home, which others cannot write to."""
+    """Return where locks lie when the folder of all users is unfit: below the home, which others cannot write to."""
     try:
         return Path.home() / ".cache" / "slmflow" / f"gpus-{socket.gethostname()}"  # homes are shared by machines
     except RuntimeError:
@@ -116,7 +116,7 @@ def _free_cards(count: int, cards: Sequence[str], place: Path, *, shared: bool) 
     folder = _open_folder(place, shared=shared)
     try:
         for card in cards:
-            if len(held) < count and (file := _locked(place / _lock_name(card), folder, shared=shared)) is not None:
+            if len(held) < count and (file := _lock_file(place / _lock_name(card), folder, shared=shared)) is not None:
                 held[card] = file
         if len(held) < count:
             return None
@@ -135,8 +135,8 @@ def _lock_name(card: str) -> str:
     return f"{card.replace('/', '_')}.lock"  # MIG-GPU-…/1/0, as drivers before 470 name them
 
 
-def _locked(path: Path, folder: int, *, shared: bool) -> int | None:
-    """A file descriptor that holds the lock of a file, or None where another process does."""
+def _lock_file(path: Path, folder: int, *, shared: bool) -> int | None:
+    """Return a file descriptor that holds the lock of a file, or None where another process does."""
     file = open_lock(path, folder=folder, shared=shared)
     held = False
     try:
@@ -148,7 +148,7 @@ def _locked(path: Path, folder: int, *, shared: bool) -> int | None:
 
 
 def _open_folder(place: Path, *, shared: bool) -> int:
-    """A descriptor of the folder of locks, made if need be. Raises `UserError` when it is unfit.
+    """Return a descriptor of the folder of locks, made if need be. Raises `UserError` when it is unfit.
 
     Nobody's modes are changed: a folder is made with its own.
     """

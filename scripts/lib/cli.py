@@ -173,7 +173,11 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace],
     except BaseException as error:  # a panic of a library in Rust is no Exception
         failure = find_failure(error, written_to(args))
         _log_traceback(error)
-        _say_last(describe_failure(failure, name, written_to(args)) if failure else _unexpected(name, error, args.log))
+        _say_last(
+            describe_failure(failure, name, written_to(args))
+            if failure
+            else _describe_unexpected(name, error, args.log)
+        )
         _exit(1)
     _exit(0)
 
@@ -192,12 +196,12 @@ def _log_times() -> None:
 
 
 def _even_clock() -> float:
-    """Seconds of a clock that nobody sets; on Linux it goes on while the machine sleeps."""
+    """Return the seconds of a clock that nobody sets; on Linux it goes on while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()
 
 
 def _process_age() -> float:
-    """Seconds since this process began, exact to the kernel's tick (10 ms)."""
+    """Return the seconds since this process began, exact to the kernel's tick (10 ms)."""
     if sys.platform != "linux":
         return time.process_time()
     # The 22nd field, counted behind the program's name, which may hold spaces (proc(5)).
@@ -205,7 +209,7 @@ def _process_age() -> float:
     return _even_clock() - ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _unexpected(name: str, error: BaseException, log: Path | None) -> str:
+def _describe_unexpected(name: str, error: BaseException, log: Path | None) -> str:
     summary = str(error).strip().splitlines() or [""]
     return f"{name}: unexpected {type(error).__name__}: {summary[0][:300]}" + (f"; see {log}" if log else "")
 

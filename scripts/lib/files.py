@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,20 @@ def canonical_json(value: Any) -> str:
 def sha256_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_once() -> Callable[[Path], str]:
+    """Return what hashes files, and reads one with several names (hard links, links into DVC's cache) once."""
+    known: dict[tuple[int, ...], str] = {}
+
+    def hash_file(path: Path) -> str:
+        facts = path.stat()
+        key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        if key not in known:
+            known[key] = sha256_file(path)
+        return known[key]
+
+    return hash_file
 
 
 def sha256_text(text: str) -> str:
@@ -156,11 +170,10 @@ def write_json(path: Path, value: Any) -> None:
         file.write("\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON. Raises `UserError` with file and line when it is missing or broken."""
-    hint = "mend or remove the file"
+def read_json(path: Path, *, hint: str = "mend or remove the file", strict: bool = False) -> Any:
+    """Read JSON. Raises `UserError` with file and line when it is missing, broken or, if `strict`, ambiguous."""
     try:
-        return parse_json(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"), strict=strict)
     except FileNotFoundError:
         fail("no such file", "check the path", at=path)
     except IsADirectoryError:
@@ -173,25 +186,45 @@ def read_json(path: Path) -> Any:
         fail(f"not JSON: {error}", hint, at=path)
 
 
-def parse_json(text: str) -> Any:
+class _AmbiguousError(ValueError):
+    """JSON that other programs read in another way, or not at all."""
+
+
+def parse_json(text: str, *, strict: bool = False) -> Any:
     """Return the value of a JSON text. Raises `ValueError`, also for what `json` reads and no later reader can bear.
 
     That is nesting without end, whole numbers of thousands of digits, and halves of surrogate pairs. NaN and Infinity
     are read: configurations of models have them, as Python writes them.
+
+    strict: refuse them, and a key that stands twice in an object, of which each parser takes the one that it likes.
     """
+    hooks: dict[str, Any] = {"object_pairs_hook": _make_object, "parse_constant": _refuse} if strict else {}
     try:
-        value = json.loads(text)
+        value = json.loads(text, **hooks)
         if "\\u" in text:  # only escapes can write half a pair
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except UnicodeEncodeError:
         raise ValueError("text with half of a surrogate pair") from None
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, _AmbiguousError):
         raise
     except ValueError:
         raise ValueError("a number with too many digits") from None
     return value
+
+
+def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise _AmbiguousError(f"the key {key[:80]!a} stands there twice")
+        result[key] = value
+    return result
+
+
+def _refuse(constant: str) -> Any:
+    raise _AmbiguousError(f"{constant} is no number")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -81,7 +81,7 @@ def fixed_texts(template: Template) -> tuple[str, str, str]:
 
 
 def word_places(word: str, text: str) -> list[int]:
-    """Where `word` stands in `text` as a word of its own, whatever its case.
+    """Return where `word` stands in `text` as a word of its own, whatever its case.
 
     Without a regular expression: to compile one for each of thousands of labels takes minutes.
     """

@@ -36,10 +36,10 @@ class Layout:
 
     def folder(self, run: str, stage: str) -> Path:
         """Weights of a stage; their manifest stands beside them."""
-        return self._run(run) / self._checked(stage).replace("onnx-", "onnx/", 1)
+        return self._run(run) / self._check_part(stage).replace("onnx-", "onnx/", 1)
 
     def calibrated(self, run: str, variant: str) -> Path:
-        return self._run(run) / "calibrated" / self._checked(variant)
+        return self._run(run) / "calibrated" / self._check_part(variant)
 
     def training(self, run: str) -> Path:
         return self._run(run) / "training.json"
@@ -50,19 +50,19 @@ class Layout:
 
     def score(self, run: str, stage: str) -> Path:
         """Score on validation rows."""
-        return self.results / "scores" / self._checked(run) / f"{self._checked(stage)}.validation.json"
+        return self.results / "scores" / self._check_part(run) / f"{self._check_part(stage)}.validation.json"
 
     def predictions(self, run: str, stage: str) -> Path:
         """Of the same rows."""
         return self.score(run, stage).with_suffix(".predictions.jsonl")
 
     def speed(self, run: str, variant: str) -> Path:
-        return self.results / "speed" / self._checked(run) / f"{self._checked(variant)}.json"
+        return self.results / "speed" / self._check_part(run) / f"{self._check_part(variant)}.json"
 
     def _run(self, run: str) -> Path:
-        return self.results / "runs" / self._checked(run)
+        return self.results / "runs" / self._check_part(run)
 
-    def _checked(self, name: str) -> str:
+    def _check_part(self, name: str) -> str:
         return check_bare_name(name, at=self.results)
 
 

@@ -14,20 +14,23 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypedDict
 
 from lib.cli import fail
-from lib.core.objects import INTEGER, LIST, OBJECT, SHA256, TEXT, check_object, list_of, object_of, optional
+from lib.core.forms import ANYTHING, INTEGER, SHA256, TEXT, check_form, list_of, nullable, object_of, open_record
 from lib.core.paths import check_source_path
-from lib.files import canonical_json, published, sha256_file, sha256_text
+from lib.files import canonical_json, hash_once, parse_json, published, sha256_file, sha256_text
 from lib.manifests import load_manifest, manifest_path
 
 NAME = "lineage.json"
-_JOB = {"rule": TEXT, "outputs": object_of(SHA256), "record": OBJECT, "sources": object_of(SHA256)}
-_RECORD = {
-    "input": optional(list_of(TEXT)),
-    "input_checksums": optional(object_of(TEXT)),
-    "params": optional(LIST),
-    "record_format_version": INTEGER,
-    **dict.fromkeys(("rule", "code", "container_img_url", "software_stack_hash"), optional(TEXT)),
-}
+_RECORD = open_record(
+    {"record_format_version": INTEGER},
+    {
+        "input": nullable(list_of(TEXT)),
+        "input_checksums": nullable(object_of(TEXT)),
+        "params": nullable(list_of(ANYTHING)),
+        **dict.fromkeys(("rule", "code", "container_img_url", "software_stack_hash"), nullable(TEXT)),
+    },
+)
+_JOB = open_record({"rule": TEXT, "outputs": object_of(SHA256), "record": _RECORD, "sources": object_of(SHA256)})
+_FORM = open_record({"jobs": list_of(_JOB)})
 _DEEPEST = 200  # jobs from the first to the last; the workflow has about 20
 _HINT = "remove it and run the workflow again"
 
@@ -79,11 +82,10 @@ def parse_lineage(content: bytes, at: str | Path) -> Lineage:
     Raises `UserError` unless it has the form that `write_lineage` writes.
     """
     try:
-        value = json.loads(content)
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # no escaped half of a character
-    except (ValueError, RecursionError):
+        value = parse_json(content.decode("utf-8"))
+    except ValueError:
         fail("not JSON", _HINT, at=at)
-    jobs: list[Job] = check_object(value, {"jobs": list_of(OBJECT)}, at=at, hint=_HINT)["jobs"]
+    jobs: list[Job] = check_form(value, _FORM, at=at, hint=_HINT)["jobs"]
     for job in jobs:
         _check_job(job, at)
     lineage = Lineage({path: job for job in jobs for path in job["outputs"]})
@@ -92,8 +94,7 @@ def parse_lineage(content: bytes, at: str | Path) -> Lineage:
 
 
 def _check_job(job: Job, at: str | Path) -> None:
-    check_object(job, _JOB, at=at, hint=_HINT)
-    record = check_object(job["record"], _RECORD, at=at, hint=_HINT)
+    record = job["record"]
     if not re.fullmatch(r"\w+", job["rule"]):
         fail(f"{ascii(job['rule'])[:80]} is no name of a rule", _HINT, at=at)
     for paths in (job["outputs"], job["sources"], record.get("input") or [], record.get("input_checksums") or {}):
@@ -124,7 +125,7 @@ def write_lineage(results: Path, lineage: Lineage) -> None:
 
 
 def lineage_text(lineage: Lineage) -> str:
-    """A job a line, each after those that made its inputs: equal runs have equal bytes. Behind them their hashes."""
+    """Return a job a line, each after those that made its inputs, and their hashes: equal runs have equal bytes."""
     text = {id(job): job_text(job) for job in lineage.jobs()}
     jobs = {id(job): job for job in sorted(lineage.jobs(), key=lambda job: text[id(job)])}
     made_from = {
@@ -145,7 +146,7 @@ def job_text(job: Job) -> str:
 def sha256_of(
     path: Path, *, trust_manifest: bool = False, hash_file: Callable[[Path], str] = sha256_file
 ) -> str | None:
-    """sha256 of a file; of a directory that of its files' names and hashes; None when there is nothing.
+    """Return the sha256 of a file, or of the names and hashes in a directory; None when there is nothing.
 
     Hidden files do not count: no rule reads `.git`, `.cache` or `.DS_Store` of a model, and other programs change them.
 
@@ -161,20 +162,6 @@ def sha256_of(
         known = load_manifest(manifest_path(path))["files"]
     files = visible_files(path)
     return sha256_text(canonical_json({name: known.get(name) or hash_file(file) for name, file in files.items()}))
-
-
-def hash_once() -> Callable[[Path], str]:
-    """Return what hashes files, and reads one with several names (hard links, links into DVC's cache) once."""
-    known: dict[tuple[int, ...], str] = {}
-
-    def hash_file(path: Path) -> str:
-        facts = path.stat()
-        key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
-        if key not in known:
-            known[key] = sha256_file(path)
-        return known[key]
-
-    return hash_file
 
 
 def visible_files(folder: Path) -> dict[str, Path]:

@@ -11,13 +11,15 @@ from types import MappingProxyType
 from typing import Any
 
 from lib.cli import fail
-from lib.core.objects import INTEGER, OBJECT, SHA256, object_of, read_object
+from lib.core.forms import INTEGER, SHA256, object_of, open_record, read_form
 from lib.core.paths import check_name, path_below
 from lib.files import canonical_json, link_or_copy, published, sha256_file
 
 RUN_CARD = "run_card.json"
 STAMP = ".snakemake_timestamp"  # Snakemake puts one into every directory output; it is no part of it
-_FORM = {"files": object_of(SHA256), "size_bytes": INTEGER, "inputs": object_of(SHA256), "settings": OBJECT}
+_FORM = open_record(
+    {"files": object_of(SHA256), "size_bytes": INTEGER, "inputs": object_of(SHA256), "settings": open_record()}
+)
 _HINT = "delete the folder and its manifest, then run again"
 
 
@@ -85,7 +87,7 @@ def load_manifest(path: Path) -> dict[str, Any]:
 
     Whoever made the results chose the names in it: none leads out of the folder.
     """
-    manifest = read_object(path, _FORM, hint=_HINT)
+    manifest: dict[str, Any] = read_form(path, _FORM, _HINT)
     for name in manifest["files"]:
         check_name(name, at=path)
     return manifest

@@ -152,7 +152,7 @@ def _classification(predictions: Sequence[Prediction], labels: list[str]) -> dic
 
 
 def _class_sums(truth: np.ndarray, predicted: np.ndarray, size: int) -> Any:
-    """(n, 2 size) what each row adds to hits of the classes, then to their predicted plus true rows."""
+    """Return what each row adds to the hits of the classes, then to their predicted plus true rows: (n, 2 size)."""
     if size > MOST_LABELS_SHOWN:
         from scipy.sparse import csr_array
 
@@ -242,7 +242,7 @@ def _label_numbers(predictions: Sequence[Prediction], labels: list[str]) -> tupl
 
 
 def _confusion(predictions: Sequence[Prediction], labels: list[str]) -> Any:
-    """The rows of each true and predicted label; sparse where the labels are many."""
+    """Return the rows of each true and predicted label; sparse where the labels are many."""
     size = len(labels)
     if size > MOST_LABELS_SHOWN:
         from scipy.sparse import coo_array
@@ -262,7 +262,7 @@ def _confusion_json(matrix: Any) -> list[list[int]]:
 
 
 def _per_class(matrix: Any, labels: list[str]) -> dict[str, dict[str, float | int]]:
-    """Precision, recall and F1 of each label; 0 where nothing was predicted or nothing is there."""
+    """Return precision, recall and F1 of each label; 0 where nothing was predicted or nothing is there."""
     hits, support, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     precision = np.nan_to_num(_divide(hits, predicted))
     recall = np.nan_to_num(_divide(hits, support))

@@ -19,7 +19,7 @@ from azure.storage.blob import BlobLeaseClient
 from lib import blobs
 from lib.cli import Stopped, progress
 from lib.core.checksums import COMPLETE, find_fault, is_finished, remove
-from lib.lock import meanwhile
+from lib.core.progress_lock import repeat_meanwhile
 
 _LEASE = 60  # seconds until the lease of a holder that died is free again: the longest that Azure has
 _RENEW = 15.0  # seconds between two renewals
@@ -87,7 +87,7 @@ class Mirror:
 
 
 def _folders(paths: Iterable[str]) -> set[str]:
-    """Folders of progress; what else lies there is nobody's."""
+    """Return the folders of progress; what else lies there is nobody's."""
     names = {path.partition("/")[0] for path in paths if "/" in path}
     return {name for name in names if _FOLDER.fullmatch(name)}
 
@@ -147,7 +147,7 @@ def _renewed(lease: BlobLeaseClient) -> Iterator[None]:
             lease.renew()
 
     try:
-        with meanwhile(renew, _RENEW):
+        with repeat_meanwhile(renew, _RENEW):
             yield
     finally:
         with suppress(AzureError):  # it ends by itself

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lib.cli import UserError, fail, first_line
-from lib.core.objects import BOOLEAN, INTEGER, OBJECT, TEXT, either, list_of, optional, read_object
+from lib.core.forms import open_record, read_form
 from lib.core.paths import check_bare_name
 from lib.data.tokenizer_trial import HARD_TEXTS, check_tokenizer_file
 from lib.files import SAFETENSORS_INDEX, is_lfs_pointer, write_json
+from lib.models.model_config import check_generation_config, check_layer_counts, check_model_type, read_config
 from lib.tokens import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:  # brings torch, and which files to download is chosen without
@@ -42,20 +43,8 @@ SMALL_FILES = (
     SAFETENSORS_INDEX,
     *VOCABULARIES,
 )
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # by the names of transformers' configurations
-_MANY_LAYERS = 1000  # the deepest models have some 130
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-# What is read of config.json here; transformers checks the rest.
-CONFIG = {
-    "model_type": optional(TEXT),
-    "architectures": optional(list_of(TEXT)),
-    "quantization_config": optional(OBJECT),
-    "tie_word_embeddings": optional(BOOLEAN),
-    "vocab_size": optional(INTEGER),
-    "eos_token_id": optional(either(INTEGER, list_of(INTEGER))),
-}
 
 
 @dataclass(frozen=True)
@@ -155,7 +144,7 @@ def import_safetensors(source: Source, out: Path, parameters: int) -> dict[str, 
     if len(files) > 1:
         weight_map = {name: weight.file.name for name, weight in sorted(stored_weights(out).items())}
         write_json(out / SAFETENSORS_INDEX, {"metadata": {"total_parameters": count}, "weight_map": weight_map})
-    raw = read_object(source.folder / "config.json", CONFIG)
+    raw = read_config(source.folder)
     raw.pop("auto_map", None)  # names code files that are neither copied nor ever run
     write_json(out / "config.json", raw)
     return {"source_format": "safetensors", "weights_were_quantized": None, "parameters": count, "dtype": FLOATS[dtype]}
@@ -170,7 +159,7 @@ def causal_config(source: Source) -> Any:
     if not source.gguf:
         if not (source.folder / "config.json").is_file():
             fail("it has no config.json", "choose the folder or repository of a whole model", at=source.label)
-        raw = read_object(source.folder / "config.json", CONFIG)
+        raw = read_config(source.folder)
         check_model_type(raw, source.label)
         check_layer_counts(raw, source)
     try:
@@ -190,34 +179,6 @@ def causal_config(source: Source) -> Any:
             at=source.label,
         )
     return config
-
-
-def check_model_type(raw: dict[str, Any], label: str) -> None:
-    import transformers
-
-    kind = raw.get("model_type")
-    if kind not in transformers.CONFIG_MAPPING:
-        why = "it needs code of its own (auto_map), which is never run" if "auto_map" in raw else "it is unknown"
-        fail(
-            f"transformers {transformers.__version__} has no model_type {kind!r}: {why}",
-            "choose a model that transformers supports itself",
-            at=label,
-        )
-    if quantization := raw.get("quantization_config"):
-        method = quantization.get("quant_method", "an unknown method")
-        fail(f"its weights are quantized ({method})", "choose the unquantized model: variants quantize later", at=label)
-
-
-def check_layer_counts(raw: dict[str, Any], source: Source) -> None:
-    """Raise `UserError` when config.json asks for more layers than there are tensors: making them would not end."""
-    from lib.streaming import read_headers
-
-    counts = {name: raw.get(name) for name in _LAYERS}
-    many = {name: value for name, value in counts.items() if isinstance(value, int) and value > _MANY_LAYERS}
-    for name, value in many.items():
-        if value > (tensors := len(read_headers(source.folder, source.weights, source.label))):
-            what = f"its config.json says {name} {value}, its weights are {tensors} tensors"
-            fail(what, "fetch or save the whole model again", at=source.label)
 
 
 def match_tensors(config: Any, tensors: Mapping[str, "Stored"], label: str) -> dict[str, str]:
@@ -339,17 +300,6 @@ def write_tokenizer(source: Source, out: Path, config: Any, tokenizer: Any) -> N
         raise UserError(message if source.label in message else f"{source.label}: {message}") from None
 
 
-def check_generation_config(source: Source) -> None:
-    """Raise `UserError` when transformers cannot read the generation config, which every later rule does."""
-    import transformers
-
-    read_object(source.folder / "generation_config.json", {})
-    try:
-        transformers.GenerationConfig.from_pretrained(source.folder)
-    except Exception as error:  # whatever its values lead to
-        fail(f"its generation_config.json cannot be read: {first_line(error)}", "save it anew", at=source.label)
-
-
 def refuse_tokenizer(source: Source, error: Exception) -> NoReturn:
     """Raise `UserError` for a tokenizer that cannot be loaded, with what makes it loadable."""
     pieces = [name for name in VOCABULARIES if name.endswith(".model") and (source.folder / name).is_file()]
@@ -367,7 +317,7 @@ def refuse_tokenizer(source: Source, error: Exception) -> NoReturn:
 
 def clean_tokenizer_config(path: Path) -> None:
     """Drop what says how the tokenizer was loaded here, and code that is never run."""
-    config = read_object(path, {})
+    config = read_form(path, open_record())
     for key in ("is_local", "local_files_only", "name_or_path", "auto_map"):
         config.pop(key, None)
     write_json(path, config)

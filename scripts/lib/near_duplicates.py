@@ -262,7 +262,7 @@ class _Index:
         return bool(shared >= self.threshold * (together - shared))
 
     def may_be_similar_by_wide_maps(self, left: Numbers, right: Numbers) -> NDArray[np.bool_]:
-        """As `may_be_similar`, by bit maps that exclude nearly all of the rest; of short texts only."""
+        """Return what `may_be_similar` does, by bit maps that exclude nearly all of the rest; of short texts only."""
         sizes = np.frombuffer(self._sizes, dtype=np.int32)
         possible = np.ones(len(left), dtype=np.bool_)
         short = np.flatnonzero(np.maximum(sizes[left], sizes[right]) <= _SHORT)
@@ -298,7 +298,7 @@ class _Index:
         return os.pread(self._file.fileno(), end - start, start).decode()
 
     def shingles(self) -> Iterator[tuple[Hashes, Numbers]]:
-        """The shingles of all texts, some at a time, read from the file."""
+        """Yield the shingles of all texts, some at a time, read from the file."""
         start = 0
         while start < self.count:
             end = start + 1
@@ -328,7 +328,7 @@ def _joining_pairs(index: _Index) -> Iterator[tuple[int, int]]:
     # comparisons are in vain.
     exact, joined = index.exact, 0
     for left, right in pair_neighbours(keys):
-        for pair in _joined(index, groups, left, right):
+        for pair in _merge_similar(index, groups, left, right):
             joined += 1
             yield pair
         if index.exact - exact > _VAIN * (joined + _VAIN):
@@ -340,11 +340,11 @@ def _joining_pairs(index: _Index) -> Iterator[tuple[int, int]]:
             index.uncompared = proposed - looked_at
             return
         looked_at += len(left)
-        yield from _joined(index, groups, left, right)
+        yield from _merge_similar(index, groups, left, right)
 
 
 def _most_work(count: int) -> int:
-    """Work that may be done for so many texts, in pairs of bit maps: some 70 ns each."""
+    """Return the work that may be done for so many texts, in pairs of bit maps: some 70 ns each."""
     return max(_LEAST_WORK, int(_WORK_EACH * count * math.log2(max(2, count))))
 
 
@@ -364,8 +364,8 @@ def _fewest_candidates(
     return proposed, (pair for band in chosen.T for pair in pair_across_groups(band, groups.roots()))
 
 
-def _joined(index: _Index, groups: Groups, left: Numbers, right: Numbers) -> Iterator[tuple[int, int]]:
-    """Those of the proposed pairs that are similar and not yet in one group; `groups` learns of them."""
+def _merge_similar(index: _Index, groups: Groups, left: Numbers, right: Numbers) -> Iterator[tuple[int, int]]:
+    """Yield those of the proposed pairs that are similar and not yet in one group; `groups` learns of them."""
     apart = groups.roots()[left] != groups.roots()[right]
     left, right = left[apart], right[apart]
     index.work += len(left)

@@ -16,8 +16,9 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from lib.core.paths import path_below
 from lib.memory import keep_freed_memory
-from lib.onnx.packaged import read_genai_config
+from lib.onnx.packaged import GENAI_CONFIG, read_genai_config
 from lib.onnx_model import OnnxModel, log_softmax
 from lib.tokens import shared_beginning
 
@@ -41,12 +42,13 @@ class Scorer:
     def __init__(self, folder: Path, threads: int) -> None:
         """Raises `ValueError` when the model takes more than ids, mask, positions, keys and values, or other types."""
         decoder = read_genai_config(folder)["model"]["decoder"]
+        file = path_below(folder, decoder["filename"], at=folder / GENAI_CONFIG)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         self._session = onnxruntime.InferenceSession(
-            _with_last_logits(folder / decoder["filename"]), options, providers=["CPUExecutionProvider"]
+            _with_last_logits(file), options, providers=["CPUExecutionProvider"]
         )
         inputs = {given.name: given.type for given in self._session.get_inputs()}
         layers = range(decoder["num_hidden_layers"])

@@ -119,7 +119,7 @@ def _member(stream: IO[bytes], path: str, package: str) -> Iterator[IO[bytes]]:
 
 
 def _is_zipped_file(info: zipfile.ZipInfo) -> bool:
-    """Whether a member of a zip archive is no folder, and no link as Unix writes them."""
+    """Return whether a member of a zip archive is no folder, and no link as Unix writes them."""
     mode = info.external_attr >> 16
     return not info.is_dir() and stat.S_IFMT(mode) in (0, stat.S_IFREG)
 

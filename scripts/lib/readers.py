@@ -70,14 +70,14 @@ def read_rows(path: Path) -> Iterator[SourceRow]:
 
 
 def _shallow(source: SourceRow) -> SourceRow:
-    """The row, or what is wrong with it where it is nested so deeply that a later reader would end in it."""
+    """Return the row, or what is wrong with it where it is nested so deeply that a later reader would end in it."""
     if source.error is None and _is_deep(source.row):
         return SourceRow(source.line, {}, TOO_DEEP)
     return source
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether a value has more than `DEEPEST` lists and objects in each other."""
+    """Return whether a value has more than `DEEPEST` lists and objects in each other."""
     level = [value]
     for _ in range(DEEPEST):
         level = [

@@ -78,7 +78,7 @@ def read_sources(
 
 
 def _bounded_values(values: dict[str, str], target: str, corpus: dict[str, Any]) -> dict[str, str] | Reason:
-    """The values without what no row of `max_length` tokens has room for, or why the row is too long."""
+    """Return the values without what no row of `max_length` tokens has room for, or why the row is too long."""
     most, side = most_characters(corpus["max_length"]), corpus["truncation"]
     for name, text in values.items():
         if len(text) > most and (side == "reject" or name == target):

@@ -4,19 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail
-from lib.core.objects import OBJECT, TEXT, check_object, list_of, optional, read_object
+from lib.core.forms import TEXT, list_of, nullable, open_record, read_form
 from lib.core.paths import check_bare_name
 
-_FORM = {"run": optional(TEXT), "variant": optional(TEXT), "rejected": list_of(OBJECT)}
-_REJECTED = dict.fromkeys(("run", "variant", "reason"), TEXT)
+_REJECTED = open_record(dict.fromkeys(("run", "variant", "reason"), TEXT))
+_FORM = open_record({"rejected": list_of(_REJECTED)}, dict.fromkeys(("run", "variant"), nullable(TEXT)))
 
 
 def selected(file: Path) -> dict[str, Any]:
     """Return the selection. Raises `UserError` with every rejection when nothing was selected."""
-    selection = read_object(file, _FORM)
-    rejected = [check_object(one, _REJECTED, at=file) for one in selection["rejected"]]
+    selection: dict[str, Any] = read_form(file, _FORM)
     if selection.get("run") is None:
-        reasons = " / ".join(f"{one['run']}/{one['variant']}: {one['reason']}" for one in rejected)
+        reasons = " / ".join(f"{one['run']}/{one['variant']}: {one['reason']}" for one in selection["rejected"])
         fail(f"no variant meets the constraints ({reasons})", "relax selection: or add a variant", at=file)
     for key in ("run", "variant"):  # both name folders
         check_bare_name(selection.get(key), at=file)

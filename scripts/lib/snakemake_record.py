@@ -227,7 +227,7 @@ def read_or_empty(read: Callable[[], Lineage]) -> Lineage:
 
 
 def _may_lie_here(path: str, results: Path) -> bool:
-    """Whether an output is looked at that a lineage names and Snakemake has no record of here.
+    """Return whether an output is looked at that a lineage names and Snakemake has no record of here.
 
     Raises `UserError` when it lies in the results folder behind a link: what came from elsewhere may lead anywhere.
     """

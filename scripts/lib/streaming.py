@@ -24,7 +24,7 @@ from lib.checkpoints import (
     simulate_loading,
 )
 from lib.cli import fail, first_line
-from lib.core.objects import TEXT, object_of, read_object
+from lib.core.forms import TEXT, object_of, open_record, read_form
 from lib.core.paths import check_bare_name
 from lib.files import SAFETENSORS_INDEX
 
@@ -81,8 +81,8 @@ def read_index(folder: Path, label: str | Path) -> dict[str, str]:
     file = folder / SAFETENSORS_INDEX
     if not file.is_file():
         return {}
-    form = {"weight_map": object_of(TEXT)}
-    index: dict[str, str] = read_object(file, form, hint="fetch the whole model")["weight_map"]
+    form = open_record({"weight_map": object_of(TEXT)})
+    index: dict[str, str] = read_form(file, form, "fetch the whole model")["weight_map"]
     for name in set(index.values()):
         if not check_bare_name(name, at=file).endswith(".safetensors"):
             fail(f"{name}, which {SAFETENSORS_INDEX} names, is no safetensors file", "do not use it", at=label)

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.cli import fail
-from lib.core.objects import INTEGER, OBJECT, TEXT, Kind, check_object, either, list_of, optional, read_object
+from lib.core.forms import INTEGER, TEXT, bounded_integer, check_form, either, list_of, nullable, open_record, read_form
 from lib.data.tokenizer_trial import check_tokenizer_file
 
 if TYPE_CHECKING:  # who only names the type, as templates do, starts without the library
     import tokenizers
 
-_TOKEN_ID = Kind("a token's id", lambda value: type(value) is int and 0 <= value < 1 << 32)
-_END = {"eos_token_id": optional(either(_TOKEN_ID, list_of(_TOKEN_ID)))}
+_TOKEN_ID = bounded_integer(0, 2**32 - 1)
+_END = open_record(optional={"eos_token_id": nullable(either(_TOKEN_ID, list_of(_TOKEN_ID)))})
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,11 @@ def load_tokenizer(model: Path, texts: Sequence[str] = ()) -> Tokenizer:
     backend = tokenizers.Tokenizer.from_file(str(source))
     backend.no_padding()
     backend.no_truncation()
-    config = read_object(model / "tokenizer_config.json", {}) if (model / "tokenizer_config.json").is_file() else {}
+    file = model / "tokenizer_config.json"
+    config = read_form(file, open_record()) if file.is_file() else {}
     added = backend.get_added_tokens_decoder().values()
     variables = {
-        key: text for key, value in config.items() if key.endswith("_token") and (text := _text(value)) is not None
+        key: name for key, value in config.items() if key.endswith("_token") and (name := _text(value)) is not None
     }
     end_ids = end_token_ids(model)
     eos = variables.get("eos_token") or backend.id_to_token(min(end_ids)) or ""
@@ -106,8 +107,8 @@ def end_token_ids(model: Path) -> frozenset[int]:
     for name in ("generation_config.json", "config.json", "genai_config.json"):
         if (model / name).is_file():
             nested = name == "genai_config.json"
-            config = read_object(model / name, {"model": OBJECT} if nested else {})
-            value = check_object(config["model"] if nested else config, _END, at=model / name).get("eos_token_id")
+            config = read_form(model / name, open_record({"model": _END}) if nested else _END)
+            value = (config["model"] if nested else config).get("eos_token_id")
             if value not in (None, []):
                 return frozenset([value] if isinstance(value, int) else value)
     fail("no eos_token_id in generation_config.json or config.json", "the model would never stop: add it", at=model)
@@ -118,8 +119,8 @@ def max_tokens(model: Path) -> int:
 
     A built model cannot read on behind a sliding window, so that is a limit, too.
     """
-    limits = dict.fromkeys(("max_position_embeddings", "sliding_window"), optional(INTEGER))
-    config = read_object(model / "config.json", limits)
+    limits = dict.fromkeys(("max_position_embeddings", "sliding_window"), nullable(INTEGER))
+    config = read_form(model / "config.json", open_record(optional=limits))
     return min(config.get(name) or 1 << 30 for name in limits)
 
 
@@ -177,9 +178,10 @@ def _chat_template(model: Path, config: dict[str, Any]) -> str | None:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             fail("not UTF-8 text", "save it again", at=path)
-    form = {"chat_template": optional(either(TEXT, list_of(OBJECT)))}
-    template = check_object(config, form, at=model / "tokenizer_config.json").get("chat_template")
+    named = list_of(open_record(optional={"template": nullable(TEXT)}))
+    form = open_record(optional={"chat_template": nullable(either(TEXT, named))})
+    template = check_form(config, form, at=model / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):  # several named templates: the one called default
         found: dict[str, Any] = next((item for item in template if item.get("name") == "default"), {})
-        template = check_object(found, {"template": optional(TEXT)}, at=path).get("template")
+        template = found.get("template")
     return template

@@ -49,7 +49,7 @@ def check_no_secrets(variables: Mapping[str, str]) -> None:
 
 
 def seems_secret(name: str, value: str) -> bool:
-    """Whether a variable holds a secret, by the shape of its value or by its name."""
+    """Return whether a variable holds a secret, by the shape of its value or by its name."""
     if _is_place(value):
         return False
     if _LOOKS_SECRET.search(value):
@@ -59,7 +59,7 @@ def seems_secret(name: str, value: str) -> bool:
 
 
 def _is_place(value: str) -> bool:
-    """Where a key vault keeps a secret is none; nor is the well-known key of a storage emulator on loopback."""
+    """Return whether a value is a secret's place in a key vault, or a storage emulator's well-known key on loopback."""
     if _EMULATOR.search(value) and value.lower().count("endpoint=") == 1:
         return True
     try:

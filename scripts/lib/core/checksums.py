@@ -24,7 +24,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder was written to its end; its bytes are not looked at."""
+    """Return whether a folder was written to its end; its bytes are not looked at."""
     return (folder / COMPLETE).is_file()
 
 
@@ -60,7 +60,7 @@ def remove(path: Path) -> None:
 
 
 def _list_names(folder: Path) -> list[str]:
-    """Everything below a folder but folders and its checksums: files, links, and whatever else there is."""
+    """Return everything below a folder but folders and its checksums: files, links, and whatever else there is."""
     names = []
     for place, folders, files in os.walk(folder):
         links = [name for name in folders if (Path(place) / name).is_symlink()]

@@ -82,7 +82,7 @@ def find_failure_behind(error: BaseException, folders: Iterable[Path] = ()) -> O
 
 
 def is_full(folder: Path) -> bool:
-    """Whether the file system of a folder, or of the nearest one above it that is there, has no room."""
+    """Return whether the file system of a folder, or of the nearest one above it that is there, has no room."""
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     try:
@@ -103,7 +103,7 @@ def temporary_folder() -> Path:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what it was raised from or while handling."""
+    """Yield an error, and what it was raised from or while handling."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:

@@ -1,112 +1,76 @@
-"""Forms of JSON files from strangers: which keys and values a file may have, checked before anything reads them.
+"""Forms of JSON that others made: which keys and values a file may have, checked where it is read.
 
-A form is a function of a value and its name; it returns what is wrong, or None. Files are small, so the first fault is
-enough.
+Whoever reads on then needs no guard of its own against a list in place of an object, or a number in place of text. A
+form is a function of a value and its name; it returns what is wrong, or None. The first fault is enough.
 """
 
 import json
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from lib.cli import fail
+from lib.files import read_json
 
 Form = Callable[[Any, str], str | None]
 
 LARGEST = 2**31 - 1  # what the libraries hold in 32 bits
 _MOST_BYTES = 64 << 20  # labels and tokenizer settings of the largest models take a few
 _NONE: Mapping[str, Form] = MappingProxyType({})
+_HINT = "mend it, or make it again"
 
 
-def read_form(path: Path, form: Form, hint: str) -> Any:
-    """Read a JSON file of a given form. Raises `UserError` with the file and the key that is wrong.
+def read_form(path: Path, form: Form, hint: str = _HINT, *, strict: bool = False) -> Any:
+    """Return the value of a JSON file that has this form.
 
-    Stricter than `json.load`: a key given twice is refused, because other parsers read both, and so are NaN, infinities
-    and files of more than 64 MB.
+    strict: refuse, too, what another program may read in another way: a key given twice, NaN, infinities, and files of
+    more than 64 MB.
+    Raises `UserError` with the file and the key that is wrong, and for a pipe, whose reader would wait for ever.
     """
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            fail("too large for a file of its kind", hint, at=path)
-        value = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
-    except FileNotFoundError:
-        fail("no such file", hint, at=path)
-    except IsADirectoryError:
-        fail("is a folder", hint, at=path)
-    except json.JSONDecodeError as error:
-        fail(f"not JSON: {error.msg}", hint, at=path, line=error.lineno)
-    except UnicodeDecodeError:
-        fail("not UTF-8 text", hint, at=path)
-    except RecursionError:
-        fail("nested too deep", hint, at=path)
-    except ValueError as error:  # a key twice, NaN, an integer of more than 4,300 digits
-        fail(f"not JSON: {str(error).partition(';')[0]}", hint, at=path)
+    if path.exists() and not path.is_file():
+        fail("it is no regular file", "remove it", at=path)
+    if strict and path.exists() and path.stat().st_size > _MOST_BYTES:
+        fail("too large for a file of its kind", hint, at=path)
+    return check_form(read_json(path, hint=hint, strict=strict), form, at=path, hint=hint)
+
+
+def check_form(value: Any, form: Form, *, at: str | Path, line: int | None = None, hint: str = _HINT) -> Any:
+    """Return `value` if it has this form. Raises `UserError` that names the key that is wrong otherwise."""
     if fault := form(value, ""):
-        fail(fault, hint, at=path)
+        fail(fault, hint, at=at, line=line)
     return value
 
 
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"the key {_shown(key)} stands there twice")
-        result[key] = value
-    return result
+def allow(what: str, fits: Callable[[Any], bool]) -> Form:
+    """Allow values that fit. what: what they are, for the message."""
+    return lambda value, name: None if fits(value) else f"{name or 'it'} must be {what}"
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number")
+ANYTHING = allow("anything", lambda value: True)
+TEXT = allow("text", lambda value: isinstance(value, str))
+BOOLEAN = allow("true or false", lambda value: isinstance(value, bool))
+INTEGER = allow("a whole number", lambda value: type(value) is int)
+NUMBER = allow("a number", lambda value: type(value) in (int, float) and abs(value) <= LARGEST)  # NaN is not
+SHA256 = allow("a sha256", lambda value: isinstance(value, str) and bool(re.fullmatch(r"[0-9a-f]{64}", value)))
 
 
-def whole(low: int = 0, high: int = LARGEST) -> Form:
+def bounded_integer(low: int = 0, high: int = LARGEST) -> Form:
     """Allow whole numbers from `low` to `high`."""
-
-    def check(value: Any, name: str) -> str | None:
-        fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        return None if fits else f"{name} must be a whole number from {low} to {high}"
-
-    return check
+    return allow(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
 
 
-def number(value: Any, name: str) -> str | None:
-    """Allow finite numbers."""
-    fits = isinstance(value, int | float) and not isinstance(value, bool)
-    return None if fits and abs(value) <= LARGEST and math.isfinite(value) else f"{name} must be a number"
-
-
-def flag(value: Any, name: str) -> str | None:
-    """Allow true and false."""
-    return None if isinstance(value, bool) else f"{name} must be true or false"
-
-
-def text(value: Any, name: str) -> str | None:
-    """Allow text that UTF-8 can encode."""
-    if not isinstance(value, str):
-        return f"{name} must be text"
-    return f"{name} has an unpaired surrogate" if any("\ud800" <= sign <= "\udfff" for sign in value) else None
-
-
-def one_of(*values: Any) -> Form:
-    """Allow some texts, or null."""
-
-    def check(value: Any, name: str) -> str | None:
-        fits = value is None or isinstance(value, str)
-        return None if fits and value in values else f"{name} must be {' or '.join(json.dumps(one) for one in values)}"
-
-    return check
+def one_of(*values: str) -> Form:
+    """Allow some texts."""
+    return allow(" or ".join(map(json.dumps, values)), lambda value: isinstance(value, str) and value in values)
 
 
 def matching(pattern: str) -> Form:
     """Allow texts that a regular expression matches as a whole."""
-
-    def check(value: Any, name: str) -> str | None:
-        fits = isinstance(value, str) and re.fullmatch(pattern, value)
-        return None if fits else f"{name} has a value that is not allowed"
-
-    return check
+    return allow(
+        f"text of the form {pattern}", lambda value: isinstance(value, str) and bool(re.fullmatch(pattern, value))
+    )
 
 
 def list_of(form: Form, least: int = 0) -> Form:
@@ -114,7 +78,7 @@ def list_of(form: Form, least: int = 0) -> Form:
 
     def check(value: Any, name: str) -> str | None:
         if not isinstance(value, list) or len(value) < least:
-            return f"{name} must be a list" + (" with something in it" if least else "")
+            return f"{name or 'it'} must be a list" + (" with something in it" if least else "")
         faults = (form(one, f"{name}[{place}]") for place, one in enumerate(value))
         return next(filter(None, faults), None)
 
@@ -131,24 +95,56 @@ def either(*forms: Form) -> Form:
     return check
 
 
-def record(required: Mapping[str, Form] = _NONE, optional: Mapping[str, Form] = _NONE, *, others: bool = False) -> Form:
-    """Allow objects with these keys. others: keys that are not named here are left alone."""
+def nullable(form: Form) -> Form:
+    """Allow null, or a value of a form."""
+
+    def check(value: Any, name: str) -> str | None:
+        return None if value is None else form(value, name)
+
+    return check
+
+
+def object_of(form: Form) -> Form:
+    """Allow objects with any keys whose values all have a form."""
+
+    def check(value: Any, name: str) -> str | None:
+        if not isinstance(value, dict):
+            return f"{name or 'it'} must be an object"
+        faults = (form(inner, f"{name}[{_show(key)}]") for key, inner in value.items())
+        return next(filter(None, faults), None)
+
+    return check
+
+
+def record(required: Mapping[str, Form] = _NONE, optional: Mapping[str, Form] = _NONE) -> Form:
+    """Allow objects with these keys and no others."""
+    known = {**required, **optional}
+    inner = open_record(required, optional)
+
+    def check(value: Any, name: str) -> str | None:
+        unknown = next((key for key in value if key not in known), None) if isinstance(value, dict) else None
+        if unknown is not None:
+            return f"{name or 'it'} has the key {_show(unknown)}, which is not allowed"
+        return inner(value, name)
+
+    return check
+
+
+def open_record(required: Mapping[str, Form] = _NONE, optional: Mapping[str, Form] = _NONE) -> Form:
+    """Allow objects with these keys; other keys are left to whoever reads them."""
     known = {**required, **optional}
 
     def check(value: Any, name: str) -> str | None:
         if not isinstance(value, dict):
             return f"{name or 'it'} must be an object"
-        for key, inner in value.items():
-            path = f"{name}.{key}" if name else key
-            if key not in known and not others:
-                return f"{name or 'it'} has the key {_shown(key)}, which is not allowed"
-            if fault := known[key](inner, path) if key in known else None:
+        for key, form in known.items():
+            if key in value and (fault := form(value[key], f"{name}.{key}" if name else key)):
                 return fault
         missing = next((key for key in required if key not in value), None)
-        return f"{name or 'it'} has no key {_shown(missing)}" if missing else None
+        return f"{name or 'it'} has no key {_show(missing)}" if missing else None
 
     return check
 
 
-def _shown(key: str) -> str:
+def _show(key: str) -> str:
     return ascii(key[:80])

@@ -18,8 +18,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -87,17 +87,37 @@ def run_limited(
 
 
 def limit_memory(megabytes: int) -> None:
-    """Let this process take so much more memory than it has now, where the system knows such a limit (Linux).
+    """Let this process take so much more memory than it has now, for good, where the system knows such a limit (Linux).
 
-    RLIMIT_DATA counts what a process may write to, not the address space that libraries reserve and never use.
+    What asks for more gets a `MemoryError`. RLIMIT_DATA counts what a process may write to, not the address space that
+    libraries reserve and never use.
     """
     if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        used = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmData:"))
-        most = used + (megabytes << 20)
-        _, allowed = resource.getrlimit(resource.RLIMIT_DATA)
-        if allowed == resource.RLIM_INFINITY or most < allowed:
-            resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        most = _most_memory(megabytes)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+
+
+@contextmanager
+def limited_memory(megabytes: int) -> Iterator[None]:
+    """Limit the memory of this process, as `limit_memory` does, until the block ends."""
+    if sys.platform != "linux":
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_most_memory(megabytes), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _most_memory(megabytes: int) -> int:
+    """Return how many bytes this process has with so many megabytes more, but no more than are allowed now."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    used = next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmData:"))
+    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    most = used + (megabytes << 20)
+    return most if soft == resource.RLIM_INFINITY else min(most, soft)
 
 
 def describe_signal(number: int) -> str:

@@ -1,16 +1,12 @@
-"""Lock files in folders that somebody else may have prepared.
-
-A link could lead to a file that is no lock, opening a pipe waits for its other end, and a file that is opened for
-writing from its start is emptied: so none of these is done.
-"""
+"""Lock files in folders that somebody else may have prepared. What holds a folder of progress: `progress_lock`."""
 
 import errno
 import fcntl
 import os
-import stat
 from pathlib import Path
 
 from lib.cli import fail
+from lib.core.regular_files import NotRegularError, open_regular
 
 WORKSPACE_LOCK = Path(".snakemake/slmflow.lock")  # of the run that goes on in this folder
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -24,30 +20,27 @@ def open_lock(path: Path, *, folder: int | None = None, shared: bool = False) ->
     Raises `UserError` for anything but a regular file, and when it cannot be opened.
     """
     access = os.O_RDONLY if shared else os.O_RDWR  # network file systems lock only what may be written
-    flags = access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    name = path if folder is None else path.name
     try:
-        file = _open_or_make(name, flags, folder, shared)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR):
-            fail("is not a file of its own", "remove it", at=path)
-        fail(error.strerror or str(error), "free some space or mend the permissions, then start again", at=path)
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
+        return _open_or_make(path, access, folder, shared)
+    except NotRegularError:
         fail("is not a file of its own", "remove it", at=path)
-    return file
+    except OSError as error:
+        fail(error.strerror or str(error), "free some space or mend the permissions, then start again", at=path)
 
 
-def _open_or_make(name: str | Path, flags: int, folder: int | None, shared: bool) -> int:
-    """The kernel forbids to open a file of another user with O_CREAT in a folder like /tmp (fs.protected_regular)."""
+def _open_or_make(path: Path, access: int, folder: int | None, shared: bool) -> int:
+    """Open a lock file, or make it.
+
+    The kernel forbids to open a file of another user with O_CREAT in a folder like /tmp (fs.protected_regular).
+    """
     try:
-        return os.open(name, flags, dir_fd=folder)
+        return open_regular(path, access, folder=folder)
     except FileNotFoundError:
         pass
     try:
-        file = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o644 if shared else 0o666, dir_fd=folder)
+        file = open_regular(path, access | os.O_CREAT | os.O_EXCL, folder=folder, mode=0o644 if shared else 0o666)
     except FileExistsError:  # in the meantime
-        return os.open(name, flags, dir_fd=folder)
+        return open_regular(path, access, folder=folder)
     if shared:
         os.fchmod(file, 0o644)  # whatever the umask
     return file
@@ -70,7 +63,7 @@ def try_lock(file: int, path: Path, *, needs_locks: bool = True) -> bool:
 
 
 def is_still_there(path: Path, file: int, *, folder: int | None = None) -> bool:
-    """Whether the name of a lock file still stands for the file that was opened, and not for none or a newer one."""
+    """Return whether the name of a lock file still stands for the opened file, and not for none or a newer one."""
     try:
         now = os.stat(path if folder is None else path.name, dir_fd=folder, follow_symlinks=False)
     except OSError:

@@ -98,7 +98,7 @@ def check_plain_files(folder: Path) -> None:
 
 
 def check_model_folder(folder: Path) -> None:
-    """As `check_plain_files`, for a model folder that a person gives: links within one hub cache repository are read.
+    """Check a model folder as `check_plain_files` does, but allow links within one repository of the hub's cache.
 
     In the hub's cache `snapshots/REVISION/FILE` is a link to `blobs/HASH` of the same repository (huggingface_hub,
     "Manage your cache"); any other link may lead to a file that was never part of the model. The folder itself may be a
@@ -111,7 +111,7 @@ def check_model_folder(folder: Path) -> None:
 
 
 def leads_to_hub_blob(link: Path) -> bool:
-    """Whether a link of `REPOSITORY/snapshots/…` leads to a regular file in `REPOSITORY/blobs`."""
+    """Return whether a link of `REPOSITORY/snapshots/…` leads to a regular file in `REPOSITORY/blobs`."""
     parents = Path(os.path.abspath(link)).parents
     repository = next((folder.parent for folder in parents if folder.name == "snapshots"), None)
     if repository is None:

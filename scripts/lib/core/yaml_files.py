@@ -7,7 +7,6 @@ template that runs code. All of it is refused by one line with its place.
 import json
 import os
 import re
-import stat
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -17,6 +16,7 @@ from typing import Any
 import yaml
 
 from lib.cli import fail
+from lib.core.regular_files import NotRegularError, open_regular
 
 _LARGEST = 4_000_000  # bytes
 _MOST = 200_000  # values, an alias counting as often as it stands there
@@ -34,18 +34,16 @@ SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def read_text(path: Path) -> str:
     """Return the text of a small file. Raises `UserError` when it is none, too large or not UTF-8."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
+        file = open_regular(path, follow=True)
+    except NotRegularError:
+        fail("not a file", "give a file", at=path)
     except FileNotFoundError:
         fail("no such configuration file", "copy one from examples/ or name one with --configfile", at=path)
     except (OSError, ValueError) as error:
         fail(getattr(error, "strerror", None) or str(error), "give a file that can be read", at=ascii(str(path))[1:-1])
-    found = os.fstat(file)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(file)
-        fail("not a file", "give a file", at=path)
     with open(file, "rb") as content:
-        if found.st_size > _LARGEST:
-            fail(f"holds {found.st_size / 1e6:.0f} MB", f"{_LARGEST / 1e6:.0f} MB is the most that is read", at=path)
+        if (size := os.fstat(file).st_size) > _LARGEST:
+            fail(f"holds {size / 1e6:.0f} MB", f"{_LARGEST / 1e6:.0f} MB is the most that is read", at=path)
         try:
             return _PAIR.sub(_join_pair, content.read(_LARGEST + 1).decode("utf-8"))
         except UnicodeDecodeError:

@@ -11,7 +11,7 @@ _BLOCK = 1 << 14  # pairs handled at once
 
 
 def pair_neighbours(keys: NDArray[np.uint32]) -> Iterator[tuple[Numbers, Numbers]]:
-    """Texts that agree in a band and, ordered by this band and the next, stand side by side; in blocks."""
+    """Yield texts that agree in a band and, ordered by this band and the next, stand side by side; in blocks."""
     for band, key in enumerate(keys.T):
         order = np.lexsort((keys[:, (band + 1) % keys.shape[1]], key))
         places = np.flatnonzero(key[order[1:]] == key[order[:-1]])
@@ -21,7 +21,7 @@ def pair_neighbours(keys: NDArray[np.uint32]) -> Iterator[tuple[Numbers, Numbers
 
 
 def pair_across_groups(key: NDArray[np.uint32], roots: NDArray[np.int32]) -> Iterator[tuple[Numbers, Numbers]]:
-    """Pairs of texts with the same key in different groups, in blocks."""
+    """Yield pairs of texts with the same key in different groups, in blocks."""
     order, own_end, bucket_end = _runs(key, roots)
     until = np.cumsum(bucket_end - own_end)
     for start in range(0, int(until[-1]) if len(until) else 0, _BLOCK):
@@ -31,12 +31,12 @@ def pair_across_groups(key: NDArray[np.uint32], roots: NDArray[np.int32]) -> Ite
 
 
 def count_across_groups(keys: NDArray[np.uint32], roots: NDArray[np.int32]) -> int:
-    """How many pairs `pair_across_groups` gives over all bands."""
+    """Return how many pairs `pair_across_groups` gives over all bands."""
     return sum(int((bucket_end - own_end).sum()) for _, own_end, bucket_end in (_runs(key, roots) for key in keys.T))
 
 
 def _runs(key: NDArray[np.uint32], roots: NDArray[np.int32]) -> tuple[Numbers, Numbers, Numbers]:
-    """The texts by key and group, and for each where its group's and where its key's part ends."""
+    """Return the texts by key and group, and for each where its group's and where its key's part ends."""
     order = np.lexsort((roots, key))
     other_key = key[order[1:]] != key[order[:-1]]
     other_group = roots[order[1:]] != roots[order[:-1]]
@@ -44,6 +44,6 @@ def _runs(key: NDArray[np.uint32], roots: NDArray[np.int32]) -> tuple[Numbers, N
 
 
 def _ends(breaks: NDArray[np.bool_]) -> Numbers:
-    """For each place the next behind which there is a break, counted from 1."""
+    """Return, for each place, the next one behind which there is a break, counted from 1."""
     ends = np.append(np.flatnonzero(breaks) + 1, len(breaks) + 1)
     return np.repeat(ends, np.diff(ends, prepend=0))

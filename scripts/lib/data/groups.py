@@ -26,7 +26,7 @@ class Groups:
         self._flat &= low == high
 
     def roots(self) -> NDArray[np.int32]:
-        """The root of every number: a view, true until the next merge."""
+        """Return the root of every number: a view, true until the next merge."""
         while not self._flat:
             further = self._view[self._view]
             self._flat = np.array_equal(further, self._view)

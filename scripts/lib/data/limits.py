@@ -1,10 +1,6 @@
-"""How much of a row is read: characters that can matter, and memory for what others compressed."""
+"""How much of a row is read: the characters that can matter."""
 
-import resource
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 Row = TypeVar("Row")
@@ -47,24 +43,3 @@ def batched_by_size(rows: Iterable[Row], size: Callable[[Row], int]) -> Iterator
             batch, characters = [], 0
     if batch:
         yield batch
-
-
-@contextmanager
-def limited_memory(more_mb: float) -> Iterator[None]:
-    """Let this process take so much more address space and no more: what asks for it gets a `MemoryError`.
-
-    On Linux; other systems set no such limit.
-    """
-    if sys.platform != "linux":
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    limit = pages * resource.getpagesize() + int(more_mb * 1e6)
-    if soft != resource.RLIM_INFINITY:
-        limit = min(limit, soft)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.cli import fail, first_line
-from lib.data.limits import limited_memory
+from lib.core.limits import limited_memory
 
 MOST_BYTES = 64_000_000  # of a value, on average over the values of a column in a row group
 _ROWS, _PIECE = 1000, 32_000_000  # rows and stated bytes that are in memory at a time
@@ -24,7 +24,7 @@ def read_parquet(path: Path) -> tuple[Iterator[dict[str, Any]], Mapping[str, Any
     """Return the rows, and the features that `datasets` noted. Raises `UserError`, while reading too."""
     import pyarrow.parquet
 
-    with _explained(path):
+    with _explain_errors(path):
         file = pyarrow.parquet.ParquetFile(path)
         names = file.schema_arrow.names
         if len(set(names)) < len(names):
@@ -36,7 +36,7 @@ def read_parquet(path: Path) -> tuple[Iterator[dict[str, Any]], Mapping[str, Any
 
 
 def _row_bytes(group: Any, path: Path) -> float:
-    """Stated bytes of a row of a row group, on average. Raises `UserError` when one value of it is too large."""
+    """Return the stated bytes of a row of a row group, on average. Raises `UserError` for a value that is too large."""
     total = 0.0
     for column in map(group.column, range(group.num_columns)):
         each = column.total_uncompressed_size / max(1, column.num_values)
@@ -52,13 +52,13 @@ def _row_bytes(group: Any, path: Path) -> float:
 def _rows(file: Any, sizes: list[float], path: Path) -> Iterator[dict[str, Any]]:
     most_mb = _PIECE_MB + _PIECE_MB_EACH * path.stat().st_size / 1e6
     first = 1
-    with file, _explained(path):
+    with file, _explain_errors(path):
         for group, each in enumerate(sizes):
             rows = max(1, min(_ROWS, int(_PIECE / max(1, each))))
             batches = file.iter_batches(batch_size=rows, row_groups=[group], use_threads=False)
             while True:
                 try:
-                    with limited_memory(most_mb):
+                    with limited_memory(int(most_mb)):
                         batch = next(batches, None)
                         piece = batch.to_pylist() if batch is not None else None
                 except MemoryError:
@@ -72,7 +72,7 @@ def _rows(file: Any, sizes: list[float], path: Path) -> Iterator[dict[str, Any]]
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explain_errors(path: Path) -> Iterator[None]:
     import pyarrow
 
     try:
@@ -82,7 +82,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _dataset_features(metadata: Mapping[bytes, bytes]) -> Mapping[str, Any]:
-    """What `datasets` wrote into the schema of its file, the names of labels above all."""
+    """Return what `datasets` wrote into the schema of its file, the names of labels above all."""
     if b"huggingface" not in metadata:
         return {}
     from datasets import Features

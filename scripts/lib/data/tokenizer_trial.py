@@ -6,20 +6,20 @@ abort the process from within native code. What a child has read without trouble
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lib.cli import first_line
 from lib.core.limits import FaultError, Limits, run_limited
-from lib.files import sha256_file
+from lib.files import hash_once
 
 # One of 262,144 tokens and 25 MB, with 6,000 control tokens, is loaded and reads all texts in 3 s, with 300 MB.
 LIMITS = Limits(seconds=120, megabytes=2048)
 TRIED_TEXTS = 100  # as many of the texts at hand are read in the child
 _LONGEST_TEXT = 10_000  # characters of each
 _MOST_IDS = 1 << 24
+_hash_file = hash_once()
 # Byte-level tokenizers make one token of a byte at most; normalizers that spell signs out (NFKD) some more.
 _MOST_TOKENS_PER_BYTE = 32
 
@@ -52,17 +52,17 @@ def check_tokenizer_file(path: Path, label: str | Path, texts: Sequence[str] = (
     than real ones do. The same file and texts are read once in a process.
     """
     sample = [text[:_LONGEST_TEXT] for text in islice(texts, TRIED_TEXTS)]
-    status = path.stat()
-    digest = _hash_file(path, status.st_size, status.st_mtime_ns, status.st_ino)
     hint = "choose a model whose tokenizer.json other programs read, too"
     run_limited(
-        _read_here, str(path), digest, sample, limits=limits, what="its tokenizer (tokenizer.json)", hint=hint, at=label
+        _read_here,
+        str(path),
+        _hash_file(path),
+        sample,
+        limits=limits,
+        what="its tokenizer (tokenizer.json)",
+        hint=hint,
+        at=label,
     )
-
-
-@cache
-def _hash_file(path: Path, *_: int) -> str:
-    return sha256_file(path)
 
 
 def _read_here(path: str, _digest: str, texts: list[str]) -> None:

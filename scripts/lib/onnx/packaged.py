@@ -16,17 +16,19 @@ from typing import Any
 
 from lib.cli import UserError, fail, first_line
 from lib.core.forms import (
+    BOOLEAN,
+    NUMBER,
+    TEXT,
     Form,
+    bounded_integer,
     either,
-    flag,
     list_of,
     matching,
-    number,
+    nullable,
     one_of,
+    open_record,
     read_form,
     record,
-    text,
-    whole,
 )
 from lib.core.paths import check_bare_name, check_plain_files
 from lib.templates import Template, columns_of
@@ -71,7 +73,7 @@ _SESSION_OPTIONS = record(
     optional={
         "log_id": matching(r"[\w.-]{0,100}"),
         "provider_options": list_of(record(optional=_PROVIDERS)),
-        "intra_op_num_threads": whole(1, 4096),
+        "intra_op_num_threads": bounded_integer(1, 4096),
         # Three that the builder writes for some CUDA graphs; all others go unread to ONNX Runtime.
         "ep.cuda.fpa_intb_gemm": _SWITCH,
         "optimization.disable_specified_optimizers": one_of("MatMulNBitsFusion"),
@@ -79,12 +81,12 @@ _SESSION_OPTIONS = record(
     }
 )
 _SLIDING_WINDOW = record(
-    {"window_size": whole(1)},
+    {"window_size": bounded_integer(1)},
     {
-        "slide_key_value_cache": flag,
-        "slide_inputs": flag,
-        "layers": list_of(whole(0, _MOST_LAYERS)),
-        "cache_slack": whole(),
+        "slide_key_value_cache": BOOLEAN,
+        "slide_inputs": BOOLEAN,
+        "layers": list_of(bounded_integer(0, _MOST_LAYERS)),
+        "cache_slack": bounded_integer(),
     },
 )
 _PLAIN_TENSORS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "logits")
@@ -100,37 +102,37 @@ _DECODER = record(
         "filename": _file_name,
         "inputs": _INPUTS,
         "outputs": _OUTPUTS,
-        "head_size": whole(0, _MOST_HEADS),
-        "hidden_size": whole(),
-        "num_attention_heads": whole(0, _MOST_HEADS),
-        "num_hidden_layers": whole(0, _MOST_LAYERS),
-        "num_key_value_heads": whole(0, _MOST_HEADS),
+        "head_size": bounded_integer(0, _MOST_HEADS),
+        "hidden_size": bounded_integer(),
+        "num_attention_heads": bounded_integer(0, _MOST_HEADS),
+        "num_hidden_layers": bounded_integer(0, _MOST_LAYERS),
+        "num_key_value_heads": bounded_integer(0, _MOST_HEADS),
     },
     {
         "sliding_window": _SLIDING_WINDOW,
         "layer_types": list_of(matching(r"[a-z_]{1,50}")),
-        "conv_cache_size": whole(),
+        "conv_cache_size": bounded_integer(),
     },
 )
-_TOKEN_ID = whole()
+_TOKEN_ID = bounded_integer()
 _TOKEN_IDS = either(_TOKEN_ID, list_of(_TOKEN_ID, least=1))
 _OTHER_TOKENS = ("bot_token_id", "eot_token_id", "bor_token_id", "eor_token_id", "image_token_id")
 _SEARCH = record(
-    {"max_length": whole(1)},
+    {"max_length": bounded_integer(1)},
     {
-        "do_sample": flag,
-        "early_stopping": flag,
-        "past_present_share_buffer": flag,
-        "diversity_penalty": number,
-        "length_penalty": number,
-        "repetition_penalty": number,
-        "temperature": number,
-        "top_p": number,
-        "top_k": whole(),
-        "min_length": whole(),
-        "no_repeat_ngram_size": whole(),
-        "num_beams": whole(1, _MOST_BEAMS),
-        "num_return_sequences": whole(1, _MOST_BEAMS),
+        "do_sample": BOOLEAN,
+        "early_stopping": BOOLEAN,
+        "past_present_share_buffer": BOOLEAN,
+        "diversity_penalty": NUMBER,
+        "length_penalty": NUMBER,
+        "repetition_penalty": NUMBER,
+        "temperature": NUMBER,
+        "top_p": NUMBER,
+        "top_k": bounded_integer(),
+        "min_length": bounded_integer(),
+        "no_repeat_ngram_size": bounded_integer(),
+        "num_beams": bounded_integer(1, _MOST_BEAMS),
+        "num_return_sequences": bounded_integer(1, _MOST_BEAMS),
     },
 )
 _GENAI_CONFIG = record(
@@ -138,8 +140,8 @@ _GENAI_CONFIG = record(
         "model": record(
             {
                 "type": matching(r"[a-z0-9_-]{1,100}"),
-                "context_length": whole(1),
-                "vocab_size": whole(1),
+                "context_length": bounded_integer(1),
+                "vocab_size": bounded_integer(1),
                 "eos_token_id": _TOKEN_IDS,
                 "decoder": _DECODER,
             },
@@ -149,23 +151,23 @@ _GENAI_CONFIG = record(
     }
 )
 
-_SEGMENTS = list_of(either(record({"text": text}), record({"column": text})), least=1)
-_NAMES = list_of(text, least=1)
+_SEGMENTS = list_of(either(record({"text": TEXT}), record({"column": TEXT})), least=1)
+_NAMES = list_of(TEXT, least=1)
 _TEMPLATE = record(
     {
         "task": one_of("classification", "generation"),
-        "target": text,
+        "target": TEXT,
         "columns": _NAMES,
         "prompt": _SEGMENTS,
         "completion": _SEGMENTS,
-        "labels": either(_NAMES, one_of(None)),
-        "max_length": whole(1),
+        "labels": nullable(_NAMES),
+        "max_length": bounded_integer(1),
         "truncation": one_of("reject", "left", "right"),
     },
-    {"optional_columns": list_of(text)},
+    {"optional_columns": list_of(TEXT)},
 )
-_CHAT_TEMPLATE = either(text, list_of(record({"name": text, "template": text})), one_of(None))
-_TOKENIZER_CONFIG = record(optional={"chat_template": _CHAT_TEMPLATE}, others=True)
+_CHAT_TEMPLATE = nullable(either(TEXT, list_of(record({"name": TEXT, "template": TEXT}))))
+_TOKENIZER_CONFIG = open_record(optional={"chat_template": _CHAT_TEMPLATE})
 
 
 def read_genai_config(folder: Path) -> dict[str, Any]:
@@ -180,7 +182,7 @@ def read_genai_config(folder: Path) -> dict[str, Any]:
             at=folder,
         )
     check_plain_files(folder)
-    return read_form(folder / GENAI_CONFIG, _GENAI_CONFIG, _AGAIN)
+    return read_form(folder / GENAI_CONFIG, _GENAI_CONFIG, _AGAIN, strict=True)
 
 
 def read_packaged_template(folder: Path) -> dict[str, Any]:
@@ -189,7 +191,7 @@ def read_packaged_template(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         fail(f"not a packaged model: it has no {TEMPLATE}", "name the folder that package_model wrote", at=folder)
     check_plain_files(folder)
-    template = read_form(file, _TEMPLATE, _AGAIN)
+    template = read_form(file, _TEMPLATE, _AGAIN, strict=True)
     if fault := _template_fault(template):
         fail(fault, _AGAIN, at=file)
     return template
@@ -228,7 +230,7 @@ def load_packaged_tokenizer(folder: Path, texts: Sequence[str] = ()) -> Tokenize
     """
     read_genai_config(folder)  # end tokens are read from it
     if (file := folder / "tokenizer_config.json").exists():
-        read_form(file, _TOKENIZER_CONFIG, _AGAIN)
+        read_form(file, _TOKENIZER_CONFIG, _AGAIN, strict=True)
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json", "config.json"):
         if (folder / name).exists() and (folder / name).stat().st_size > _MOST_TOKENIZER_BYTES:
             fail("too large for a file of its kind", _AGAIN, at=folder / name)

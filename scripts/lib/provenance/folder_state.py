@@ -21,7 +21,7 @@ class FolderStates:
         self._now: dict[str, list[Any]] = {}
 
     def is_as_noted(self, path: str, written: float) -> bool:
-        """Whether a folder that its job wrote at that time is as it was noted; so is what was never noted."""
+        """Return whether a folder that its job wrote at that time is as it was noted; so is what was never noted."""
         if not Path(path).is_dir():
             return True
         noted = self._before.get(path)

@@ -54,7 +54,7 @@ class Contents(NamedTuple):
 
 
 def is_results_folder(folder: Path) -> bool:
-    """Whether a run of slmflow wrote to a folder: its lineage, the manifest of its base model, or a rule's log."""
+    """Return whether a run of slmflow wrote to a folder: lineage, manifest of its base model, or a rule's log."""
     lineage = folder / LINEAGE
     if _is_file(lineage):
         with open(lineage, "rb") as file:
@@ -81,16 +81,18 @@ def results_contents(folder: Path) -> Contents:
         named = found[artifact]
         return named is None or match["inside"] in named or match["inside"] in (RUN_CARD, STAMP)
 
-    return _sorted(folder, is_made)
+    return _sort_contents(folder, is_made)
 
 
 def work_contents(folder: Path, work: Path) -> Contents:
     """Sort the contents of `work`, or of a folder below it."""
     below = folder.relative_to(work).as_posix()
-    return _sorted(folder, lambda name: _PROGRESS.fullmatch(name if below == "." else f"{below}/{name}") is not None)
+    return _sort_contents(
+        folder, lambda name: _PROGRESS.fullmatch(name if below == "." else f"{below}/{name}") is not None
+    )
 
 
-def _sorted(folder: Path, is_made: Callable[[str], bool]) -> Contents:
+def _sort_contents(folder: Path, is_made: Callable[[str], bool]) -> Contents:
     contents = Contents([], [])
     for name, is_regular in _walk(folder):
         (contents.made if is_regular and is_made(name) else contents.others).append(name)

@@ -39,7 +39,7 @@ def find_fault(results: str, home: Path, user_paths: Iterable[str]) -> str | Non
 
 
 def _is_top(folder: Path) -> bool:
-    """Whether a folder stands in / and was there before any run."""
+    """Return whether a folder stands in / and was there before any run."""
     return len(folder.parts) == 2 and folder.is_dir() and not is_results_folder(folder)
 
 

@@ -29,7 +29,7 @@ _MOVE = "move it out of the results"
 
 
 def is_sealed(results: Path) -> bool:
-    """Whether the lineage states hashes of its jobs; older versions of slmflow wrote none."""
+    """Return whether the lineage states hashes of its jobs; older versions of slmflow wrote none."""
     return "sha256" in read_json(results / NAME)
 
 
@@ -99,7 +99,7 @@ def foreign_entries(lineage: Lineage, results: Path) -> Iterator[Broken]:
     if not any((_RECORD / "locks").glob("*")):
         lying = [path for path in _beside(results, lineage) if path.relative_to(results).parts[0] not in _NOT_MADE]
         unknown = {path.as_posix() for path in lying}
-        for name in sorted(unknown - _recorded() if unknown else ()):
+        for name in sorted(unknown - _find_recorded() if unknown else ()):
             yield Broken(name, "no job wrote it", _MOVE)
 
 
@@ -144,7 +144,7 @@ def _beside(folder: Path, lineage: Lineage) -> Iterator[Path]:
             yield path
 
 
-def _recorded() -> set[str]:
+def _find_recorded() -> set[str]:
     """Return outputs that Snakemake has a record of: of a killed run's, the lineage learns when the next one starts."""
     if not _RECORD.is_dir():
         return set()

@@ -36,7 +36,7 @@ def what_is_wrong(evidence: Evidence) -> Section:
 
 
 def _many_labels(evidence: Evidence) -> Section:
-    """Of thousands of labels no table of all pairs: the mistakes made most, and the labels that miss most rows."""
+    """Return the most frequent mistakes and the labels that miss most rows: a table of all pairs would be too large."""
     labels, confusion, per_class = (evidence.score[key] for key in ("labels", "confusion", "per_class"))
     found = [(count, labels[true], labels[said]) for true, said, count in confusion]
     wrong = sorted((one for one in found if one[1] != one[2]), key=lambda one: (-one[0], one[1:]))

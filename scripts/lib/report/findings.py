@@ -242,7 +242,7 @@ def _member(one: dict[str, Any]) -> str:
 
 
 def label_pairs(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[tuple[int, str, str]]:
-    """Rows, true and predicted label of the pairs that occur. confusion: true label down, predicted across."""
+    """Return rows, true and predicted label of the pairs that occur. confusion: true label down, predicted across."""
     return [
         (count, labels[true], labels[said_])
         for true, row in enumerate(confusion)
@@ -252,7 +252,7 @@ def label_pairs(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> li
 
 
 def errors(pairs: Sequence[tuple[int, str, str]]) -> str:
-    """How many rows are wrong, and the mistake made most. pairs: rows, true and predicted label of each that occurs."""
+    """Return how many rows are wrong, and the mistake made most. pairs: rows, true and predicted label of each."""
     n = sum(count for count, _, _ in pairs)
     mistakes = [pair for pair in pairs if pair[1] != pair[2]]
     wrong = sum(count for count, _, _ in mistakes)

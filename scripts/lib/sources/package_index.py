@@ -205,7 +205,7 @@ def shown_address(url: str) -> str:
 
 
 def _places(settings: dict[str, str], project: str) -> Iterator[tuple[str, bool]]:
-    """Where pip would look for a project: its pages on indexes (True), then what find-links names (False)."""
+    """Yield where pip would look for a project: its pages on indexes (True), then what find-links names (False)."""
     if settings.get("no-index", "").lower() not in ("1", "true", "yes", "on", "y", "t"):
         indexes = [settings.get("index-url", _PYPI), *settings.get("extra-index-url", "").split()]
         yield from ((f"{index.rstrip('/')}/{project}/", True) for index in indexes)
@@ -220,7 +220,7 @@ def _local_path(url: str) -> Path | None:
 
 
 def _local_links(path: Path) -> list[tuple[str, str | None]]:
-    """Of a folder of packages, or of a page on disk: those of an index are named index.html."""
+    """Return the links of a folder of packages, or of a page on disk: those of an index are named index.html."""
     page = path / "index.html" if path.is_dir() else path
     if page.is_file():
         return links_of_page(page.read_text(encoding="utf-8", errors="replace"), page.absolute().as_uri())
@@ -267,7 +267,7 @@ def _with_login(url: str, place: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without addresses, in which passwords may stand."""
+    """Return what went wrong, without addresses, in which passwords may stand."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         code = error.response.status_code
         login = ", a login: it belongs into the index's address in pip's settings or into ~/.netrc"

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 from lib.cli import Stopped, fail, progress
 from lib.core.locks import is_still_there, open_lock, try_lock
+from lib.core.regular_files import open_regular
 from lib.files import write_json
 
 _BEAT = 15.0  # seconds between two signs of life
@@ -22,7 +22,7 @@ _LONGEST = 4096  # bytes of a holder's file
 
 
 @contextmanager
-def held(folder: Path, deadline: float | None = None) -> Iterator[None]:
+def hold_progress(folder: Path, deadline: float | None = None) -> Iterator[None]:
     """Hold `folder`; wait while another process does, and take it over from one that died.
 
     Two signs tell of a holder: the kernel's lock on `lock`, exact within a machine and mostly between machines, and
@@ -31,7 +31,7 @@ def held(folder: Path, deadline: float | None = None) -> Iterator[None]:
     deadline: time of the monotonic clock from which on waiting is in vain. Raises `Stopped` then.
     """
     said = False
-    others = Watch()
+    others = _Watch()
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open_lock(folder / "lock")
@@ -44,7 +44,7 @@ def held(folder: Path, deadline: float | None = None) -> Iterator[None]:
         finally:
             os.close(lock)
         if not free and not said:
-            holder = _holder(folder) or "unknown"
+            holder = _read_holder(folder) or "unknown"
             progress(f"another process holds this adapter's progress; waiting for it: {holder} ({folder})")
             said = True
         if deadline is not None and time.monotonic() > deadline:
@@ -65,7 +65,7 @@ class _Beat(NamedTuple):
         return f"process {self.process} on {self.host}{job}"
 
 
-class Watch:
+class _Watch:
     """Tells which holders on other machines live: those that give signs of life while this process watches.
 
     Clocks of machines and file servers differ and jump, so that a sign is not old or new by its time: it is another
@@ -76,8 +76,8 @@ class Watch:
         self._last: dict[Path, tuple[_Beat, float]] = {}  # each with when it was first seen
 
     def sees_life(self, folder: Path) -> bool:
-        """Whether a process of another machine holds `folder`, as far as is known by now."""
-        beat = _holder(folder)
+        """Return whether a process of another machine holds `folder`, as far as is known by now."""
+        beat = _read_holder(folder)
         if beat is None or beat.host == socket.gethostname():
             return False
         now = time.monotonic()
@@ -91,10 +91,10 @@ class Watch:
 
 def find_living(folders: Iterable[Path]) -> set[Path]:
     """Return the folders that processes of other machines hold, after a look at all together that may take `_DEAD`."""
-    watch, left, seen = Watch(), set(folders), set[Path]()
-    first = {folder: _holder(folder) for folder in left}
+    watch, left, seen = _Watch(), set(folders), set[Path]()
+    first = {folder: _read_holder(folder) for folder in left}
     while left := {folder for folder in left if watch.sees_life(folder)}:
-        changed = {folder for folder in left if _holder(folder) != first[folder]}
+        changed = {folder for folder in left if _read_holder(folder) != first[folder]}
         seen |= changed
         left -= changed
         time.sleep(_POLL if left else 0)
@@ -102,7 +102,7 @@ def find_living(folders: Iterable[Path]) -> set[Path]:
 
 
 def _age(folder: Path, beat: _Beat) -> float:
-    """Seconds since a sign of life by the clock of the file system, which may be another machine's."""
+    """Return the seconds since a sign of life by the clock of the file system, which may be another machine's."""
     try:
         os.utime(folder / "lock")
         return ((folder / "lock").stat().st_mtime_ns - beat.touched) / 1e9
@@ -110,16 +110,16 @@ def _age(folder: Path, beat: _Beat) -> float:
         return 0.0
 
 
-def _holder(folder: Path) -> _Beat | None:
-    """The newest sign of life of a holder; None where there is none, or what no holder writes."""
+def _read_holder(folder: Path) -> _Beat | None:
+    """Return the newest sign of life of a holder; None where there is none, or what no holder writes."""
     try:
         # Opened, and not only asked for its times, which network file systems remember for a while.
-        file = os.open(folder / "holder.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = open_regular(folder / "holder.json")
     except OSError:
         return None
     try:
         found = os.fstat(file)
-        said = json.loads(os.read(file, _LONGEST)) if stat.S_ISREG(found.st_mode) else None
+        said = json.loads(os.read(file, _LONGEST))
     except (OSError, ValueError, RecursionError):
         return None
     finally:
@@ -148,14 +148,14 @@ def _signs_of_life(folder: Path) -> Iterator[None]:
             os.utime(path)
 
     try:
-        with meanwhile(beat, _BEAT):
+        with repeat_meanwhile(beat, _BEAT):
             yield
     finally:
         path.unlink(missing_ok=True)
 
 
 @contextmanager
-def meanwhile(action: Callable[[], object], seconds: float) -> Iterator[None]:
+def repeat_meanwhile(action: Callable[[], object], seconds: float) -> Iterator[None]:
     """Call `action` again and again, with so many seconds between two calls."""
     ended = threading.Event()
 
