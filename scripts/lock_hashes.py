@@ -16,6 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import parse_wheel_filename
 
 from lib.cli import fail, or_exit
+from lib.core.escaping import escape_controls
 from lib.sources.lock_file import LOCKS, TORCH_CPU, Entry, format_lock, read_lock
 from lib.sources.package_index import REMEDY, PackageFile, PackageIndex
 
@@ -52,7 +53,7 @@ def find_hashes(index: PackageIndex, entry: Entry) -> list[str]:
     if not wanted and not known:
         fail(f"{entry.name}{entry.pin} has no file for CPython 3.11 to 3.13 on Linux or macOS", "take another version")
     if any(not file.name.endswith(".whl") for file in wanted):
-        print(f"{entry.name}{entry.pin} has no wheel: its sdist is built", file=sys.stderr)
+        print(escape_controls(f"{entry.name}{entry.pin} has no wheel: its sdist is built"), file=sys.stderr)
     check_agreement(wanted)
     return [*known, *(_state_hash(index, file) for file in wanted)]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, SCRIPTS
 
-from lib import lineage as lineage_module
+from lib import files as files_module
 from lib.cli import UserError
 from lib.files import canonical_json, read_json, sha256_file, write_json
 from lib.lineage import Job, Lineage, sha256_of, write_lineage
@@ -243,7 +243,7 @@ def test_another_folder_is_not_verified_in_place_of_this_one(verify, trace):
 
 def test_a_file_with_several_names_is_read_once(verify, monkeypatch):
     read: list[Path] = []
-    monkeypatch.setattr(lineage_module, "sha256_file", lambda path: read.append(path) or sha256_file(path))
+    monkeypatch.setattr(files_module, "sha256_file", lambda path: read.append(path) or sha256_file(path))
     (BASE / "onnx/weights").unlink()
     (BASE / "onnx/weights").hardlink_to(SPLIT)
     write_manifest(BASE, inputs={}, settings={})
