@@ -61,7 +61,7 @@ def test_every_print_of_a_script_escapes():
         if name not in plain and "escape_controls(" not in text and "or_exit(main" not in text
     }
     # These print numbers, and names that were escaped before.
-    assert {name for name, _ in unescaped} <= {"clean.py", "compare_results.py", "lock_hashes.py", "snakemake_record.py"}
+    assert {name for name, _ in unescaped} <= {"clean.py", "compare_results.py", "snakemake_record.py"}
 
 
 @pytest.mark.parametrize("text", ACTING, ids=ascii)
