@@ -18,11 +18,12 @@ from workspaces import BASE, ROWS
 from faults import scripts_in_forks as forks
 from faults.finished import ADAPTER, Job, environment, leaks, restored
 from faults.hostile_examples import EXAMPLES, PIECES, write_gguf_model, write_rows_as
-from faults.in_the_child import load_address, load_configuration
+from faults.in_the_child import load_address, load_configuration, shorten_limits
 from faults.mutations import flip, mutate_bytes, mutate_json, mutate_safetensors, mutate_text
 from faults.script_faults import Outcome, judge_end
 
-AT_MOST = 20  # seconds
+AT_MOST = 60  # seconds
+CHILD_AT_MOST = 12  # seconds of what slmflow itself has a child do, instead of up to 15 minutes
 MEMORY_MB = 2000
 TESTS = Path(__file__).resolve().parents[1]
 FORMATS = ("json", "jsonl", "csv", "tsv", "parquet", "jsonl.gz", "csv.gz")
@@ -105,6 +106,7 @@ def read(kind: Kind, scene: Scene, place: Path) -> forks.Ended:
 
 def limit() -> None:
     forks.limit_memory(MEMORY_MB)
+    shorten_limits(CHILD_AT_MOST)
 
 
 _undisturbed: dict[str, str] = {}
