@@ -1,28 +1,35 @@
 """Time and memory of the data rules on rows that somebody made to hurt them.
 
-    python benchmarks/data_attacks.py --base results/base --table attacks.md
+    python benchmarks/data_attacks.py --base results/base --table benchmarks/data.md
 
-Cases: crowds of texts that share 24 of 29 words, just below the similarity at which they count as one (of 12,500 to
-100,000 texts); 50,000 labels of 3 rows; one value of 20 MB, kept whole or cut; objects and CSV heads with a key twice;
+Cases: crowds of texts that share 24 of 29 words, just below the similarity at which they count as one (of 12,500 and
+100,000 texts); 50,000 labels of 3 rows; one value of 20 MB, cut or set aside; objects and CSV heads with a key twice;
 Parquet files of some KB with a value of 1 GB. Needed: a base model, whose tokenizer reads the rows.
+
+The table replaces the last section of the file, from its title on; where there is no such section, it is added.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import SCRIPTS, machine, markdown_table, write_table
+from bench import SCRIPTS, machine, markdown_table
 
 from data import CORPUS, Cost
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SYLLABLES = re.findall("..", "baerforarahinistojukalomanneorprequrestatiunverwoingmenlyalesou")
+TITLE = "## Rows that were made to hurt"
 DATA = {
     "target": "sentiment",
     "labels": None,
@@ -39,6 +46,11 @@ def made_up_words(rng: random.Random, count: int, length: int = 6) -> list[str]:
     return ["".join(rng.choices(LETTERS, k=length)) for _ in range(count)]
 
 
+def spoken_words(rng: random.Random, count: int, syllables: tuple[int, ...] = (1, 2, 2, 3, 3)) -> list[str]:
+    """Words of a tokenizer's kind: of syllables, short ones oftener than once."""
+    return ["".join(rng.choices(SYLLABLES, k=rng.choice(syllables))) for _ in range(count)]
+
+
 def crowd(count: int, vocabulary: int) -> Iterator[dict[str, Any]]:
     """Yield texts that share 24 of 29 words; the other 5 are of a vocabulary, or of their own where that is 0."""
     rng = random.Random(20)
@@ -51,8 +63,11 @@ def crowd(count: int, vocabulary: int) -> Iterator[dict[str, Any]]:
 def many_labels(labels: int) -> Iterator[dict[str, Any]]:
     """Yield three rows of each label: 12 words of 20,000, and in two of three the word of the label."""
     rng = random.Random(21)
-    words, names = made_up_words(rng, 20_000), sorted(set(made_up_words(rng, labels, 7)))
-    for number in range(3 * len(names)):
+    words, found = spoken_words(rng, 20_000), dict[str, None]()
+    while len(found) < labels:
+        found.update(dict.fromkeys(spoken_words(rng, labels - len(found), (4,))))
+    names = sorted(found)
+    for number in range(3 * labels):
         name = names[number // 3]
         yield {"text": " ".join([*rng.choices(words, k=12), *[name] * (number % 3 > 0)]), "sentiment": name}
 
@@ -152,8 +167,8 @@ def run_chain(
 def cases() -> dict[str, tuple[str, Callable[[Path], None], int, str]]:
     """Return each case by name: file name, its writer, how many rules of the chain run, `corpus.truncation`."""
     found: dict[str, tuple[str, Callable[[Path], None], int, str]] = {}
-    for count in (12_500, 25_000, 50_000, 100_000):
-        for words, of in ((0, "5 own words"), (5000, "5 of 5,000 words")):
+    for count in (12_500, 100_000):
+        for words, of in ((0, "5 own words"), (5000, "5 of 5,000 words"), (300, "5 of 300 words")):
             name = f"{count:,} texts, {of}"
             found[name] = ("rows.jsonl", lambda path, n=count, v=words: write_rows(path, crowd(n, v)), 2, "right")
     found["50,000 labels"] = ("rows.jsonl", lambda path: write_rows(path, many_labels(50_000)), 6, "right")
@@ -175,26 +190,57 @@ def cases() -> dict[str, tuple[str, Callable[[Path], None], int, str]]:
 
 
 def main(args: argparse.Namespace) -> None:
-    lines = []
+    lines, start = [], time.monotonic()
     for name, (file, write, scripts, truncation) in cases().items():
         if args.cases and not any(part in name for part in args.cases):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder) / file)
-            for script, cost, end, asks in run_chain(Path(folder), Path(folder) / file, args.base, scripts, truncation):
-                lines.append(
-                    [name, script, f"{cost.wall:.1f}", f"{cost.cpu:.1f}", f"{cost.peak:,.0f}", f"{asks:,}", end]
-                )
-                print(*lines[-1], sep=" | ", file=sys.stderr, flush=True)
+            write_apart(write, Path(folder) / file)
+            found = list(run_chain(Path(folder), Path(folder) / file, args.base, scripts, truncation))
+        for script, cost, end, asks in found:
+            lines.append([name, script, f"{cost.wall:.1f}", f"{cost.cpu:.1f}", f"{cost.peak:,.0f}", f"{asks:,}", end])
+        if len(found) == 6:
+            wall, cpu, peak = (list(values) for values in zip(*(cost for _, cost, _, _ in found), strict=True))
+            total = [f"{sum(wall):.1f}", f"{sum(cpu):.1f}", f"{max(peak):,.0f}", ""]
+            lines.append([name, "all six", *total, ""])
+        for line in lines[-len(found) :]:
+            print(*line, sep=" | ", file=sys.stderr, flush=True)
+    write_section(args.table, lines, args.cases, (time.monotonic() - start) / 60)
+
+
+def write_apart(write: Callable[[Path], None], path: Path) -> None:
+    """Write a file in a process of its own: a child's highest memory counts from that of its parent on."""
+    process = multiprocessing.get_context("fork").Process(target=write, args=(path,))
+    process.start()
+    process.join()
+    assert not process.exitcode
+
+
+def write_section(path: Path, lines: list[list[str]], asked: list[str], minutes: float) -> None:
+    """Put the table into the file, in place of the one that is there."""
     head = ["case", "rule", "wall s", "CPU s", "peak MB", "asked MB", "end"]
-    command = "python benchmarks/data_attacks.py" + "".join(f" --cases {part!r}" for part in args.cases)
-    title = f"# Data rules on rows that were made to hurt\n\n`{command}`\n\n{machine('numpy', 'tokenizers')}\n"
-    write_table(args.table, f"{title}\n{markdown_table(head, lines)}\n")
+    parts = "".join(f" --cases {part!r}" for part in asked)
+    section = f"""{TITLE}
+
+    .venv/bin/python benchmarks/data_attacks.py{parts} --base results/base --table benchmarks/data.md
+
+{machine("numpy", "tokenizers")} Took {minutes:.0f} minutes.
+
+Crowds share 24 of 29 words, so that any two are just below the similarity at which they count as one. A label has
+three rows; the words of rows and labels are made of syllables. `asked MB` is what the rule reserves (`data_mb` in
+`scripts/lib/resources.py`), `end` the line in which a rule refuses a file. Needed: 100,000 texts of a crowd in under
+60 s, 50,000 labels through all six rules in under 120 s, and each peak below what was asked.
+
+{markdown_table(head, lines)}
+"""
+    before = path.read_text(encoding="utf-8").partition(TITLE)[0] if path.exists() else ""
+    path.write_text(before + section, encoding="utf-8")
+    print(section)
 
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--base", type=Path, default=Path("results/base"), help="folder of the base model")
     arguments.add_argument("--cases", nargs="*", default=[], help="parts of names of cases to run")
-    arguments.add_argument("--table", type=Path, required=True, help="file to write")
+    arguments.add_argument("--table", type=Path, required=True, help="file whose last section it is")
     main(arguments.parse_args())

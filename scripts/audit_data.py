@@ -126,7 +126,7 @@ def main(args: argparse.Namespace) -> None:
         "tokens": _token_lengths(rows, measured, kept, corpus["max_length"]),
     }
     examples: dict[str, str] = {}
-    write_jsonl(args.rejected, _rejected(sources(), rows, corpus["max_length"], examples))
+    write_jsonl(args.rejected, _rejected(sources(), rows, corpus["max_length"], examples) if rejected else ())
     audit["verdict"] = judge_audit(audit, examples, data, corpus["max_length"])
     write_json(args.audit, audit)
     _tell_case(audit["label_spellings"])

@@ -8,13 +8,13 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lib.cli import UserError, fail, parser, progress, run, settings_argument
 from lib.data.limits import batched_by_size
 from lib.files import published, read_json, read_jsonl
 from lib.templates import Template, compile_template, render_chats, render_completion, render_prompt
-from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
+from lib.tokens import Tokenizer, completion_ids, load_tokenizer
 from lib.truncation import shortened
 
 SPLITS = ("train", "validation", "test")
@@ -37,46 +37,83 @@ def main(args: argparse.Namespace) -> None:
         whole.write_text(json.dumps({**template, **limits}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         partial = {split: stack.enter_context(published(getattr(args, split))) for split in SPLITS}
         files = {split: stack.enter_context(open(path, "w", encoding="utf-8")) for split, path in partial.items()}
-        rows = read_jsonl(args.kept)
         count = 0
-        for batch in batched_by_size(rows, lambda row: len(row["target"]) + sum(map(len, row["values"].values()))):
-            values = _fitting_values(batch, tokenizer, template, corpus)
-            if corpus["template"] == "chat" and count < _CHAT_ROWS:
-                _check_chat(batch, values, tokenizer, template, corpus)
-            pairs = [
-                (render_prompt(template, inputs), render_completion(template, row["target"]))
-                for row, inputs in zip(batch, values, strict=True)
-            ]
-            _check_tokens(batch, pairs, tokenizer, corpus["max_length"])
-            _check_choices(batch, pairs, tokenizer, template, split_of)
-            for row, (prompt, completion) in zip(batch, pairs, strict=True):
-                if row["id"] not in split_of:
-                    fail(f"has no row {row['id']}", "it is of another run: make it again", at=args.split)
-                label = {"label": row["target"]} if task == "classification" else {}
-                record = {"id": row["id"], "prompt": prompt, "completion": completion, **label}
-                files[split_of[row["id"]]].write(json.dumps(record, ensure_ascii=False) + "\n")
-            count += len(batch)
+        for row, prompt, completion in _rendered(args.kept, tokenizer, template, corpus, split_of):
+            if row["id"] not in split_of:
+                fail(f"has no row {row['id']}", "it is of another run: make it again", at=args.split)
+            label = {"label": row["target"]} if task == "classification" else {}
+            record = {"id": row["id"], "prompt": prompt, "completion": completion, **label}
+            files[split_of[row["id"]]].write(json.dumps(record, ensure_ascii=False) + "\n")
+            count += 1
     progress(f"render_corpus: {count} rows")
+
+
+def _rendered(
+    kept: Path, tokenizer: Tokenizer, template: Template, corpus: dict[str, Any], split_of: dict[str, str]
+) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Yield each row with its prompt and completion, of which the tokenizer has read all that is asked of it later.
+
+    Each text is tokenized once: that takes most of the time.
+    """
+    choices = [render_completion(template, label) for label in template["labels"] or []]
+    count = scored = 0
+    rows = read_jsonl(kept)
+    for batch in batched_by_size(rows, lambda row: len(row["target"]) + sum(map(len, row["values"].values()))):
+        values, encoded = _fitting_values(batch, tokenizer, template, corpus)
+        if corpus["template"] == "chat" and count < _CHAT_ROWS:
+            _check_chat(batch, values, tokenizer, template, corpus)
+        prompts = [render_prompt(template, inputs) for inputs in values]
+        heads = tokenizer.encode_batch(prompts)
+        texts = [
+            Text(row, prompt, head, render_completion(template, row["target"]))
+            for row, prompt, head in zip(batch, prompts, heads, strict=True)
+        ]
+        for text, whole in zip(texts, encoded, strict=True):
+            text.check_seam(whole)
+        asked = [text for text in texts if split_of.get(text.row["id"]) in ("validation", "test")]
+        _check_choices(asked, choices, scored, tokenizer)
+        yield from ((text.row, text.prompt, text.completion) for text in texts)
+        count, scored = count + len(batch), scored + len(asked)
+
+
+class Text(NamedTuple):
+    """A row as prompt and completion; head: the ids of the prompt."""
+
+    row: dict[str, Any]
+    prompt: str
+    head: list[int]
+    completion: str
+
+    def check_seam(self, whole: list[int]) -> None:
+        """Raise `UserError` that names the row when prompt and completion join at their seam."""
+        try:
+            completion_ids(self.prompt, self.completion, self.head, whole)
+        except UserError as error:
+            fail(str(error), at=self.row["file"], line=self.row["line"])
 
 
 def _fitting_values(
     rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, template: Template, corpus: dict[str, Any]
-) -> list[dict[str, str]]:
-    """Input values of each row, those of too long ones shortened."""
+) -> tuple[list[dict[str, str]], list[list[int]]]:
+    """Return the input values of each row, those of too long ones shortened, and the ids of prompt and completion."""
+
+    def text(row: dict[str, Any], values: dict[str, str]) -> str:
+        return render_prompt(template, values) + render_completion(template, row["target"])
+
+    max_length, side = corpus["max_length"], corpus["truncation"]
     values = [row["values"] for row in rows]
-    if corpus["truncation"] == "reject":
-        return values
-    limits = {"max_length": corpus["max_length"], "side": corpus["truncation"]}
-    texts = [render_prompt(template, row["values"]) + render_completion(template, row["target"]) for row in rows]
-    for place, ids in enumerate(tokenizer.encode_batch(texts)):
-        if len(ids) > corpus["max_length"]:
-            row = rows[place]
-            short = shortened(tokenizer, template, row["values"], row["target"], **limits)
+    encoded = tokenizer.encode_batch([text(row, row["values"]) for row in rows])
+    for place, row in enumerate(rows):
+        if side != "reject" and len(encoded[place]) > max_length:
+            short = shortened(tokenizer, template, row["values"], row["target"], max_length=max_length, side=side)
             if short is None:
                 what = "the row does not fit into corpus.max_length"
                 fail(what, "audit the data again", at=row["file"], line=row["line"])
-            values[place] = short
-    return values
+            values[place], encoded[place] = short, tokenizer.encode(text(row, short))
+        if len(encoded[place]) > max_length:
+            what = f"{len(encoded[place])} tokens, corpus.max_length is {max_length}"
+            fail(what, "audit the data again", at=row["file"], line=row["line"])
+    return values, encoded
 
 
 def _check_chat(
@@ -98,42 +135,23 @@ def _check_chat(
             fail(what, "use corpus.text_template", at=row["file"], line=row["line"])
 
 
-def _check_tokens(
-    rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, max_length: int
-) -> None:
-    """Raise `UserError` with the row whose prompt and answer join at their seam, or that is too long."""
-    for row, (prompt, completion) in zip(rows, _encoded(rows, pairs, tokenizer), strict=True):
-        tokens = len(prompt) + len(completion)
-        if tokens > max_length:
-            what = f"{tokens} tokens, corpus.max_length is {max_length}"
-            fail(what, "audit the data again", at=row["file"], line=row["line"])
-
-
-def _check_choices(
-    rows: Sequence[dict[str, Any]],
-    pairs: Sequence[tuple[str, str]],
-    tokenizer: Tokenizer,
-    template: Template,
-    split_of: dict[str, str],
-) -> None:
+def _check_choices(texts: Sequence[Text], choices: Sequence[str], scored: int, tokenizer: Tokenizer) -> None:
     """Raise `UserError` with the row whose prompt joins with some label: scoring asks for the probability of each.
 
     Of many labels each prompt gets a few, in turn: those that begin alike join alike. Scoring refuses what slipped
     through.
+
+    scored: how many prompts had their turn before.
     """
-    choices = [render_completion(template, label) for label in template["labels"] or []]
-    asked = [
-        (row, prompt)
-        for row, (prompt, _) in zip(rows, pairs, strict=True)
-        if split_of.get(row["id"]) in ("validation", "test")
-    ]
-    scored = [
-        (row, (prompt, choice))
-        for place, (row, prompt) in enumerate(asked)
+    tried = (
+        text._replace(completion=choice)
+        for place, text in enumerate(texts, start=scored)
         for choice in _choices_of_prompt(choices, place)
-    ]
-    for _ in _encoded([row for row, _ in scored], [pair for _, pair in scored], tokenizer):
-        pass
+    )
+    for some in batched_by_size(tried, lambda text: len(text.prompt) + len(text.completion)):
+        encoded = tokenizer.encode_batch([text.prompt + text.completion for text in some])
+        for text, whole in zip(some, encoded, strict=True):
+            text.check_seam(whole)
 
 
 def _choices_of_prompt(choices: Sequence[str], place: int) -> Sequence[str]:
@@ -142,20 +160,6 @@ def _choices_of_prompt(choices: Sequence[str], place: int) -> Sequence[str]:
         return choices
     start = place * _FEW_CHOICES % len(choices)
     return choices[start : start + _FEW_CHOICES]
-
-
-def _encoded(
-    rows: Sequence[dict[str, Any]], pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer
-) -> Iterator[tuple[list[int], list[int]]]:
-    try:
-        yield from encode_pairs(tokenizer, pairs)
-    except UserError:
-        for row, pair in zip(rows, pairs, strict=True):
-            try:
-                encode_pairs(tokenizer, [pair])
-            except UserError as error:
-                fail(str(error), at=row["file"], line=row["line"])
-        raise
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from lib.comparison import compare_with_intervals
 from lib.files import read_json, read_jsonl, sha256_file, write_json
 from lib.layout import Layout, results_argument
 from lib.manifests import load_manifest, manifest_path
-from lib.metrics import BASELINE, Prediction
+from lib.metrics import Prediction, main_baseline
 from lib.report.findings import verdict
 from lib.selection import selected
 
@@ -145,7 +145,7 @@ def _model(args: argparse.Namespace, speed: dict[str, Any]) -> dict[str, Any]:
     model = _predictions(args.model_predictions)
     compared = {name: _comparison(settings, rows, model, name) for name, rows in rivals.items()}
     return {
-        "test": score["quality"] | compared[BASELINE[settings["task"]]],
+        "test": score["quality"] | compared[main_baseline(settings["task"], compared)],
         "compared": {name: comparison["against"] for name, comparison in compared.items()},
         **{key: speed[key] for key in _MODEL_SPEED},
     }

@@ -4,9 +4,11 @@ import json
 import math
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
 import render_corpus
+import score_baselines
 
 from lib.data.many_labels import LabelFinder
 
@@ -137,13 +139,15 @@ def test_rows_of_another_template_and_a_single_label_are_refused(baselines):
     assert done.stderr.startswith("error: all training rows have the same label;")
 
 
-def test_thousands_of_labels_take_the_nearest_centroid_and_say_so(baselines):
-    labels = [f"word{number:04}" for number in range(1001)]
+@pytest.mark.parametrize(("limit", "most"), [("_MOST_LABELS", 3), ("_MOST_WEIGHTS", 10)])
+def test_many_labels_take_the_nearest_centroid_under_a_name_of_its_own(monkeypatch, limit, most):
+    monkeypatch.setattr(score_baselines, limit, most)
+    labels = [f"word{number}" for number in range(4)]
     train = [tone(n, f"{label} is told in text {n}", label) for n, label in enumerate(labels)]
-    asked = [tone(9000 + n, f"text {n} tells {label}", label) for n, label in enumerate(labels[:50])]
-    scores, predictions = baselines(CLASSES | {"labels": labels}, train, asked, asked[:5])
-    assert scores["tfidf_logreg"]["validation"]["accuracy"] == scores["keyword"]["validation"]["accuracy"] == 1
-    assert scores["extra"]["tfidf_logreg"].startswith("nearest centroid")
+    asked = [("test", tone(90 + n, f"text {n} tells {label}", label)) for n, label in enumerate(labels)]
+    predictions = score_baselines._classify(train, asked, CLASSES | {"labels": labels}, seed=0)
+    assert [row["baseline"] for row in predictions[::4]] == ["majority", "keyword", "nearest_centroid"]
+    assert [row["predicted"] for row in predictions[8:]] == labels
     assert all(row["log_probs"] is None for row in predictions)
 
 
@@ -162,9 +166,16 @@ def test_label_words_are_found_as_one_look_after_the_other_finds_them():
         assert finder.most_frequent(text, "none") == expected
 
 
-def test_thousands_of_labels_are_tried_a_few_behind_each_prompt():
-    choices = [f" {number}" for number in range(1000)]
-    tried = [render_corpus._choices_of_prompt(choices, place) for place in range(1000)]
-    assert max(map(len, tried)) == 1
-    assert {choice for some in tried for choice in some} == set(choices)
-    assert render_corpus._choices_of_prompt(choices[:150], 7) == choices[:150]
+def test_of_many_labels_each_has_its_turn_behind_some_prompt(monkeypatch):
+    """Also across batches: they go on where the last one ended."""
+    monkeypatch.setattr(render_corpus, "_MOST_CHOICES", 3)
+    choices = [f" {number}" for number in range(10)]
+    tried = []
+    tokenizer = SimpleNamespace(encode_batch=lambda texts: (tried.append(texts), [[0]] * len(texts))[1])
+    texts = [render_corpus.Text({}, "prompt", [0], " own")] * 4
+    for scored in range(0, 12, 4):
+        render_corpus._check_choices(texts, choices, scored, tokenizer)
+    assert [len(some) for some in tried] == [4] * 3
+    assert {text for some in tried for text in some} == {f"prompt{choice}" for choice in choices}
+    render_corpus._check_choices(texts, choices[:3], 0, tokenizer)
+    assert tried[-1] == [f"prompt{choice}" for choice in choices[:3]] * 4

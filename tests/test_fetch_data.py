@@ -490,13 +490,15 @@ def test_a_row_larger_than_the_limit_is_a_fault_of_its_own(tmp_path, monkeypatch
 
 
 def parquet_bomb(path: Path, kind: str) -> None:
-    """A file of some KB: a value of 100 MB alone, the same behind small ones, or 1 MB that is there 20,000 times."""
+    """A file of some KB: a value of 2 MB alone, one of 60 behind small ones, or 1 MB that is there 20,000 times."""
     if kind == "repeated":
         texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 20_000, pyarrow.int32()), ["x" * 1_000_000])
     else:
-        texts = pyarrow.array([*["ok"] * (999 if kind == "hidden" else 0), "x" * 100_000_000])
+        texts = pyarrow.array(["x" * 2_000_000] if kind == "alone" else [*["ok"] * 999, "x" * 60_000_000])
     table = pyarrow.table({"t": texts})
-    pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=kind == "repeated")
+    pyarrow.parquet.write_table(
+        table, path, compression="zstd", use_dictionary=kind == "repeated", write_statistics=False
+    )
     assert path.stat().st_size < 50_000
 
 
@@ -504,9 +506,10 @@ def parquet_bomb(path: Path, kind: str) -> None:
 def test_a_small_parquet_file_of_large_values_takes_little_memory_and_is_one_line(tmp_path, monkeypatch, kind):
     from lib.data import parquet
 
-    monkeypatch.setattr(parquet, "_PIECE_MB", 60)
+    monkeypatch.setattr(parquet, "_PIECE_MB", 40)
+    monkeypatch.setattr(parquet, "MOST_BYTES", 1_000_000)
     parquet_bomb(tmp_path / "rows.parquet", kind)
-    what = "a value of column 't' has 100 MB" if kind == "alone" else "take more than 60 MB of memory"
+    what = "a value of column 't' has 2 MB" if kind == "alone" else "take more than 40 MB of memory"
     with pytest.raises(UserError, match=rf"rows\.parquet(:\d+)?: .*{what}"):
         list(readers.read_rows(tmp_path / "rows.parquet"))
 

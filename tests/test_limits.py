@@ -17,6 +17,7 @@ from lib.cli import UserError
 from lib.core import limits
 from lib.core.limits import Limits, run_limited
 from lib.data.chat_templates import render_conversations
+from lib.data.limits import batched_by_size
 from lib.data.tokenizer_trial import check_tokenizer_file
 from lib.inputs import extract_answer, input_text
 from lib.models.adapter_trial import check_fields, try_patterns
@@ -372,3 +373,8 @@ def test_foreign_programs_run_behind_these_doors_alone(pattern):
         if any(re.search(pattern, line.partition("#")[0]) for line in path.read_text().splitlines())
     }
     assert found <= DOORS[pattern]
+
+
+def test_a_batch_ends_at_a_thousand_rows_or_half_a_million_characters():
+    batches = batched_by_size([200_000] * 7 + [1] * 2500, lambda size: size)
+    assert [len(batch) for batch in batches] == [3, 3, 1000, 1000, 501]

@@ -382,6 +382,39 @@ def test_long_inputs_are_cut_as_in_training_or_refused(model, tmp_path, capsys, 
         ask(variant_of(model, tmp_path / "reject", truncation="reject"), words)
 
 
+@pytest.mark.parametrize("side", ["right", "left", "reject"])
+def test_of_a_huge_input_the_tokenizer_reads_no_more_than_can_matter(monkeypatch, side):
+    import predict
+    from tiny_models import train_tokenizer
+
+    from lib.data.limits import most_characters
+    from lib.tokens import Tokenizer
+
+    read = []
+    encode = Tokenizer.encode
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: (read.append(len(text)), encode(self, text))[1])
+    tokenizer = Tokenizer(train_tokenizer(["<e>"]), None, "<e>", frozenset([0]), ("<e>",), None, {})
+    template = {
+        "task": "classification",
+        "target": "tone",
+        "columns": ["phrase"],
+        "prompt": [{"column": "phrase"}, {"text": "\n"}],
+        "completion": [{"column": "tone"}, {"text": "<e>"}],
+        "labels": ["joy"],
+        "max_length": 16,
+        "truncation": side,
+    }
+    one = predict.Input({"phrase": "first " + "a " * 1_000_000 + "last"}, "text 1")
+    if side == "reject":
+        with pytest.raises(UserError, match="text 1: 'phrase' has 2,000,010 characters, the model takes 16 tokens"):
+            predict.fitting_prompt(one, dict(one.row), template, tokenizer)
+        assert not read
+    else:
+        prompt = predict.fitting_prompt(one, dict(one.row), template, tokenizer)
+        assert ("first" in prompt, "last" in prompt) == (side == "right", side == "left")
+        assert max(read) <= most_characters(16) + len("\njoy<e>")
+
+
 def test_several_columns_need_a_table(model, tmp_path, capsys):
     template = json.loads((model / "template.json").read_text())
     prompt = [*template["prompt"][:1], {"column": "place.city"}, *template["prompt"]]

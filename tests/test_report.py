@@ -327,13 +327,15 @@ def test_the_sentence_about_a_stage_follows_its_numbers(wins, losses, p, expecte
     assert sentence.startswith("int4 against merged: ")
 
 
-def summary(tfidf: tuple, keyword: tuple = (90, 10, 0.0001), checks: tuple = (), n: int = 200) -> dict:
+def summary(
+    tfidf: tuple, keyword: tuple = (90, 10, 0.0001), checks: tuple = (), n: int = 200, first: str = "tfidf_logreg"
+) -> dict:
     """A summary in which the model is compared with two baselines: (wins, losses, p) each."""
-    rivals = {"tfidf_logreg": tfidf, "keyword": keyword, "base": (90, 10, 0.0001)}
+    rivals = {first: tfidf, "keyword": keyword, "base": (90, 10, 0.0001)}
     compared = {name: against(*counts, name=name) for name, counts in rivals.items()}
     value = {name: {"test": {"accuracy": 0.8 - one["difference"]["accuracy"]}} for name, one in compared.items()}
     return {
-        "model": {"test": {"accuracy": 0.8, "n": n, "against": compared["tfidf_logreg"]}, "compared": compared},
+        "model": {"test": {"accuracy": 0.8, "n": n, "against": compared[first]}, "compared": compared},
         "baselines": {name: splits for name, splits in value.items() if name != "base"},
         "base": value["base"],
         "selected": {"run": "lora", "variant": "int4"},
@@ -365,6 +367,21 @@ def test_baselines_that_are_not_beaten_are_named():
     assert "It is worse than label word in text (1.050)." in text
     text = " ".join(findings.all_rivals("classification", summary((30, 20, 0.2))))
     assert "It is not shown to be better than TF-IDF + logistic regression (0.750)." in text
+
+
+def test_a_nearest_centroid_is_never_called_a_regression():
+    """The report, the model card and the verdict name the baseline that was scored."""
+    import package_model
+
+    made = summary((90, 10, 0.0001), first="nearest_centroid")
+    told = [
+        findings.worth_it("classification", made, "200 test rows"),
+        findings.verdict("classification", made)[0],
+        package_model._scores("classification", made | {"model": made["model"]}),
+        words.check_name("accuracy_above_nearest_centroid"),
+    ]
+    assert all("TF-IDF + nearest centroid" in text.replace("\\", "") for text in told)
+    assert not any("regression" in text for text in told)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ Two stages that are compared draw the same rows.
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +24,17 @@ SELECTED_BY = {
     "classification": "macro_f1",
     "generation": "chrf",
 }  # chooses checkpoints, and variants unless selection.metric says otherwise
-BASELINE = {"classification": "tfidf_logreg", "generation": "nearest_question"}  # what a model must be worth more than
+# What a model must be worth more than: the first of these that was scored.
+_BASELINES = {"classification": ("tfidf_logreg", "nearest_centroid"), "generation": ("nearest_question",)}
 _WITH_INTERVAL = frozenset({"accuracy", "macro_f1", "chrf"})
 _NOT_COMPARED: Quality = {"flips": None, "kl": None, "against": None}
 _DRAWS_AT_ONCE = 2**22  # row weights held at a time while resampling: 32 MB
 MOST_LABELS_SHOWN = 200  # of a confusion table; of more labels the mistakes are counted, and no table is made
+
+
+def main_baseline(task: str, scored: Container[str]) -> str:
+    """Return the name of the baseline that a model must be worth more than, one of those that were scored."""
+    return next(name for name in _BASELINES[task] if name in scored)
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,13 @@ def quality(
     Raises `UserError` as `statistics` does.
     """
     values: Quality = {"n": len(predictions)}
-    for name, statistic in statistics(task, predictions, labels).items():
+    measured = statistics(task, predictions, labels)
+    resampled = [name for name in measured if name in _WITH_INTERVAL]
+    drawn = replicates([measured[name] for name in resampled], seed=seed, samples=samples)
+    for name, statistic in measured.items():
         values[name] = point(statistic)
-        if name in _WITH_INTERVAL:
-            values[f"{name}_ci95"] = interval(statistic, seed=seed, samples=samples)
+        if name in resampled:
+            values[f"{name}_ci95"] = middle_95(drawn[resampled.index(name)])
     result: dict[str, Any] = {
         "quality": {**values, **_NOT_COMPARED},
         "answered": sum(row["answer"] is not None for row in predictions),

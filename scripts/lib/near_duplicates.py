@@ -21,7 +21,7 @@ import os
 import tempfile
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -48,10 +48,11 @@ _READ = 1 << 16  # bytes of texts read at once
 _FEW_EACH = 64  # candidates for each text that are compared without a search for a way to fewer
 _VAIN = 100  # comparisons in vain for each that joins two groups, at which neighbours are no longer compared
 _WORK_EACH, _LEAST_WORK = 200, 200_000_000  # see `_most_work`
-_EXACT_WORK = 500  # pairs of bit maps that are compared in the time of two texts
+_EXACT_WORK = 1000  # pairs of bit maps that are compared in the time of two texts
 _SHORT, _WIDE_BITS = 1024, 4096  # shingles of a text that has a wide bit map
 _WORTH_WIDE_MAPS = 64  # pairs at once
 _MOST_WIDE_BYTES = 1 << 27
+_READ_AHEAD = 128  # pairs whose texts are hashed at once
 
 
 class SimilarPairs(NamedTuple):
@@ -85,7 +86,7 @@ def similar_pairs(texts: Iterable[str], threshold: float, *, seed: int, folder: 
 
 
 def describe_uncompared(similar: SimilarPairs) -> dict[str, int]:
-    """Return what a report says of pairs that were not compared; nothing where all were."""
+    """Return what a report says of pairs that were not compared, if any."""
     return {"near_duplicates_not_compared": similar.uncompared} if similar.uncompared else {}
 
 
@@ -242,11 +243,15 @@ class _Index:
         own = np.frombuffer(self._width, dtype=np.int8)[places]
         slots = np.frombuffer(self._slot, dtype=np.int32)[places]
         for wide in range(width, _WIDTHS):
-            chosen = own == wide
-            if chosen.any():
+            chosen = np.flatnonzero(own == wide)
+            if len(chosen):
                 maps = np.frombuffer(self._maps[wide], dtype=np.uint64).reshape(-1, _SMALLEST_MAP // 8 << wide)
-                folded = maps[slots[chosen]].reshape(-1, 1 << (wide - width), words)
-                result[chosen] = np.bitwise_xor.reduce(folded, axis=1)
+                found = maps.take(slots[chosen], axis=0)
+                if wide > width:
+                    found = np.bitwise_xor.reduce(found.reshape(-1, 1 << (wide - width), words), axis=1)
+                if len(chosen) == len(places):
+                    return found
+                result[chosen] = found
         return result
 
     def similar(self, one: int, other: int) -> bool:
@@ -310,22 +315,33 @@ class _Index:
     def _whole(self, place: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
         """Shingles of a text, from the file, and a bit map so wide that it says nearly as much as they."""
         if place not in self._cache:
-            shingles, _ = hash_shingles([self._text(place)])
-            bits = min(max(64, 16 << len(shingles).bit_length()), _WIDEST_MAP)
-            self._cached += len(shingles)
-            if self._cached > _CACHED:
-                self._cache, self._cached = {}, len(shingles)
-            numbers = (shingles & np.uint64(bits - 1)).astype(np.int64)
-            self._cache[place] = shingles, odd_bits(numbers, bits).view(np.uint64)
+            self._keep_whole(place, hash_shingles([self._text(place)])[0])
         return self._cache[place]
+
+    def _keep_whole(self, place: int, shingles: Hashes) -> None:
+        bits = min(max(64, 16 << len(shingles).bit_length()), _WIDEST_MAP)
+        self._cached += len(shingles)
+        if self._cached > _CACHED:
+            self._cache, self._cached = {}, len(shingles)
+        numbers = (shingles & np.uint64(bits - 1)).astype(np.int64)
+        self._cache[place] = shingles, odd_bits(numbers, bits).view(np.uint64)
+
+    def read_ahead(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Hash the texts of some pairs that are to be compared, all at once. Long ones wait until they are."""
+        places = dict.fromkeys(place for pair in pairs for place in pair)
+        missing = [place for place in places if place not in self._cache and self._sizes[place] <= _SHORT]
+        for start in range(0, len(missing), MOST_TEXTS):
+            some = missing[start : start + MOST_TEXTS]
+            shingles, starts = hash_shingles([self._text(place) for place in some])
+            for place, own in zip(some, np.split(shingles, starts[1:]), strict=True):
+                self._keep_whole(place, own.copy())
 
 
 def _joining_pairs(index: _Index) -> Iterator[tuple[int, int]]:
     """Pairs of similar texts, each of which joins two groups that were apart."""
     groups = Groups(index.count)
     keys = index.keys()
-    # Neighbours first: that joins the many copies of one text in linear time. Where few of them are similar, most
-    # comparisons are in vain.
+    # Neighbours first: that joins the many copies of one text in linear time; where few are similar, most is in vain.
     exact, joined = index.exact, 0
     for left, right in pair_neighbours(keys):
         for pair in _merge_similar(index, groups, left, right):
@@ -372,7 +388,13 @@ def _merge_similar(index: _Index, groups: Groups, left: Numbers, right: Numbers)
     for exclude in (index.may_be_similar, index.may_be_similar_by_wide_maps):
         chosen = exclude(left, right)
         left, right = left[chosen], right[chosen]
-    for one, other in zip(left.tolist(), right.tolist(), strict=True):
-        if groups.root(one) != groups.root(other) and index.similar(one, other):
-            groups.merge(one, other)
-            yield one, other
+    pairs = list(zip(left.tolist(), right.tolist(), strict=True))
+    for start in range(0, len(pairs), _READ_AHEAD):
+        some = [
+            (one, other) for one, other in pairs[start : start + _READ_AHEAD] if groups.root(one) != groups.root(other)
+        ]
+        index.read_ahead(some)
+        for one, other in some:
+            if groups.root(one) != groups.root(other) and index.similar(one, other):
+                groups.merge(one, other)
+                yield one, other

@@ -132,16 +132,23 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
     """
     prompts = tokenizer.encode_batch([prompt for prompt, _ in pairs])
     wholes = tokenizer.encode_batch([prompt + completion for prompt, completion in pairs])
-    result = []
-    for (prompt, completion), head, whole in zip(pairs, prompts, wholes, strict=True):
-        if whole[: len(head)] != head:
-            fail(
-                f"the tokenizer joins the end of the prompt {prompt[-20:]!r} with the start of the answer"
-                f" {completion[:20]!r}",
-                "end the prompt part of corpus.text_template with a newline or a control token, not with a space",
-            )
-        result.append((head, whole[len(head) :]))
-    return result
+    return [
+        (head, completion_ids(*pair, head, whole)) for pair, head, whole in zip(pairs, prompts, wholes, strict=True)
+    ]
+
+
+def completion_ids(prompt: str, completion: str, head: list[int], whole: list[int]) -> list[int]:
+    """Return the ids of a completion behind its prompt. Raises `UserError` as `encode_pairs`.
+
+    head, whole: the ids of the prompt, and of prompt and completion.
+    """
+    if whole[: len(head)] != head:
+        fail(
+            f"the tokenizer joins the end of the prompt {prompt[-20:]!r} with the start of the answer"
+            f" {completion[:20]!r}",
+            "end the prompt part of corpus.text_template with a newline or a control token, not with a space",
+        )
+    return whole[len(head) :]
 
 
 def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | None:

@@ -75,11 +75,14 @@ class PrefixFilter:
         """Yield the pairs, in blocks; a pair with several rare shingles in common occurs several times."""
         total = int(self._until[-1]) if len(self._until) else 0
         for start in range(0, total, _BLOCK):
-            numbers = np.arange(start, min(start + _BLOCK, total))
-            place = np.searchsorted(self._until, numbers, side="right")
-            before = np.where(place > 0, self._until[place - 1], 0)
-            one = self._order[self._small[place]]
-            other = self._order[self._begin[place] + numbers - before]
+            end = min(start + _BLOCK, total)
+            first, last = np.searchsorted(self._until, (start, end - 1), side="right")
+            edges = np.concatenate([[start], self._until[first:last], [end]])  # of the pairs of each smaller text
+            own = np.diff(edges)
+            begin = self._begin[first : last + 1] - edges[:-1]
+            begin[0] += start - (self._until[first - 1] if first else 0)
+            one = np.repeat(self._order[self._small[first : last + 1]], own)
+            other = self._order[np.repeat(begin, own) + np.arange(start, end)]
             room = self._reach[other] >= self._size[one]
             yield self._text[one[room]].astype(np.int64), self._text[other[room]].astype(np.int64)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.metrics import BASELINE
+from lib.metrics import main_baseline
 from lib.report import findings, plots
 from lib.report.evidence import SHOWN, Evidence
 from lib.report.page import Block, Figure, Section, Table
@@ -14,7 +14,8 @@ from lib.report.words import check_name, gap, interval, listed, metric, named, n
 def head(evidence: Evidence) -> dict[str, Any]:
     """Title, verdict and the numbers that a reader asks for first."""
     summary, task = evidence.summary, evidence.task
-    model, gate, rival = summary["model"], summary["gate"], BASELINE[task]
+    model, gate = summary["model"], summary["gate"]
+    rival = main_baseline(task, summary["baselines"])
     quality = model["test"]
     cards = [(named(name), metric(name, quality[name]), interval(name, quality)) for name in evidence.columns[:2]]
     cards += [

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lib.comparison import ALPHA, is_better, is_shown, least_shown
-from lib.metrics import BASELINE, MAIN_METRIC
+from lib.metrics import MAIN_METRIC, main_baseline
 from lib.report.words import (
     about,
     check_name,
@@ -47,7 +47,7 @@ def verdict(task: str, summary: dict[str, Any]) -> tuple[str, bool]:
     if unbeaten:
         passed = "it passed the gate, but " if gate["checks"] and gate["passed"] else ""
         return f"Do not ship {model} yet: {passed}{doubt}.", False
-    rival = BASELINE[task]
+    rival = main_baseline(task, compared)
     gain = _range(name, compared[rival]["difference_ci95"][name])
     worth = f"on {rows} it is better than every baseline, than {said(rival)} by {gain}"
     if gate["checks"]:
@@ -80,7 +80,7 @@ def enough_rows(rows: int | None) -> str:
 
 def worth_it(task: str, summary: dict[str, Any], measured: str) -> str:
     """Whether the model beats what costs nothing. measured: on which rows."""
-    name, rival = MAIN_METRIC[task], BASELINE[task]
+    name, rival = MAIN_METRIC[task], main_baseline(task, summary["baselines"])
     model, other = summary["model"]["test"], summary["baselines"][rival]["test"]
     against = summary["model"]["compared"][rival]
     values = f"{said(name)} {metric(name, model[name])} against {metric(name, other[name])} on {measured}"

@@ -16,6 +16,7 @@ NAMES = {
     "majority": "Majority label",
     "keyword": "Label word in text",
     "tfidf_logreg": "TF-IDF + logistic regression",
+    "nearest_centroid": "TF-IDF + nearest centroid",
     "nearest_question": "Nearest question's answer",
     "base": "Untouched base model",
 }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lib.inputs import word_places
-from lib.metrics import BASELINE
+from lib.metrics import main_baseline
 from lib.report import findings, plots
 from lib.report.evidence import Evidence, measured
 from lib.report.page import Block, Figure, Section, Table
@@ -33,7 +33,7 @@ def worth_it(evidence: Evidence) -> Section:
 
 def how_sure(evidence: Evidence) -> Section:
     summary, task = evidence.summary, evidence.task
-    quality, rival = summary["model"]["test"], BASELINE[task]
+    quality, rival = summary["model"]["test"], main_baseline(task, summary["baselines"])
     rows = evidence.rows_measured("test")
     return Section(
         "sure",
@@ -67,7 +67,8 @@ def quality_plot(stages: dict[str, dict[str, Any]], name: str, best: str) -> lis
 
 def _rivals_table(evidence: Evidence) -> Table:
     """Paired: what the model is above each rival on the same rows."""
-    metrics = list(evidence.summary["model"]["compared"][BASELINE[evidence.task]]["difference"])
+    compared = evidence.summary["model"]["compared"]
+    metrics = list(compared[main_baseline(evidence.task, compared)]["difference"])
     rows = [
         (
             named(rival),
@@ -76,7 +77,7 @@ def _rivals_table(evidence: Evidence) -> Table:
             number(against["losses"]),
             p_value(against["mcnemar_p"]),
         )
-        for rival, against in evidence.summary["model"]["compared"].items()
+        for rival, against in compared.items()
     ]
     head = ("Rival", *map(named, metrics), "Rows won", "Rows lost", _test_name(evidence.task))
     caption = "The model minus each rival on the same test rows, in points with 95 % intervals"
