@@ -199,6 +199,7 @@ def test_given_files_are_held_against_what_jobs_of_another_machine_read(
     write_files(tmp_path, rows="a,b")
     sha256 = sha256_file(Path("rows"))  # also of the blob, as good as any
     record = {
+        "record_format_version": 6,
         "rule": "fetch",
         "params": [],
         "input": ["model", "rows"],
