@@ -279,7 +279,11 @@ def put_socket(path: Path) -> None:
         server.bind(str(path.relative_to(Path.cwd())))
 
 
-ODDITIES = [put_dangling_link, put_loop, put_link_to_results, put_pipe, put_socket]
+def put_name_that_is_no_text(path: Path) -> None:
+    Path(f"{path}\udcff").write_text("")
+
+
+ODDITIES = [put_dangling_link, put_loop, put_link_to_results, put_pipe, put_socket, put_name_that_is_no_text]
 
 
 @pytest.mark.parametrize("put", ODDITIES)

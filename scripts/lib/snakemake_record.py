@@ -261,12 +261,14 @@ def recorded() -> Iterator[str]:
 def _lying(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterator[str]:
     """Yield files of a results folder, and directories that have a manifest, without what lies in these.
 
-    Links to nothing, pipes and sockets are passed over. inside: folders that this one lies in, since a link may lead to
-    one of them.
+    Links to nothing, pipes, sockets and names that are no text are passed over.
+    inside: folders that this one lies in, since a link may lead to one of them.
     """
     inside |= {folder.resolve()}
     for path in folder.iterdir():
         if path.name in _NOT_ARTEFACTS or path.name.startswith(".") or ".partial." in path.name:
+            continue
+        if find_fault(path.name):  # no job gives such a name
             continue
         if path.is_file() or (path.is_dir() and manifest_path(path).is_file()):
             yield path.as_posix()
