@@ -1,7 +1,9 @@
 """Files are whole or absent, and errors are one line with exit code 1."""
 
+import copy
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -176,3 +178,14 @@ def test_json_that_other_programs_read_in_another_way_is_read_unless_the_reader_
     assert "a" in read_json(tmp_path / "one.json")
     with pytest.raises(UserError, match="one.json: not JSON: .* (is no number|stands there twice)"):
         read_json(tmp_path / "one.json", strict=True)
+
+
+def test_a_file_that_lies_in_the_place_of_another_is_told_by_its_name(tmp_path):
+    (tmp_path / "audit.json").write_text('{"rows": {"kept": 1}}')
+    found = read_json(tmp_path / "audit.json")
+    assert found == {"rows": {"kept": 1}}
+    assert copy.deepcopy(found) == pickle.loads(pickle.dumps(found)) == found
+    assert found.get("verdict") is None
+    for ask in (lambda: found["verdict"], lambda: found["rows"]["rejected"]):
+        with pytest.raises(UserError, match=r"audit\.json: it has no '(verdict|rejected)'"):
+            ask()

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lib.cli import Stopped, UserError, fail
 from lib.core.failures import NO_ROOM, find_failure, find_failure_behind
@@ -171,9 +171,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, *, hint: str = "mend or remove the file", strict: bool = False) -> Any:
-    """Read JSON. Raises `UserError` with file and line when it is missing, broken or, if `strict`, ambiguous."""
+    """Read JSON. Raises `UserError` with file and line when it is missing, broken or, if `strict`, ambiguous.
+
+    So does an object of it that is asked for a key which it lacks.
+    """
     try:
-        return parse_json(path.read_text(encoding="utf-8"), strict=strict)
+        options: dict[str, Any] = {} if strict else {"object_hook": lambda values: _Stated(path, values)}
+        return parse_json(path.read_text(encoding="utf-8"), strict=strict, **options)
     except FileNotFoundError:
         fail("no such file", "check the path", at=path)
     except IsADirectoryError:
@@ -190,17 +194,32 @@ class _AmbiguousError(ValueError):
     """JSON that other programs read in another way, or not at all."""
 
 
-def parse_json(text: str, *, strict: bool = False) -> Any:
+class _Stated(dict[str, Any]):
+    """An object in a JSON file. Asked for a key that it lacks, it names the file: another file lies in its place."""
+
+    def __init__(self, at: Path, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.at = at
+
+    def __missing__(self, key: str) -> NoReturn:
+        fail(f"it has no {key!r}, as a file of its name has", "remove it and run the workflow again", at=self.at)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # for copies and other processes
+
+
+def parse_json(text: str, *, strict: bool = False, **options: Any) -> Any:
     """Return the value of a JSON text. Raises `ValueError`, also for what `json` reads and no later reader can bear.
 
     That is nesting without end, whole numbers of thousands of digits, and halves of surrogate pairs. NaN and Infinity
     are read: configurations of models have them, as Python writes them.
 
     strict: refuse them, and a key that stands twice in an object, of which each parser takes the one that it likes.
+    options: those of `json.loads`.
     """
     hooks: dict[str, Any] = {"object_pairs_hook": _make_object, "parse_constant": _refuse} if strict else {}
     try:
-        value = json.loads(text, **hooks)
+        value = json.loads(text, **hooks, **options)
         if "\\u" in text:  # only escapes can write half a pair
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:

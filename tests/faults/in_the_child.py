@@ -110,6 +110,8 @@ def shorten_limits(seconds: float) -> None:
 
 
 def _is_kept(path: Path) -> bool:
+    if ".partial." in path.as_posix():  # not published yet
+        return False
     return bool({"results", "work"} & set(path.absolute().relative_to(Path.cwd()).parts[:1])) if _below(path) else False
 
 
