@@ -86,3 +86,19 @@ def test_no_cell_is_a_formula(cell, tmp_path):
 def test_two_labels_stay_two():
     labels = ["=x", "'=x", "''=x", "x", "'x"]
     assert len({escape_formula(label) for label in labels}) == len(labels)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (
+            "https://a.blob.core.windows.net/c?sv=1&sig=aB%2F9: not found",
+            "https://a.blob.core.windows.net/c?sv=1&sig=…",
+        ),
+        ("https://me:pass@host/simple: 401", "https://…@host/simple: 401"),
+        ("AccountName=a;AccountKey=abc==;x", "AccountName=a;AccountKey=…;x"),
+        ("config.yaml:3: learning_rate=0.1 at https://host:8080/a@b", "learning_rate=0.1 at https://host:8080/a@b"),
+    ],
+)
+def test_an_error_repeats_no_secret_of_an_address(said, shown):
+    assert shown in error_line(said)

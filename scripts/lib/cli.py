@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lib.core.escaping import escape_controls
+from lib.core.escaping import escape_controls, hide_secrets
 from lib.core.failures import describe_failure, find_failure, find_failure_behind, temporary_folder
 from lib.core.failures import place_of as place_of
 
@@ -55,9 +55,10 @@ def fail(what: str, hint: str = "", *, at: str | Path | None = None, line: int |
 def error_line(error: object) -> str:
     """Return `error: …`, one line of at most 500 characters; of a longer one the middle goes, not place and hint.
 
-    Control characters, which a name or a label may bring, are written out: no error acts on the terminal.
+    Control characters, which a name or a label may bring, are written out: no error acts on the terminal. Secrets in
+    addresses are left out: an error is copied into tickets.
     """
-    line = escape_controls(" ".join(f"error: {error}".splitlines()))
+    line = hide_secrets(escape_controls(" ".join(f"error: {error}".splitlines())))
     if len(line) <= _LONGEST_LINE:
         return line
     hint = line[-_LONGEST_HINT:].partition(" ")[2]  # begins with a whole word

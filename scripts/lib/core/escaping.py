@@ -17,6 +17,10 @@ _MARKDOWN = re.compile(
 )
 # What would begin a heading, a quotation, a list or a rule at the start of a line; the sign that makes it is captured.
 _BLOCK = re.compile(r"\s*(?:(#)#{0,5}(?!\S)|(>)|([+-])(?!\S)|([=-])[=-]*\s*\Z|\d{1,9}([.)])(?!\S))")
+# Parts of an address or of a connection string that open a door: a login, a signature, a key (RFC 3986, 3.2.1; Azure's
+# shared access signatures and connection strings).
+_LOGIN = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")
+_KEYS = re.compile(r"(?i)\b((?:sig|token|password|pwd|secret|account_?key|shared_?access_?\w+)=)[^&;\s'\",]+")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # full-width forms too
 
@@ -24,6 +28,11 @@ _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # full-width 
 def escape_controls(text: str) -> str:
     r"""Write what acts on a terminal, or breaks a line, as JSON writes it: `\n`, `\u001b`."""
     return _CONTROLS.sub(lambda sign: json.dumps(sign[0])[1:-1] if sign[0] != "\x7f" else "\\u007f", text)
+
+
+def hide_secrets(text: str) -> str:
+    """Return a text in which logins, signatures and keys of addresses are dots."""
+    return _KEYS.sub(r"\1…", _LOGIN.sub("…", text))
 
 
 def escape_markdown(value: Any) -> str:
