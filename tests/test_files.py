@@ -189,3 +189,30 @@ def test_a_file_that_lies_in_the_place_of_another_is_told_by_its_name(tmp_path):
     for ask in (lambda: found["verdict"], lambda: found["rows"]["rejected"]):
         with pytest.raises(UserError, match=r"audit\.json: it has no '(verdict|rejected)'"):
             ask()
+
+
+@pytest.mark.parametrize("what", ["link to nothing", "link to a folder", "pipe", "file", "folder"])
+@pytest.mark.parametrize("name", ["made", "made.partial.7", "made.manifest.json"])
+def test_what_lies_where_a_folder_is_written_makes_way_and_no_link_is_followed(tmp_path, what, name):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/file").write_text("a person's")
+    place = tmp_path / name
+    {
+        "link to nothing": lambda: place.symlink_to("nowhere"),
+        "link to a folder": lambda: place.symlink_to(tmp_path / "own"),
+        "pipe": lambda: os.mkfifo(place),
+        "file": lambda: place.write_text("old"),
+        "folder": place.mkdir,
+    }[what]()
+    with published_directory(tmp_path / "made") as folder:
+        (folder / "new").write_text("new")
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "own"]
+    assert (tmp_path / "own/file").is_file()
+
+
+def test_a_folder_where_a_file_is_written_is_told_and_stays(tmp_path):
+    (tmp_path / "made.json/own").mkdir(parents=True)
+    with pytest.raises(UserError, match="a folder lies where this file is written"):
+        write_json(tmp_path / "made.json", {})
+    assert (tmp_path / "made.json/own").is_dir()

@@ -54,8 +54,10 @@ def published(path: Path) -> Iterator[Path]:
 
     Nothing half-written stays: on an error the partial file is removed. The bytes are on the disk before the name is,
     so a loss of power leaves the old file or the new one. Raises `OSError` with the name of `path` when an error came
-    of a full disk, whatever library reported it in whatever way.
+    of a full disk, whatever library reported it in whatever way, and `UserError` when a folder lies there.
     """
+    if path.is_dir() and not path.is_symlink():
+        fail("a folder lies where this file is written", "move it away", at=path)
     partial = _partial(path)
     try:
         with explained_full_disk(path):
@@ -84,8 +86,8 @@ def published_directory(path: Path) -> Iterator[Path]:
                     file.chmod(0o644)
             sync(partial)
             # An old manifest does not describe what comes now.
-            path.with_name(f"{path.name}.manifest.json").unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path.with_name(f"{path.name}.manifest.json"))
+            _remove(path)
             os.replace(partial, path)
             sync_folder(path.parent)
     finally:
@@ -140,11 +142,16 @@ def _partial(path: Path) -> Path:
     """Where `path` is written first; what a killed process left there is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f"{glob.escape(path.name)}.partial.*"):
-        if left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink()
+        _remove(left)
     return path.with_name(f"{path.name}.partial.{os.getpid()}")
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link and not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_lfs_pointer(path: Path) -> bool:
