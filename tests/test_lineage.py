@@ -401,7 +401,7 @@ def test_runs_of_other_rows_are_not_compared(workspace):
     text = (other / "lineage.json").read_text()
     sha256 = sha256_file(workspace.results / "corpus/train.jsonl")
     (other / "lineage.json").write_text(
-        text.replace(f'"results/corpus/train.jsonl": "{sha256}"', '"results/corpus/train.jsonl": "0"')
+        text.replace(f'"results/corpus/train.jsonl": "{sha256}"', f'"results/corpus/train.jsonl": "{"0" * 64}"')
     )
     done = compare(workspace, other)
     assert done.returncode == 1

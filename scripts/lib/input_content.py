@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from snakemake.io import _IOFile
 
-from lib.cli import fail, place_of
+from lib.cli import UserError, fail, place_of
 from lib.core.escaping import escape_controls
 from lib.files import canonical_json, published, sha256_text
 from lib.lineage import Lineage, is_code, sha256_of, visible_files
@@ -87,7 +87,7 @@ def content_hashes(paths: Iterable[str]) -> dict[str, str]:
             if state.changed < started - _TICK and _state(Path(path)) == state:
                 new[path] = [state.key, sha256]
     if new:
-        with suppress(OSError), published(_NOTE) as partial:  # without a note, all is read again
+        with suppress(OSError, UserError), published(_NOTE) as partial:  # without a note, all is read again
             partial.write_text(canonical_json(noted | new), encoding="utf-8")
     return found
 
