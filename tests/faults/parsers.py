@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
 from workspaces import BASE, ROWS
 
 from faults import scripts_in_forks as forks
@@ -60,6 +61,7 @@ def run_case(jobs: Mapping[str, Job], kind: Kind, number: int, draw: random.Rand
     """Change a file, have it read, and say how it was taken; then what a whole one comes to, where it was accepted."""
     with restored(jobs[kind.rule], place) as workspace:
         scene = Scene(workspace, jobs, draw, number, {})
+        write_configuration_as_json(workspace)
         kind.prepare(scene)
         for folder in (place, workspace, workspace / "results"):  # what writes outside finds where
             (folder / "outside").mkdir()
@@ -81,6 +83,14 @@ def run_case(jobs: Mapping[str, Job], kind: Kind, number: int, draw: random.Rand
         return Outcome(how, "; ".join(problems) or "refused in one line", not problems)
     same = found == undisturbed(jobs, kind, number, place)
     return Outcome(how, "same bytes" if same else "read as another valid file", True)
+
+
+def write_configuration_as_json(workspace: Path) -> None:
+    """Write the configuration as the changes read it: JSON is YAML."""
+    path = workspace / "config.yaml"
+    values = yaml.safe_load(path.read_bytes())
+    path.unlink()
+    path.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
 def changed_content(scene: Scene, kind: Kind) -> str | None:
@@ -119,6 +129,7 @@ def undisturbed(jobs: Mapping[str, Job], kind: Kind, number: int, place: Path) -
     if key not in _undisturbed:
         with restored(jobs[kind.rule], place) as workspace:
             scene = Scene(workspace, jobs, random.Random(0), number, {})
+            write_configuration_as_json(workspace)
             kind.prepare(scene)
             ended = read(kind, scene, place)
             _undisturbed[key] = result(scene) if ended.code == 0 else f"not read: {ended.said[-300:]}"
