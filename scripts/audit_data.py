@@ -47,7 +47,7 @@ Places = NDArray[np.int64]
 
 @dataclass
 class Rows:
-    """What stays in memory of each row: 77 bytes, whatever its text. Texts are read again where needed.
+    """Hold what stays in memory of each row: 77 bytes, whatever its text. Texts are read again where needed.
 
     state: 0 for a usable row, else the place of its reason in `REASONS`, counted from 1.
     other: the row that it conflicts with or repeats.
@@ -253,7 +253,7 @@ def _target(source: Source, template: Template) -> str:
 
 
 def _clusters(rows: Rows, kept: Places, pairs: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
-    """Of each row the number of its near-duplicate cluster, -1 for those set aside.
+    """Return the number of each row's near-duplicate cluster, -1 for those set aside.
 
     They are numbered by their smallest id, so that the order of rows does not matter.
     """
@@ -290,7 +290,7 @@ def _near_duplicates(rows: Rows, kept: Places, clusters: NDArray[np.int64], task
 
 
 def _classes(rows: Rows, kept: Places, words: LabelWords, given: Labels | None, task: str) -> dict[str, Any]:
-    """What classification needs to know of the labels; null for generation."""
+    """Return what classification needs to know of the labels; null for generation."""
     if task != "classification":
         names = ("labels", "classes", "label_spellings", "unknown_labels", "label_word_in_text", "keyword_shortcuts")
         return dict.fromkeys(names)

@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def choose(scores: Path, folders: dict[str, Path], settings: dict[str, Any]) -> dict[str, Any]:
-    """Which merge has the higher metric on the same rows, with the 95 % bootstrap interval of the difference.
+    """Return which merge has the higher metric on the same rows, with the 95 % bootstrap interval of the difference.
 
     Raises `UserError` when a score is of other bytes than the merge's, or the metric is undefined.
     """

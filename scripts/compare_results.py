@@ -101,7 +101,7 @@ def compare_scores(mine: Path, theirs: Path) -> int:
 
 
 def luck_explains(apart: float, changed: int, rows: int) -> bool:
-    """Whether accuracies of the same rows may differ so much when that many answers went either way by luck.
+    """Return whether accuracies of the same rows may differ so much when that many answers went either way by luck.
 
     Each changed answer moves the accuracy by one row at most: a standard deviation of sqrt(changed) / rows.
     """
@@ -109,7 +109,7 @@ def luck_explains(apart: float, changed: int, rows: int) -> bool:
 
 
 def answered_otherwise(mine: Path, theirs: Path) -> tuple[int, int]:
-    """How many rows got another answer, and how many there are."""
+    """Count how many rows got another answer, and how many there are."""
     first, second = (list(read_jsonl(one.with_suffix(".predictions.jsonl"))) for one in (mine, theirs))
     second = align(second, first, str(theirs))
     key = "predicted" if "predicted" in first[0] else "answer"

@@ -80,7 +80,7 @@ def azure_source(uri: str, sha256: str | None, scratch: Path) -> Source:
 
 
 def needed_files(names: list[str], label: str) -> list[str]:
-    """Of all top-level files of a repository, those to download."""
+    """Return those top-level files of a repository that are to be downloaded."""
     weights, gguf = weight_files(names, label)
     return [gguf] if gguf else [*weights, *(name for name in SMALL_FILES if name in names)]
 

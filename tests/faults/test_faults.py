@@ -14,7 +14,7 @@ from faults.planted import PLANTS, finds
 from faults.table import Done, Journal, write_table
 
 CAMPAIGN = Path(__file__).with_name("campaign.py")
-SAMPLE = 60
+SAMPLE = 30
 
 
 @pytest.mark.workflow
