@@ -101,8 +101,8 @@ def test_an_answer_in_the_prompt_fails_it(workspace):
     """A leak planted in the workflow itself: each prompt ends with its own answer."""
     workspace.edit(
         "scripts/render_corpus.py",
-        "render_prompt(template, inputs)",
-        "render_prompt(template, {\"phrase\": f\"{inputs['phrase']} {row['target']}\"})",
+        "rows = read_jsonl(kept)",
+        "rows = (row | {'values': {'phrase': f\"{row['values']['phrase']} {row['target']}\"}} for row in read_jsonl(kept))",
     )
     done = control(workspace)
     assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
