@@ -48,11 +48,11 @@ _READ = 1 << 16  # bytes of texts read at once
 _FEW_EACH = 64  # candidates for each text that are compared without a search for a way to fewer
 _VAIN = 100  # comparisons in vain for each that joins two groups, at which neighbours are no longer compared
 _WORK_EACH, _LEAST_WORK = 200, 200_000_000  # see `_most_work`
-_EXACT_WORK = 500  # pairs of bit maps that are compared in the time of two texts
+_EXACT_WORK, _SHORT_WORK = 1000, 500  # pairs of bit maps that are compared in the time of two texts, of two short ones
 _SHORT, _WIDE_BITS = 1024, 4096  # shingles of a text that has a wide bit map
 _WORTH_WIDE_MAPS = 64  # pairs at once
 _MOST_WIDE_BYTES = 1 << 27
-_READ_AHEAD = 128  # pairs whose texts are hashed at once
+_AT_ONCE = 128  # pairs of short texts that are compared at once
 
 
 class SimilarPairs(NamedTuple):
@@ -154,6 +154,8 @@ class _Index:
         self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 (closed in __exit__)
         self._cache: dict[int, tuple[NDArray[np.uint64], NDArray[np.uint64]]] = {}
         self._cached = 0
+        self._short: dict[int, Hashes] = {}
+        self._short_cached = 0
         self._wide_slot, self._wide = array("i"), bytearray()
         self.work = 0  # done so far, in pairs whose bit maps were compared
         self.exact = 0  # pairs whose shingles were compared
@@ -326,15 +328,41 @@ class _Index:
         numbers = (shingles & np.uint64(bits - 1)).astype(np.int64)
         self._cache[place] = shingles, odd_bits(numbers, bits).view(np.uint64)
 
-    def read_ahead(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Hash the texts of some pairs that are to be compared, all at once. Long ones wait until they are."""
-        places = dict.fromkeys(place for pair in pairs for place in pair)
-        missing = [place for place in places if place not in self._cache and self._sizes[place] <= _SHORT]
+    def similar_short(self, pairs: Sequence[tuple[int, int]]) -> list[bool | None]:
+        """Return what `similar` does, of the pairs of short texts: all at once, which takes half of the time.
+
+        pairs: at most 256. Of one with a long text it says None.
+        """
+        numbers = [number for number, pair in enumerate(pairs) if max(map(self._sizes.__getitem__, pair)) <= _SHORT]
+        results: list[bool | None] = [None] * len(pairs)
+        if not numbers:
+            return results
+        places = dict.fromkeys(place for number in numbers for place in pairs[number])
+        shingles = self._short_shingles(list(places))
+        sizes = np.array([[len(shingles[place]) for place in pairs[number]] for number in numbers])
+        mixed = np.concatenate([shingles[place] for number in numbers for place in pairs[number]])
+        mixed |= np.repeat(np.arange(len(numbers), dtype=np.uint64) << np.uint64(TEXT_BITS), sizes.sum(axis=1))
+        mixed.sort()
+        twice = mixed[1:][mixed[1:] == mixed[:-1]] >> np.uint64(TEXT_BITS)
+        shared = np.bincount(twice.astype(np.int64), minlength=len(numbers))
+        found = shared >= self.threshold * (sizes.sum(axis=1) - shared)
+        for number, is_similar in zip(numbers, found.tolist(), strict=True):
+            results[number] = is_similar
+        self.exact += len(numbers)
+        self.work += _SHORT_WORK * len(numbers)
+        return results
+
+    def _short_shingles(self, places: list[int]) -> dict[int, Hashes]:
+        missing = [place for place in places if place not in self._short]
         for start in range(0, len(missing), MOST_TEXTS):
             some = missing[start : start + MOST_TEXTS]
             shingles, starts = hash_shingles([self._text(place) for place in some])
-            for place, own in zip(some, np.split(shingles, starts[1:]), strict=True):
-                self._keep_whole(place, own.copy())
+            self._short_cached += len(shingles)
+            if self._short_cached > _CACHED:
+                kept = {place: self._short[place] for place in places if place in self._short}
+                self._short, self._short_cached = kept, sum(map(len, kept.values())) + len(shingles)
+            self._short.update(zip(some, np.split(shingles, starts[1:]), strict=True))
+        return self._short
 
 
 def _joining_pairs(index: _Index) -> Iterator[tuple[int, int]]:
@@ -389,12 +417,13 @@ def _merge_similar(index: _Index, groups: Groups, left: Numbers, right: Numbers)
         chosen = exclude(left, right)
         left, right = left[chosen], right[chosen]
     pairs = list(zip(left.tolist(), right.tolist(), strict=True))
-    for start in range(0, len(pairs), _READ_AHEAD):
+    for start in range(0, len(pairs), _AT_ONCE):
         some = [
-            (one, other) for one, other in pairs[start : start + _READ_AHEAD] if groups.root(one) != groups.root(other)
+            (one, other) for one, other in pairs[start : start + _AT_ONCE] if groups.root(one) != groups.root(other)
         ]
-        index.read_ahead(some)
-        for one, other in some:
-            if groups.root(one) != groups.root(other) and index.similar(one, other):
+        for (one, other), is_similar in zip(some, index.similar_short(some), strict=True):
+            if groups.root(one) == groups.root(other):
+                continue
+            if index.similar(one, other) if is_similar is None else is_similar:
                 groups.merge(one, other)
                 yield one, other

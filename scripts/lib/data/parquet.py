@@ -16,7 +16,7 @@ from lib.core.limits import limited_memory
 MOST_BYTES = 64_000_000  # of a value, on average over the values of a column in a row group
 _ROWS, _PIECE = 1000, 32_000_000  # rows and stated bytes that are in memory at a time
 # What a piece may take beside what is there: with the libraries no more than data rules ask for (`resources.data_mb`).
-_PIECE_MB, _PIECE_MB_EACH = 600, 12
+_PIECE_MB, _PIECE_MB_EACH = 500, 12
 _HINT = "write it with smaller values and row groups, without columns of files or images"
 
 
