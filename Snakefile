@@ -15,17 +15,17 @@ min_version("9.27")
 
 sys.path.insert(0, os.path.join(workflow.current_basedir, "scripts"))
 
-from lib import resources as needs
-from lib.azureml import job_address, job_type
-from lib.cli import or_exit
-from lib.closure import code_closure
-from lib.config_file import check_results_folder, check_yaml, load_config
-from lib.files import canonical_json
-from lib.headline import headline
-from lib.layout import Layout
-from lib.manifests import manifest_path
-from lib.stored import known_after, known_before
-from lib.workflow import (
+from lib.hardware import resources as needs
+from lib.azure.machine_learning import job_address, job_type
+from lib.core.cli import or_exit
+from lib.provenance.code_closure import code_closure
+from lib.config.loader import check_results_folder, check_yaml, load_config
+from lib.core.files import canonical_json
+from lib.workflow.headline import headline
+from lib.core.layout import Layout
+from lib.provenance.manifests import manifest_path
+from lib.workflow.remote_storage import known_after, known_before
+from lib.workflow.helpers import (
     check_gpus,
     check_unquoted,
     environment_file,

@@ -10,7 +10,7 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-import lib.cli  # noqa: E402, F401 (turns telemetry off before the libraries that would report are imported)
+import lib.core.cli  # noqa: E402, F401 (turns telemetry off before the libraries that would report are imported)
 
 
 def machine(*packages: str, threads: int | None = None) -> str:

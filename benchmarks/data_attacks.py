@@ -123,7 +123,7 @@ def run_chain(
 ) -> Iterator[tuple[str, Cost, str, int]]:
     """Run the first rules of the chain on a file of rows; yield also the MB that each asks for."""
     sys.path.insert(0, str(SCRIPTS))
-    from lib.resources import data_mb
+    from lib.hardware.resources import data_mb
 
     place = {
         name: folder / name for name in ("rows", "audit", "rejected", "kept", "split", "leakage", "scores", "said")
@@ -228,8 +228,8 @@ def write_section(path: Path, lines: list[list[str]], asked: list[str], minutes:
 
 Crowds share 24 of 29 words, so that any two are just below the similarity at which they count as one. A label has
 three rows; the words of rows and labels are made of syllables. `asked MB` is what the rule reserves (`data_mb` in
-`scripts/lib/resources.py`), `end` the line in which a rule refuses a file. Needed: 100,000 texts of a crowd in under
-60 s, 50,000 labels through all six rules in under 120 s, and each peak below what was asked.
+`scripts/lib/hardware/resources.py`), `end` the line in which a rule refuses a file. Needed: 100,000 texts of a crowd in
+under 60 s, 50,000 labels through all six rules in under 120 s, and each peak below what was asked.
 
 {markdown_table(head, lines)}
 """

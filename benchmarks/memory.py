@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from lib.config import Finetune  # noqa: E402
-from lib.variants import Variant  # noqa: E402
+from lib.config.schema import Finetune  # noqa: E402
+from lib.config.variants import Variant  # noqa: E402
 
 # Vocabulary 49,152 and tied embeddings, as SmolLM2 has them; the third is its size, the fourth that of
 # SmolLM2-360M. hidden, intermediate, layers, heads, key-value heads.
@@ -146,7 +146,7 @@ def make(folder: str, tokenizer: str, size: str, dtype: str) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    from lib.manifests import manifest_path, write_manifest
+    from lib.provenance.manifests import manifest_path, write_manifest
 
     target, source = Path(folder), Path(tokenizer)
     shutil.rmtree(target, ignore_errors=True)

@@ -20,11 +20,11 @@ from train_adapter import lora_model
 from training import FINETUNE
 from transformers import AutoModelForCausalLM, set_seed
 
-from lib import batches
-from lib.checkpoints import Quantization, bitsandbytes_config, load_model
-from lib.corpus import read_rows
-from lib.machine import use_threads
-from lib.tokens import load_tokenizer
+from lib.data.corpus import read_rows
+from lib.data.tokenizer import load_tokenizer
+from lib.hardware.device import use_threads
+from lib.models.loading import Quantization, bitsandbytes_config, load_model
+from lib.training import batching
 
 QUANTIZATION: Quantization = {"quant_type": "nf4", "double_quant": True}
 BATCH = 16
@@ -45,10 +45,10 @@ WAYS: dict[str, Callable[[Path, torch.dtype], Any]] = {
 
 def main(args: argparse.Namespace) -> None:
     use_threads(args.threads)
-    rows = batches.encode_rows(
+    rows = batching.encode_rows(
         load_tokenizer(args.base), read_rows(args.corpus / "train.jsonl"), loss="completion", max_length=8192
     )
-    collate = batches.Collator(pad_id=0)
+    collate = batching.Collator(pad_id=0)
     parts = [collate(rows[start : start + BATCH]) for start in range(0, BATCH * (args.rounds + 1), BATCH)]
     lines = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -73,7 +73,7 @@ def tokens_per_second(model: Any, batch: dict[str, Any]) -> float:
     """Real tokens in a second of one forward and backward pass."""
     labels, real = batch.pop("labels"), int(batch.pop("real_tokens"))
     began = time.perf_counter()
-    batches.completion_loss(model(**batch), labels, num_items_in_batch=1).backward()
+    batching.completion_loss(model(**batch), labels, num_items_in_batch=1).backward()
     seconds = time.perf_counter() - began
     model.zero_grad()
     return real / seconds

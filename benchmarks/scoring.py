@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from bench import machine, markdown_table, write_table
 
-from lib.checkpoints import load_model
-from lib.corpus import load_template, read_rows
-from lib.machine import use_threads
-from lib.onnx_model import OnnxModel, Reader, load_onnx, log_softmax
-from lib.onnx_scorer import Scorer
-from lib.scoring import encode_choices
-from lib.templates import Template
-from lib.tokens import Tokenizer, load_tokenizer
-from lib.torch_scorer import score_labels as score_torch
+from lib.data.corpus import load_template, read_rows
+from lib.data.templates import Template
+from lib.data.tokenizer import Tokenizer, load_tokenizer
+from lib.evaluation.onnx_scorer import Scorer
+from lib.evaluation.scoring import encode_choices
+from lib.evaluation.torch_scorer import score_labels as score_torch
+from lib.hardware.device import use_threads
+from lib.models.loading import load_model
+from lib.onnx.runtime import OnnxModel, Reader, load_onnx, log_softmax
 
 EIGHT = ["art", "business", "food", "health", "law", "music", "science", "travel"]
 EIGHT_LONGER = ["anger", "boredom", "calm", "disgust", "fear", "joy", "sadness", "surprise"]

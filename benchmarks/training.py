@@ -25,12 +25,12 @@ from bench import machine, markdown_table, write_table
 from train_adapter import lora_model
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from lib import batches
-from lib.checkpoints import load_model
-from lib.corpus import read_rows
-from lib.machine import matmul_peak, use_threads
-from lib.tokens import load_tokenizer
-from lib.training import AdapterTrainer, adapter_trainer
+from lib.data.corpus import read_rows
+from lib.data.tokenizer import load_tokenizer
+from lib.hardware.device import matmul_peak, use_threads
+from lib.models.loading import load_model
+from lib.training import batching
+from lib.training.trainer import AdapterTrainer, adapter_trainer
 
 spawned = multiprocessing.get_context("spawn")
 
@@ -74,7 +74,7 @@ class Case(NamedTuple):
     tokens_in_row: float
 
 
-def slmflow(model: Any, rows: list[batches.Example], tokenizer: Any, folder: Path) -> AdapterTrainer:
+def slmflow(model: Any, rows: list[batching.Example], tokenizer: Any, folder: Path) -> AdapterTrainer:
     pad_id = tokenizer.pad_token_id
     trainer = adapter_trainer(
         model, {"train": rows, "validation": rows[:1]}, FINETUNE, seed=0, work=folder, pad_id=pad_id
@@ -84,24 +84,24 @@ def slmflow(model: Any, rows: list[batches.Example], tokenizer: Any, folder: Pat
     return trainer
 
 
-def default_trainer(model: Any, rows: list[batches.Example], tokenizer: Any, folder: Path) -> Trainer:
+def default_trainer(model: Any, rows: list[batching.Example], tokenizer: Any, folder: Path) -> Trainer:
     """The Trainer as it comes: rows padded to the longest of their batch, all logits."""
     trainer = Trainer(
         model=model,
         args=plain_arguments(folder, model, BATCH, 1),
         train_dataset=list(rows),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=batches.IGNORED),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=batching.IGNORED),
     )
     # The same batches as slmflow's, so that the losses can be compared.
-    order = batches.EpochOrder(len(rows), seed=0, batch=BATCH)
+    order = batching.EpochOrder(len(rows), seed=0, batch=BATCH)
     trainer._get_train_sampler = lambda *_: order  # type: ignore[method-assign]
     return trainer
 
 
-def olive_path(model: Any, rows: list[batches.Example], tokenizer: Any, folder: Path) -> Trainer:
+def olive_path(model: Any, rows: list[batching.Example], tokenizer: Any, folder: Path) -> Trainer:
     """Rows joined and cut into blocks, every token supervised; the few tokens behind the last whole block are left."""
-    blocks = [block for block in batches.join_rows(rows, JOINED) if len(block["input_ids"]) == JOINED]
-    collator = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=batches.IGNORED)
+    blocks = [block for block in batching.join_rows(rows, JOINED) if len(block["input_ids"]) == JOINED]
+    collator = DataCollatorForSeq2Seq(tokenizer, padding=True, label_pad_token_id=batching.IGNORED)
     arguments = plain_arguments(folder, model, 1, ACCUMULATED)
     return Trainer(model=model, args=arguments, train_dataset=blocks, data_collator=collator)
 
@@ -150,17 +150,17 @@ def live(name: str, base: Path, dtype: str, threads: int, calls: Connection) -> 
         calls.send((clock.seconds, trainer.spent.computed_tokens if name == "slmflow" else 0))
 
 
-def validation_loss(model: Any, rows: list[batches.Example], pad_id: int) -> float:
+def validation_loss(model: Any, rows: list[batching.Example], pad_id: int) -> float:
     """Per supervised token, over padded batches for every way alike."""
     model.eval()
     model.base_model.model.set_attn_implementation("sdpa")
     total, tokens = 0.0, 0
     with torch.inference_mode():
         for start in range(0, len(rows), 32):
-            batch = batches.Collator(pad_id)(rows[start : start + 32])
+            batch = batching.Collator(pad_id)(rows[start : start + 32])
             labels, _ = batch.pop("labels"), batch.pop("real_tokens")
-            total += batches.completion_loss(model(**batch), labels, num_items_in_batch=1).item()
-            tokens += int((labels != batches.IGNORED).sum())
+            total += batching.completion_loss(model(**batch), labels, num_items_in_batch=1).item()
+            tokens += int((labels != batching.IGNORED).sum())
     return total / tokens
 
 
@@ -174,7 +174,7 @@ def measure(args: argparse.Namespace, corpus: Path, dtype: str) -> Case:
     """All ways in turn on the rows of one corpus."""
     tokenizer = load_tokenizer(args.base)
     rows, validation = (
-        batches.encode_rows(tokenizer, read_rows(corpus / f"{split}.jsonl"), loss="completion", max_length=8192)
+        batching.encode_rows(tokenizer, read_rows(corpus / f"{split}.jsonl"), loss="completion", max_length=8192)
         for split in ("train", "validation")
     )
     # Olive's path takes whole blocks only: each round is as many rows as fill one of its steps.
@@ -208,9 +208,9 @@ def measure(args: argparse.Namespace, corpus: Path, dtype: str) -> Case:
     return Case(corpus, dtype, speeds, losses, share, max(peaks), length)
 
 
-def rounds_of(rows: list[batches.Example], tokens: int) -> Any:
+def rounds_of(rows: list[batching.Example], tokens: int) -> Any:
     """Consecutive rows with at least `tokens` tokens."""
-    part: list[batches.Example] = []
+    part: list[batching.Example] = []
     for row in rows:
         part.append(row)
         if sum(len(one["input_ids"]) for one in part) >= tokens:

@@ -2,7 +2,7 @@
 
 from snakemake.io import sourcecache_entry
 
-from lib.stored import names_secret, prepare_storage, storage_path
+from lib.workflow.remote_storage import names_secret, prepare_storage, storage_path
 
 # Jobs that share no files with this machine: what the rules make goes through a storage (profiles/azureml).
 STORED = workflow.storage_settings.default_storage_provider is not None

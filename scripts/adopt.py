@@ -16,10 +16,10 @@ from pathlib import Path
 
 import yaml
 
-from lib.cli import fail, or_exit
+from lib.core.cli import fail, or_exit
+from lib.core.files import read_json
 from lib.core.forms import INTEGER, check_form, list_of, open_record
 from lib.core.paths import check_name
-from lib.files import read_json
 
 STAGE = "pipeline"
 _HINT = "check out a commit that has it whole, or run: dvc repro"

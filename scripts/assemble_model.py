@@ -8,13 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, parser, progress, run, settings_argument
-from lib.files import published_directory, write_json
-from lib.layout import results_argument
-from lib.manifests import RUN_CARD, link_files, manifest_path, read_manifest, write_manifest
-from lib.report.minutes import by_rule, read_jobs
-from lib.run_card import run_card
-from lib.selection import selected
+from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.files import published_directory, write_json
+from lib.core.layout import results_argument
+from lib.evaluation.selection import selected
+from lib.provenance.manifests import RUN_CARD, link_files, manifest_path, read_manifest, write_manifest
+from lib.provenance.run_card import run_card
+from lib.report.timings import by_rule, read_jobs
 
 
 def main(args: argparse.Namespace) -> None:

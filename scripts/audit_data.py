@@ -17,13 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.cli import fail, parser, progress, run, settings_argument
-from lib.data.limits import batched_by_size
-from lib.data.tokenizer_trial import TRIED_TEXTS, sample_text
-from lib.files import read_jsonl, write_json, write_jsonl
-from lib.inputs import input_text
-from lib.label_words import LabelWords
-from lib.labels import (
+from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.files import read_jsonl, write_json, write_jsonl
+from lib.data.audit_verdict import configuration_lines, judge_audit
+from lib.data.label_words import LabelWords
+from lib.data.labels import (
     Labels,
     caseless_value,
     describe_spellings,
@@ -32,13 +30,15 @@ from lib.labels import (
     spelled,
     undecided_spellings,
 )
-from lib.near_duplicates import cluster_numbers, describe_uncompared, similar_pairs, tell_uncompared
-from lib.records import MISSING, column, normalise, reachable_names, record_id
-from lib.row_values import REASONS, Reason, Source, read_sources
-from lib.templates import Template, compile_template, render_completion, render_prompt
-from lib.tokens import Tokenizer, load_tokenizer
-from lib.truncation import shortened
-from lib.verdict import configuration_lines, judge_audit
+from lib.data.near_duplicates import cluster_numbers, describe_uncompared, similar_pairs, tell_uncompared
+from lib.data.row_values import REASONS, Reason, Source, read_sources
+from lib.data.rows import MISSING, column, normalise, reachable_names, record_id
+from lib.data.template_inversion import input_text
+from lib.data.templates import Template, compile_template, render_completion, render_prompt
+from lib.data.tokenizer import Tokenizer, load_tokenizer
+from lib.data.tokenizer_trial import TRIED_TEXTS, sample_text
+from lib.data.truncation import shortened
+from lib.data.value_limits import batched_by_size
 
 _SEED = 1  # of the MinHash; the leakage check uses another
 

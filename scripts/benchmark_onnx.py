@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lib.cli import fail, loaded, parser, progress, run, settings_argument
-from lib.files import read_jsonl, write_json
-from lib.manifests import read_manifest
-from lib.memory import peak_rss_mb
+from lib.core.cli import fail, loaded, parser, progress, run, settings_argument
+from lib.core.files import read_jsonl, write_json
+from lib.data.tokenizer import Tokenizer
+from lib.hardware.memory import peak_rss_mb
 from lib.onnx.packaged import load_packaged_tokenizer
-from lib.onnx_model import OnnxModel, load_onnx
-from lib.tokens import Tokenizer
+from lib.onnx.runtime import OnnxModel, load_onnx
+from lib.provenance.manifests import read_manifest
 
 
 class Times(NamedTuple):

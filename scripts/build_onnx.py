@@ -20,14 +20,12 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import numpy as np
 from safetensors import safe_open
 
-from lib.cli import fail, first_line, loaded, parser, progress, run, settings_argument
-from lib.corpus import read_rows
-from lib.files import published_directory, read_json, sha256_file, write_json
-from lib.manifests import manifest_path, read_manifest, write_manifest
-from lib.memory import LIBRARIES_MB, require_memory
-from lib.onnx.packaged import read_genai_config
-from lib.onnx_model import Reader, context_length, open_onnx
-from lib.onnx_weights import (
+from lib.core.cli import fail, first_line, loaded, parser, progress, run, settings_argument
+from lib.core.files import published_directory, read_json, sha256_file, write_json
+from lib.data.corpus import read_rows
+from lib.data.tokenizer import end_token_ids, load_tokenizer
+from lib.hardware.memory import LIBRARIES_MB, require_memory
+from lib.onnx.graph import (
     Graph,
     Quantized,
     dequantised,
@@ -38,7 +36,9 @@ from lib.onnx_weights import (
     merged_names,
     rows_behind,
 )
-from lib.tokens import end_token_ids, load_tokenizer
+from lib.onnx.packaged import read_genai_config
+from lib.onnx.runtime import Reader, context_length, open_onnx
+from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
 
 # Deterministic answers: what the model says most likely, whatever the base model's own defaults are.
 SEARCH = {
@@ -312,8 +312,8 @@ def logit_difference(merged: Path, prompts: list[list[int]], found: list[np.ndar
     """Largest difference of the logits behind each prompt, relative to the largest logit."""
     import torch
 
-    from lib.checkpoints import load_model
-    from lib.machine import use_threads
+    from lib.hardware.device import use_threads
+    from lib.models.loading import load_model
 
     use_threads(threads)
     model = load_model(merged)

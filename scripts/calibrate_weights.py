@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
-from lib.calibration_rows import calibration_rows, pack_ids
-from lib.checkpoints import load_model
-from lib.cli import loaded, parser, progress, run, settings_argument
-from lib.corpus import read_rows
-from lib.files import published_directory, read_json, write_json
-from lib.machine import use_threads
-from lib.manifests import manifest_path, read_manifest, write_manifest
-from lib.memory import LIBRARIES_MB, require_memory
-from lib.tokens import load_tokenizer
+from lib.core.cli import loaded, parser, progress, run, settings_argument
+from lib.core.files import published_directory, read_json, write_json
+from lib.data.corpus import read_rows
+from lib.data.tokenizer import load_tokenizer
+from lib.hardware.device import use_threads
+from lib.hardware.memory import LIBRARIES_MB, require_memory
+from lib.models.loading import load_model
+from lib.onnx.calibration_rows import calibration_rows, pack_ids
+from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
 
 BLOCK_SIZE = 32  # what the builder takes where a variant names none
 _BATCH = 4  # sequences in a step

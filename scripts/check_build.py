@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.calibration_rows import calibration_rows, pack_ids
-from lib.cli import fail, parser, progress, run, settings_argument
-from lib.corpus import load_template, read_rows
-from lib.files import read_json
-from lib.manifests import read_manifest
-from lib.scoring import answer_limit, encode_choices
-from lib.tokens import Tokenizer, encode_pairs, load_tokenizer, max_tokens
+from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.files import read_json
+from lib.data.corpus import load_template, read_rows
+from lib.data.tokenizer import Tokenizer, encode_pairs, load_tokenizer, max_tokens
+from lib.evaluation.scoring import answer_limit, encode_choices
+from lib.onnx.calibration_rows import calibration_rows, pack_ids
+from lib.provenance.manifests import read_manifest
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 _BLOCK_SIZE = 32  # the builder's default
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
 
 def linear_columns(base: Path) -> dict[str, int]:
     """Return the row length of every weight that a build quantizes, by name, without reading weights."""
-    from lib.streaming import empty_model, linear_weights, stored_weights
+    from lib.models.safetensors_streaming import empty_model, linear_weights, stored_weights
 
     stored = stored_weights(base)
     names = linear_weights(empty_model(base)) & stored.keys()

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, parser, progress, run, settings_argument
-from lib.comparison import compare_with_intervals, is_better
-from lib.files import read_json, read_jsonl, write_json
-from lib.metrics import MAIN_METRIC, Prediction
+from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.files import read_json, read_jsonl, write_json
+from lib.evaluation.comparison import compare_with_intervals, is_better
+from lib.evaluation.metrics import MAIN_METRIC, Prediction
 
 
 def main(args: argparse.Namespace) -> None:

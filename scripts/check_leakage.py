@@ -11,12 +11,12 @@ from pathlib import Path
 
 import xxhash
 
-from lib.cli import UserError, fail, parser, progress, run, settings_argument
-from lib.files import read_json, read_jsonl, write_json
-from lib.inputs import input_text
-from lib.near_duplicates import describe_uncompared, similar_pairs, tell_uncompared
-from lib.records import normalise
-from lib.templates import Template
+from lib.core.cli import UserError, fail, parser, progress, run, settings_argument
+from lib.core.files import read_json, read_jsonl, write_json
+from lib.data.near_duplicates import describe_uncompared, similar_pairs, tell_uncompared
+from lib.data.rows import normalise
+from lib.data.template_inversion import input_text
+from lib.data.templates import Template
 
 SPLITS = ("train", "validation", "test")
 _SEED = 20011  # any but the one of audit_data

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 import onnx
 
-from lib.cli import die_with_parent, first_line, loaded, parser, progress, run
+from lib.core.cli import die_with_parent, first_line, loaded, parser, progress, run
+from lib.core.files import read_jsonl, write_json
 from lib.core.limits import limit_memory
+from lib.data.tokenizer import Tokenizer, first_difference, load_tokenizer
+from lib.data.tokenizer_check import TokenizerCheck, describe_check
 from lib.data.tokenizer_trial import LIMITS
-from lib.files import read_jsonl, write_json
-from lib.manifests import read_manifest
-from lib.tokenizer_check import TokenizerCheck, describe_check
-from lib.tokens import Tokenizer, first_difference, load_tokenizer
+from lib.provenance.manifests import read_manifest
 
 _SPLITS = ("train", "validation", "test")
 _EXAMPLES = 5
@@ -129,7 +129,7 @@ def _serve_ids(folder: Path, pipe: Connection) -> None:
     """Send once that the tokenizer is loaded, then the ids of all texts that come; a string is an error."""
     import onnxruntime_genai as og
 
-    from lib.onnx_model import open_onnx
+    from lib.onnx.runtime import open_onnx
 
     die_with_parent()
 

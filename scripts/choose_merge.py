@@ -8,11 +8,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, parser, progress, run, settings_argument
-from lib.files import published_directory, read_json, read_jsonl, sha256_file, write_json
-from lib.manifests import link_files, manifest_path, read_manifest, write_manifest
-from lib.metrics import SELECTED_BY, interval, point, statistics
-from lib.report.words import said
+from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.files import published_directory, read_json, read_jsonl, sha256_file, write_json
+from lib.evaluation.metrics import SELECTED_BY, interval, point, statistics
+from lib.provenance.manifests import link_files, manifest_path, read_manifest, write_manifest
+from lib.report.formatting import said
 
 KINDS = ("dequantised", "original")  # of equals the first is kept: the adapter was trained on it
 

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.cli import fail, or_exit
+from lib.core.cli import fail, or_exit
 from lib.core.escaping import escape_controls
 from lib.core.locks import WORKSPACE_LOCK, open_lock, try_lock
 from lib.core.progress_lock import find_living

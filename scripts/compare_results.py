@@ -13,14 +13,14 @@ import argparse
 import math
 from pathlib import Path
 
-from lib.cli import fail, or_exit
-from lib.comparison import align
+from lib.core.cli import fail, or_exit
 from lib.core.escaping import escape_controls
+from lib.core.files import read_jsonl
 from lib.core.forms import nullable, open_record, read_form
 from lib.core.paths import check_plain_files
-from lib.files import read_jsonl
-from lib.lineage import read_lineage
-from lib.metrics import MAIN_METRIC
+from lib.evaluation.comparison import align
+from lib.evaluation.metrics import MAIN_METRIC
+from lib.provenance.lineage import read_lineage
 
 # Another number of threads or another dtype let trained models answer up to 0.32 of the rows otherwise (README.md).
 MOST_CHANGED = 0.4

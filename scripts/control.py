@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import yaml
 from run import main as run_workflow
 
-from lib.cli import fail, or_exit
-from lib.config import Config
-from lib.config_file import check_yaml, load_config
-from lib.files import read_json, read_jsonl, write_json, write_jsonl
+from lib.config.loader import check_yaml, load_config
+from lib.config.schema import Config
+from lib.core.cli import fail, or_exit
+from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
 
 # Few rows to train on and many to be sure by: with 360 of them the interval is about 5 points to either side.
 _ROWS = 800

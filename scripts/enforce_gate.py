@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, parser, progress, run
-from lib.files import published, read_json
+from lib.core.cli import fail, parser, progress, run
+from lib.core.files import published, read_json
 
 
 def main(args: argparse.Namespace) -> None:

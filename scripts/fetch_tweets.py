@@ -10,9 +10,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from lib.cli import fail, parser, run
-from lib.files import published, sha256_file
-from lib.packages import package_file
+from lib.core.cli import fail, parser, run
+from lib.core.files import published, sha256_file
+from lib.sources.pypi import package_file
 
 PACKAGE = {
     "name": "vaderSentiment",

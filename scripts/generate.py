@@ -11,9 +11,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from lib.config import config_schema
+from lib.config.schema import config_schema
 from lib.sources.lock_file import TORCH_CPU, Entry, read_lock
-from lib.workflow import locked_versions
+from lib.workflow.helpers import locked_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from lib.cli import parser, progress, run
-from lib.files import published_directory
-from lib.layout import results_argument
-from lib.manifests import link_files, manifest_path, read_manifest, write_manifest
-from lib.selection import selected
+from lib.core.cli import parser, progress, run
+from lib.core.files import published_directory
+from lib.core.layout import results_argument
+from lib.evaluation.selection import selected
+from lib.provenance.manifests import link_files, manifest_path, read_manifest, write_manifest
 
 
 def main(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 from packaging.utils import parse_wheel_filename
 
-from lib.cli import fail, or_exit
+from lib.core.cli import fail, or_exit
 from lib.core.escaping import escape_controls
 from lib.sources.lock_file import LOCKS, TORCH_CPU, Entry, format_lock, read_lock
 from lib.sources.package_index import REMEDY, PackageFile, PackageIndex

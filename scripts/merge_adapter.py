@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from lib.adapters import adapted_weights
-from lib.checkpoints import Quantization, linear_weights, rounded_to_4_bits
-from lib.cli import fail, loaded, parser, progress, run, settings_argument
-from lib.corpus import read_rows
-from lib.files import published_directory, read_json, sha256_file
-from lib.machine import use_threads
-from lib.manifests import manifest_path, read_manifest, write_manifest
-from lib.memory import LIBRARIES_MB, require_memory, return_freed_memory
-from lib.streaming import empty_model, read_weight, stored_weights, streamed_model
-from lib.tokens import load_tokenizer
+from lib.core.cli import fail, loaded, parser, progress, run, settings_argument
+from lib.core.files import published_directory, read_json, sha256_file
+from lib.data.corpus import read_rows
+from lib.data.tokenizer import load_tokenizer
+from lib.hardware.device import use_threads
+from lib.hardware.memory import LIBRARIES_MB, require_memory, return_freed_memory
+from lib.models.adapters import adapted_weights
+from lib.models.loading import Quantization, linear_weights, rounded_to_4_bits
+from lib.models.safetensors_streaming import empty_model, read_weight, stored_weights, streamed_model
+from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
 
 _CHECKED_ROWS = 8
 # Largest difference of logits, relative to the largest logit: float32 sums in another order, and the

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.cli import NO_TELEMETRY, parser, progress, run
+from lib.core.cli import NO_TELEMETRY, parser, progress, run
 from lib.core.escaping import escape_markdown
-from lib.files import published_directory, read_json
-from lib.manifests import RUN_CARD, link_files, load_manifest, manifest_path, read_manifest, write_manifest
-from lib.metrics import MAIN_METRIC
+from lib.core.files import published_directory, read_json
+from lib.data.tokenizer_check import describe_check
+from lib.evaluation.metrics import MAIN_METRIC
+from lib.evaluation.selection import selected
 from lib.onnx.packaged import read_genai_config, read_packaged_template
-from lib.report.words import interval, metric, said
-from lib.selection import selected
-from lib.tokenizer_check import describe_check
+from lib.provenance.manifests import RUN_CARD, link_files, load_manifest, manifest_path, read_manifest, write_manifest
+from lib.report.formatting import interval, metric, said
 
 
 def main(args: argparse.Namespace) -> None:

@@ -24,18 +24,18 @@ from typing import Any, cast
 
 import numpy as np
 
-from lib.cli import fail, parser, run
+from lib.core.cli import fail, parser, run
 from lib.core.escaping import escape_controls
-from lib.data.limits import cut_value, most_characters
+from lib.data.readers import SUFFIXES, read_rows
+from lib.data.rows import MISSING, as_text, column, describe_value
+from lib.data.templates import Template, render_completion, render_prompt
+from lib.data.tokenizer import Tokenizer
 from lib.data.tokenizer_trial import TRIED_TEXTS, sample_text
+from lib.data.truncation import shortened
+from lib.data.value_limits import cut_value, most_characters
+from lib.evaluation.scoring import answer_text, encode_choices
 from lib.onnx.packaged import load_packaged_tokenizer, read_packaged_template, tokenizer_errors
-from lib.onnx_model import OnnxModel, Reader, load_onnx, runtime_errors
-from lib.readers import SUFFIXES, read_rows
-from lib.records import MISSING, as_text, column, describe_value
-from lib.scoring import answer_text, encode_choices
-from lib.templates import Template, render_completion, render_prompt
-from lib.tokens import Tokenizer
-from lib.truncation import shortened
+from lib.onnx.runtime import OnnxModel, Reader, load_onnx, runtime_errors
 
 _PARQUET = ("pyarrow", "datasets")  # the second for files that it wrote itself
 

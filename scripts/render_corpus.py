@@ -10,12 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib.cli import UserError, fail, parser, progress, run, settings_argument
-from lib.data.limits import batched_by_size
-from lib.files import published, read_json, read_jsonl
-from lib.templates import Template, compile_template, render_chats, render_completion, render_prompt
-from lib.tokens import Tokenizer, completion_ids, load_tokenizer
-from lib.truncation import shortened
+from lib.core.cli import UserError, fail, parser, progress, run, settings_argument
+from lib.core.files import published, read_json, read_jsonl
+from lib.data.templates import Template, compile_template, render_chats, render_completion, render_prompt
+from lib.data.tokenizer import Tokenizer, completion_ids, load_tokenizer
+from lib.data.truncation import shortened
+from lib.data.value_limits import batched_by_size
 
 SPLITS = ("train", "validation", "test")
 _MOST_CHOICES, _FEW_CHOICES = 200, 1  # labels that are all put behind each prompt; of more, so many behind each

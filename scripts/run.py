@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lib.cli import UserError, error_line, fail
+from lib.core.cli import UserError, error_line, fail
 from lib.core.failures import describe_failure, find_failure
 from lib.core.locks import WORKSPACE_LOCK, is_still_there, open_lock, try_lock
 from lib.core.yaml_files import check_yaml_text, read_text

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, parser, progress, run, settings_argument
-from lib.corpus import load_template, read_rows
-from lib.data.many_labels import LabelFinder, nearest_centroids
-from lib.files import write_json, write_jsonl
-from lib.inputs import input_text, target_text, word_places
-from lib.metrics import Prediction, point, quality, statistics
-from lib.templates import Template
+from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.files import write_json, write_jsonl
+from lib.data.corpus import load_template, read_rows
+from lib.data.template_inversion import input_text, target_text, word_places
+from lib.data.templates import Template
+from lib.evaluation.many_labels import LabelFinder, nearest_centroids
+from lib.evaluation.metrics import Prediction, point, quality, statistics
 
 _MOST_LABELS = 1000
 _MOST_WEIGHTS = 20_000_000  # of the regression, whose solver holds some 25 numbers for each

@@ -8,14 +8,14 @@ reference. Both: free greedy answers on the first rows, which show whether the m
 import argparse
 from pathlib import Path
 
-from lib.checkpoints import load_adapter, load_model
-from lib.cli import loaded, parser, run, settings_argument
-from lib.corpus import load_template, read_rows
-from lib.machine import use_threads
-from lib.manifests import read_manifest
-from lib.scoring import write_score
-from lib.tokens import load_tokenizer
-from lib.torch_scorer import add_answers, score_labels, score_references
+from lib.core.cli import loaded, parser, run, settings_argument
+from lib.data.corpus import load_template, read_rows
+from lib.data.tokenizer import load_tokenizer
+from lib.evaluation.scoring import write_score
+from lib.evaluation.torch_scorer import add_answers, score_labels, score_references
+from lib.hardware.device import use_threads
+from lib.models.loading import load_adapter, load_model
+from lib.provenance.manifests import read_manifest
 
 
 def main(args: argparse.Namespace) -> None:

@@ -11,16 +11,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, loaded, parser, progress, run, settings_argument
-from lib.corpus import load_template, read_rows
-from lib.inputs import target_text
-from lib.manifests import read_manifest
+from lib.core.cli import fail, loaded, parser, progress, run, settings_argument
+from lib.data.corpus import load_template, read_rows
+from lib.data.template_inversion import target_text
+from lib.data.templates import Template
+from lib.data.tokenizer import Tokenizer, encode_pairs, first_difference, load_tokenizer
+from lib.evaluation.onnx_scorer import open_scorer
+from lib.evaluation.scoring import answer_limit, answer_text, encode_choices, write_score
 from lib.onnx.packaged import load_packaged_tokenizer
-from lib.onnx_model import OnnxModel, Reader, load_onnx
-from lib.onnx_scorer import open_scorer
-from lib.scoring import answer_limit, answer_text, encode_choices, write_score
-from lib.templates import Template
-from lib.tokens import Tokenizer, encode_pairs, first_difference, load_tokenizer
+from lib.onnx.runtime import OnnxModel, Reader, load_onnx
+from lib.provenance.manifests import read_manifest
 
 Row = dict[str, Any]
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from lib.cli import fail, parser, progress, run, settings_argument
-from lib.comparison import Member, align, dominators, ranking, rows_to_tell
-from lib.files import read_json, read_jsonl, sha256_file, write_json
-from lib.layout import Layout, results_argument
-from lib.manifests import manifest_path
-from lib.metrics import SELECTED_BY, Prediction, Statistic, middle_95, replicates, statistics
-from lib.report.words import said
+from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.files import read_json, read_jsonl, sha256_file, write_json
+from lib.core.layout import Layout, results_argument
+from lib.evaluation.comparison import Member, align, dominators, ranking, rows_to_tell
+from lib.evaluation.metrics import SELECTED_BY, Prediction, Statistic, middle_95, replicates, statistics
+from lib.provenance.manifests import manifest_path
+from lib.report.formatting import said
 
 _CONSTRAINTS = (  # setting, key in the speed file, unit, whether the setting is an upper limit
     ("max_size_mb", "size_mb", "MB", True),

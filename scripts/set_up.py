@@ -14,7 +14,7 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from lib.cli import fail, or_exit
+from lib.core.cli import fail, or_exit
 from lib.sources.lock_file import Entry, read_lock
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, parser, progress, run, settings_argument
-from lib.files import read_json, read_jsonl, sha256_text, write_json
+from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.files import read_json, read_jsonl, sha256_text, write_json
 
 SPLITS = ("train", "validation", "test")
 

@@ -10,14 +10,14 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, parser, run, settings_argument
-from lib.comparison import compare_with_intervals
-from lib.files import read_json, read_jsonl, sha256_file, write_json
-from lib.layout import Layout, results_argument
-from lib.manifests import load_manifest, manifest_path
-from lib.metrics import Prediction, main_baseline
+from lib.core.cli import fail, parser, run, settings_argument
+from lib.core.files import read_json, read_jsonl, sha256_file, write_json
+from lib.core.layout import Layout, results_argument
+from lib.evaluation.comparison import compare_with_intervals
+from lib.evaluation.metrics import Prediction, main_baseline
+from lib.evaluation.selection import selected
+from lib.provenance.manifests import load_manifest, manifest_path
 from lib.report.findings import verdict
-from lib.selection import selected
 
 _TRAINING = (
     "real_tokens",

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, or_exit
+from lib.core.cli import fail, or_exit
 from lib.core.escaping import escape_controls
-from lib.files import read_json
-from lib.lineage import (
+from lib.core.files import read_json
+from lib.provenance.lineage import (
     NAME,
     Broken,
     Lineage,
@@ -32,7 +32,7 @@ from lib.lineage import (
     sha256_of,
     sources,
 )
-from lib.provenance.verification import (
+from lib.workflow.verification import (
     edited_jobs,
     foreign_entries,
     is_sealed,

@@ -20,41 +20,50 @@ from typing import Any
 
 import torch
 
-from lib import batches, processes
-from lib.adapters import write_adapter_config
-from lib.callbacks import Copied, TimeLimit, last_checkpoint, stopped_early, validations
-from lib.checkpoints import Quantization, load_model
-from lib.cli import Stopped, fail, loaded, parser, progress, run, settings_argument
-from lib.closure import code_closure
+from lib.core import distributed
 from lib.core.checksums import find_fault, remove, write_checksums
+from lib.core.cli import Stopped, fail, loaded, parser, progress, run, settings_argument
+from lib.core.files import (
+    canonical_json,
+    published,
+    published_directory,
+    read_json,
+    sha256_file,
+    sha256_text,
+    write_json,
+)
 from lib.core.progress_lock import hold_progress
-from lib.corpus import load_template, read_rows
-from lib.files import canonical_json, published, published_directory, read_json, sha256_file, sha256_text, write_json
-from lib.machine import matmul_peak, training_dtype, use_threads
-from lib.manifests import manifest_path, read_manifest, write_manifest
-from lib.memory import peak_rss_mb
-from lib.metrics import SELECTED_BY
-from lib.tokens import load_tokenizer, max_tokens
-from lib.torch_scorer import task_quality
-from lib.training import AdapterTrainer, adapter_trainer
+from lib.data.corpus import load_template, read_rows
+from lib.data.tokenizer import load_tokenizer, max_tokens
+from lib.evaluation.metrics import SELECTED_BY
+from lib.evaluation.torch_scorer import task_quality
+from lib.hardware.device import matmul_peak, training_dtype, use_threads
+from lib.hardware.memory import peak_rss_mb
+from lib.models.adapters import write_adapter_config
+from lib.models.loading import Quantization, load_model
+from lib.provenance.code_closure import code_closure
+from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
+from lib.training import batching
+from lib.training.callbacks import Copied, TimeLimit, last_checkpoint, stopped_early, validations
+from lib.training.trainer import AdapterTrainer, adapter_trainer
 
 
 def main(args: argparse.Namespace) -> None:
-    processes.join()
-    use_threads(max(1, args.threads // processes.size_here()))
+    distributed.join()
+    use_threads(max(1, args.threads // distributed.size_here()))
     read_manifest(args.base)
     key = progress_key(args)
     work = args.work / key
     deadline = time_limit(args.limit)
     with hold_mirrored_progress(args.mirror, work, deadline) as saved:
-        if not processes.agreed(has_result(work) if processes.rank() == 0 else None):
+        if not distributed.agreed(has_result(work) if distributed.rank() == 0 else None):
             train(args, work, TimeLimit(deadline), saved)
         else:
             progress(f"train_adapter: this adapter is already trained ({work})")
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             saved()
             publish(args, work / "result")
-        processes.wait_for_all()
+        distributed.wait_for_all()
 
 
 @contextmanager
@@ -62,10 +71,10 @@ def hold_mirrored_progress(mirror: str | None, work: Path, deadline: float | Non
     """Hold the progress, here and in the storage, for all processes; yields what copies it there."""
     with ExitStack() as stack:
         saved: Callable[[], None] = _nothing
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             stack.enter_context(hold_progress(work, deadline))
             if mirror:
-                from lib.mirror import mirrored
+                from lib.azure.checkpoint_mirror import mirrored
 
                 saved = stack.enter_context(mirrored(f"{mirror}/{work.name}", work, deadline)).save
         yield saved
@@ -125,11 +134,11 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
     longest = max_tokens(args.base)  # of the built model: better said now than after the training
     rows = {name: read_rows(path) for name, path in (("train", args.train), ("validation", args.validation))}
     encoded = {
-        name: batches.encode_rows(tokenizer, part, loss=settings["loss"], max_length=longest)
+        name: batching.encode_rows(tokenizer, part, loss=settings["loss"], max_length=longest)
         for name, part in rows.items()
     }
     if settings["corpus_strategy"] == "join":
-        encoded = {name: batches.join_rows(part, settings["source_max_len"]) for name, part in encoded.items()}
+        encoded = {name: batching.join_rows(part, settings["source_max_len"]) for name, part in encoded.items()}
 
     dtype = training_dtype(settings["dtype"])
     set_seed(seed)
@@ -147,18 +156,18 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
         classes=classes,
         more=[limit, Copied(saved)],
     )
-    if processes.rank():  # no two processes drop the same values; the seed itself is the first one's
-        torch.manual_seed(seed + 1_000_003 * processes.rank())
+    if distributed.rank():  # no two processes drop the same values; the seed itself is the first one's
+        torch.manual_seed(seed + 1_000_003 * distributed.rank())
     progress(
         f"train_adapter: {len(encoded['train'])} sequences, {count_trainable(model):,} trainable parameters, {dtype}"
     )
     loaded()
-    trainer.train(resume_from_checkpoint=processes.agreed(last_checkpoint(work) if processes.rank() == 0 else None))
+    trainer.train(resume_from_checkpoint=distributed.agreed(last_checkpoint(work) if distributed.rank() == 0 else None))
     if limit.stopped:
         raise Stopped(f"the time is up at step {trainer.state.global_step} of {trainer.state.max_steps}, and saved")
 
     facts = training_facts(trainer, model, dtype, settings, classes)
-    if processes.rank():
+    if distributed.rank():
         return
     with published_directory(work / "result") as result:
         save_adapter(model, result / "adapter")
@@ -232,7 +241,7 @@ def training_facts(
         if isinstance(part, torch.nn.Linear) and "lora_" not in name and "lm_head" not in name
     )
     operations = 4 * (spent.computed_tokens * body + spent.targets * head)
-    (peak,) = processes.total([matmul_peak(dtype)])
+    (peak,) = distributed.total([matmul_peak(dtype)])
     best = next(entry for entry in validations(state) if entry["step"] == state.best_global_step)
     metrics = [*SELECTED_BY.values(), "loss"]
     best_by = next(name for name in metrics if f"eval_{name}" in best)
@@ -251,13 +260,13 @@ def training_facts(
         "supervised_tokens": spent.targets,
         "trainable_parameters": count_trainable(model),
         "dtype": str(dtype).removeprefix("torch."),
-        "processes": processes.size(),
+        "processes": distributed.size(),
         "threads": torch.get_num_threads(),
         "seconds": round(spent.seconds, 2),
         "tokens_per_second": round(spent.real_tokens / spent.seconds, 2),
         "matmul_peak_gflops": round(peak / 1e9, 1),
         "matmul_peak_share": round(operations / spent.seconds / peak, 4),
-        "peak_rss_mb": round(max(processes.gathered(peak_rss_mb())), 1),
+        "peak_rss_mb": round(max(distributed.gathered(peak_rss_mb())), 1),
         "curve": [
             {"step": entry["step"], name: entry[name]}
             for entry in state.log_history
@@ -271,7 +280,7 @@ def balance_facts(balance: str, classes: list[str]) -> dict[str, Any]:
     """Training rows of each class, and what makes up for their numbers. balance: weight or oversample."""
     rows = dict(sorted(Counter(classes).items()))
     if balance == "weight":
-        return {"method": balance, "rows": rows, "weights": batches.class_weights(classes)}
+        return {"method": balance, "rows": rows, "weights": batching.class_weights(classes)}
     return {"method": balance, "rows": rows, "draws_per_epoch": dict.fromkeys(rows, max(rows.values()))}
 
 
@@ -309,5 +318,5 @@ if __name__ == "__main__":
     arguments.add_argument("--threads", type=int, default=2, help="of all processes of a machine together")
     arguments.add_argument("--processes", type=int, default=1, help="that train together, one for each GPU")
     arguments.add_argument("--limit", type=float, help="minutes after which a scheduler ends this job: stop before")
-    processes.launch(arguments)
+    distributed.launch(arguments)
     run(arguments, main)

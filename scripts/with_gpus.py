@@ -9,8 +9,8 @@ import argparse
 import os
 import shutil
 
-from lib.cards import claim
-from lib.cli import die_with_parent, fail, or_exit, progress
+from lib.core.cli import die_with_parent, fail, or_exit, progress
+from lib.hardware.gpu_locks import claim
 
 
 def main(args: argparse.Namespace) -> None:

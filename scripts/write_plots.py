@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.cli import parser, progress, run
+from lib.core.cli import parser, progress, run
 from lib.core.escaping import escape_formula
-from lib.files import published, read_json, read_jsonl, write_json
-from lib.layout import results_argument
+from lib.core.files import published, read_json, read_jsonl, write_json
+from lib.core.layout import results_argument
 
 _CURVE = {
     "step": "step",

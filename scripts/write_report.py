@@ -7,16 +7,16 @@ answered by one sentence, then come the numbers. Sentences follow from the numbe
 import argparse
 from pathlib import Path
 
-from lib.cli import parser, run, settings_argument
-from lib.files import published
-from lib.layout import results_argument
+from lib.core.cli import parser, run, settings_argument
+from lib.core.files import published
+from lib.core.layout import results_argument
 from lib.report.choice import head, which_model
 from lib.report.cost import how_long_and_how_big
+from lib.report.data_quality import what_is_wrong_with_the_data
 from lib.report.errors import what_is_wrong
 from lib.report.evidence import read_evidence
 from lib.report.origin import which_bytes
 from lib.report.page import render
-from lib.report.rows import what_is_wrong_with_the_data
 from lib.report.stages import what_quantization_cost
 from lib.report.worth import how_sure, worth_it
 

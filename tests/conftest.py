@@ -99,7 +99,7 @@ def workspace(finished, tmp_path):
 
 
 def _with_manifest(folder: Path) -> Path:
-    from lib.manifests import write_manifest
+    from lib.provenance.manifests import write_manifest
 
     write_manifest(folder, inputs={}, settings={"source": {"path": "tiny"}}, extra={"source_format": "safetensors"})
     return folder

@@ -19,8 +19,8 @@ import llama_cpp.llama_cpp as library
 from gguf_files import END, USER, VOCABULARIES, byte_level, write_vocabulary
 from tokenizers.decoders import ByteLevel
 
-from lib.gguf_pretokenizers import PRE_TOKENIZERS
-from lib.gguf_tokenizer import load_gguf_tokenizer, split_pieces
+from lib.models.gguf_pretokenizers import PRE_TOKENIZERS
+from lib.models.gguf_tokenizer import load_gguf_tokenizer, split_pieces
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "gguf.json"
 TEXTS = [

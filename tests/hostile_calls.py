@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from lib.cli import fail
+from lib.core.cli import fail
 
 
 def give_back(*values):

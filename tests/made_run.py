@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lib.files import sha256_file, write_json, write_jsonl
-from lib.metrics import interval, point, quality, statistics
+from lib.core.files import sha256_file, write_json, write_jsonl
+from lib.evaluation.metrics import interval, point, quality, statistics
 
 LABELS = ["negative", "neutral", "positive"]
 ALIKE = {"positive": 30, "Positive": 2}  # spellings of labels that differ by case alone

@@ -24,9 +24,9 @@ SETTINGS = {
 
 def write_corpus(folder: Path, base: Path, task: str = "classification", truncation: str = "reject") -> Path:
     """`rows.jsonl` and `template.json` for the tokenizer of `base`; returns `folder`."""
-    from lib.files import write_json, write_jsonl
-    from lib.templates import compile_template, render_completion, render_prompt
-    from lib.tokens import load_tokenizer
+    from lib.core.files import write_json, write_jsonl
+    from lib.data.templates import compile_template, render_completion, render_prompt
+    from lib.data.tokenizer import load_tokenizer
 
     labels = LABELS if task == "classification" else None
     corpus = {"template": "chat", "user": "Which tone?\n{text}", "system": None}
@@ -50,7 +50,7 @@ def build(merged: Path, rows: Path, output: Path, calibrated: Path | None = None
     """Run `build_onnx` in this process: importing the builder takes seconds, a build of these none."""
     import build_onnx
 
-    from lib.variants import Variant
+    from lib.config.variants import Variant
 
     variant = Variant.model_validate(VARIANT | options).model_dump(mode="json")
     build_onnx.main(

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import yaml
 
-from lib import near_duplicates
-from lib.cli import UserError
-from lib.files import read_json, read_jsonl, write_jsonl
-from lib.labels import caseless_value, label_value, quoted
-from lib.near_duplicates import _bands, _comparable, cluster_numbers, similar_pairs
-from lib.records import MISSING, NOT_TEXT, as_text, column, normalise, reachable_names, record_id
-from lib.tokens import Tokenizer
-from lib.verdict import judge_audit
+from lib.core.cli import UserError
+from lib.core.files import read_json, read_jsonl, write_jsonl
+from lib.data import near_duplicates
+from lib.data.audit_verdict import judge_audit
+from lib.data.labels import caseless_value, label_value, quoted
+from lib.data.near_duplicates import _bands, _comparable, cluster_numbers, similar_pairs
+from lib.data.rows import MISSING, NOT_TEXT, as_text, column, normalise, reachable_names, record_id
+from lib.data.tokenizer import Tokenizer
 
 DATA = {"target": "tone", "labels": None, "special_tokens": "reject", "near_duplicates": 0.8, "min_rows_per_class": 1}
 CORPUS = {

@@ -16,12 +16,20 @@ from control import derived
 from gguf_files import write_gguf
 from workspaces import parameters_of, tiny_config, tiny_workspace
 
-from lib.azureml import ModelVersion, StoredPath, Workspace, job_address, job_type, parse_data, parse_model
-from lib.cli import UserError
-from lib.config import Config
-from lib.files import read_json, sha256_file
-from lib.lineage import sha256_of
-from lib.mlflow_layout import flat_folder
+from lib.azure.machine_learning import (
+    ModelVersion,
+    StoredPath,
+    Workspace,
+    job_address,
+    job_type,
+    parse_data,
+    parse_model,
+)
+from lib.config.schema import Config
+from lib.core.cli import UserError
+from lib.core.files import read_json, sha256_file
+from lib.models.mlflow import flat_folder
+from lib.provenance.lineage import sha256_of
 from lib.report.choice import _base_name
 from snakemake_executor_plugin_azureml.specification import parse_inputs
 

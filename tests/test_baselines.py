@@ -10,7 +10,7 @@ import pytest
 import render_corpus
 import score_baselines
 
-from lib.data.many_labels import LabelFinder
+from lib.evaluation.many_labels import LabelFinder
 
 CLASSES = {
     "task": "classification",

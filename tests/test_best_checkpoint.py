@@ -15,14 +15,15 @@ from test_training import EVALUATE, FINETUNE, LABELS, adapter_hash, make_corpus,
 from train_adapter import lora_model, save_adapter
 from transformers import TrainerCallback, TrainerState, set_seed
 
-from lib import batches, packing, torch_scorer
-from lib.callbacks import last_checkpoint, stopped_early, validations
-from lib.checkpoints import load_adapter, load_model
-from lib.files import read_json, read_jsonl, write_json, write_jsonl
-from lib.metrics import SELECTED_BY, quality
-from lib.templates import compile_template, render_completion
-from lib.tokens import load_tokenizer
-from lib.training import AdapterTrainer, adapter_trainer
+from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
+from lib.data.templates import compile_template, render_completion
+from lib.data.tokenizer import load_tokenizer
+from lib.evaluation import torch_scorer
+from lib.evaluation.metrics import SELECTED_BY, quality
+from lib.models.loading import load_adapter, load_model
+from lib.training import batching, packing
+from lib.training.callbacks import last_checkpoint, stopped_early, validations
+from lib.training.trainer import AdapterTrainer, adapter_trainer
 
 
 class Taught:
@@ -33,7 +34,7 @@ class Taught:
         self.tokenizer, self.template = load_tokenizer(base), read_json(corpus / "template.json")
         self.rows = {name: list(read_jsonl(corpus / f"{name}.jsonl")) for name in ("train", "validation")}
         self.encoded = {
-            name: batches.encode_rows(self.tokenizer, rows, loss="completion", max_length=512)
+            name: batching.encode_rows(self.tokenizer, rows, loss="completion", max_length=512)
             for name, rows in self.rows.items()
         }
         set_seed(0)

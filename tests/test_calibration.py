@@ -9,13 +9,13 @@ import torch
 from onnx_samples import build
 from test_training import make_corpus
 
-from lib.checkpoints import load_model
-from lib.cli import UserError
-from lib.files import read_json, read_jsonl, sha256_file
-from lib.onnx_weights import Graph, dequantised, gptq_values
-from lib.streaming import read_weight, stored_weights
-from lib.tokens import load_tokenizer
-from lib.variants import Calibration
+from lib.config.variants import Calibration
+from lib.core.cli import UserError
+from lib.core.files import read_json, read_jsonl, sha256_file
+from lib.data.tokenizer import load_tokenizer
+from lib.models.loading import load_model
+from lib.models.safetensors_streaming import read_weight, stored_weights
+from lib.onnx.graph import Graph, dequantised, gptq_values
 
 
 def calibrate(

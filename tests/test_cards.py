@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import SCRIPTS
 
-from lib import cards
-from lib.cli import UserError
-from lib.resources import gpus
+from lib.core.cli import UserError
+from lib.hardware import gpu_locks
+from lib.hardware.resources import gpus
 
 SHOW = "import os, sys; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
 
@@ -51,7 +51,7 @@ def machine(tmp_path):
         process.kill()
         process.communicate()
     for card in made.cards:
-        (cards.PLACE / f"{card}.lock").unlink(missing_ok=True)
+        (gpu_locks.PLACE / f"{card}.lock").unlink(missing_ok=True)
 
 
 def held(process: subprocess.Popen) -> list[str]:
@@ -129,7 +129,7 @@ def test_users_of_other_names_see_each_others_cards(machine):
         os.setgid(65534)
         os.setuid(65534)
         os.environ.update(PATH="", CUDA_VISIBLE_DEVICES=",".join(machine.cards))
-        writer.send(cards.claim(1))
+        writer.send(gpu_locks.claim(1))
         time.sleep(60)
 
     theirs = multiprocessing.get_context("fork").Process(target=as_nobody)
@@ -185,11 +185,11 @@ def one_card(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hostile_folder_of_locks_is_left_for_one_of_the_users_own(one_card, tmp_path, capfd, kind):
     make_hostile(one_card, kind)
-    assert cards.claim(1, one_card) == ["GPU-1"]
+    assert gpu_locks.claim(1, one_card) == ["GPU-1"]
     (said,) = capfd.readouterr().err.splitlines()
     assert str(one_card) in said
-    assert f"(the GPUs' locks now lie in {cards.own_place()}: jobs of other users are not seen)" in said
-    assert cards._free_cards(1, ["GPU-1"], cards.own_place(), shared=False) is None, "the lock is held there"
+    assert f"(the GPUs' locks now lie in {gpu_locks.own_place()}: jobs of other users are not seen)" in said
+    assert gpu_locks._free_cards(1, ["GPU-1"], gpu_locks.own_place(), shared=False) is None, "the lock is held there"
     assert (tmp_path / "other").stat().st_mode & 0o7777 == 0o700, "what is not ours keeps its mode"
     assert not list((tmp_path / "other").iterdir())
 
@@ -198,13 +198,13 @@ def test_a_hostile_folder_of_locks_is_left_for_one_of_the_users_own(one_card, tm
 def test_the_folder_of_locks_is_for_all_and_an_old_one_keeps_its_mode(one_card, umask, capfd):
     before = os.umask(umask)
     try:
-        assert cards.claim(1, one_card) == ["GPU-1"]
+        assert gpu_locks.claim(1, one_card) == ["GPU-1"]
     finally:
         os.umask(before)
     assert one_card.stat().st_mode & 0o7777 == 0o1777
     assert (one_card / "GPU-1.lock").stat().st_mode & 0o7777 == 0o644
     one_card.chmod(0o755)
-    assert cards._free_cards(1, ["GPU-1"], one_card, shared=True) is None
+    assert gpu_locks._free_cards(1, ["GPU-1"], one_card, shared=True) is None
     assert one_card.stat().st_mode & 0o7777 == 0o755
     assert capfd.readouterr().err == ""
 
@@ -213,7 +213,7 @@ def test_a_home_that_cannot_hold_locks_either_is_one_line(one_card, tmp_path):
     one_card.touch()
     (tmp_path / "home").touch()
     with pytest.raises(UserError, match=r"home/\.cache/slmflow/gpus-.*: .*; "):
-        cards.claim(1, one_card)
+        gpu_locks.claim(1, one_card)
 
 
 NAMES = [
@@ -236,7 +236,7 @@ NAMES = [
 def test_a_name_that_no_card_has_never_becomes_a_path(one_card, monkeypatch, name):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", name)
     with pytest.raises(UserError, match="^CUDA_VISIBLE_DEVICES: there is no GPU '") as told:
-        cards.claim(1, one_card)
+        gpu_locks.claim(1, one_card)
     assert len(str(told.value).splitlines()) == 1
     assert not one_card.exists()
 
@@ -244,14 +244,14 @@ def test_a_name_that_no_card_has_never_becomes_a_path(one_card, monkeypatch, nam
 @pytest.mark.parametrize("name", ["0", "17", "GPU-8f1", "MIG-41b5", "MIG-GPU-8f1c-22/1/0"])
 def test_a_card_by_any_name_of_cuda_is_locked(one_card, monkeypatch, name):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f" {name} ,")
-    assert cards.claim(1, one_card) == [name]
+    assert gpu_locks.claim(1, one_card) == [name]
     assert [file.name for file in one_card.iterdir()] == [f"{name.replace('/', '_')}.lock"]
 
 
 def test_a_card_named_twice_is_told_and_not_waited_for(one_card, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,0")
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES: names GPU 0 twice; name it once"):
-        cards.claim(2, one_card)
+        gpu_locks.claim(2, one_card)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
@@ -273,8 +273,8 @@ def test_a_folder_or_lock_that_another_user_keeps_closed_is_told(tmp_path, mode)
         os.environ.update(PATH="", HOME=str(home), CUDA_VISIBLE_DEVICES="GPU-1")
         os.environ.pop("SLURM_JOB_ID", None)
         said: list[str] = []
-        cards.progress = said.append
-        writer.send((cards.claim(1, place), said))
+        gpu_locks.progress = said.append
+        writer.send((gpu_locks.claim(1, place), said))
 
     theirs = multiprocessing.get_context("fork").Process(target=as_nobody)
     theirs.start()
@@ -295,7 +295,7 @@ def test_without_any_card_a_job_that_needs_one_ends(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(UserError, match="1 GPUs are asked for, 0 are here"):
-        cards.claim(1, tmp_path)
+        gpu_locks.claim(1, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import check_build
 import pytest
 from onnx_samples import SETTINGS, build, write_corpus
 
-from lib.cli import UserError
-from lib.variants import Variant
+from lib.config.variants import Variant
+from lib.core.cli import UserError
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import clean
 import pytest
 from conftest import ROOT
 
-from lib.cli import UserError
 from lib.core import progress_lock
+from lib.core.cli import UserError
 from lib.provenance import made_files
 
 OLD, NEW = "work/train/00000000deadbeef", "work/train/0123456789abcdef"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom, norm
 
-from lib.calibration import calibration
-from lib.comparison import Member, difference, dominators, least_shown, ranking, rows_needed, rows_to_tell
-from lib.metrics import interval, middle_95, point, quality, ratio, replicates, statistics
+from lib.evaluation.comparison import Member, difference, dominators, least_shown, ranking, rows_needed, rows_to_tell
+from lib.evaluation.metrics import interval, middle_95, point, quality, ratio, replicates, statistics
+from lib.evaluation.reliability import calibration
 
 
 def rows(wrong: set[int], n: int = 400) -> list[dict]:

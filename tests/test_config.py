@@ -7,9 +7,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from lib.cli import UserError, error_line, fail, or_exit
-from lib.config import METRICS
-from lib.config_file import check_yaml, load_config
+from lib.config.loader import check_yaml, load_config
+from lib.config.schema import METRICS
+from lib.core.cli import UserError, error_line, fail, or_exit
 
 
 def load(text: str, tmp_path: Path):

@@ -14,7 +14,7 @@ from test_traps import LABELS, WORDS, with_louder_logits
 from tiny_models import TEXTS
 from workspaces import Workspace, copy_project, parameters_of, tiny_config, write_rows
 
-from lib.files import read_json, read_jsonl
+from lib.core.files import read_json, read_jsonl
 
 pytestmark = pytest.mark.workflow
 

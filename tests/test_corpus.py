@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lib.cli import UserError
-from lib.files import read_json, read_jsonl, write_json, write_jsonl
-from lib.records import record_id
-from lib.templates import render_completion, render_prompt
-from lib.tokens import load_tokenizer
+from lib.core.cli import UserError
+from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
+from lib.data.rows import record_id
+from lib.data.templates import render_completion, render_prompt
+from lib.data.tokenizer import load_tokenizer
 
 SPLITS = ("train", "validation", "test")
 TEXT = {"template": None, "text_template": "### Text: {phrase}\n### The tone is:\n{tone}", "system": None, "user": None}

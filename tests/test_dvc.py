@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT
 from workspaces import Workspace, restored
 
-from lib.files import read_json, sha256_file
+from lib.core.files import read_json, sha256_file
 
 pytestmark = pytest.mark.workflow
 

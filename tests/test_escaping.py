@@ -10,8 +10,8 @@ import pytest
 from conftest import SCRIPTS
 from markdown_it import MarkdownIt
 
-from lib import cli
-from lib.cli import UserError, error_line
+from lib.core import cli
+from lib.core.cli import UserError, error_line
 from lib.core.escaping import escape_controls, escape_formula, escape_markdown
 
 ORDINARY = [

@@ -15,11 +15,11 @@ from conftest import SCRIPTS
 from safetensors.torch import save_file
 from test_files import script_with
 
-from lib.cli import UserError, fail
 from lib.core import failures
 from lib.core.checksums import write_checksums
+from lib.core.cli import UserError, fail
 from lib.core.failures import describe_failure, find_failure, find_failure_behind, is_full
-from lib.files import published, published_directory, write_json
+from lib.core.files import published, published_directory, write_json
 
 FULL = "No space left on device; the disk is full: free some space there, then start again"
 
@@ -136,7 +136,7 @@ def test_a_log_on_a_full_disk_does_not_swallow_the_error():
 
 
 def test_output_that_was_not_wholly_written_is_no_success():
-    code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\nfrom lib.cli import *\n"
+    code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\nfrom lib.core.cli import *\n"
     code += "run(parser('x'), lambda args: sys.stdout.write('label'))"  # which stays in the buffer
     buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     with open("/dev/full", "w") as full:

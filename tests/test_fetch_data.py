@@ -15,11 +15,12 @@ import pytest
 from fake_hub import COMMIT, FakeHub
 from workspaces import HOSTILE
 
-from lib import packages, readers
-from lib.cli import UserError
-from lib.file_kinds import detect_file_kind
-from lib.files import read_jsonl
-from lib.records import NOT_TEXT
+from lib.core.cli import UserError
+from lib.core.files import read_jsonl
+from lib.data import readers
+from lib.data.file_kinds import detect_file_kind
+from lib.data.rows import NOT_TEXT
+from lib.sources import pypi
 
 SCRIPT = Path(fetch_data.__file__)
 
@@ -376,7 +377,7 @@ def test_json_lines_stream(tmp_path):
             file.write('{"t": "' + "x" * 1_000_000 + '"}\n')
     code = (
         f"import sys, resource; sys.path.insert(0, {str(SCRIPT.parent)!r})\n"
-        "from pathlib import Path; from lib.readers import read_rows\n"
+        "from pathlib import Path; from lib.data.readers import read_rows\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"assert sum(1 for _ in read_rows(Path({str(path)!r}))) == 50\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
@@ -393,7 +394,7 @@ def test_package_file_is_read_like_any_other(tmp_path, monkeypatch):
         (into / "rows.csv").write_text("t\nx\n")
         return into / "rows.csv"
 
-    monkeypatch.setattr(packages, "package_file", package_file)
+    monkeypatch.setattr(pypi, "package_file", package_file)
     rows = fetch_source(tmp_path, {"package": asked}, [])
     assert rows == [{"file": "some-data:some/rows.csv", "line": 2, "row": {"t": "x"}}]
 

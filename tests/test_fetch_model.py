@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_hub import COMMIT, FakeHub
 
-from lib.manifests import manifest_path, read_manifest
+from lib.provenance.manifests import manifest_path, read_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -73,7 +73,7 @@ def fetch_hub(
 
 def download(hub: FakeHub, tmp_path: Path, **environment) -> Path:
     """Download the files of the model a/b and nothing more, for what needs no torch; returns their folder."""
-    code = "import sys; from lib.hub import download_files; from fetch_model import needed_files;"
+    code = "import sys; from lib.sources.huggingface import download_files; from fetch_model import needed_files;"
     code += f"print(download_files('a/b', '{COMMIT}', lambda names: needed_files(names, 'a/b')))"
     environment = hub.environment(tmp_path / "home", PYTHONPATH=str(ROOT / "scripts"), **environment)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
@@ -199,7 +199,7 @@ def test_a_generation_config_is_made_where_there_is_none(model, counts, tmp_path
 
 
 def refused(source: Path, tmp_path: Path, count: int, message: str) -> None:
-    from lib.cli import UserError
+    from lib.core.cli import UserError
 
     out = tmp_path / "base"
     with pytest.raises(UserError) as caught:
@@ -431,8 +431,8 @@ def test_a_gated_model_needs_the_token_of_the_environment(hub, tiny_llama, count
 def test_no_network(monkeypatch):
     import huggingface_hub
 
-    from lib.cli import UserError
-    from lib.hub import download_files
+    from lib.core.cli import UserError
+    from lib.sources.huggingface import download_files
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("time.sleep", lambda _: None)  # between the retries of the library

@@ -12,9 +12,17 @@ import time
 import pytest
 from conftest import SCRIPTS
 
-from lib.cli import UserError, place_of
-from lib.files import canonical_json, published, published_directory, read_json, read_jsonl, write_json, write_jsonl
-from lib.manifests import manifest_path, read_manifest, write_manifest
+from lib.core.cli import UserError, place_of
+from lib.core.files import (
+    canonical_json,
+    published,
+    published_directory,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
+from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -84,7 +92,9 @@ def test_a_cut_jsonl_file_is_named_with_its_line(tmp_path):
 
 
 def script_with(body: str, *args: str) -> subprocess.CompletedProcess:
-    code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\nfrom lib.cli import *\n{body}\nrun(parser('x'), main)"
+    code = (
+        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\nfrom lib.core.cli import *\n{body}\nrun(parser('x'), main)"
+    )
     return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
 
 

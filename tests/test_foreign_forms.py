@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from lib.cli import UserError
+from lib.core.cli import UserError
+from lib.core.files import sha256_text
 from lib.core.forms import open_record, read_form
-from lib.files import sha256_text
-from lib.lineage import broken_links, read_lineage
-from lib.manifests import STAMP, read_manifest, write_manifest
-from lib.snakemake_record import agree, recorded
+from lib.provenance.lineage import broken_links, read_lineage
+from lib.provenance.manifests import STAMP, read_manifest, write_manifest
+from lib.workflow.snakemake_metadata import agree, recorded
 
 WRONG = [None, True, -1, 1.5, 10**30, "", "../x", "\x1b[31m", "\ud800", [], [[]], [None], {}, {"": {}}, {"../x": []}]
 ZERO = "0" * 64
@@ -84,15 +84,15 @@ def plan(folder: Path, text: str) -> None:
 
 
 def read_selection(folder: Path, text: str) -> None:
-    from lib.selection import selected
+    from lib.evaluation.selection import selected
 
     (folder / "selection.json").write_text(text)
     selected(folder / "selection.json")
 
 
 def read_config(folder: Path, text: str) -> None:
-    from lib.model_files import Source, causal_config
-    from lib.tokens import end_token_ids, max_tokens
+    from lib.data.tokenizer import end_token_ids, max_tokens
+    from lib.models.import_checkpoint import Source, causal_config
 
     (folder / "config.json").write_text(text)
     end_token_ids(folder)
@@ -101,14 +101,14 @@ def read_config(folder: Path, text: str) -> None:
 
 
 def read_genai_config(folder: Path, text: str) -> None:
-    from lib.tokens import end_token_ids
+    from lib.data.tokenizer import end_token_ids
 
     (folder / "genai_config.json").write_text(text)
     end_token_ids(folder)
 
 
 def read_weight_index(folder: Path, text: str) -> None:
-    from lib.streaming import read_headers
+    from lib.models.safetensors_streaming import read_headers
 
     (folder / "model.safetensors.index.json").write_text(text)
     (folder / "model-0.safetensors").write_bytes(b"")
@@ -206,7 +206,7 @@ def test_a_base_folder_with_json_of_other_types_is_one_line(tiny_llama, tmp_path
     """Through the whole of fetch_model, and nothing stays of it."""
     import fetch_model
 
-    from lib.streaming import stored_weights
+    from lib.models.safetensors_streaming import stored_weights
 
     folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     whole = json.loads((folder / name).read_text())
@@ -249,7 +249,7 @@ def test_results_with_their_lineage_are_still_known(project, capsys):
     (project / "results/base").mkdir()
     (project / "results/base/a.json").write_text("{}")
     write_manifest(Path("results/base"), inputs={}, settings={})
-    from lib.lineage import sha256_of
+    from lib.provenance.lineage import sha256_of
 
     plan(project, lineage_of("results/base", sha256_of(Path("results/base"))))
     assert "1 files in results came from elsewhere" in capsys.readouterr().err

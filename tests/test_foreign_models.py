@@ -10,7 +10,7 @@ from gguf_files import write_gguf
 from test_fetch_model import edit_json, fetch_path, parameters, refused
 from test_limits import changed_tokenizer, replace
 
-from lib.cli import UserError
+from lib.core.cli import UserError
 from lib.core.limits import Limits
 from lib.models import model_trial
 from lib.models.gguf_head import check_layers, read_head

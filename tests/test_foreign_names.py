@@ -19,9 +19,9 @@ import yaml
 from conftest import SCRIPTS
 from hostile_names import HOSTILE_NAMES
 
-from lib.cli import UserError, error_line
-from lib.layout import Layout
-from lib.manifests import link_files, load_manifest, manifest_path, read_manifest, write_manifest
+from lib.core.cli import UserError, error_line
+from lib.core.layout import Layout
+from lib.provenance.manifests import link_files, load_manifest, manifest_path, read_manifest, write_manifest
 
 TEXTS = [name for name in HOSTILE_NAMES if isinstance(name, str)]  # what a key of JSON, or a listing, can be
 ZERO = "0" * 64
@@ -29,14 +29,14 @@ MANIFEST = {"files": {}, "size_bytes": 1, "inputs": {}, "settings": {}}
 
 
 def read_index(folder: Path, name: Any) -> None:
-    from lib.streaming import read_index
+    from lib.models.safetensors_streaming import read_index
 
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"weight": name}}))
     read_index(folder, folder)
 
 
 def choose_weights(folder: Path, name: str) -> None:
-    from lib.model_files import weight_files
+    from lib.models.import_checkpoint import weight_files
 
     weight_files([f"{name}/model-1.safetensors"], "model")
 
@@ -53,7 +53,7 @@ def link_by_manifest(folder: Path, name: str) -> None:
 
 
 def read_selection(folder: Path, name: Any) -> None:
-    from lib.selection import selected
+    from lib.evaluation.selection import selected
 
     (folder / "selection.json").write_text(json.dumps({"run": "lora", "variant": name or "", "rejected": []}))
     selected(folder / "selection.json")
@@ -84,13 +84,13 @@ class Container:
 
 
 def list_blobs(folder: Path, name: str) -> None:
-    from lib import blobs
+    from lib.azure import blobs
 
     blobs.listed(blobs.Place(Container(f"results/{name}/x"), "results"))
 
 
 def retrieve_blobs(folder: Path, name: str) -> None:
-    from lib import azure_storage
+    from lib.workflow import azure_storage_plugin
 
     blob = f"results/base/{name}/x"
     stored = SimpleNamespace(
@@ -100,17 +100,17 @@ def retrieve_blobs(folder: Path, name: str) -> None:
         get_prefix_blobs=lambda: Container(blob).blobs,
         download_blob_from_storage=lambda name, target: pytest.fail(f"{name} goes to {target}"),
     )
-    azure_storage.retrieve_object(stored)
+    azure_storage_plugin.retrieve_object(stored)
 
 
 def download_blob(folder: Path, name: str) -> None:
-    from lib.azureml import _download_file
+    from lib.azure.machine_learning import _download_file
 
     _download_file(Container(), f"models/{name}", folder)
 
 
 def read_mlmodel(folder: Path, name: Any) -> None:
-    from lib.mlflow_layout import flat_folder
+    from lib.models.mlflow import flat_folder
 
     flavors = {"hftransformersv2": {"model_data": name or ".."}}
     (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": flavors}))
@@ -120,7 +120,7 @@ def read_mlmodel(folder: Path, name: Any) -> None:
 def read_external_data(folder: Path, name: str) -> None:
     from onnx import TensorProto, helper, save
 
-    from lib.onnx_weights import Graph
+    from lib.onnx.graph import Graph
 
     tensor = TensorProto(name="weight", dims=[1], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
     for key, value in (("location", name), ("offset", "0"), ("length", "4")):
@@ -132,7 +132,7 @@ def read_external_data(folder: Path, name: str) -> None:
 
 
 def ask_for_member(folder: Path, name: str) -> None:
-    from lib.packages import _check_names
+    from lib.sources.pypi import _check_names
 
     _check_names("name", "1.0", f"{name}!x")
 
@@ -151,17 +151,17 @@ def read_listing(folder: Path, name: Any) -> None:
 # By the module that passes such names to the door.
 READERS: dict[str, list[Callable[[Path, Any], None]]] = {
     "adopt.py": [read_listing],
-    "lib/azure_storage.py": [retrieve_blobs],
-    "lib/azureml.py": [download_blob],
-    "lib/blobs.py": [list_blobs],
-    "lib/layout.py": [find_run, find_stage, find_variant],
-    "lib/manifests.py": [read_manifest_of, link_by_manifest],
-    "lib/mlflow_layout.py": [read_mlmodel],
-    "lib/model_files.py": [choose_weights],
-    "lib/onnx_weights.py": [read_external_data],
-    "lib/packages.py": [ask_for_member],
-    "lib/selection.py": [read_selection],
-    "lib/streaming.py": [read_index],
+    "lib/workflow/azure_storage_plugin.py": [retrieve_blobs],
+    "lib/azure/machine_learning.py": [download_blob],
+    "lib/azure/blobs.py": [list_blobs],
+    "lib/core/layout.py": [find_run, find_stage, find_variant],
+    "lib/provenance/manifests.py": [read_manifest_of, link_by_manifest],
+    "lib/models/mlflow.py": [read_mlmodel],
+    "lib/models/import_checkpoint.py": [choose_weights],
+    "lib/onnx/graph.py": [read_external_data],
+    "lib/sources/pypi.py": [ask_for_member],
+    "lib/evaluation/selection.py": [read_selection],
+    "lib/models/safetensors_streaming.py": [read_index],
 }
 # What can stand where a name is a key of JSON, a line of a listing, or the last part of a path; any JSON elsewhere.
 ONLY = {
@@ -172,8 +172,8 @@ ONLY = {
 # Of these the folder is asked for, with its links, or the lineage as a whole: below. A hub's names are those of
 # `weight_files`; the hub on loopback of test_fetch_model gives real ones.
 TESTED_ELSEWHERE = {
-    *("lib/hub.py", "lib/lineage.py", "lib/snakemake_record.py"),
-    *("lib/onnx/packaged.py", "lib/onnx_scorer.py"),  # in test_packaged.py
+    *("lib/sources/huggingface.py", "lib/provenance/lineage.py", "lib/workflow/snakemake_metadata.py"),
+    *("lib/onnx/packaged.py", "lib/evaluation/onnx_scorer.py"),  # in test_packaged.py
     *("fetch_adapter.py", "fetch_merged.py", "fetch_model.py", "compare_results.py"),
 }
 CASES = [
@@ -301,7 +301,7 @@ def twice(archive: Any, kind: str) -> None:
     ("member", "said"), [(link, "there is no file rows.json"), (twice, "there are 2 files rows.json")]
 )
 def test_a_link_in_an_archive_is_no_file_and_a_name_is_there_once(kind, member, said):
-    from lib.packages import _extract
+    from lib.sources.pypi import _extract
 
     output = io.BytesIO()
     with pytest.raises(UserError, match=said):
@@ -331,7 +331,7 @@ def test_every_module_that_asks_at_the_door_is_in_the_table():
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.module == "lib.core.paths"
     }
-    asking |= {"lib/azure_storage.py"}  # by lib.blobs
+    asking |= {"lib/workflow/azure_storage_plugin.py"}  # by lib.azure.blobs
     assert asking == READERS.keys() | TESTED_ELSEWHERE
 
 
@@ -343,6 +343,8 @@ def test_no_value_of_a_file_becomes_a_path_beside_the_door():
         for node in ast.walk(tree)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div) and _is_stated(node.right)
     ]
-    linking = [name for name, tree in modules().items() if "link_or_copy" in ast.dump(tree) and name != "lib/files.py"]
-    assert {place.partition(":")[0] for place in joined} <= {"lib/report/rows.py"}, joined  # a number
-    assert linking == ["lib/manifests.py"]
+    linking = [
+        name for name, tree in modules().items() if "link_or_copy" in ast.dump(tree) and name != "lib/core/files.py"
+    ]
+    assert {place.partition(":")[0] for place in joined} <= {"lib/report/data_quality.py"}, joined  # a number
+    assert linking == ["lib/provenance/manifests.py"]

@@ -13,11 +13,11 @@ from fake_hub import FakeHub
 from gguf_files import CONTROL, NORMAL, VOCABULARIES, byte_level, sentencepiece, write_gguf, write_vocabulary
 from test_fetch_model import download, fetch, fetch_path, parameters, refused
 
-from lib.cli import UserError
-from lib.gguf_pretokenizers import PRE_TOKENIZERS
-from lib.gguf_tokenizer import load_gguf_tokenizer, split_pieces
-from lib.manifests import read_manifest
-from lib.tokens import Tokenizer, load_tokenizer
+from lib.core.cli import UserError
+from lib.data.tokenizer import Tokenizer, load_tokenizer
+from lib.models.gguf_pretokenizers import PRE_TOKENIZERS
+from lib.models.gguf_tokenizer import load_gguf_tokenizer, split_pieces
+from lib.provenance.manifests import read_manifest
 
 LLAMA_CPP = json.loads((Path(__file__).parent / "golden" / "gguf.json").read_text())
 FAMILIES = {name: family for family, names in LLAMA_CPP["families"].items() for name in names.split()}
@@ -188,7 +188,7 @@ def test_texts_are_normalized_as_transformers_own_tokenizer_of_the_model_does(na
 
 
 def test_a_file_without_a_pre_tokenizer_gets_llama_cpps_default_and_a_line_says_so(capsys, monkeypatch):
-    monkeypatch.setattr("lib.gguf_tokenizer.progress", print)
+    monkeypatch.setattr("lib.models.gguf_tokenizer.progress", print)
     unnamed = load_gguf_tokenizer(byte_level(None, ["h e"]), "old.gguf").backend_tokenizer
     assert "old.gguf: names no pre-tokenizer" in capsys.readouterr().out
     assert [piece for piece, _ in unnamed.pre_tokenizer.pre_tokenize_str("x = 12345")] == [*"xĠ=Ġ", "123", "45"]

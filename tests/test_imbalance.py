@@ -13,10 +13,10 @@ from test_best_checkpoint import Taught, Weights, equal
 from test_training import LABELS, adapter_hash, make_corpus, train
 from transformers import TrainerCallback
 
-from lib import batches, packing
-from lib.callbacks import last_checkpoint
-from lib.checkpoints import load_model
-from lib.files import read_json, read_jsonl, write_jsonl
+from lib.core.files import read_json, read_jsonl, write_jsonl
+from lib.models.loading import load_model
+from lib.training import batching, packing
+from lib.training.callbacks import last_checkpoint
 
 ROWS = {"joy": 20, "joyful": 12, "sadness": 5}
 
@@ -45,29 +45,29 @@ def uneven(tiny_model, tmp_path_factory) -> Path:
 def test_weights_are_scikit_learns_balanced_ones():
     labels = [label for label, count in ROWS.items() for _ in range(count)]
     expected = compute_class_weight("balanced", classes=np.array(LABELS), y=np.array(labels))
-    assert batches.class_weights(labels) == pytest.approx(dict(zip(LABELS, expected, strict=True)))
+    assert batching.class_weights(labels) == pytest.approx(dict(zip(LABELS, expected, strict=True)))
 
 
 def gradients(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     labels, _, weights = batch.pop("labels"), batch.pop("real_tokens"), batch.pop("weights", None)
     model.zero_grad()
-    batches.completion_loss(model(**batch), labels, weights=weights).backward()
+    batching.completion_loss(model(**batch), labels, weights=weights).backward()
     return torch.cat([part.grad.flatten() for part in model.parameters() if part.requires_grad])
 
 
-@pytest.mark.parametrize("collate", [batches.Collator(pad_id=2), packing.PackingCollator()], ids=["padded", "packed"])
+@pytest.mark.parametrize("collate", [batching.Collator(pad_id=2), packing.PackingCollator()], ids=["padded", "packed"])
 def test_a_weight_of_two_is_a_row_that_is_there_twice(tiny_model, uneven, tmp_path, collate):
     """Classes 1 : 2, so the rows of the smaller weigh twice as much; answers of different lengths."""
     taught = Taught(tiny_model, uneven, tmp_path)
     model = load_model(tiny_model)
     assert packing.can_pack(model, taught.encoded["train"], pad_id=2)
-    if isinstance(collate, batches.Collator):
+    if isinstance(collate, batching.Collator):
         model.set_attn_implementation("sdpa")
     by_class = {label: [] for label in LABELS}
     for row, example in zip(taught.rows["train"], taught.encoded["train"], strict=True):
         by_class[row["label"]].append(example)
     few, many = by_class["sadness"][:2], by_class["joyful"][:4]
-    weighted = batches.weighted([*few, *many], ["few"] * 2 + ["many"] * 4)
+    weighted = batching.weighted([*few, *many], ["few"] * 2 + ["many"] * 4)
     found = gradients(model, collate(weighted))
     repeated = gradients(model, collate([*few, *few, *many]))
     assert torch.allclose(found, repeated, atol=1e-5, rtol=1e-4)
@@ -87,7 +87,7 @@ class FirstGradient(TrainerCallback):
 def test_weighted_gradients_do_not_depend_on_accumulation(tiny_llama, tmp_path, monkeypatch, packed):
     """The divisor is the sum of the weights in the whole step: classes differ from batch to batch."""
     if not packed:
-        monkeypatch.setattr("lib.training.can_pack", lambda *_: False)
+        monkeypatch.setattr("lib.training.trainer.can_pack", lambda *_: False)
     corpus = uneven_corpus(tiny_llama, tmp_path / "corpus")
     found = []
     for size, accumulated in ((8, 1), (2, 4), (1, 8)):
@@ -121,7 +121,7 @@ def test_the_validation_loss_is_not_weighted(tiny_llama, tmp_path):
 @pytest.mark.parametrize("lengths", [None, [number % 7 + 1 for number in range(37)]], ids=["any order", "by length"])
 def test_in_an_epoch_each_class_comes_as_often_as_the_largest(lengths):
     classes = [label for label, count in ROWS.items() for _ in range(count)]
-    order = batches.EpochOrder(37, seed=1, batch=4, lengths=lengths, classes=classes)
+    order = batching.EpochOrder(37, seed=1, batch=4, lengths=lengths, classes=classes)
     epochs = []
     for epoch in range(2):
         order.set_epoch(epoch)
@@ -137,7 +137,7 @@ def test_in_an_epoch_each_class_comes_as_often_as_the_largest(lengths):
 
 
 def test_without_classes_the_order_is_the_plain_permutation():
-    order = batches.EpochOrder(11, seed=3, batch=2)
+    order = batching.EpochOrder(11, seed=3, batch=2)
     order.set_epoch(2)
     assert list(order) == torch.randperm(11, generator=torch.Generator().manual_seed(3 * 1_000_003 + 2)).tolist()
 

@@ -11,11 +11,11 @@ import pytest
 import workspaces
 from snakemake.io import IOFile, _IOFile
 
-from lib import input_content
-from lib.cli import UserError
-from lib.input_content import compare_by_content, content_hashes
-from lib.lineage import Lineage, sha256_of
-from lib.snakemake_record import snakemake_records
+from lib.core.cli import UserError
+from lib.provenance.lineage import Lineage, sha256_of
+from lib.workflow import input_content
+from lib.workflow.input_content import compare_by_content, content_hashes
+from lib.workflow.snakemake_metadata import snakemake_records
 
 pytestmark = pytest.mark.workflow
 

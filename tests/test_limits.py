@@ -13,15 +13,15 @@ from pathlib import Path
 import hostile_calls
 import pytest
 
-from lib.cli import UserError
 from lib.core import limits
+from lib.core.cli import UserError
 from lib.core.limits import Limits, run_limited
 from lib.data.chat_templates import render_conversations
-from lib.data.limits import batched_by_size
+from lib.data.template_inversion import extract_answer, input_text
+from lib.data.tokenizer import load_tokenizer
 from lib.data.tokenizer_trial import check_tokenizer_file
-from lib.inputs import extract_answer, input_text
+from lib.data.value_limits import batched_by_size
 from lib.models.adapter_trial import check_fields, try_patterns
-from lib.tokens import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 FEW = Limits(seconds=1, megabytes=100)
@@ -337,7 +337,7 @@ def test_a_template_that_ends_with_a_book_is_searched_as_far_as_the_answer_goes(
 )
 def test_the_header_of_pulled_weights_is_read_within_bounds(tmp_path, length, content):
     """Of weights that are there already only headers are read, without the library's checks."""
-    from lib.streaming import stored_weights
+    from lib.models.safetensors_streaming import stored_weights
 
     (tmp_path / "model.safetensors").write_bytes(length.to_bytes(8, "little") + content)
     with pytest.raises(UserError, match="not a safetensors file"):
@@ -348,19 +348,27 @@ def test_the_header_of_pulled_weights_is_read_within_bounds(tmp_path, length, co
 # here. A new one comes through the door that is there, or through one of its own.
 DOORS = {
     r"Tokenizer\.from_file": {
-        "lib/tokens.py",  # behind check_tokenizer_file
-        "lib/model_files.py",  # the same
+        "lib/data/tokenizer.py",  # behind check_tokenizer_file
+        "lib/models/import_checkpoint.py",  # the same
         "lib/data/tokenizer_trial.py",  # the child
     },
     r"AutoTokenizer\b|PreTrainedTokenizerFast\.|GGUFReader\(": {
-        "lib/model_files.py",  # behind try_model
-        "lib/gguf_import.py",  # the same
+        "lib/models/import_checkpoint.py",  # behind try_model
+        "lib/models/import_gguf.py",  # the same
         "lib/models/model_trial.py",  # the child
         "calibrate_weights.py",  # behind load_tokenizer of the same folder
     },
     r"og\.Tokenizer\(": {"check_tokenizer.py"},  # a child of its own
-    r"SandboxedEnvironment|\.from_string\(|apply_chat_template\(": {"lib/data/chat_templates.py", "lib/templates.py"},
-    r"get_peft_model\(": {"lib/streaming.py", "lib/checkpoints.py", "train_adapter.py", "lib/training.py"},
+    r"SandboxedEnvironment|\.from_string\(|apply_chat_template\(": {
+        "lib/data/chat_templates.py",
+        "lib/data/templates.py",
+    },
+    r"get_peft_model\(": {
+        "lib/models/safetensors_streaming.py",
+        "lib/models/loading.py",
+        "train_adapter.py",
+        "lib/training/trainer.py",
+    },
 }
 
 

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from workspaces import Workspace
 
-from lib.files import read_json, sha256_file, write_json
-from lib.lineage import broken_links, read_lineage, walk
-from lib.snakemake_record import UNKNOWN, agree, snakemake_records
+from lib.core.files import read_json, sha256_file, write_json
+from lib.provenance.lineage import broken_links, read_lineage, walk
+from lib.workflow.snakemake_metadata import UNKNOWN, agree, snakemake_records
 
 pytestmark = pytest.mark.workflow
 
@@ -132,7 +132,7 @@ def test_any_changed_byte_of_any_artefact_is_found(inside):
     assert list(broken_links(lineage, sorted(lineage.by_output))) == []
 
 
-@pytest.mark.parametrize("source", ["rows", "scripts/lib/batches.py"])
+@pytest.mark.parametrize("source", ["rows", "scripts/lib/training/batching.py"])
 def test_changed_rows_and_changed_code_are_broken_links(inside, source):
     source = f"./{inside.rows.name}" if source == "rows" else source
     inside.edit(source, "a", "A")

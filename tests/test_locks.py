@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import run
 
-from lib.cli import Stopped, UserError
 from lib.core import progress_lock
+from lib.core.cli import Stopped, UserError
+from lib.core.files import read_json
 from lib.core.locks import is_still_there, open_lock, try_lock
-from lib.files import read_json
 
 HERE = socket.gethostname()
 DAY = 86400

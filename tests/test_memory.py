@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lib.cli import UserError
-from lib.memory import available_mb, require_memory
+from lib.core.cli import UserError
+from lib.hardware.memory import available_mb, require_memory
 
 GB = 10**9
 
@@ -65,7 +65,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
-from lib.manifests import manifest_path, write_manifest
+from lib.provenance.manifests import manifest_path, write_manifest
 sys.path.insert(0, sys.argv[3])
 from tiny_models import CHATML, tiny_tokenizer
 folder, layers = Path(sys.argv[1]), int(sys.argv[2])
@@ -112,7 +112,7 @@ def test_a_merge_takes_no_more_than_a_shard_and_a_matrix_whatever_the_model(tmp_
 
 STEPS = """
 import resource, sys, torch
-from lib.memory import keep_freed_memory
+from lib.hardware.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 for step in range(8):

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from lib.checkpoints import bitsandbytes_config, linear_weights, load_adapter, load_model
-from lib.config import Finetune
-from lib.files import read_json, write_json
+from lib.config.schema import Finetune
+from lib.core.files import read_json, write_json
+from lib.models.loading import bitsandbytes_config, linear_weights, load_adapter, load_model
 
 QLORA = [("nf4", True), ("nf4", False), ("fp4", True)]
 IDS = torch.arange(5, 41).view(3, 12)
@@ -147,7 +147,7 @@ def test_the_merge_check_itself_knows_every_method(tiny_llama, tmp_path):
     import merge_adapter
     from test_training import make_corpus
 
-    from lib.manifests import manifest_path, write_manifest
+    from lib.provenance.manifests import manifest_path, write_manifest
 
     corpus = make_corpus(tiny_llama, tmp_path / "corpus")
     for method in ("dora", "qlora"):
@@ -185,8 +185,8 @@ def test_choosing_a_merge_goes_by_the_rows(tmp_path):
     """The better one on the same rows; of equals the one that the adapter was trained on."""
     from choose_merge import choose
 
-    from lib.files import sha256_file
-    from lib.manifests import manifest_path, write_manifest
+    from lib.core.files import sha256_file
+    from lib.provenance.manifests import manifest_path, write_manifest
 
     def scored(kind: str, right: int) -> Path:
         folder = tmp_path / f"merged-{kind}"

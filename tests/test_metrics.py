@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
-from lib import metrics
-from lib.cli import UserError
-from lib.comparison import compare, mcnemar_p
-from lib.metrics import interval, parse_answer, quality, statistics, token_f1
+from lib.core.cli import UserError
+from lib.evaluation import metrics
+from lib.evaluation.comparison import compare, mcnemar_p
+from lib.evaluation.metrics import interval, parse_answer, quality, statistics, token_f1
 
 LABELS = ["a", "b", "c"]
 # (true, predicted): a is right 3 of 4 times, b 2 of 4, c 1 of 2.

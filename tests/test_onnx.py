@@ -15,9 +15,9 @@ import tokenizers
 from onnx_samples import LABELS, build, score, write_corpus
 from tokenizers import normalizers, pre_tokenizers, trainers
 
-from lib.cli import UserError
-from lib.files import read_jsonl, write_jsonl
-from lib.manifests import write_manifest
+from lib.core.cli import UserError
+from lib.core.files import read_jsonl, write_jsonl
+from lib.provenance.manifests import write_manifest
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
@@ -128,7 +128,7 @@ def test_fp32_logits_of_another_checkpoint_are_refused(tiny_llama, phi3_fp32, ph
 def test_quantized_weights_are_the_merged_ones_on_the_grid_that_was_asked_for(
     tiny_phi3, phi3_corpus, tmp_path, options, grid
 ):
-    from lib.onnx_weights import Graph, dequantised
+    from lib.onnx.graph import Graph, dequantised
 
     folder = build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / "int4", **options)
     assert manifest_of(folder)["grid"] == grid
@@ -174,7 +174,7 @@ def test_every_build_is_compared_with_the_merged_weights_also_those_that_are_joi
     import build_onnx
     from test_weights import change, spoiled
 
-    from lib.onnx_weights import Graph
+    from lib.onnx.graph import Graph
 
     base, corpus = request.getfixturevalue(f"tiny_{family}"), request.getfixturevalue(f"{family}_corpus")
     folder = build(base, corpus / "rows.jsonl", tmp_path / "built", **options)
@@ -209,7 +209,7 @@ def test_a_build_of_which_nothing_could_be_compared_is_not_called_verified(
 def test_the_grid_check_tells_weights_and_grids_apart(tiny_phi3, phi3_corpus, tmp_path):
     import build_onnx
 
-    from lib.onnx_weights import Graph, grid_of, largest_error
+    from lib.onnx.graph import Graph, grid_of, largest_error
 
     folder = build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / "int4")
     graph = Graph(folder / "model.onnx")
@@ -273,7 +273,7 @@ def test_unknown_node_names_are_refused(tiny_phi3, phi3_corpus, tmp_path):
 
 @pytest.mark.parametrize(("provider", "precision"), [("cuda", "int4"), ("dml", "fp16"), ("trt-rtx", "fp16")])
 def test_what_cannot_run_here_is_checked_and_marked(tiny_phi3, phi3_corpus, tmp_path, provider, precision):
-    from lib.onnx_weights import Graph
+    from lib.onnx.graph import Graph
 
     options = {"execution_provider": provider, "precision": precision}
     folder = build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / provider, **options)
@@ -304,7 +304,7 @@ def full_pass(folder: Path, prompt: list[int], answer: list[int]) -> float:
     """Log probability of `answer` from one pass over the whole sequence."""
     import onnxruntime_genai as og
 
-    from lib.onnx_model import log_softmax
+    from lib.onnx.runtime import log_softmax
 
     model = og.Model(str(folder))
     params = og.GeneratorParams(model)
@@ -319,8 +319,8 @@ def test_scores_equal_a_full_pass_and_the_checkpoint(fp32, tiny_model, corpus, t
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lib.scoring import encode_choices
-    from lib.tokens import load_tokenizer
+    from lib.data.tokenizer import load_tokenizer
+    from lib.evaluation.scoring import encode_choices
 
     result, predictions = score(fp32, tiny_model, corpus, tmp_path / "score.json")
     rows = [json.loads(line) for line in (corpus / "rows.jsonl").read_text().splitlines()]
@@ -345,8 +345,8 @@ def test_free_answers_equal_those_of_the_checkpoint(fp32, tiny_model, corpus):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lib.onnx_model import Reader, load_onnx
-    from lib.tokens import load_tokenizer
+    from lib.data.tokenizer import load_tokenizer
+    from lib.onnx.runtime import Reader, load_onnx
 
     model = load_onnx(fp32, threads=1)
     checkpoint = AutoModelForCausalLM.from_pretrained(tiny_model)
@@ -369,7 +369,7 @@ def test_a_pruned_head_scores_the_same(tiny_phi3, phi3_corpus, phi3_fp32, tmp_pa
 
 
 def test_reading_on_after_an_end_token_is_like_starting_anew(phi3_fp32):
-    from lib.onnx_model import Reader, load_onnx
+    from lib.onnx.runtime import Reader, load_onnx
 
     model = load_onnx(phi3_fp32, threads=1)
     reader = Reader(model, 30)
@@ -388,7 +388,7 @@ def test_reading_on_after_an_end_token_is_like_starting_anew(phi3_fp32):
 
 
 def test_generation_scores_the_reference(phi3_fp32, tiny_phi3, tmp_path):
-    from lib.tokens import encode_pairs, load_tokenizer
+    from lib.data.tokenizer import encode_pairs, load_tokenizer
 
     corpus = write_corpus(tmp_path / "corpus", tiny_phi3, task="generation")
     result, predictions = score(phi3_fp32, tiny_phi3, corpus, tmp_path / "score.json", task="generation")
@@ -552,7 +552,7 @@ def test_the_check_reads_as_the_built_model_will(fp32, tiny_model, tmp_path):
 
 
 def test_more_than_the_context_is_refused(phi3_fp32):
-    from lib.onnx_model import Reader, load_onnx
+    from lib.onnx.runtime import Reader, load_onnx
 
     with pytest.raises(UserError, match="take 512 tokens, the model takes 511"):
         Reader(load_onnx(phi3_fp32, threads=1), 512)
@@ -581,7 +581,7 @@ def test_benchmark_measures_one_model_alone(run_script, phi3_fp32, phi3_corpus, 
 
 
 def test_peak_memory_is_not_that_of_the_parent():
-    inner = "from lib.memory import peak_rss_mb; print(peak_rss_mb())"
+    inner = "from lib.hardware.memory import peak_rss_mb; print(peak_rss_mb())"
     outer = (
         "import os, sys; large = bytearray(b'1') * 600_000_000\n"
         f"os.execv(sys.executable, [sys.executable, '-c', {inner!r}])"
@@ -599,7 +599,7 @@ def test_what_ships_needs_no_torch(script):
 
 def test_threads_reach_onnx_runtime(phi3_fp32):
     code = (
-        "import os; from pathlib import Path; from lib.onnx_model import load_onnx\n"
+        "import os; from pathlib import Path; from lib.onnx.runtime import load_onnx\n"
         "count = lambda: len(os.listdir('/proc/self/task'))\n"
         "kept = [count()]; models = []\n"
         "for threads in (1, 4):\n"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from onnx_samples import build, write_corpus
 
-from lib import onnx_scorer
-from lib.onnx_model import Reader, load_onnx, log_softmax
-from lib.onnx_scorer import Scorer, open_scorer
+from lib.evaluation import onnx_scorer
+from lib.evaluation.onnx_scorer import Scorer, open_scorer
+from lib.onnx.runtime import Reader, load_onnx, log_softmax
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from onnx import TensorProto, helper
 from onnx_samples import write_corpus
 from tiny_models import CHATML, train_tokenizer
 
-from lib.cli import UserError, error_line
+from lib.core.cli import UserError, error_line
+from lib.evaluation.onnx_scorer import Scorer
 from lib.onnx.packaged import load_packaged_tokenizer, read_genai_config, read_packaged_template
-from lib.onnx_model import load_onnx, open_onnx
-from lib.onnx_scorer import Scorer
+from lib.onnx.runtime import load_onnx, open_onnx
 
 # What the builder of onnxruntime-genai 0.18.0 writes, with every key that slmflow's options and models lead to.
 BUILT: dict[str, Any] = {

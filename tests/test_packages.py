@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from lib.cli import UserError
-from lib.packages import package_file
+from lib.core.cli import UserError
 from lib.sources import package_index
+from lib.sources.pypi import package_file
 
 METADATA = "Metadata-Version: 2.1\nName: demo-data\nVersion: 1.0\n"
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from lib import batches, packing
-from lib.checkpoints import load_model
-from lib.lora import fuse_lora
-from lib.tokens import shared_beginning
+from lib.data.tokenizer import shared_beginning
+from lib.models.loading import load_model
+from lib.training import batching, packing
+from lib.training.fused_lora import fuse_lora
 
 SHARED = [11, 12, 13, 14]
 # A row that others begin with, rows of all lengths, two equal ones.
@@ -22,7 +22,10 @@ def examples_of(rows, loss):
     return [
         {
             "input_ids": row,
-            "labels": [batches.IGNORED, *(row[1:] if loss == "all" else [batches.IGNORED] * (len(row) - 2) + row[-1:])],
+            "labels": [
+                batching.IGNORED,
+                *(row[1:] if loss == "all" else [batching.IGNORED] * (len(row) - 2) + row[-1:]),
+            ],
         }
         for row in rows
     ]
@@ -39,7 +42,7 @@ def adapted(folder):
 
 def backward(model, batch):
     labels, _ = batch.pop("labels"), batch.pop("real_tokens")
-    loss = batches.completion_loss(model(**batch), labels, num_items_in_batch=1)
+    loss = batching.completion_loss(model(**batch), labels, num_items_in_batch=1)
     loss.backward()
     return loss.detach(), {name: part.grad for name, part in model.named_parameters() if part.requires_grad}
 
@@ -52,7 +55,7 @@ def backward(model, batch):
 def test_loss_and_gradients_are_those_of_padded_rows(tiny_model, rows, loss, short, monkeypatch):
     monkeypatch.setattr(packing, "SHORT", short)
     examples = examples_of(rows, loss)
-    expected, gradients = backward(adapted(tiny_model), batches.Collator(pad_id=2)(examples))
+    expected, gradients = backward(adapted(tiny_model), batching.Collator(pad_id=2)(examples))
     model = adapted(tiny_model)
     assert packing.can_pack(model.base_model.model, examples, pad_id=2)
     found, packed = backward(model, packing.PackingCollator()(examples))
@@ -82,7 +85,7 @@ def test_what_rows_share_is_computed_once():
     shared = len(SHARED) - 1  # the shortest row keeps a token of its own before its last, which is left off
     assert batch["input_ids"].shape == (1, shared + sum(len(row) - 1 - shared for row in ROWS))
     assert batch["real_tokens"] == sum(map(len, ROWS))
-    assert batch["labels"].tolist() == [[batches.IGNORED, *(row[-1] for row in ROWS)]]
+    assert batch["labels"].tolist() == [[batching.IGNORED, *(row[-1] for row in ROWS)]]
 
 
 def test_a_row_keeps_a_token_of_its_own():
@@ -105,10 +108,10 @@ def test_the_last_mlp_sees_only_tokens_whose_logits_are_needed(tiny_model):
 
 def test_fused_lora_computes_what_peft_does(tiny_model):
     examples = examples_of(ROWS, "all")
-    expected, gradients = backward(adapted(tiny_model), batches.Collator(pad_id=2)(examples))
+    expected, gradients = backward(adapted(tiny_model), batching.Collator(pad_id=2)(examples))
     model = adapted(tiny_model)
     assert fuse_lora(model) == sum("lora_A" in name for name, _ in model.named_parameters())
-    found, fused = backward(model, batches.Collator(pad_id=2)(examples))
+    found, fused = backward(model, batching.Collator(pad_id=2)(examples))
     assert found == pytest.approx(float(expected), rel=1e-6)
     for name, gradient in gradients.items():
         assert torch.allclose(fused[name], gradient, atol=1e-6, rtol=1e-4), name
@@ -126,7 +129,7 @@ def test_fused_lora_in_bfloat16_is_as_close_to_float32_as_peft(tiny_llama):
                 torch.nn.init.normal_(parameter, std=0.1)
         assert not fuse or fuse_lora(model)
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            found = backward(model, batches.Collator(pad_id=2)(examples))[1]
+            found = backward(model, batching.Collator(pad_id=2)(examples))[1]
         assert {gradient.dtype for gradient in found.values()} == {torch.float32}
         return torch.cat([gradient.double().flatten() for gradient in found.values()])
 
@@ -145,7 +148,7 @@ def test_what_the_fused_arithmetic_does_not_know_is_left_to_peft(tiny_llama, opt
 
 def test_a_batch_without_supervision_is_refused():
     with pytest.raises(ValueError, match="supervised"):
-        packing.PackingCollator()([{"input_ids": [1, 2], "labels": [batches.IGNORED] * 2}])
+        packing.PackingCollator()([{"input_ids": [1, 2], "labels": [batching.IGNORED] * 2}])
 
 
 def test_a_model_is_packed_only_where_its_loss_stays_the_same(tiny_phi3):

@@ -3,7 +3,7 @@ import os
 import pytest
 from hostile_names import HOSTILE_NAMES
 
-from lib.cli import UserError
+from lib.core.cli import UserError
 from lib.core.paths import check_bare_name, check_model_folder, check_name, check_plain_files, path_below
 
 

@@ -13,12 +13,12 @@ from snakemake.settings.types import DeploymentMethod
 from test_selection import predictions, write_candidate
 from workspaces import HOSTILE, Workspace, copy_project, tiny_config, write_rows
 
-from lib.cli import UserError
-from lib.config_file import load_config
-from lib.files import read_json
-from lib.layout import Layout
-from lib.manifests import manifest_path
-from lib.workflow import check_unquoted, find_path, fitting, one_of, project_folder
+from lib.config.loader import load_config
+from lib.core.cli import UserError
+from lib.core.files import read_json
+from lib.core.layout import Layout
+from lib.provenance.manifests import manifest_path
+from lib.workflow.helpers import check_unquoted, find_path, fitting, one_of, project_folder
 
 WHOLE_SWEEP = ["select_model", "keep_selected", "assemble_model", "summarise", "write_plots", "write_report"]
 TARGETS = ["selected.manifest.json", "metrics.json", "report.html"]

@@ -4,7 +4,7 @@ import csv
 
 from made_run import MadeRun
 
-from lib.files import read_json, write_json
+from lib.core.files import read_json, write_json
 
 
 def tables(made: MadeRun, run_script, folder) -> dict[str, list[dict[str, str]]]:

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from onnx_samples import LABELS, TEXTS, VARIANT, build, score, write_corpus
 
-from lib.cli import UserError
-from lib.files import write_json
-from lib.layout import Layout
-from lib.manifests import manifest_path
+from lib.core.cli import UserError
+from lib.core.files import write_json
+from lib.core.layout import Layout
+from lib.provenance.manifests import manifest_path
 
 PACKAGE_SETTINGS = {
     "task": "classification",
@@ -159,7 +159,7 @@ def test_the_card_shows_what_a_stranger_wrote_and_does_nothing_of_it(workspace, 
 
 
 def test_the_card_says_that_the_base_was_quantized_before(workspace, tiny_phi3, tmp_path):
-    from lib.manifests import write_manifest
+    from lib.provenance.manifests import write_manifest
 
     base = shutil.copytree(tiny_phi3, tmp_path / "base")
     write_manifest(base, inputs={}, settings={}, extra={"weights_were_quantized": "Q4_1"})
@@ -387,8 +387,8 @@ def test_of_a_huge_input_the_tokenizer_reads_no_more_than_can_matter(monkeypatch
     import predict
     from tiny_models import train_tokenizer
 
-    from lib.data.limits import most_characters
-    from lib.tokens import Tokenizer
+    from lib.data.tokenizer import Tokenizer
+    from lib.data.value_limits import most_characters
 
     read = []
     encode = Tokenizer.encode

@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import load_file
 from test_training import adapter_hash, make_corpus, train_command
 
-from lib import processes
-from lib.batches import EpochOrder, Shares, divided
-from lib.cli import UserError
-from lib.files import read_json, sha256_file
+from lib.core import distributed
+from lib.core.cli import UserError
+from lib.core.files import read_json, sha256_file
+from lib.training.batching import EpochOrder, Shares, divided
 
 
 def run(command: list[str], *more: str, **environment: str) -> subprocess.CompletedProcess:
@@ -128,13 +128,13 @@ def test_weights_and_checkpointing_with_two_processes(tiny_llama, tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_what_the_processes_found_comes_together_in_the_order_of_the_rows(monkeypatch, size):
     rows = list(range(7))
-    monkeypatch.setattr(processes, "size", lambda: size)
+    monkeypatch.setattr(distributed, "size", lambda: size)
     shares = []
     for rank in range(size):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        shares.append(processes.share(rows))
-    monkeypatch.setattr(processes, "gathered", lambda _: shares)
-    assert processes.joined(shares[0]) == rows
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(distributed.share(rows))
+    monkeypatch.setattr(distributed, "gathered", lambda _: shares)
+    assert distributed.joined(shares[0]) == rows
 
 
 def test_an_error_of_several_processes_is_one_line_and_exit_code_1(tiny_llama, tmp_path):

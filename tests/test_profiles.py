@@ -8,8 +8,8 @@ from conftest import ROOT
 from resource_table import GOLDEN, as_text, tables
 from workspaces import tiny_workspace
 
-from lib.cli import UserError
-from lib.workflow import check_gpus, tell_unused_gpus
+from lib.core.cli import UserError
+from lib.workflow.helpers import check_gpus, tell_unused_gpus
 
 PROFILES = {path.parent.name: yaml.safe_load(path.read_text()) for path in ROOT.glob("profiles/*/profile.yaml")}
 RULES = {name for path in ROOT.glob("rules/*.smk") for name in path.read_text().split() if name.endswith(":")}

@@ -12,10 +12,10 @@ from test_best_checkpoint import Taught, Weights, equal, trainable
 from test_training import make_corpus
 from transformers import TrainerCallback
 
-from lib.callbacks import drop_old_checkpoints, last_checkpoint
-from lib.cli import UserError
 from lib.core.checksums import COMPLETE, find_fault, write_checksums
-from lib.files import write_json
+from lib.core.cli import UserError
+from lib.core.files import write_json
+from lib.training.callbacks import drop_old_checkpoints, last_checkpoint
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -12,10 +12,10 @@ import yaml
 from conftest import ROOT, SCRIPTS
 from snakemake.resources import Resources
 
-from lib import resources
-from lib.closure import code_closure
+from lib.hardware import resources
+from lib.provenance.code_closure import code_closure
 from lib.sources.lock_file import read_lock
-from lib.workflow import environment_file
+from lib.workflow.helpers import environment_file
 
 TEXT = "\n".join(path.read_text() for path in [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))])
 RULES = re.findall(r"^rule (\w+):", TEXT, flags=re.MULTILINE)
@@ -210,7 +210,7 @@ FINETUNE = {
 
 
 def test_memory_grows_with_the_model_and_lies_above_what_was_measured():
-    """Measured peaks with SmolLM2-135M in fp32 on 2 cores: docs in lib/resources.py."""
+    """Measured peaks with SmolLM2-135M in fp32 on 2 cores: docs in lib/hardware/resources.py."""
     small, large = 134_515_008, 3_821_079_552
     assert 2_000 < resources.train_mb(small, FINETUNE, 128) < 8_000
     assert resources.train_mb(large, FINETUNE, 128) > 4 * large / 1e6

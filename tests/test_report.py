@@ -9,10 +9,10 @@ import pytest
 from conftest import SCRIPTS
 from made_run import NASTY
 
-from lib.closure import code_closure
-from lib.files import sha256_file
-from lib.metrics import MAIN_METRIC
-from lib.report import findings, minutes, plots, words
+from lib.core.files import sha256_file
+from lib.evaluation.metrics import MAIN_METRIC
+from lib.provenance.code_closure import code_closure
+from lib.report import findings, formatting, plots, timings
 from lib.report.evidence import SHOWN, Evidence
 
 QUESTIONS = {
@@ -106,10 +106,10 @@ def test_the_head_says_whether_to_ship_and_has_the_numbers(made, page):
     main = MAIN_METRIC[made.task]
     head = page.text.split(QUESTIONS["model"])[0]
     for value in (
-        words.metric(main, model["test"][main]),
-        words.interval(main, model["test"]),
-        words.number(model["size_mb"], 1),
-        words.number(model["tokens_per_second"], 1),
+        formatting.metric(main, model["test"][main]),
+        formatting.interval(main, model["test"]),
+        formatting.number(model["size_mb"], 1),
+        formatting.number(model["tokens_per_second"], 1),
         summary["verdict"]["text"],
     ):
         assert value in head
@@ -244,19 +244,19 @@ def test_old_logs_without_times_leave_dashes(made, tmp_path):
 
 
 def test_an_old_report_is_not_a_job_of_this_one(made):
-    jobs = minutes.read_jobs(made.path("timings"), made.path("logs"))
+    jobs = timings.read_jobs(made.path("timings"), made.path("logs"))
     assert len(jobs) == 4
     old = made.path("timings/write_report/time.tsv")
     old.parent.mkdir(exist_ok=True)
     old.write_text(made.path("timings/check_gate/time.tsv").read_text())
-    assert minutes.read_jobs(made.path("timings"), made.path("logs")) == jobs
+    assert timings.read_jobs(made.path("timings"), made.path("logs")) == jobs
 
 
 def test_jobs_side_by_side_count_once_in_the_time_of_the_run():
-    jobs = [minutes.Job("a", 10, None, 100.0), minutes.Job("b", 4, None, 103.0), minutes.Job("c", 5, None, 108.0)]
-    found = minutes.whole(jobs)
+    jobs = [timings.Job("a", 10, None, 100.0), timings.Job("b", 4, None, 103.0), timings.Job("c", 5, None, 108.0)]
+    found = timings.whole(jobs)
     assert (found.busy, found.between, list(found.breaks)) == (13, 0, [])
-    apart = minutes.whole([*jobs, minutes.Job("d", 1, None, 120.0), minutes.Job("e", 1, None, 1000.0)])
+    apart = timings.whole([*jobs, timings.Job("d", 1, None, 120.0), timings.Job("e", 1, None, 1000.0)])
     assert (apart.busy, apart.between, list(apart.breaks)) == (15, 7, [879])
 
 
@@ -378,7 +378,7 @@ def test_a_nearest_centroid_is_never_called_a_regression():
         findings.worth_it("classification", made, "200 test rows"),
         findings.verdict("classification", made)[0],
         package_model._scores("classification", made | {"model": made["model"]}),
-        words.check_name("accuracy_above_nearest_centroid"),
+        formatting.check_name("accuracy_above_nearest_centroid"),
     ]
     assert all("TF-IDF + nearest centroid" in text.replace("\\", "") for text in told)
     assert not any("regression" in text for text in told)

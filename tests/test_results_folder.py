@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from lib.cli import UserError
-from lib.config_file import check_results_folder
+from lib.config.loader import check_results_folder
+from lib.core.cli import UserError
 from lib.provenance.results_folder import _TAKEN, find_fault
 
 

@@ -14,7 +14,7 @@ import yaml
 from conftest import ROOT
 from workspaces import HOSTILE, Workspace, copy_project, parameters_of, tiny_config, write_rows
 
-from lib.files import read_json, read_jsonl, sha256_file
+from lib.core.files import read_json, read_jsonl, sha256_file
 
 pytestmark = pytest.mark.workflow
 

@@ -11,15 +11,15 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import GenerationConfig
 
-from lib import torch_scorer
-from lib.checkpoints import load_model
-from lib.cli import UserError
-from lib.files import read_json, read_jsonl
-from lib.inputs import fixed_texts, target_text
-from lib.metrics import quality
-from lib.scoring import answer_text, encode_choices
-from lib.templates import compile_template, render_completion, render_prompt
-from lib.tokens import Tokenizer, encode_pairs, load_tokenizer
+from lib.core.cli import UserError
+from lib.core.files import read_json, read_jsonl
+from lib.data.template_inversion import fixed_texts, target_text
+from lib.data.templates import compile_template, render_completion, render_prompt
+from lib.data.tokenizer import Tokenizer, encode_pairs, load_tokenizer
+from lib.evaluation import torch_scorer
+from lib.evaluation.metrics import quality
+from lib.evaluation.scoring import answer_text, encode_choices
+from lib.models.loading import load_model
 
 SPECIALS = ("<unk>", "<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>")
 

@@ -5,10 +5,10 @@ import math
 
 import pytest
 
-from lib.files import sha256_file, write_json, write_jsonl
-from lib.layout import Layout
-from lib.manifests import manifest_path
-from lib.metrics import quality
+from lib.core.files import sha256_file, write_json, write_jsonl
+from lib.core.layout import Layout
+from lib.evaluation.metrics import quality
+from lib.provenance.manifests import manifest_path
 
 LABELS = ["no", "yes"]
 SELECTION = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lib.cli import UserError
-from lib.files import read_json, write_json, write_jsonl
-from lib.records import record_id
+from lib.core.cli import UserError
+from lib.core.files import read_json, write_json, write_jsonl
+from lib.data.rows import record_id
 
 SHARES = {"validation": 0.1, "test": 0.15}
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 from conftest import SCRIPTS
 
-from lib.cli import NO_TELEMETRY
-from lib.files import write_jsonl
+from lib.core.cli import NO_TELEMETRY
+from lib.core.files import write_jsonl
 
 HEAVY = (
     *("torch", "transformers", "peft", "onnx", "onnxruntime", "onnxruntime_genai", "sklearn", "scipy", "datasets"),
@@ -115,7 +115,7 @@ onnxruntime.InferenceSession(graph.SerializeToString())
 
 
 @pytest.mark.parametrize(
-    ("first", "left"), [("", True), (f"sys.path.insert(0, {str(SCRIPTS)!r}); import lib.cli", False)]
+    ("first", "left"), [("", True), (f"sys.path.insert(0, {str(SCRIPTS)!r}); import lib.core.cli", False)]
 )
 def test_onnx_runtime_reports_nothing_once_lib_cli_is_imported(first, left, tmp_path):
     """Its telemetry keeps a device id in the home folder; the CI variable would hide that."""

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from lib.headline import headline
 from lib.report import findings
+from lib.workflow.headline import headline
 
 QUALITY = {
     "classification": {"n", "accuracy", "accuracy_ci95", "macro_f1", "invalid_rate", "flips", "kl", "against"},

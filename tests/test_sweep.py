@@ -4,10 +4,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from lib.cli import UserError
-from lib.config import Config, Finetune
-from lib.config_file import load_config
-from lib.sweep import expand_runs, expand_variants
+from lib.config.loader import load_config
+from lib.config.schema import Config, Finetune
+from lib.config.sweep import expand_runs, expand_variants
+from lib.core.cli import UserError
 
 FINETUNE = Finetune().model_dump()
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lib.cli import UserError
-from lib.templates import (
+from lib.core.cli import UserError
+from lib.data.templates import (
     columns_of,
     compile_template,
     parse_segments,
@@ -17,8 +17,8 @@ from lib.templates import (
     render_prompt,
     template_columns,
 )
-from lib.tokens import encode_pairs, load_tokenizer
-from lib.truncation import shortened
+from lib.data.tokenizer import encode_pairs, load_tokenizer
+from lib.data.truncation import shortened
 
 CHAT = {"template": "chat", "text_template": None, "system": None, "user": "Classify: {phrase}"}
 TEXT = {"text_template": "### Text: {phrase}\n### The tone is:\n{tone}"}

@@ -13,14 +13,14 @@ import pytest
 import torch
 from conftest import SCRIPTS
 
-from lib import batches
-from lib.callbacks import last_checkpoint
-from lib.checkpoints import load_adapter, load_model
-from lib.cli import UserError
 from lib.core.checksums import write_checksums
-from lib.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
-from lib.templates import compile_template, render_completion, render_prompt
-from lib.tokens import load_tokenizer
+from lib.core.cli import UserError
+from lib.core.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from lib.data.templates import compile_template, render_completion, render_prompt
+from lib.data.tokenizer import load_tokenizer
+from lib.models.loading import load_adapter, load_model
+from lib.training import batching
+from lib.training.callbacks import last_checkpoint
 
 LABELS = ["joy", "joyful", "sadness"]
 TEXTS = [
@@ -119,9 +119,9 @@ def trained(tiny_model, corpus, tmp_path_factory) -> Path:
     return out
 
 
-def encoded(base: Path, corpus: Path, loss: str = "completion") -> list[batches.Example]:
+def encoded(base: Path, corpus: Path, loss: str = "completion") -> list[batching.Example]:
     rows = list(read_jsonl(corpus / "train.jsonl"))
-    return batches.encode_rows(load_tokenizer(base), rows, loss=loss, max_length=512)
+    return batching.encode_rows(load_tokenizer(base), rows, loss=loss, max_length=512)
 
 
 # What is learned
@@ -130,7 +130,7 @@ def encoded(base: Path, corpus: Path, loss: str = "completion") -> list[batches.
 def test_only_the_answer_and_its_end_token_are_supervised(tiny_model, corpus):
     tokenizer = load_tokenizer(tiny_model)
     for row, example in zip(read_jsonl(corpus / "train.jsonl"), encoded(tiny_model, corpus), strict=True):
-        learned = [label for label in example["labels"] if label != batches.IGNORED]
+        learned = [label for label in example["labels"] if label != batching.IGNORED]
         assert tokenizer.decode(learned) == row["completion"]
         assert learned[-1] in tokenizer.end_ids
         assert sum(id_ in tokenizer.end_ids for id_ in learned) == 1
@@ -139,20 +139,20 @@ def test_only_the_answer_and_its_end_token_are_supervised(tiny_model, corpus):
 def test_padding_does_not_mask_the_end_token_though_pad_equals_end(tiny_llama, tmp_path):
     corpus = make_corpus(tiny_llama, tmp_path)
     examples = encoded(tiny_llama, corpus)
-    batch = batches.Collator(pad_id=2)(examples[:7])
+    batch = batching.Collator(pad_id=2)(examples[:7])
     assert (batch["labels"] == 2).sum() == 7, "each row supervises its end token once"
-    assert (batch["labels"][batch["attention_mask"] == 0] == batches.IGNORED).all()
+    assert (batch["labels"][batch["attention_mask"] == 0] == batching.IGNORED).all()
 
 
 def test_a_batch_without_supervision_is_refused():
     with pytest.raises(ValueError, match="supervised"):
-        batches.Collator(pad_id=0)([{"input_ids": [1, 2], "labels": [batches.IGNORED] * 2}])
+        batching.Collator(pad_id=0)([{"input_ids": [1, 2], "labels": [batching.IGNORED] * 2}])
 
 
 def loss_of(model, examples) -> torch.Tensor:
-    batch = batches.Collator(pad_id=2)(examples)
+    batch = batching.Collator(pad_id=2)(examples)
     labels, _ = batch.pop("labels"), batch.pop("real_tokens")
-    return batches.completion_loss(model(**batch), labels, num_items_in_batch=1)
+    return batching.completion_loss(model(**batch), labels, num_items_in_batch=1)
 
 
 @pytest.mark.parametrize("loss", ["completion", "all"])
@@ -176,7 +176,7 @@ def test_rows_in_a_batch_do_not_see_each_other(tiny_model, corpus, loss):
 
 def test_gradients_do_not_depend_on_accumulation(tiny_llama, tmp_path):
     examples = encoded(tiny_llama, make_corpus(tiny_llama, tmp_path))[:8]
-    items = sum(label != batches.IGNORED for example in examples for label in example["labels"])
+    items = sum(label != batching.IGNORED for example in examples for label in example["labels"])
     gradients = []
     for size in (8, 1):
         model = load_model(tiny_llama)
@@ -188,7 +188,7 @@ def test_gradients_do_not_depend_on_accumulation(tiny_llama, tmp_path):
 
 def test_join_keeps_every_token_and_trains_on_all(tiny_model, corpus):
     examples = encoded(tiny_model, corpus, "all")
-    blocks = batches.join_rows(examples, 64)
+    blocks = batching.join_rows(examples, 64)
     assert [i for b in blocks for i in b["input_ids"]] == [i for e in examples for i in e["input_ids"]]
     assert all(block["labels"][1:] == block["input_ids"][1:] for block in blocks)
     assert {len(block["input_ids"]) for block in blocks[:-1]} == {64}
@@ -199,7 +199,7 @@ def test_join_keeps_every_token_and_trains_on_all(tiny_model, corpus):
 
 @pytest.mark.parametrize("lengths", [None, [number % 13 + 1 for number in range(1003)]])
 def test_an_epoch_holds_every_row_once_and_depends_on_seed_and_epoch_only(lengths):
-    order = batches.EpochOrder(1003, seed=1, batch=8, lengths=lengths)
+    order = batching.EpochOrder(1003, seed=1, batch=8, lengths=lengths)
     first = list(order)
     torch.rand(5)
     assert sorted(first) == list(range(1003))
@@ -210,7 +210,7 @@ def test_an_epoch_holds_every_row_once_and_depends_on_seed_and_epoch_only(length
 
 def test_grouping_by_length_wastes_little_padding():
     lengths = [5 + (number * 7919) % 60 for number in range(1600)]
-    order = list(batches.EpochOrder(1600, seed=0, batch=16, lengths=lengths))
+    order = list(batching.EpochOrder(1600, seed=0, batch=16, lengths=lengths))
     padded = sum(16 * max(lengths[row] for row in order[start : start + 16]) for start in range(0, 1600, 16))
     assert padded < 1.1 * sum(lengths)
     assert lengths[order[0]] == max(lengths), "memory runs out at the first step or never"

@@ -16,16 +16,16 @@ import torch
 from onnx_samples import build, write_corpus
 from test_training import FINETUNE
 
-from lib import batches
-from lib.checkpoints import load_adapter, load_model
-from lib.cli import UserError
-from lib.files import read_json, read_jsonl, write_json, write_jsonl
-from lib.manifests import manifest_path, write_manifest
-from lib.metrics import label_shares, quality
-from lib.onnx_weights import Graph, dequantised
-from lib.scoring import encode_choices
-from lib.templates import compile_template, render_completion, render_prompt
-from lib.tokens import load_tokenizer
+from lib.core.cli import UserError
+from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
+from lib.data.templates import compile_template, render_completion, render_prompt
+from lib.data.tokenizer import load_tokenizer
+from lib.evaluation.metrics import label_shares, quality
+from lib.evaluation.scoring import encode_choices
+from lib.models.loading import load_adapter, load_model
+from lib.onnx.graph import Graph, dequantised
+from lib.provenance.manifests import manifest_path, write_manifest
+from lib.training import batching
 
 WORDS = {"joy": "bread", "joyful": "party", "sadness": "dog"}
 LABELS = list(WORDS)
@@ -121,7 +121,7 @@ class Learned:
 
     def scored(self, model: Any) -> list[dict[str, Any]]:
         """Predictions and free answers of a loaded PyTorch model on the validation rows."""
-        from lib import torch_scorer
+        from lib.evaluation import torch_scorer
 
         tokenizer, template = load_tokenizer(self.base), read_json(self.corpus / "template.json")
         predictions = torch_scorer.score_labels(model, tokenizer, template, self.rows(), 4)
@@ -131,7 +131,7 @@ class Learned:
     def scored_onnx(self, folder: Path) -> list[dict[str, Any]]:
         import score_onnx
 
-        from lib.onnx_model import load_onnx
+        from lib.onnx.runtime import load_onnx
 
         template = read_json(self.corpus / "template.json")
         tokenizer = load_tokenizer(self.base)
@@ -161,7 +161,7 @@ def test_a_taught_model_says_each_label_and_stops(learned):
 
 def test_training_sees_every_row_in_every_epoch(learned):
     """A tail that is dropped (9), rows drawn twice (13): 46 rows fill no whole number of steps of 8."""
-    examples = batches.encode_rows(
+    examples = batching.encode_rows(
         load_tokenizer(learned.base), learned.rows("train"), loss="completion", max_length=512
     )
     assert learned.facts["sequences"] == len(examples) == ROWS["train"]
@@ -171,14 +171,14 @@ def test_training_sees_every_row_in_every_epoch(learned):
 def test_the_validation_loss_is_that_of_every_row_once(learned):
     """Rows that a sampler adds or drops (30), and that the adapter kept is the best one."""
     model = load_adapter(load_model(learned.base), learned.adapter)
-    rows = batches.encode_rows(load_tokenizer(learned.base), learned.rows(), loss="completion", max_length=512)
+    rows = batching.encode_rows(load_tokenizer(learned.base), learned.rows(), loss="completion", max_length=512)
     total, tokens = 0.0, 0
     with torch.inference_mode():
         for row in rows:
             logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1]
             targets = torch.tensor(row["labels"][1:])
             total += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
-            tokens += int((targets != batches.IGNORED).sum())
+            tokens += int((targets != batching.IGNORED).sum())
     assert learned.facts["best_validation_loss"] == pytest.approx(total / tokens, rel=1e-3)
 
 
@@ -187,12 +187,12 @@ def test_another_row_of_the_batch_changes_no_logits(tiny_model, tmp_path):
     rows = list(read_jsonl(learnable_corpus(tiny_model, tmp_path) / "train.jsonl"))
     rows[4]["prompt"] = rows[4]["prompt"].replace("again", "again and again and again")
     short, one, other = (
-        batches.encode_rows(load_tokenizer(tiny_model), [row], loss="completion", max_length=512)[0]
+        batching.encode_rows(load_tokenizer(tiny_model), [row], loss="completion", max_length=512)[0]
         for row in (rows[0], rows[1], rows[4])
     )
     size, model, logits = len(short["input_ids"]), load_model(tiny_model), []
     for neighbours in ([one], [other], [other, one], []):
-        batch = batches.Collator(pad_id=2)([short, *neighbours])
+        batch = batching.Collator(pad_id=2)([short, *neighbours])
         assert batch["position_ids"][0][batch["attention_mask"][0] == 1].tolist() == list(range(size))
         with torch.inference_mode():
             kept = batch | {"logits_to_keep": size}
@@ -204,16 +204,16 @@ def test_another_row_of_the_batch_changes_no_logits(tiny_model, tmp_path):
 
 def test_the_trainers_gradients_do_not_depend_on_accumulation(tiny_llama, tmp_path, monkeypatch):
     """The loss is divided by the tokens of the whole step (10), as the Trainer itself counts them."""
-    from lib import training
+    from lib.training import trainer
 
     corpus, gradients = learnable_corpus(tiny_llama, tmp_path), []
 
-    class Watch(training.Progress):
+    class Watch(trainer.Progress):
         def on_pre_optimizer_step(self, *_: Any, **given: Any) -> None:
             parts = [part.grad.flatten() for part in given["model"].parameters() if part.requires_grad]
             gradients.append(torch.cat(parts).clone())
 
-    monkeypatch.setattr(training, "Progress", Watch)
+    monkeypatch.setattr(trainer, "Progress", Watch)
     for size, accumulated in ((8, 1), (1, 8)):
         batch = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
         train(tiny_llama, corpus, tmp_path / str(size), **batch, max_steps=1, max_grad_norm=1e9, group_by_length=False)
@@ -224,7 +224,7 @@ def test_the_trainers_gradients_do_not_depend_on_accumulation(tiny_llama, tmp_pa
 
 def test_two_gpus_are_no_data_parallel(monkeypatch, tmp_path):
     """`nn.DataParallel` starts by itself where two GPUs are seen (31): averages wrong, and slower."""
-    from lib.training import training_arguments
+    from lib.training.trainer import training_arguments
 
     for name, value in {"is_available": True, "device_count": 2, "set_device": None}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
@@ -336,7 +336,7 @@ def test_bos_is_there_once_in_training_and_in_onnx_runtime(tiny_phi3, tmp_path):
     onnx = build(base, tmp_path / "train.jsonl", tmp_path / "int4")
     shipped, theirs = load_tokenizer(onnx), og.Tokenizer(og.Model(str(onnx)))
     for row, example in zip(
-        rows, batches.encode_rows(load_tokenizer(base), rows, loss="completion", max_length=512), strict=True
+        rows, batching.encode_rows(load_tokenizer(base), rows, loss="completion", max_length=512), strict=True
     ):
         assert example["input_ids"][0] == 1
         assert example["input_ids"].count(1) == 1
@@ -414,12 +414,12 @@ def test_training_and_use_read_the_same_ids(tiny_model, tmp_path):
     template = read_json(corpus / "template.json")
     for raw in kept:
         row = rows[raw["id"]]
-        trained = batches.encode_rows(load_tokenizer(tiny_model), [row], loss="completion", max_length=512)[0]
+        trained = batching.encode_rows(load_tokenizer(tiny_model), [row], loss="completion", max_length=512)[0]
         prompt = predict.fitting_prompt(predict.Input(raw["values"], "test"), raw["values"], template, tokenizer)
         asked = tokenizer.encode(prompt)
         assert asked == theirs.encode(prompt).tolist()
         assert asked == trained["input_ids"][: len(asked)]
-        assert all(label == batches.IGNORED for label in trained["labels"][: len(asked)])
+        assert all(label == batching.IGNORED for label in trained["labels"][: len(asked)])
         answered = tokenizer.encode(prompt + render_completion(template, raw["target"]))
         assert answered == trained["input_ids"]
 
@@ -447,8 +447,8 @@ def test_int4_keeps_what_was_taught(learned):
 
 def test_answers_do_not_vary_though_the_base_model_samples(learned, tmp_path):
     """Sampling that generation_config.json asks for (21), in PyTorch and in ONNX Runtime."""
-    from lib import torch_scorer
-    from lib.onnx_model import Reader, load_onnx
+    from lib.evaluation import torch_scorer
+    from lib.onnx.runtime import Reader, load_onnx
 
     base = Path(shutil.copytree(learned.base, tmp_path / "base"))
     path = base / "generation_config.json"
@@ -510,7 +510,7 @@ def remade(base: Path, folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize("window", [32, 511])
 def test_prompts_are_read_alike_up_to_the_sliding_window_and_no_further(tiny_phi3, tmp_path, window):
     """Positions and windows that two runtimes count differently (23)."""
-    from lib.onnx_model import Reader, load_onnx
+    from lib.onnx.runtime import Reader, load_onnx
 
     base = remade(tiny_phi3, tmp_path / "base", sliding_window=window)
     corpus = write_corpus(tmp_path / "corpus", base)
@@ -594,7 +594,7 @@ def test_a_head_that_is_spared_is_spared(learned, tmp_path, options, step):
 
 def test_no_adapter_is_quantized(learned, tmp_path):
     """LoRA matrices in 4 bits (28): they are in the merged weights, and the builder's own way is closed."""
-    from lib.config_file import load_config
+    from lib.config.loader import load_config
 
     graph = Graph(learned.int4 / "model.onnx")
     assert len(graph.quantized) == 11
@@ -635,7 +635,7 @@ def test_scores_and_package_name_one_template(learned, tmp_path):
     import test_predict
     from onnx_samples import score
 
-    from lib.files import sha256_file
+    from lib.core.files import sha256_file
 
     rows = tmp_path / "rows"
     shutil.copytree(learned.corpus, rows)

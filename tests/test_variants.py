@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from onnx_samples import build, write_corpus
 
-from lib.files import read_json
-from lib.manifests import manifest_path
-from lib.variants import VALID_PRECISIONS, Variant
+from lib.config.variants import VALID_PRECISIONS, Variant
+from lib.core.files import read_json
+from lib.provenance.manifests import manifest_path
 
 MIXED = (None, "last_matmul:int8", "mixed_layers:int8", "last_matmul:int8,mixed_layers:int8")
 FORMS = ({}, {"use_qdq": True}, {"block_size": 16}, {"nodes_to_exclude": ["/lm_head/MatMul"]}, {"prune_lm_head": True})
@@ -76,8 +76,8 @@ def test_a_precision_that_a_provider_cannot_run_is_refused():
 def test_what_is_refused_could_not_be_loaded(tiny_llama, tmp_path, options, reason):
     import build_onnx
 
-    from lib.cli import UserError
-    from lib.onnx_model import Reader, open_onnx
+    from lib.core.cli import UserError
+    from lib.onnx.runtime import Reader, open_onnx
 
     with pytest.raises(ValueError, match=reason):
         Variant.model_validate(options)
@@ -104,8 +104,8 @@ def test_a_head_unlike_the_embeddings_is_kept_apart_from_them(tiny_llama, tiny_p
 
 def test_an_8_bit_head_is_nearer_to_the_checkpoint(tiny_phi3, tmp_path):
     """The same body, the head in 4 or in 8 bits or whole: what it adds to the error falls in that order."""
-    from lib.onnx_weights import Graph, dequantised
-    from lib.streaming import read_weight, stored_weights
+    from lib.models.safetensors_streaming import read_weight, stored_weights
+    from lib.onnx.graph import Graph, dequantised
 
     rows = write_corpus(tmp_path / "corpus", tiny_phi3) / "rows.jsonl"
     head = read_weight(stored_weights(tiny_phi3)["lm_head.weight"], "lm_head.weight").float().numpy()

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from conftest import ROOT, SCRIPTS
 
-from lib import files as files_module
-from lib.cli import UserError
-from lib.files import canonical_json, read_json, sha256_file, write_json
-from lib.lineage import Job, Lineage, sha256_of, write_lineage
-from lib.manifests import write_manifest
-from lib.provenance.verification import UNTIMED
+from lib.core import files as files_module
+from lib.core.cli import UserError
+from lib.core.files import canonical_json, read_json, sha256_file, write_json
+from lib.provenance.lineage import Job, Lineage, sha256_of, write_lineage
+from lib.provenance.manifests import write_manifest
+from lib.workflow.verification import UNTIMED
 
 RESULTS = Path("results")
 BASE, SPLIT, LINEAGE = RESULTS / "base", RESULTS / "data/split.json", RESULTS / "lineage.json"
@@ -224,7 +224,7 @@ def test_outputs_of_a_run_that_was_killed_are_known_by_snakemakes_record(verify)
     """The lineage learns of them when the next run starts."""
     from snakemake.persistence import MetadataRecord
 
-    from lib.snakemake_record import snakemake_records
+    from lib.workflow.snakemake_metadata import snakemake_records
 
     drop_job("split_data")
     snakemake_records()._write_record(str(SPLIT), MetadataRecord.model_validate({"record_format_version": 6}))

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from test_fetch_model import fetch_path, parameters
 from test_methods import merged, taught
 
-from lib.checkpoints import load_adapter, load_model
-from lib.cli import UserError
-from lib.streaming import streamed_model
+from lib.core.cli import UserError
+from lib.models.loading import load_adapter, load_model
+from lib.models.safetensors_streaming import streamed_model
 
 Tensors = dict[str, torch.Tensor]
 DOWN, HEAD, EMBED = "mlp.down_proj.weight", "lm_head.weight", "model.embed_tokens.weight"

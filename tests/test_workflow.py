@@ -17,7 +17,7 @@ import pytest
 import yaml
 from workspaces import HOSTILE, Workspace, copy_project, parameters_of, tiny_config, write_rows
 
-from lib.files import read_json, read_jsonl, sha256_file
+from lib.core.files import read_json, read_jsonl, sha256_file
 
 pytestmark = pytest.mark.workflow
 
@@ -156,7 +156,7 @@ def test_an_edited_script_reruns_its_rule(workspace):
 
 
 def test_a_comment_in_a_shared_module_reruns_its_users_only(workspace):
-    workspace.edit("scripts/lib/batches.py", "import torch\n", "import torch  # a comment\n")
+    workspace.edit("scripts/lib/training/batching.py", "import torch\n", "import torch  # a comment\n")
     planned = workspace.planned()
     assert "train_adapter" in planned
     assert not planned & {"fetch_model", "audit_data", "render_corpus", "score_baselines"}
@@ -166,7 +166,7 @@ def test_a_rerun_without_need_trains_nothing(workspace):
     """A comment changes code, not bytes: Snakemake asks for the training again, which is already done."""
     adapter = workspace.results / "runs/lora/adapter/adapter_model.safetensors"
     before = sha256_file(adapter)
-    workspace.edit("scripts/lib/near_duplicates.py", '"""', '"""Edited. ')
+    workspace.edit("scripts/lib/data/near_duplicates.py", '"""', '"""Edited. ')
     done = workspace.run("results/runs/lora/adapter.manifest.json")
     assert "rule audit_data:" in done.stderr
     assert "this adapter is already trained" in done.stderr

@@ -9,8 +9,8 @@ import run
 import yaml
 from conftest import ROOT
 
-from lib.cli import UserError, error_line
-from lib.config_file import check_yaml, load_config
+from lib.config.loader import check_yaml, load_config
+from lib.core.cli import UserError, error_line
 from lib.core.yaml_files import find_fault, load_yaml
 
 SHIPPED = (ROOT / "config.yaml").read_text()

@@ -24,9 +24,9 @@ sys.path[:0] = [str(ROOT / "scripts"), str(HERE.parent)]
 
 from bench import machine, markdown_table  # noqa: E402
 
-from lib.comparison import compare, difference  # noqa: E402
-from lib.files import read_json, read_jsonl  # noqa: E402
-from lib.manifests import write_manifest  # noqa: E402
+from lib.core.files import read_json, read_jsonl  # noqa: E402
+from lib.evaluation.comparison import compare, difference  # noqa: E402
+from lib.provenance.manifests import write_manifest  # noqa: E402
 
 HEAD = [
     *("", "accuracy, validation", "accuracy, test", "macro-F1, test", "slmflow minus it: accuracy on the test rows"),

@@ -40,7 +40,7 @@ from faults.finished import Job, environment, find_jobs, prepare, restored, tree
 from faults.planted import PLANTS, plant  # noqa: E402
 from faults.script_faults import Outcome  # noqa: E402
 from faults.table import Done, Journal, write_table  # noqa: E402
-from lib.cli import die_with_parent  # noqa: E402
+from lib.core.cli import die_with_parent  # noqa: E402
 
 SEED = 20261129
 FEW = 10  # cases, for which loading every library takes longer than it spares

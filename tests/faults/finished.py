@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from tiny_models import make_tiny_llama
 from workspaces import BASE, HOSTILE, PROJECT, ROWS, copy_project, parameters_of, tiny_config, write_rows
 
-from lib.files import sha256_file, sha256_text
-from lib.lineage import read_lineage
-from lib.snakemake_record import snakemake_records
+from lib.core.files import sha256_file, sha256_text
+from lib.provenance.lineage import read_lineage
+from lib.workflow.snakemake_metadata import snakemake_records
 
 TESTS = Path(__file__).resolve().parents[1]
 ADAPTER, MERGED = f"-{HOSTILE}{{v-2}} adapter", f"-{HOSTILE}{{v-2}} merged"

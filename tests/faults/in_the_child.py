@@ -134,9 +134,9 @@ def load_configuration() -> None:
     """Do what the Snakefile does with its configuration."""
     from snakemake.common.configfile import load_configfile
 
-    from lib.cli import or_exit
-    from lib.config_file import check_yaml, load_config
-    from lib.files import canonical_json, sha256_text
+    from lib.config.loader import check_yaml, load_config
+    from lib.core.cli import or_exit
+    from lib.core.files import canonical_json, sha256_text
 
     path = Path("config.yaml")
     or_exit(check_yaml, path)
@@ -147,9 +147,9 @@ def load_configuration() -> None:
 
 def load_address() -> None:
     """Do what the Snakefile does with addresses, and what a job does with that of a secret."""
-    from lib.azure_identity import vault_secret
-    from lib.azureml import job_address, job_type
-    from lib.cli import or_exit
+    from lib.azure.identity import vault_secret
+    from lib.azure.machine_learning import job_address, job_type
+    from lib.core.cli import or_exit
 
     load_configuration()
     values = json.loads(Path("config.yaml").read_text(encoding="utf-8"))

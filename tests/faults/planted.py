@@ -27,17 +27,19 @@ class Plant(NamedTuple):
 
 
 PLANTS = {
-    "removed fsync": Plant("scripts/lib/files.py", "os.fsync(", "(lambda file: None)(", "power lost | render_corpus"),
+    "removed fsync": Plant(
+        "scripts/lib/core/files.py", "os.fsync(", "(lambda file: None)(", "power lost | render_corpus"
+    ),
     # What was read once is believed, whatever its size and times are now.
     "skipped hash check": Plant(
-        "scripts/lib/input_content.py",
+        "scripts/lib/workflow/input_content.py",
         "if noted.get(path, [None])[0] == state.key:",
         "if path in noted:",
         "input replaced by older | fetch_data",
     ),
     # A disk that is full passes for one that has room.
     "swallowed error": Plant(
-        "scripts/lib/files.py",
+        "scripts/lib/core/files.py",
         "with published(path) as partial,",
         "with __import__('contextlib').suppress(OSError), published(path) as partial,",
         "disk full in results | fetch_data",

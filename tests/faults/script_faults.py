@@ -27,7 +27,9 @@ from faults.in_the_child import (
 )
 from faults.scripts_in_forks import Ended
 
-CRASHED = re.compile(r"error: [\w.]+: unexpected [A-Z]\w*: ")  # how lib.cli tells of an exception that nobody expected
+CRASHED = re.compile(
+    r"error: [\w.]+: unexpected [A-Z]\w*: "
+)  # how lib.core.cli tells of an exception that nobody expected
 ROOM = 4096  # a page, the least that a file system gives
 LIMIT_MB = (2, 300)  # of memory, for a script that needs more
 KILLED = (-signal.SIGKILL,)

@@ -14,15 +14,15 @@ from typing import NamedTuple
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from lib.azureml import parse_data, parse_model  # noqa: E402
-from lib.cli import UserError  # noqa: E402
-from lib.config_file import check_yaml, load_config  # noqa: E402
+from lib.azure.machine_learning import parse_data, parse_model  # noqa: E402
+from lib.config.loader import check_yaml, load_config  # noqa: E402
+from lib.core.cli import UserError  # noqa: E402
+from lib.core.files import read_json, read_jsonl  # noqa: E402
 from lib.core.paths import check_name, path_below  # noqa: E402
-from lib.files import read_json, read_jsonl  # noqa: E402
-from lib.lineage import read_lineage  # noqa: E402
-from lib.manifests import read_manifest  # noqa: E402
-from lib.readers import read_rows  # noqa: E402
-from lib.templates import parse_segments  # noqa: E402
+from lib.data.readers import read_rows  # noqa: E402
+from lib.data.templates import parse_segments  # noqa: E402
+from lib.provenance.lineage import read_lineage  # noqa: E402
+from lib.provenance.manifests import read_manifest  # noqa: E402
 
 
 class Target(NamedTuple):

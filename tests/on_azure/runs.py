@@ -14,7 +14,7 @@ from pathlib import Path
 
 from workspaces import Workspace
 
-from lib.files import sha256_text
+from lib.core.files import sha256_text
 
 from .azurite import ACCOUNT, Azurite, environment_of_jobs
 from .control_plane import GROUP, PATIENCE, SUBSCRIPTION, WORKSPACE, ControlPlane

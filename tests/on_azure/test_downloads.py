@@ -17,11 +17,11 @@ from azure.identity import ClientSecretCredential
 from azure.storage.blob import ContainerSasPermissions, PublicAccess, generate_container_sas
 from workspaces import parameters_of
 
-from lib import azure_identity, azureml
-from lib.azureml import data_file, model_files, parse_data
-from lib.cli import UserError
-from lib.files import canonical_json, read_json, sha256_text
-from lib.manifests import file_hashes
+from lib.azure import identity, machine_learning
+from lib.azure.machine_learning import data_file, model_files, parse_data
+from lib.core.cli import UserError
+from lib.core.files import canonical_json, read_json, sha256_text
+from lib.provenance.manifests import file_hashes
 
 from .azurite import ACCOUNT, KEY
 from .control_plane import GROUP, SUBSCRIPTION, WORKSPACE
@@ -102,13 +102,13 @@ def service(plane, azurite, monkeypatch, tmp_path) -> Iterator[Service]:
     for name, value in {"SUBSCRIPTION_ID": SUBSCRIPTION, "RESOURCE_GROUP": GROUP, "WORKSPACE": WORKSPACE}.items():
         monkeypatch.setenv(f"SNAKEMAKE_AZUREML_{name}", value)
     monkeypatch.chdir(tmp_path)
-    azure_identity.credential.cache_clear()
+    identity.credential.cache_clear()
     with Service(plane.folder / "certificate.pem") as service:
         monkeypatch.setenv("AZUREML_DEV_URL_MFE", service.url)
         cloud = environments._environments["AzureCloud"]
         monkeypatch.setitem(cloud, environments.EndpointURLS.REGISTRY_DISCOVERY_ENDPOINT, f"{service.url}/")
         yield service
-    azure_identity.credential.cache_clear()
+    identity.credential.cache_clear()
 
 
 @pytest.fixture
@@ -170,19 +170,21 @@ def test_rows_by_key_or_signature(service, azurite, container, scratch, kept, pa
 
 def test_a_datastore_that_keeps_nothing_is_opened_by_who_asks(service, azurite, container):
     uri = add_datastore(service, azurite, container, "None")
-    assert azureml._container(parse_data(f"{uri}rows.jsonl")).credential is azure_identity.credential()
+    assert machine_learning._container(parse_data(f"{uri}rows.jsonl")).credential is identity.credential()
 
 
 def test_who_may_not_read_the_key_may_still_read_files(service, azurite, container):
     uri = add_datastore(service, azurite, container)
     service.answer("POST /datastores/store/listSecrets", status=403, **REFUSAL)
     service.answers["GET /datastores/store"][1]["properties"]["protocol"] = "https"
-    assert azureml._container(parse_data(f"{uri}rows.jsonl")).credential is azure_identity.credential()
+    assert machine_learning._container(parse_data(f"{uri}rows.jsonl")).credential is identity.credential()
 
 
 def test_a_data_lake_is_read_as_blobs_by_its_service_principal(service, azurite, container):
     kind = {"kind": "AzureDataLakeGen2", "clientSecret": "s"}
-    place = azureml._container(parse_data(add_datastore(service, azurite, container, "ServicePrincipal", **kind) + "a"))
+    place = machine_learning._container(
+        parse_data(add_datastore(service, azurite, container, "ServicePrincipal", **kind) + "a")
+    )
     assert place.url == f"https://{ACCOUNT}.blob.{account(azurite)}/{container}"
     assert isinstance(place.credential, ClientSecretCredential)
 

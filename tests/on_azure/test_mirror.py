@@ -13,10 +13,10 @@ import pytest
 from azure.storage.blob import BlobLeaseClient
 from test_training import adapter_hash, make_corpus, train_command
 
-from lib import blobs, mirror
-from lib.cli import Stopped, UserError
+from lib.azure import blobs, checkpoint_mirror
+from lib.azure.checkpoint_mirror import mirrored
 from lib.core.checksums import find_fault, write_checksums
-from lib.mirror import mirrored
+from lib.core.cli import Stopped, UserError
 
 from .azurite import environment_of_jobs
 from .conftest import write_files
@@ -110,7 +110,7 @@ def test_old_checkpoints_go(azurite, container, tmp_path):
 
 
 def test_a_second_one_waits_until_the_first_has_ended(container, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(mirror, "_POLL", 0.1)
+    monkeypatch.setattr(checkpoint_mirror, "_POLL", 0.1)
     monkeypatch.setenv("AZUREML_RUN_ID", "the-first-job")
     url, order = f"az://{container}/progress/key", []
 
@@ -132,7 +132,7 @@ def test_a_second_one_waits_until_the_first_has_ended(container, tmp_path, capfd
 
 
 def test_waiting_ends_with_the_time(container, tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror, "_POLL", 0.1)
+    monkeypatch.setattr(checkpoint_mirror, "_POLL", 0.1)
     url = f"az://{container}/progress/key"
     with (
         mirrored(url, tmp_path / "a"),
@@ -155,9 +155,9 @@ def test_who_lost_the_lease_writes_nothing_more(azurite, container, tmp_path):
 
 
 def test_a_lease_is_kept_alive(container, tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror, "_LEASE", 15)  # the shortest that Azure has
-    monkeypatch.setattr(mirror, "_RENEW", 3.0)
-    monkeypatch.setattr(mirror, "_POLL", 0.5)
+    monkeypatch.setattr(checkpoint_mirror, "_LEASE", 15)  # the shortest that Azure has
+    monkeypatch.setattr(checkpoint_mirror, "_RENEW", 3.0)
+    monkeypatch.setattr(checkpoint_mirror, "_POLL", 0.5)
     url = f"az://{container}/progress/key"
     with mirrored(url, tmp_path / "a"):
         end = time.monotonic() + 20
@@ -167,14 +167,14 @@ def test_a_lease_is_kept_alive(container, tmp_path, monkeypatch):
 
 
 def test_the_lease_of_one_that_died_is_free_again(azurite, container, tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror, "_POLL", 0.5)
+    monkeypatch.setattr(checkpoint_mirror, "_POLL", 0.5)
     script = f"""
 import sys, time
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
-from lib import mirror
-mirror._LEASE = 15
-with mirror.mirrored("az://{container}/progress/key", Path({str(tmp_path / "a")!r})):
+from lib.azure import checkpoint_mirror
+checkpoint_mirror._LEASE = 15
+with checkpoint_mirror.mirrored("az://{container}/progress/key", Path({str(tmp_path / "a")!r})):
     print("held", flush=True)
     time.sleep(600)
 """

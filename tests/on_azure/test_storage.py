@@ -1,4 +1,4 @@
-"""The storage plugin as it is, and as the workflow mends it (`scripts/lib/azure_storage.py`)."""
+"""The storage plugin as it is, and as the workflow mends it (`scripts/lib/workflow/azure_storage_plugin.py`)."""
 
 import asyncio
 import importlib.util
@@ -16,10 +16,10 @@ from snakemake.io import IOCache, IOFile, _IOFile
 from snakemake.jobs import Job
 from snakemake.persistence.file import FilePersistence
 
-from lib.azure_storage import list_once, mend_storage_plugin
-from lib.files import sha256_file
-from lib.lineage import Lineage, lineage_text, sha256_of
-from lib.stored import known_before
+from lib.core.files import sha256_file
+from lib.provenance.lineage import Lineage, lineage_text, sha256_of
+from lib.workflow.azure_storage_plugin import list_once, mend_storage_plugin
+from lib.workflow.remote_storage import known_before
 
 from .azurite import ACCOUNT, environment_of_jobs
 from .conftest import write_files

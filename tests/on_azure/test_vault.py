@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from lib import azure_identity
-from lib.cli import UserError
-from lib.hub import hub_token
+from lib.azure import identity
+from lib.core.cli import UserError
+from lib.sources.huggingface import hub_token
 
 pytestmark = pytest.mark.azure
 
@@ -65,13 +65,13 @@ def vault(plane, monkeypatch) -> Iterator[str]:
     context.load_cert_chain(certificate, certificate.with_suffix(".key"))
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    azure_identity.credential.cache_clear()
-    azure_identity.vault_secret.cache_clear()
+    identity.credential.cache_clear()
+    identity.vault_secret.cache_clear()
     monkeypatch.delenv("HF_TOKEN", raising=False)
     yield f"https://127.0.0.1:{server.server_port}/secrets"
     server.shutdown()
     server.server_close()
-    azure_identity.credential.cache_clear()
+    identity.credential.cache_clear()
 
 
 def test_the_token_comes_from_the_vault(vault, plane, monkeypatch):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from workspaces import Workspace, tiny_workspace
 
-from lib.files import read_json
+from lib.core.files import read_json
 
 from .azurite import KEY
 from .runs import ADAPTER, AzureWorkspace, as_checkout, copy_run, running_plane

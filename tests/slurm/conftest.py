@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from workspaces import Workspace, tiny_workspace
 
-from lib.files import sha256_file
+from lib.core.files import sha256_file
 
 from .onebox import PATIENCE, Cluster, running_cluster, wait_until
 

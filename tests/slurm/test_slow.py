@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import yaml
 
-from lib.files import read_json
+from lib.core.files import read_json
 
 from .conftest import ADAPTER, ClusterWorkspace
 

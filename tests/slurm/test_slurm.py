@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lib.files import read_json
+from lib.core.files import read_json
 
 from .conftest import ADAPTER, ClusterWorkspace
 from .onebox import PATIENCE, wait_until

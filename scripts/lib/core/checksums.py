@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lib.cli import UserError
-from lib.files import read_json, sha256_file, sync, write_json
+from lib.core.cli import UserError
+from lib.core.files import read_json, sha256_file, sync, write_json
 
 COMPLETE = "complete.json"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from lib.cli import fail
-from lib.files import read_json
+from lib.core.cli import fail
+from lib.core.files import read_json
 
 Form = Callable[[Any, str], str | None]
 

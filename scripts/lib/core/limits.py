@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from lib.cli import UserError, die_with_parent, fail, first_line
+from lib.core.cli import UserError, die_with_parent, fail, first_line
 
 _IDLE_SECONDS = 20  # a server without work ends: its libraries take memory that the work here needs
 _LONGEST_REPLY = 64 << 20  # characters of a result

@@ -5,7 +5,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from lib.cli import fail
+from lib.core.cli import fail
 from lib.core.regular_files import NotRegularError, open_regular
 
 WORKSPACE_LOCK = Path(".snakemake/slmflow.lock")  # of the run that goes on in this folder

@@ -10,7 +10,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail
+from lib.core.cli import fail
 
 _LONGEST_PART = 255  # bytes of a file name, on every common file system
 _LONGEST_NAME = 1024

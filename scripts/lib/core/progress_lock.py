@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.cli import Stopped, fail, progress
+from lib.core.cli import Stopped, fail, progress
+from lib.core.files import write_json
 from lib.core.locks import is_still_there, open_lock, try_lock
 from lib.core.regular_files import open_regular
-from lib.files import write_json
 
 _BEAT = 15.0  # seconds between two signs of life
 _DEAD = 90.0  # seconds without one after which a holder on another machine is gone

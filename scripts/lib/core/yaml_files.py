@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from lib.cli import fail
+from lib.core.cli import fail
 from lib.core.regular_files import NotRegularError, open_regular
 
 _LARGEST = 4_000_000  # bytes

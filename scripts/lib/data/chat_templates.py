@@ -10,7 +10,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lib.cli import fail
+from lib.core.cli import fail
 from lib.core.limits import Limits, run_limited
 
 # A real template renders a thousand short conversations in a tenth of a second, with some 10 MB.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, first_line
+from lib.core.cli import fail, first_line
 from lib.core.limits import limited_memory
 
 MOST_BYTES = 64_000_000  # of a value, on average over the values of a column in a row group

@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lib.cli import first_line
+from lib.core.cli import first_line
+from lib.core.files import hash_once
 from lib.core.limits import FaultError, Limits, run_limited
-from lib.files import hash_once
 
 # One of 262,144 tokens and 25 MB, with 6,000 control tokens, is loaded and reads all texts in 3 s, with 300 MB.
 LIMITS = Limits(seconds=120, megabytes=2048)

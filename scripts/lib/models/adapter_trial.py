@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail, first_line
+from lib.core.cli import fail, first_line
 from lib.core.limits import FaultError, Limits, run_limited
 
 # Real expressions are tried on all modules of a model in a hundredth of a second.

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib.cli import fail
+from lib.core.cli import fail
 
 # The largest models have 2 million values (three lists of a vocabulary, and its merges) and 10 MB of texts.
 _MOST_VALUES = 8 << 20

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.cli import fail, first_line
+from lib.core.cli import fail, first_line
 from lib.core.forms import BOOLEAN, INTEGER, TEXT, either, list_of, nullable, open_record, read_form
 
 if TYPE_CHECKING:
-    from lib.model_files import Source
+    from lib.models.import_checkpoint import Source
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # by the names of transformers' configurations
 _MANY_LAYERS = 1000  # the deepest models have some 130
@@ -48,7 +48,7 @@ def check_model_type(raw: dict[str, Any], label: str) -> None:
 
 def check_layer_counts(raw: dict[str, Any], source: "Source") -> None:
     """Raise `UserError` when config.json asks for more layers than there are tensors: making them would not end."""
-    from lib.streaming import read_headers
+    from lib.models.safetensors_streaming import read_headers
 
     counts = {name: raw.get(name) for name in _LAYERS}
     many = {name: value for name, value in counts.items() if isinstance(value, int) and value > _MANY_LAYERS}

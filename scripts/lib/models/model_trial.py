@@ -17,12 +17,12 @@ import transformers.modeling_layers
 import transformers.modeling_utils  # noqa: F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from lib.cli import UserError
+from lib.core.cli import UserError
 from lib.core.limits import FaultError, Limits, run_limited
 from lib.data.tokenizer_trial import HARD_TEXTS
-from lib.gguf_import import build_tokenizer, read_gguf
-from lib.model_files import Source, causal_config, match_tensors, read_tokenizer
-from lib.streaming import empty_model, read_headers
+from lib.models.import_checkpoint import Source, causal_config, match_tensors, read_tokenizer
+from lib.models.import_gguf import build_tokenizer, read_gguf
+from lib.models.safetensors_streaming import empty_model, read_headers
 
 # Each child would import anew what the server has not: so what all models need stands above, though unused.
 

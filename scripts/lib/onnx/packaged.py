@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lib.cli import UserError, fail, first_line
+from lib.core.cli import UserError, fail, first_line
 from lib.core.forms import (
     BOOLEAN,
     NUMBER,
@@ -31,8 +31,8 @@ from lib.core.forms import (
     record,
 )
 from lib.core.paths import check_bare_name, check_plain_files
-from lib.templates import Template, columns_of
-from lib.tokens import Tokenizer, load_tokenizer
+from lib.data.templates import Template, columns_of
+from lib.data.tokenizer import Tokenizer, load_tokenizer
 
 GENAI_CONFIG = "genai_config.json"
 TEMPLATE = "template.json"

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lib.files import canonical_json, published, sha256_text
-from lib.lineage import visible_files
+from lib.core.files import canonical_json, published, sha256_text
+from lib.provenance.lineage import visible_files
 
 
 class FolderStates:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.lineage import NAME as LINEAGE
-from lib.manifests import RUN_CARD, STAMP
+from lib.provenance.lineage import NAME as LINEAGE
+from lib.provenance.manifests import RUN_CARD, STAMP
 
 _SCRIPTS = Path(__file__).resolve().parents[2]
 _FOLDER = (

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.metrics import main_baseline
+from lib.evaluation.metrics import main_baseline
 from lib.report import findings, plots
 from lib.report.evidence import SHOWN, Evidence
+from lib.report.formatting import check_name, gap, interval, listed, metric, named, number, p_value, points_of, said
 from lib.report.page import Block, Figure, Section, Table
-from lib.report.words import check_name, gap, interval, listed, metric, named, number, p_value, points_of, said
 
 
 def head(evidence: Evidence) -> dict[str, Any]:

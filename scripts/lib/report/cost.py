@@ -5,9 +5,9 @@ from typing import Any
 
 from lib.report import plots
 from lib.report.evidence import Evidence
-from lib.report.minutes import ANOTHER_SESSION, RuleTime, by_rule, sum_known, whole
+from lib.report.formatting import duration, listed, megabytes, metric, named, number, percent, said, shown
 from lib.report.page import Block, Figure, Fold, Section, Table
-from lib.report.words import duration, listed, megabytes, metric, named, number, percent, said, shown
+from lib.report.timings import ANOTHER_SESSION, RuleTime, by_rule, sum_known, whole
 
 _TITLE = "How long did it take, and how big is it?"
 _IN_PLOT = 8  # rules

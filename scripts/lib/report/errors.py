@@ -1,11 +1,11 @@
 """What does it get wrong?"""
 
-from lib.calibration import calibration
-from lib.metrics import MOST_LABELS_SHOWN, label_shares, token_f1
+from lib.evaluation.metrics import MOST_LABELS_SHOWN, label_shares, token_f1
+from lib.evaluation.reliability import calibration
 from lib.report import findings, plots
 from lib.report.evidence import Evidence
+from lib.report.formatting import number, percent
 from lib.report.page import Block, Figure, Section, Table
-from lib.report.words import number, percent
 
 _EXAMPLES = 20
 _LONGEST_TEXT = 400  # characters of an example

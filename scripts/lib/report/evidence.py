@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.cli import fail
-from lib.files import read_json, read_jsonl
-from lib.inputs import input_text
-from lib.layout import Layout
-from lib.manifests import manifest_path
-from lib.metrics import MAIN_METRIC
-from lib.report import words
-from lib.report.minutes import Job, read_jobs
-from lib.run_card import run_card
+from lib.core.cli import fail
+from lib.core.files import read_json, read_jsonl
+from lib.core.layout import Layout
+from lib.data.template_inversion import input_text
+from lib.evaluation.metrics import MAIN_METRIC
+from lib.provenance.manifests import manifest_path
+from lib.provenance.run_card import run_card
+from lib.report import formatting
+from lib.report.timings import Job, read_jobs
 
 MANY = 6  # runs: with more of them all but the chosen one are folded
 SHOWN = 12  # runs, dots and rows that are shown of many
@@ -142,4 +142,4 @@ def _manifests(layout: Layout, runs: dict[str, dict[str, Any]], calibrated: Sequ
 
 def measured(name: str, quality: dict[str, Any]) -> dict[str, str]:
     """A cell with the interval below the value."""
-    return {"text": words.metric(name, quality[name]), "note": words.interval(name, quality)}
+    return {"text": formatting.metric(name, quality[name]), "note": formatting.interval(name, quality)}

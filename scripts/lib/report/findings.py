@@ -1,14 +1,15 @@
 """Sentences that follow from the numbers, whatever these turn out to be.
 
-A difference counts as shown when `lib.comparison.is_shown` says so. Everything else is called what it is: not shown.
+A difference counts as shown when `lib.evaluation.comparison.is_shown` says so. Everything else is called what it is:
+not shown.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from lib.comparison import ALPHA, is_better, is_shown, least_shown
-from lib.metrics import MAIN_METRIC, main_baseline
-from lib.report.words import (
+from lib.evaluation.comparison import ALPHA, is_better, is_shown, least_shown
+from lib.evaluation.metrics import MAIN_METRIC, main_baseline
+from lib.report.formatting import (
     about,
     check_name,
     interval,

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from lib.files import canonical_json, sha256_file
-from lib.manifests import load_manifest
+from lib.core.files import canonical_json, sha256_file
+from lib.provenance.manifests import load_manifest
 from lib.report.evidence import Evidence
 from lib.report.page import Block, Section, Table
 

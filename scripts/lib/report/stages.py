@@ -4,8 +4,8 @@ from typing import Any
 
 from lib.report import findings, plots
 from lib.report.evidence import Evidence, measured
+from lib.report.formatting import gap, interval, named, number, p_value
 from lib.report.page import Block, Figure, Fold, Section, Table
-from lib.report.words import gap, interval, named, number, p_value
 from lib.report.worth import quality_plot
 
 _NOT_A_SIZE = ("adapter", "merged-original", "merged-dequantised")  # `merged` is one of the two, and as large

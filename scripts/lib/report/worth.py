@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lib.inputs import word_places
-from lib.metrics import main_baseline
+from lib.data.template_inversion import word_places
+from lib.evaluation.metrics import main_baseline
 from lib.report import findings, plots
 from lib.report.evidence import Evidence, measured
+from lib.report.formatting import gap, interval, metric, named, number, p_value, said
 from lib.report.page import Block, Figure, Section, Table
-from lib.report.words import gap, interval, metric, named, number, p_value, said
 
 
 def worth_it(evidence: Evidence) -> Section:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from lib.cli import fail
+from lib.core.cli import fail
 
 TORCH_CPU = "envs/torch-cpu.lock"  # PyTorch's builds for the CPU
 LOCKS = (TORCH_CPU, "requirements.lock", "envs/cuda/torch.lock", "envs/cuda/onnx.lock", "tests/llama-cpp.lock")

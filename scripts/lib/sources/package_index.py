@@ -35,7 +35,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 from urllib3.util.retry import Retry
 
-from lib.cli import fail
+from lib.core.cli import fail
 
 # Those of requests are OSErrors, of addresses ValueErrors; while a body is read they are urllib3's.
 _ERRORS = (OSError, ValueError, HTTPError)

@@ -1,0 +1,119 @@
+"""A row's columns as text, under the rules of the training data, or the reason why it is set aside."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lib.core.files import read_jsonl
+from lib.data.labels import label_by_spelling
+from lib.data.rows import MISSING, as_text, column, describe_value
+from lib.data.templates import Template, placeholder
+from lib.data.tokenizer import Tokenizer
+from lib.data.value_limits import cut_value, most_characters
+
+REASONS = (
+    "unreadable",
+    "missing_column",
+    "not_text",
+    "null_character",
+    "control_token",
+    "empty_value",
+    "unknown_label",
+    "label_conflict",
+    "exact_duplicate",
+    "too_long",
+)
+
+
+class Reason(NamedTuple):
+    """Why a row is set aside: one of `REASONS`, and what a person needs to find it."""
+
+    reason: str
+    detail: str
+
+
+class Source(NamedTuple):
+    """The row with a number, as `fetch_data` wrote it, and its columns as text or why they cannot be used.
+
+    spelling: the target as it stands in the row, of which `data.labels` may make another label.
+    """
+
+    number: int
+    read: dict[str, Any]
+    values: dict[str, str] | Reason
+    spelling: str | None = None
+
+
+def read_sources(
+    path: Path, data: dict[str, Any], template: Template, tokenizer: Tokenizer, corpus: dict[str, Any]
+) -> Iterator[Source]:
+    """Yield the rows of `fetch_data` with their columns as text, or why they cannot be used.
+
+    A value longer than `CHARACTERS_PER_TOKEN` allows is cut here as truncation would cut it, or the row is set aside:
+    nothing after this sees the rest.
+    """
+    names, target = [*template["columns"], data["target"]], data["target"]
+    control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
+    labels = label_by_spelling(data["labels"]) if data["labels"] else None
+    for index, read in enumerate(read_jsonl(path)):
+        if "error" in read:
+            yield Source(index, read, Reason("unreadable", read["error"]))
+            continue
+        values = _values(read["row"], names, data.get("optional_columns") or (), control, data["special_tokens"])
+        if isinstance(values, Reason):
+            yield Source(index, read, values)
+            continue
+        values = _bounded_values(values, target, corpus)
+        if isinstance(values, Reason):
+            yield Source(index, read, values)
+            continue
+        spelling = values[target]
+        if labels is None:
+            yield Source(index, read, values, spelling)
+        elif spelling in labels:
+            yield Source(index, read, {**values, target: labels[spelling]}, spelling)
+        else:
+            yield Source(index, read, Reason("unknown_label", f"{spelling!r} is not in data.labels"), spelling)
+
+
+def _bounded_values(values: dict[str, str], target: str, corpus: dict[str, Any]) -> dict[str, str] | Reason:
+    """Return the values without what no row of `max_length` tokens has room for, or why the row is too long."""
+    most, side = most_characters(corpus["max_length"]), corpus["truncation"]
+    for name, text in values.items():
+        if len(text) > most and (side == "reject" or name == target):
+            what = f"{name!r} has {len(text):,} characters, corpus.max_length {corpus['max_length']}"
+            return Reason("too_long", f"{what} has room for {most:,} at most")
+    return {name: cut_value(text, corpus["max_length"], side) for name, text in values.items()}
+
+
+def _values(
+    row: dict[str, Any], names: Sequence[str], optional: Sequence[str], control: re.Pattern[str], special_tokens: str
+) -> dict[str, str] | Reason:
+    """The named columns as text, the target last, or why the row has not all of them.
+
+    optional: columns that may be empty or missing.
+    """
+    values: dict[str, str] = {}
+    for name in names:
+        value = column(row, name)
+        if value is MISSING and name not in optional:
+            return Reason("missing_column", f"no {name!r}")
+        text = "" if value is MISSING else as_text(value)
+        if text is None:
+            hint = f", whose first value is {placeholder(f'{name}.0')}" if isinstance(value, list) else ""
+            return Reason("not_text", f"{name!r} is {describe_value(value)}{hint}")
+        # Tokenizers written in C end a text here. They read the other control characters as `tokenizers` does (tried
+        # with ONNX Runtime GenAI for U+0001 to U+00A0), so those stay what they are: text.
+        if "\0" in text:
+            return Reason("null_character", f"{name!r} contains the character NUL (U+0000)")
+        while found := control.search(text):
+            if special_tokens == "reject":
+                return Reason("control_token", f"{name!r} contains {found[0]!r}")
+            text = control.sub("", text).strip()  # again, for what is left may join to another
+        if not text and name not in optional:
+            return Reason("empty_value", f"{name!r} is empty")
+        values[name] = text
+    if not any(values[name] for name in names[:-1]):
+        return Reason("empty_value", "every input is empty")
+    return values

@@ -1,0 +1,234 @@
+"""Templates: how a row becomes `prompt` and `completion`, once, for training, scoring and use.
+
+A template is plain data: lists of segments, each a fixed `text` or a `column` whose value is put in
+as it is. Values are never scanned for placeholders, so braces in them are text. The chat template
+of a tokenizer is rendered once, with marks where the values belong, and cut at the marks; so
+`predict.py` needs neither Jinja nor transformers.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from lib.core.cli import fail
+from lib.data.chat_templates import render_conversations
+from lib.data.tokenizer import Tokenizer
+
+Segment = dict[str, str]  # {"text": ...} or {"column": ...}
+
+
+class Template(TypedDict):
+    """The rendered form of `corpus:`; `corpus/template.json` holds it for every later reader.
+
+    completion: text before the answer if any, the target's column, text behind it if any, the end token.
+    """
+
+    task: str
+    target: str
+    columns: list[str]
+    prompt: list[Segment]
+    completion: list[Segment]
+    labels: list[str] | None
+
+
+# A brace that is text, a quoted name, a plain name (anything without a brace), or a brace that is a mistake.
+_BRACES = re.compile(r'(?P<text>\{\{|\}\})|\{\s*(?P<quoted>"(?:[^"\\]|\\.)*")\s*\}|\{(?P<plain>[^{}]*)\}|[{}]')
+_NOT_PLAIN = re.compile(r"""[":!\[]|^\s*'""")
+
+
+def parse_segments(text: str) -> list[Segment]:
+    """Split `### Text: {phrase}` into segments. `{{` and `}}` stand for braces.
+
+    A template names columns, nothing else: a dot, as in `{user.name}` or `{messages.0.content}`, is part of a name that
+    reaches into nested JSON. A name with a brace, `"`, `:`, `!` or `[` in it is written as a JSON string:
+    `{"PK [m]"}`. Raises `UserError` on empty names, formats, conversions and lonely braces.
+    """
+    segments: list[Segment] = []
+    end = 0
+    for found in _BRACES.finditer(text):
+        segments.append({"text": text[end : found.start()]})
+        segments.append({"text": found["text"][0]} if found["text"] else {"column": _column_name(text, found)})
+        end = found.end()
+    segments.append({"text": text[end:]})
+    return _merged([segment for segment in segments if segment != {"text": ""}])
+
+
+def placeholder(name: str) -> str:
+    """Write the placeholder of a column, quoted where its name needs it."""
+    is_plain = not (_NOT_PLAIN.search(name) or set(name) & {"{", "}"})
+    return f"{{{name if is_plain else json.dumps(name, ensure_ascii=False)}}}"
+
+
+def _column_name(text: str, found: re.Match[str]) -> str:
+    """The name in a placeholder. Raises `UserError` when it is none."""
+    if found["quoted"]:
+        try:
+            name = json.loads(found["quoted"])
+        except ValueError:
+            fail(f"template: {found[0]} is not a quoted name", "write it as a JSON string")
+    elif (name := found["plain"]) is None:
+        fail(f"template {text[:80]!r}: a single {found[0]}", "write a brace that is text as {{ or }}")
+    elif _NOT_PLAIN.search(name):
+        what = "has a format or conversion" if re.search("[:!]", name) else "is not a column"
+        plain = _NOT_PLAIN.split(name)[0].strip() or "name"
+        hint = f"write {{{plain}}}, or quote a name that is written so: {placeholder(name)}"
+        fail(f"template: {{{name}}} {what}", hint)
+    if not name.strip():
+        fail(f"template: {found[0]} names no column", "write the name of a column in braces")
+    return name
+
+
+def columns_of(segments: list[Segment]) -> list[str]:
+    """Names of the columns in order of first use."""
+    return list(dict.fromkeys(segment["column"] for segment in segments if "column" in segment))
+
+
+def template_columns(corpus: Mapping[str, Any], target: str) -> list[str]:
+    """Input columns that a `corpus:` section uses (without the target). Raises as `parse_segments`."""
+    texts = [corpus.get("text_template"), corpus.get("system"), corpus.get("user")]
+    names = [name for text in texts if text for name in columns_of(parse_segments(text))]
+    return [name for name in dict.fromkeys(names) if name != target]
+
+
+def compile_template(
+    corpus: Mapping[str, Any], tokenizer: Tokenizer, *, task: str, target: str, labels: list[str] | None
+) -> Template:
+    """Build the template of a `corpus:` section for one tokenizer.
+
+    The prompt starts with the BOS token where the tokenizer wants one, the completion ends with an
+    end token. Raises `UserError` when the target is not last in a text template or part of a question,
+    when the tokenizer has no chat template, or when no end token follows the answer.
+    """
+    if corpus.get("text_template"):
+        prompt, completion = _text_template(corpus["text_template"], tokenizer, target)
+    else:
+        prompt, completion = _chat_template(corpus, tokenizer, target)
+    if tokenizer.bos and not prompt[0].get("text", "").startswith(tokenizer.bos):
+        prompt = _merged([{"text": tokenizer.bos}, *prompt])
+    return {
+        "task": task,
+        "target": target,
+        "columns": columns_of(prompt),
+        "prompt": prompt,
+        "completion": completion,
+        "labels": labels,
+    }
+
+
+def render(segments: list[Segment], values: Mapping[str, str]) -> str:
+    """Text of `segments` with the values put in. Raises `KeyError` for a column without a value."""
+    return "".join(segment["text"] if "text" in segment else values[segment["column"]] for segment in segments)
+
+
+def render_prompt(template: Template, values: Mapping[str, str]) -> str:
+    return render(template["prompt"], values)
+
+
+def render_completion(template: Template, answer: str) -> str:
+    return render(template["completion"], {template["target"]: answer})
+
+
+def render_chats(
+    corpus: Mapping[str, Any], tokenizer: Tokenizer, rows: Sequence[tuple[Mapping[str, str], str]]
+) -> list[str]:
+    """Render whole conversations through the tokenizer's own Jinja template, as transformers does it.
+
+    rows: the values and the answer of each.
+    """
+    return _apply_chat_template(tokenizer, [_messages(corpus, values, answer) for values, answer in rows])
+
+
+_ANSWER = "\ue000answer\ue001"  # private-use characters: in no template and no vocabulary entry
+
+
+def _text_template(text: str, tokenizer: Tokenizer, target: str) -> tuple[list[Segment], list[Segment]]:
+    segments = parse_segments(text)
+    places = [index for index, segment in enumerate(segments) if segment.get("column") == target]
+    if len(places) != 1 or any("column" in segment for segment in segments[places[0] + 1 :]):
+        fail(
+            f"corpus.text_template must name the target {{{target}}} once, as its last placeholder",
+            "what stands before it is the prompt, what stands after it ends the answer",
+        )
+    prompt, completion = segments[: places[0]], segments[places[0] :]
+    if not prompt:
+        fail("corpus.text_template has nothing before the target", "put the text that the model is asked before it")
+    return prompt, _ended(completion, tokenizer)
+
+
+def _chat_template(corpus: Mapping[str, Any], tokenizer: Tokenizer, target: str) -> tuple[list[Segment], list[Segment]]:
+    if tokenizer.chat_template is None:
+        fail("corpus.template is chat, but the tokenizer has no chat template", "use corpus.text_template")
+    columns = template_columns(corpus, target)
+    if target in columns_of(parse_segments(f"{corpus.get('system') or ''}{corpus['user']}")):
+        fail(f"corpus.user or corpus.system names the target {{{target}}}", "the question must not hold its answer")
+    marks = {name: f"\ue000{index}\ue001" for index, name in enumerate(columns)}
+    messages = _messages(corpus, marks, _ANSWER)
+    asked, whole = _apply_chat_template(tokenizer, [messages[:-1], messages])
+    if not whole.startswith(asked):
+        fail("the chat template renders the question differently once it is answered", "use corpus.text_template")
+    names = {mark: name for name, mark in marks.items()} | {_ANSWER: target}
+    return _cut(asked, names), _ended(_cut(whole[len(asked) :], names), tokenizer)
+
+
+def _messages(corpus: Mapping[str, Any], values: Mapping[str, str], answer: str) -> list[dict[str, str]]:
+    turns = [
+        {"role": role, "content": render(parse_segments(corpus[role]), values)}
+        for role in ("system", "user")
+        if corpus.get(role)
+    ]
+    return [*turns, {"role": "assistant", "content": answer}]
+
+
+def _cut(text: str, names: Mapping[str, str]) -> list[Segment]:
+    parts = re.split("(\ue000[^\ue001]*\ue001)", text)
+    return [{"column": names[part]} if part in names else {"text": part} for part in parts if part]
+
+
+def _ended(completion: list[Segment], tokenizer: Tokenizer) -> list[Segment]:
+    """Cut the completion behind its first end token, or append the tokenizer's own; its last segment is that token.
+
+    Raises `UserError` when no end token is known, or the answer does not stand before it exactly once.
+    """
+    ends = {tokenizer.token(id_) for id_ in tokenizer.end_ids}
+    result, end = _before_end(completion, ends)
+    if end is None:
+        if tokenizer.eos not in ends:
+            fail(
+                f"the tokenizer's eos token {tokenizer.eos!r} is not among the ids that end a text {sorted(ends)}",
+                "end the answer in the template with one of them",
+            )
+        end = tokenizer.eos
+    answers = sum("column" in segment for segment in result)
+    if answers != 1:
+        fail(f"the template writes the answer {answers} times before its end token", "use corpus.text_template")
+    return [*_merged(result), {"text": end}]
+
+
+def _before_end(completion: list[Segment], ends: set[str]) -> tuple[list[Segment], str | None]:
+    """Return the segments before the first end token, and that token or None."""
+    for place, segment in enumerate(completion):
+        text = segment.get("text", "")
+        # At the same place the longest, as tokenizers read it.
+        found = min(((text.find(end), -len(end), end) for end in ends if end in text), default=None)
+        if found:
+            start, _, end = found
+            return completion[:place] + ([{"text": text[:start]}] if start else []), end
+    return completion, None
+
+
+def _merged(segments: list[Segment]) -> list[Segment]:
+    """Join neighboring texts, so that equal templates are equal data."""
+    result: list[Segment] = []
+    for segment in segments:
+        if result and "text" in segment and "text" in result[-1]:
+            result[-1] = {"text": result[-1]["text"] + segment["text"]}
+        else:
+            result.append(segment)
+    return result
+
+
+def _apply_chat_template(tokenizer: Tokenizer, conversations: Sequence[list[dict[str, str]]]) -> list[str]:
+    """Render as `transformers.PreTrainedTokenizerBase.apply_chat_template` does, with the same settings."""
+    assert tokenizer.chat_template is not None
+    return render_conversations(tokenizer.chat_template, conversations, tokenizer.variables)

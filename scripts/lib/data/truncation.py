@@ -1,0 +1,37 @@
+"""Rows that are longer than `corpus.max_length`: the longest value gives way, nothing else."""
+
+from collections.abc import Mapping
+
+from lib.data.templates import Template, render_completion, render_prompt
+from lib.data.tokenizer import Tokenizer
+
+
+def shortened(
+    tokenizer: Tokenizer, template: Template, values: Mapping[str, str], answer: str, *, max_length: int, side: str
+) -> dict[str, str] | None:
+    """Input values with which prompt and answer take at most `max_length` tokens.
+
+    The longest value loses its end (`side` right) or its start (left), half of it at a time at most,
+    so that two long values shrink together. Control tokens, fixed text and answer stay whole; None
+    when these alone are too long.
+    """
+    fitted = dict(values)
+    completion = render_completion(template, answer)
+    while (excess := len(tokenizer.encode(render_prompt(template, fitted) + completion)) - max_length) > 0:
+        spans = {name: tokenizer.backend.encode(fitted[name], add_special_tokens=False).offsets for name in fitted}
+        longest = max(fitted, key=lambda name: len(spans[name]))
+        cut = _cut(fitted[longest], spans[longest], excess, side)
+        if not cut:
+            return None
+        fitted[longest] = cut
+    return fitted
+
+
+def _cut(value: str, spans: list[tuple[int, int]], excess: int, side: str) -> str:
+    """`value` without `excess` of its tokens, or half of them; a character is never cut in two."""
+    dropped = min(excess, (len(spans) + 1) // 2)
+    if dropped >= len(spans):
+        return ""
+    rest = value[: spans[-dropped][0]] if side == "right" else value[spans[dropped - 1][1] :]
+    rest = rest.strip()
+    return rest if len(rest) < len(value) else ""  # tokens without characters: nothing to win here

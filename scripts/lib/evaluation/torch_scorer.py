@@ -1,0 +1,255 @@
+"""Scoring rows with a PyTorch model: probabilities of labels and references, free greedy answers.
+
+Used for the scores of a checkpoint, and while training for choosing among checkpoints. The model is in
+evaluation mode and has an attention that knows a key-value cache.
+"""
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lib.core import distributed
+from lib.core.cli import progress
+from lib.data.template_inversion import target_text
+from lib.data.templates import Template
+from lib.data.tokenizer import Tokenizer, encode_pairs, shared_beginning
+from lib.evaluation.metrics import SELECTED_BY, point, statistics
+from lib.evaluation.scoring import answer_limit, answer_text, encode_choices
+
+# As an index and not as the number 1: a number gives the head a view with gaps, for which bfloat16 products on a CPU
+# take room as if it had none (1.8 GB for the demo's prompts).
+_LAST = torch.tensor([-1])
+
+
+def task_quality(
+    model: Any, *, tokenizer: Tokenizer, template: Template, rows: Sequence[dict[str, Any]], evaluate: dict[str, Any]
+) -> dict[str, float]:
+    """The metric of `SELECTED_BY` by its name, from 0: macro-F1 (to 1) over all rows, chrF (to 100) of free answers.
+
+    Of several processes each scores its share of the rows, and all have the metric over all of them.
+    evaluate: `batch_size`; for generation also `greedy_rows` (the first rows, at least one) and `max_new_tokens`.
+    """
+    task = template["task"]
+    if task == "classification":
+        found = score_labels(model, tokenizer, template, distributed.share(rows), evaluate["batch_size"])
+    else:
+        rows = distributed.share(rows[: evaluate["greedy_rows"]])
+        found = [unscored_reference(row, template) for row in rows]
+        add_answers(model, tokenizer, template, rows, found, evaluate)
+    predictions = distributed.joined(found)
+    name = SELECTED_BY[task]
+    value = point(statistics(task, predictions, template["labels"])[name])
+    assert value is not None, "a row was scored"
+    return {name: value}
+
+
+def score_labels(
+    model: Any, tokenizer: Tokenizer, template: Template, rows: Sequence[dict[str, Any]], batch_size: int
+) -> list[dict[str, Any]]:
+    """Log probability of every label, in the order of `rows`."""
+    labels = template["labels"] or []
+    if not rows:  # the share of one process among more processes than rows
+        return []
+    choices = encode_choices(tokenizer, template, [row["prompt"] for row in rows])
+    beginning = read_beginning(model, [prompt for prompt, _ in choices])
+    predictions: list[dict[str, Any]] = [{} for _ in rows]
+    for places in by_length([len(prompt) for prompt, _ in choices], batch_size):
+        scores = choice_log_probs(model, [choices[place] for place in places], beginning)
+        for place, values in zip(places, scores.tolist(), strict=True):
+            log_probs = dict(zip(labels, values, strict=True))
+            predictions[place] = {
+                "id": rows[place]["id"],
+                "label": rows[place]["label"],
+                "predicted": max(log_probs, key=lambda label: log_probs[label]),
+                "log_probs": log_probs,
+                "answer": None,
+                "stopped": None,
+            }
+    return predictions
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What all prompts begin with (the template's fixed text): its length, its keys and values."""
+
+    tokens: int
+    cache: Any
+
+
+@torch.inference_mode()
+def read_beginning(model: Any, prompts: Sequence[list[int]]) -> Beginning:
+    """Run the ids that all prompts share once; each prompt keeps at least one id of its own."""
+    shared = shared_beginning(prompts)
+    if shared == 0:
+        return Beginning(0, None)
+    ids = torch.tensor([prompts[0][:shared]], device=model.device)
+    return Beginning(shared, model(input_ids=ids, use_cache=True, logits_to_keep=_LAST).cache)
+
+
+@torch.inference_mode()
+def choice_log_probs(
+    model: Any, batch: Sequence[tuple[list[int], list[list[int]]]], beginning: Beginning
+) -> torch.Tensor:
+    """Summed log probability of each choice of each prompt: [prompts, choices].
+
+    batch: prompt ids with the ids of their choices. What the prompts share is already run, the rest
+    is run once; the tokens of each choice follow on its keys and values.
+    """
+    rests = [prompt[beginning.tokens :] for prompt, _ in batch]
+    ids, own_mask = padded(rests, max(map(len, rests)), model.device)
+    mask = torch.cat([torch.ones_like(own_mask[:, :1]).expand(-1, beginning.tokens), own_mask], dim=1)
+    cache = copy.deepcopy(beginning.cache)
+    if cache is not None:
+        cache.batch_repeat_interleave(len(batch))
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions(mask)[:, beginning.tokens :],
+        cache=cache,
+        use_cache=True,
+        logits_to_keep=_LAST,
+    )
+    count = len(batch[0][1])
+    answers = [answer for _, choices in batch for answer in choices]
+    heads = torch.tensor([ids[0] for ids in answers], device=model.device).reshape(-1, count)
+    scores = output.logits[:, -1].float().log_softmax(-1).gather(1, heads)
+    if max(map(len, answers)) > 1:
+        # All choices of all prompts in one forward: a small one costs as much as reading the weights.
+        output.cache.batch_repeat_interleave(count)
+        behind = following_log_probs(model, output.cache, mask.repeat_interleave(count, dim=0), answers)
+        scores = scores + behind.reshape(-1, count)
+    return scores.cpu()
+
+
+def following_log_probs(model: Any, cache: Any, mask: torch.Tensor, answers: Sequence[list[int]]) -> torch.Tensor:
+    """Log probability of the ids behind the first of each answer, [answers]; `cache` holds its prompt."""
+    # Answers differ in length: the shorter are padded behind and not counted.
+    width = max(map(len, answers)) - 1
+    given = torch.zeros((len(answers), width), dtype=torch.long)
+    wanted, counted = given.clone(), given.clone()
+    for place, ids in enumerate(answers):
+        given[place, : len(ids) - 1] = torch.tensor(ids[:-1])
+        wanted[place, : len(ids) - 1] = torch.tensor(ids[1:])
+        counted[place, : len(ids) - 1] = 1
+    given, wanted, counted = (
+        part.to(mask.device) for part in (given, wanted, counted)
+    )  # to a GPU at once, not by rows
+    whole_mask = torch.cat([mask, torch.ones_like(given)], dim=1)
+    output = model(
+        input_ids=given,
+        attention_mask=whole_mask,
+        position_ids=positions(whole_mask)[:, -width:],
+        cache=cache,
+        use_cache=True,
+    )
+    log_probs = output.logits.float().log_softmax(-1).gather(2, wanted[:, :, None])[:, :, 0]
+    return (log_probs * counted).sum(dim=1)
+
+
+@torch.inference_mode()
+def score_references(
+    model: Any, tokenizer: Tokenizer, template: Template, rows: Sequence[dict[str, Any]], batch_size: int
+) -> list[dict[str, Any]]:
+    """Log probability of each reference answer with its number of tokens, in the order of `rows`."""
+    pairs = encode_pairs(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
+    predictions: list[dict[str, Any]] = [{} for _ in rows]
+    for places in by_length([len(prompt) + len(answer) for prompt, answer in pairs], batch_size):
+        sequences = [pairs[place][0] + pairs[place][1] for place in places]
+        longest_answer = max(len(pairs[place][1]) for place in places)
+        ids, mask = padded(sequences, max(map(len, sequences)), model.device)
+        last = torch.arange(-longest_answer - 1, 0)
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=last)
+        log_probs = output.logits[:, :-1].float().log_softmax(-1)
+        targets = ids[:, -log_probs.shape[1] :]
+        found = log_probs.gather(2, targets[:, :, None])[:, :, 0]
+        for index, place in enumerate(places):
+            size = len(pairs[place][1])
+            predictions[place] = unscored_reference(rows[place], template) | {
+                "log_prob": float(found[index, -size:].sum()),
+                "tokens": size,
+            }
+    return predictions
+
+
+def add_answers(
+    model: Any,
+    tokenizer: Tokenizer,
+    template: Template,
+    rows: Sequence[dict[str, Any]],
+    predictions: list[dict[str, Any]],
+    evaluate: dict[str, Any],
+) -> None:
+    """Put free greedy answers into the first predictions."""
+    asked = rows[: evaluate["greedy_rows"]]
+    if not asked:
+        return
+    choices = encode_choices(tokenizer, template, [asked[0]["prompt"]])[0][1] if template["labels"] else []
+    limit = answer_limit(template, choices, evaluate["max_new_tokens"])
+    prompts = tokenizer.encode_batch([row["prompt"] for row in asked])
+    for places in by_length([len(prompt) for prompt in prompts], evaluate["batch_size"]):
+        batch = [prompts[place] for place in places]
+        for place, ids in zip(places, greedy(model, tokenizer, batch, limit), strict=True):
+            predictions[place]["answer"], predictions[place]["stopped"] = answer_text(tokenizer, template, ids)
+
+
+@torch.inference_mode()
+def greedy(model: Any, tokenizer: Tokenizer, prompts: list[list[int]], limit: int) -> list[list[int]]:
+    """Greedy continuations of at most `limit` tokens, with the end token where one came."""
+    from transformers import GenerationConfig
+
+    ids, mask = padded(prompts, max(map(len, prompts)), model.device)
+    own = model.generation_config
+    # What a call leaves open, generate() takes from the model's own settings: a base model's repetition_penalty would
+    # give other answers here than in ONNX Runtime.
+    model.generation_config = GenerationConfig(
+        max_new_tokens=limit,
+        do_sample=False,
+        eos_token_id=sorted(tokenizer.end_ids),
+        pad_token_id=min(tokenizer.end_ids),
+        use_cache=True,  # the Trainer turns it off in the model's own configuration
+    )
+    try:
+        return model.generate(input_ids=ids, attention_mask=mask)[:, ids.shape[1] :].tolist()
+    finally:
+        model.generation_config = own
+
+
+def unscored_reference(row: dict[str, Any], template: Template) -> dict[str, Any]:
+    """The prediction of a generation row of which nothing is known yet."""
+    return {
+        "id": row["id"],
+        "reference": target_text(template, row["completion"]),
+        "answer": None,
+        "stopped": None,
+        "log_prob": None,
+        "tokens": None,
+    }
+
+
+def padded(sequences: Sequence[list[int]], width: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask, padded on the left: both [sequences, width]."""
+    ids = torch.zeros((len(sequences), width), dtype=torch.long)
+    mask = torch.zeros((len(sequences), width), dtype=torch.long)
+    for index, sequence in enumerate(sequences):
+        ids[index, width - len(sequence) :] = torch.tensor(sequence)
+        mask[index, width - len(sequence) :] = 1
+    return ids.to(device), mask.to(device)
+
+
+def positions(mask: torch.Tensor) -> torch.Tensor:
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Places of rows in batches of like length, with a line about progress now and then."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    said = time.monotonic()
+    for start in range(0, len(order), batch_size):
+        if time.monotonic() - said > 20:
+            progress(f"scored {start} of {len(order)} rows")
+            said = time.monotonic()
+        yield order[start : start + batch_size]

@@ -1,0 +1,74 @@
+"""What is wrong with the data?"""
+
+from collections import Counter
+from typing import Any
+
+from lib.data.labels import spelled
+from lib.data.tokenizer_check import describe_check
+from lib.evaluation.metrics import MOST_LABELS_SHOWN
+from lib.report import findings
+from lib.report.evidence import Evidence
+from lib.report.formatting import number, percent, shown
+from lib.report.page import Block, Section, Table
+
+
+def what_is_wrong_with_the_data(evidence: Evidence) -> Section:
+    audit, data = evidence.audit, evidence.summary["data"]
+    reasons = [(f"set aside: {reason.replace('_', ' ')}", number(count)) for reason, count in audit["rejected"].items()]
+    rows = [("rows read", number(data["rows"])), *reasons, ("rows kept", number(data["kept"]))]
+    rows += [(f"rows in {split}", number(data[split])) for split in ("train", "validation", "test")]
+    rows += [
+        ("near-duplicate clusters", number(audit["near_duplicate_clusters"])),
+        ("rows in them", number(audit["near_duplicate_rows"])),
+        ("rows in clusters of differing labels", number(audit["rows_in_mixed_clusters"])),
+    ]
+    lengths = [(key.replace("_", " "), shown(value)) for key, value in audit["tokens"].items()]
+    blocks: list[Block] = [
+        findings.leakage(evidence.leakage["rows"], evidence.leakage["threshold"]),
+        describe_check(evidence.summary["tokenizer"]),
+        *(_classes(evidence) if evidence.task == "classification" else []),
+        Table("Rows", ("", "Rows"), rows),
+        Table("Length in tokens, prompt and answer, before truncation", ("", "Tokens"), lengths),
+    ]
+    return Section("data", "What is wrong with the data?", findings.data(audit), blocks)
+
+
+def _classes(evidence: Evidence) -> list[Block]:
+    audit, by_label = evidence.audit, evidence.split["by_label"]
+    words = audit["label_word_in_text"]
+    # In the order of the labels, unless there are too many to show.
+    many = len(audit["classes"]) > MOST_LABELS_SHOWN
+    counted = Counter(audit["classes"]).most_common(MOST_LABELS_SHOWN) if many else audit["classes"].items()
+    rows = [
+        (
+            label,
+            number(count),
+            percent(count / audit["kept"]),
+            *(number(by_label[label][split]) for split in ("train", "validation", "test")),
+            percent(words["by_label"][label]),
+        )
+        for label, count in counted
+    ]
+    head = ("Label", "Rows", "Share", "Train", "Validation", "Test", "Word in text")
+    blocks: list[Block] = [
+        f"{percent(words['share'])} of the texts hold the word of their own label.",
+        *_labels_alike(audit["label_spellings"]["differing_in_case"]),
+        Table(
+            f"Balance of the {MOST_LABELS_SHOWN} most frequent labels" if many else "Balance of the labels", head, rows
+        ),
+    ]
+    if audit["keyword_shortcuts"]:
+        found = [
+            (one["word"], one["label"], number(one["rows"]), number(one["rows_of_label"]))
+            for one in audit["keyword_shortcuts"]
+        ]
+        caption = "Words that nearly give a label away"
+        blocks.append(Table(caption, ("Word", "Label", "Rows with it", "Of that label"), found))
+    return blocks
+
+
+def _labels_alike(found: dict[str, Any] | None) -> list[str]:
+    if not found:
+        return []
+    groups = "; ".join(map(spelled, found["groups"]))
+    return [f"Labels that differ by case or width alone are labels of their own here: {groups}."]

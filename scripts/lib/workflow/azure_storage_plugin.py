@@ -1,0 +1,146 @@
+"""What `snakemake-storage-plugin-azure` 0.4.4 does wrong, mended in one place.
+
+1. A directory is never found: `exists` asks for a blob of its very name.
+2. `remove` leaves the blobs of a directory, and an upload those that the new directory lacks: old shards of a model
+   would lie among new ones.
+3. A download holds the whole file in memory. Here it goes from the network to the disk in parts, several at a time.
+4. Who asks for the size or time of what is not there waits 12 seconds for three attempts. The client itself repeats
+   what fails on the way; what is not there is said at once.
+5. A plan asks several times for each file: `inventory`, which should list what is there once, does nothing.
+
+The Snakefile applies it, so it holds for the run and for each of its jobs; only a run's plan lists the storage.
+`tests/on_azure/test_storage.py` shows each fault in the plugin as it is, and says so when a new version no longer has
+it.
+"""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from azure.core.exceptions import ResourceNotFoundError
+from snakemake_interface_storage_plugins.io import IOCacheStorageInterface, Mtime
+from snakemake_storage_plugin_azure import StorageObject
+
+from lib.azure import blobs
+from lib.core.files import sha256_file
+
+
+def mend_storage_plugin() -> None:
+    for method in (
+        exists,
+        mtime,
+        size,
+        retrieve_object,
+        remove,
+        store_object,
+        download_blob_from_storage,
+        upload_blob_to_storage,
+    ):
+        setattr(StorageObject, method.__name__, method)
+
+
+def list_once(folder: str) -> None:
+    """Let a plan know all that lies below az://CONTAINER/PATH by one listing: what is not in it is not there."""
+    place = blobs.place(folder)
+    container, prefix = place.container.container_name, place.prefix
+
+    def get_inventory_parent(self: StorageObject) -> str | None:
+        within = self.container_name == container and self.blob_path.startswith(f"{prefix}/")
+        return self.cache_key(f"{container}/{prefix}") if within else None
+
+    async def inventory(self: StorageObject, cache: IOCacheStorageInterface) -> None:
+        parent, known = self.get_inventory_parent(), cache.exists_in_storage
+        if parent is None or parent in known.has_inventory:
+            return
+        for blob in place.container.list_blobs(name_starts_with=f"{prefix}/"):
+            time, path = blob.last_modified.timestamp(), PurePosixPath(blob.name.removeprefix(f"{prefix}/"))
+            for each in (path, *path.parents[:-1]):  # and the directories that it lies in
+                key = self.cache_key(f"{container}/{prefix}/{each}")
+                newest = cache.mtime[key].storage() if key in known else time
+                cache.mtime[key] = Mtime(storage=max(time, newest))
+                cache.size[key] = cache.size.get(key, 0) + blob.size
+                known[key] = True
+        known.has_inventory.add(parent)
+
+    StorageObject.get_inventory_parent = get_inventory_parent
+    StorageObject.inventory = inventory
+
+
+def exists(self: StorageObject) -> bool:
+    """Whether there is a blob of that name, or any below it."""
+    try:
+        return self.blob_client().exists() or any(self.get_prefix_blobs())
+    except ResourceNotFoundError:  # no such container
+        return False
+
+
+def mtime(self: StorageObject) -> float:
+    """Unix time; of a directory that of its newest blob. Raises `FileNotFoundError`."""
+    return max(blob.last_modified.timestamp() for blob in _blobs(self))
+
+
+def size(self: StorageObject) -> int:
+    """Bytes, of a directory of all its blobs. Raises `FileNotFoundError`."""
+    return sum(blob.size for blob in _blobs(self))
+
+
+def retrieve_object(self: StorageObject) -> None:
+    """Fetch the file, or the directory and nothing else. Raises `FileNotFoundError`.
+
+    Raises `UserError` when a blob's name leads out of the directory.
+    """
+    local = self.local_path()
+    shutil.rmtree(local, ignore_errors=True)
+    folder = blobs.Place(self.container_client(), self.blob_path)
+    for name in [blob.name for blob in _blobs(self) if not blob.name.endswith("/")]:
+        target = local if name == self.blob_path else local / blobs.relative_name(folder, name)
+        self.download_blob_from_storage(name, target)
+
+
+def remove(self: StorageObject) -> None:
+    """The blob, or all below it."""
+    for name in [self.blob_path, *(blob.name for blob in self.get_prefix_blobs())]:
+        _delete(self, name)
+
+
+def store_object(self: StorageObject) -> None:
+    """A file, or a directory and nothing that was there before; an old manifest does not describe what comes now."""
+    local = self.local_path()
+    if not local.is_dir():
+        self.upload_blob_to_storage(local, self.blob_path)
+        return
+    _delete(self, f"{self.blob_path}.manifest.json")
+    files = {f"{self.blob_path}/{path.relative_to(local).as_posix()}": path for path in _files(local)}
+    for name in [blob.name for blob in self.get_prefix_blobs() if blob.name not in files]:
+        _delete(self, name)
+    for name, path in files.items():
+        self.upload_blob_to_storage(path, name)
+
+
+def upload_blob_to_storage(self: StorageObject, local_path: Path, remote_path: str) -> None:
+    facts = {"sha256": sha256_file(local_path)}  # so that the lineage needs no download
+    blobs.upload(local_path, blobs.Place(self.container_client(), ""), remote_path, facts)
+
+
+def download_blob_from_storage(self: StorageObject, blob_path: str, local_path: Path) -> None:
+    blobs.download(blobs.Place(self.container_client(), ""), blob_path, local_path)
+
+
+def _blobs(self: StorageObject) -> list[Any]:
+    """The blob of that name, or those below it. Raises `FileNotFoundError` when there is none."""
+    try:
+        if found := list(self.get_prefix_blobs()):
+            return found
+        return [self.blob_client().get_blob_properties()]
+    except ResourceNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, f"{self.query} is not there", str(self.local_path())) from None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file())
+
+
+def _delete(self: StorageObject, name: str) -> None:
+    blobs.delete(blobs.Place(self.container_client(), ""), name)

@@ -1,0 +1,184 @@
+"""What the Snakefile needs besides the rules: paths, locked versions, command lines."""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from snakemake.pathvars import PATHVAR_REGEX
+from snakemake.settings.types import DeploymentMethod
+from snakemake_interface_storage_plugins.io import WILDCARD_REGEX
+
+from lib.core.cli import fail
+
+# What Snakemake reads in every path, however it is given; nothing escapes it.
+_READ_IN_PATHS = {
+    "a wildcard": WILDCARD_REGEX,
+    "a path variable": PATHVAR_REGEX,
+    "a control character": re.compile(r"[\x00-\x1f\x7f]"),
+    "no text": re.compile(r"[\ud800-\udfff]"),  # how Python reads a name that is not UTF-8
+}
+_LONG_TEXTS = 12_000  # characters; from a command of 65,535 on Snakemake writes it to a file, and each text may recur
+_LONGEST_ARGUMENT = 125_000  # bytes; the kernel's limit is 131,072, and quotes are added
+
+
+def use_own_interpreter() -> None:
+    """Put the folder of this interpreter first on PATH, so that `.venv/bin/snakemake` needs no activation."""
+    folder = os.path.dirname(sys.executable)
+    if os.environ["PATH"].split(os.pathsep)[0] != folder:
+        os.environ["PATH"] = folder + os.pathsep + os.environ["PATH"]
+
+
+@cache
+def mend_ancient_inputs() -> None:
+    """Make Snakemake plan what lies behind an `ancient` input of a job that runs.
+
+    Its plan does not look at jobs behind one that runs, since they run, too (9.27.1, `DAG.update_needrun`). Behind an
+    ancient input they do not: what has changed there would be missed, and the run would end with half of its work done.
+    """
+    from snakemake.dag import DAG  # imports the workflow, which imports it
+
+    search = DAG.bfs
+
+    def bfs(dag: Any, direction: Any, *jobs: Any, **options: Any) -> Iterator[Any]:
+        return search(dag, _WithoutAncient(direction) if direction is dag.depending else direction, *jobs, **options)
+
+    DAG.bfs = bfs
+
+
+class _WithoutAncient:
+    """Which jobs depend on a job by an input that is not ancient."""
+
+    def __init__(self, depending: Mapping[Any, Mapping[Any, Iterable[Any]]]) -> None:
+        self._depending = depending
+
+    def __getitem__(self, job: Any) -> dict[Any, Iterable[Any]]:
+        found = self._depending[job].items()
+        return {other: files for other, files in found if not all(file.is_ancient for file in files)}
+
+
+@cache
+def locked_versions(lock: Path) -> dict[str, str]:
+    """Package versions in a requirements file with `name==version` lines (markers and hashes ignored)."""
+    lines = lock.read_text(encoding="utf-8").splitlines()
+    matches = (re.match(r"([A-Za-z0-9._-]+)==([^\s;\\]+)", line) for line in lines)
+    return {match[1].lower().replace("_", "-"): match[2].partition("+")[0] for match in matches if match}
+
+
+def project_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder of the Snakefile as rules name it: relative, so that a moved folder reruns nothing.
+
+    Raises `UserError` when Snakemake cannot take files from it.
+    """
+    whole, relative = os.path.abspath(folder), os.path.relpath(folder)
+    # Snakemake puts this folder before `../envs/x.yaml` and formats the result.
+    _check_signs(whole, "the folder of the Snakefile", _READ_IN_PATHS | {"a placeholder": re.compile(r"[{}]")})
+    return Path(whole if relative.startswith("-") else relative)
+
+
+def find_path(name: str, home: Path, key: str, made: Set[str] = frozenset()) -> str:
+    """Find a path from the configuration: as it stands, else relative to the folder of the Snakefile.
+
+    made: paths that a rule of the workflow makes. Returns what no command takes for an option. Raises `UserError`,
+    naming the configuration's `key`, when the path is neither there nor made, or is one that Snakemake cannot take.
+    """
+    _check_signs(name, key)
+    path = str(Path(name) if Path(name).exists() else home / name)
+    if not Path(path).exists() and path not in made:
+        fail(f"{key}: {name} does not exist", "check the path, or put the file there")
+    return f"./{path}" if path.startswith("-") else path
+
+
+def _check_signs(path: str, what: str, signs: Mapping[str, re.Pattern[str]] = _READ_IN_PATHS) -> None:
+    for kind, pattern in signs.items():
+        if found := pattern.search(path):
+            fail(f"{what}: {path!r} holds {found[0]!r}, for Snakemake {kind}", "rename the file or folder")
+
+
+def check_unquoted(workflow: Any, texts: str) -> None:
+    """Refuse names that Snakemake would write unquoted into commands of its own: a shell could run what is in them.
+
+    It does so for conda, for jobs that it submits, and for a command so long that it goes through a file.
+    texts: all that makes commands long. Raises `UserError`.
+    """
+    conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+    if workflow.local_exec and not conda and len(texts) < _LONG_TEXTS:
+        return
+    environments = workflow.deployment_settings.conda_prefix or ""
+    for name in [os.getcwd(), workflow.main_snakefile, *workflow.overwrite_configfiles, environments]:
+        _check_quoted(str(name), r"""['"$`\\]""")
+    typed = [] if workflow.local_exec else workflow.config_settings.config_args or []
+    for words in typed:  # with quotes around the names of files
+        _check_quoted(words, r"[$`\\]")
+
+
+def _check_quoted(text: str, signs: str) -> None:
+    if found := re.search(signs, text):
+        what = f"{text!r} holds {found[0]}, which Snakemake does not quote for conda, submitted jobs and long commands"
+        fail(what, "rename the file or folder")
+
+
+def environment_file(group: str, resources: Mapping[str, Any]) -> str:
+    """The conda environment of a rule, seen from rules/: of CUDA builds where the rule is given a GPU.
+
+    resources: what the command line or a profile sets for the rule, as Snakemake keeps it.
+    """
+    return f"../envs/{'cuda/' if _asked(resources, 'gpu') not in (None, 0) else ''}{group}.yaml"
+
+
+def _asked(resources: Mapping[str, Any], name: str) -> Any:
+    """What is set for one resource: Snakemake's own type by its command line, a plain number by its API."""
+    value = resources.get(name)
+    return getattr(value, "raw", value)
+
+
+def one_of(names: Iterable[str]) -> str:
+    """A wildcard constraint: exactly one of the names; without any, nothing matches.
+
+    What names share stands in it once. Snakemake reads the constraints of a pattern for every file of every job: 200
+    names in full would take a third of the time in which it plans.
+    """
+    words = {tuple(re.split("(?=[-/])", name)) for name in names}
+    return _alternatives(words) if words else r"(?!)"
+
+
+def _alternatives(words: Set[tuple[str, ...]]) -> str:
+    """One of the words, each given in parts. Parts that are followed by the same ends stand together."""
+    ends: dict[str, set[tuple[str, ...]]] = {}
+    for first, *rest in filter(None, words):
+        ends.setdefault(first, set()).add(tuple(rest))
+    together: dict[frozenset[tuple[str, ...]], list[str]] = {}
+    for first in sorted(ends):
+        together.setdefault(frozenset(ends[first]), []).append(re.escape(first))
+    found = [_either(parts) + _alternatives(rest) for rest, parts in together.items()]
+    return _either(found + [""] * (() in words))
+
+
+def _either(choices: Sequence[str]) -> str:
+    return choices[0] if len(choices) == 1 else f"(?:{'|'.join(choices)})"
+
+
+def fitting(settings: str) -> str:
+    """The settings, one argument of a command. Raises `UserError` when they are longer than what Linux takes."""
+    if len(settings.encode()) >= _LONGEST_ARGUMENT:
+        fail("sweep: has more runs than the command that compares them can name", "make several configurations of it")
+    return settings
+
+
+def check_gpus(asked: Mapping[str, Mapping[str, object]]) -> None:
+    """Raises `UserError` when nodes of a job would not get equally many GPUs. asked: resources set, by rule."""
+    for rule, resources in asked.items():
+        gpu, nodes = _asked(resources, "gpu"), _asked(resources, "nodes")
+        if isinstance(gpu, int) and isinstance(nodes, int) and nodes > 0 and gpu % nodes:
+            what = f"set-resources: {rule}: gpu={gpu} cannot be shared evenly by nodes={nodes}"
+            fail(what, f"gpu counts those of all nodes; make it a multiple of {nodes}")
+
+
+def tell_unused_gpus(asked: Mapping[str, Mapping[str, object]]) -> None:
+    """A line for those who have NVIDIA's GPUs and named no profile that uses them. asked: resources set, by rule."""
+    if shutil.which("nvidia-smi") and not any({"gpu", "gres"} & set(resources) for resources in asked.values()):
+        print("GPUs of this machine are not used; --profile profiles/gpu does", file=sys.stderr)

@@ -1,0 +1,143 @@
+"""Inputs that no rule makes, compared by content: the user's rows, models and adapters, and the code of the rules.
+
+Snakemake looks at times first. It believes an input that is older than the outputs, whatever its bytes (`mv`, `cp -p`,
+`unzip` and `rsync -t` bring such files), and of a folder it knows nothing but the time. Here it gets the sha256 of each
+input instead, and its record of a job keeps what that job was given. Only what Snakemake reads is changed, in memory:
+no plan uses a difference up, and whatever ends a run, the next one finds it again.
+
+Patches Snakemake's own class, so it goes with the version that the lock pins.
+"""
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Set
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from snakemake.io import _IOFile
+
+from lib.core.cli import UserError, fail, place_of
+from lib.core.escaping import escape_controls
+from lib.core.files import canonical_json, published, sha256_text
+from lib.provenance.lineage import Lineage, is_code, sha256_of, visible_files
+from lib.workflow.snakemake_metadata import STATE, recorded, snakemake_records
+
+_NOTE = STATE / "lineage" / "hashes.json"
+_LARGE = 2e9  # bytes that take some seconds to read
+# Two changes within so many seconds may leave the same times, on file systems that keep them coarsely.
+_TICK = 2.0
+_is_newer, _is_checksum_eligible, _checksum = _IOFile.is_newer, _IOFile.is_checksum_eligible, _IOFile.checksum
+
+
+def compare_by_content(given: Iterable[str], results: str, lineage: Lineage) -> None:
+    """Have this process's Snakemake compare inputs by content.
+
+    given: files and folders of the configuration. results: as in the paths of outputs that Snakemake has records of.
+    Raises `UserError` when an input cannot be read.
+    """
+    given = {str(path) for path in given}
+    try:
+        read = hashes_read(results, lineage)
+        now = content_hashes({*given, *filter(is_code, read)})
+    except OSError as error:
+        fail(error.strerror or str(error), "mend the permissions, then start again", at=place_of(error) or results)
+    _patch_snakemake(given & now.keys(), now, read)
+
+
+def hashes_read(results: str, lineage: Lineage) -> dict[str, set[str]]:
+    """Return the sha256 of each input that jobs read for outputs in `results`, whether these are still there or not."""
+    records = snakemake_records()
+    read: dict[str, set[str]] = defaultdict(set)
+    for output in recorded():
+        record = records._read_record(output) if output.startswith(f"{results}/") else None
+        for path, checksum in ((record and record.input_checksums) or {}).items():
+            read[path].add(checksum.rpartition(":")[2])
+    for job in lineage.jobs():
+        for path, sha256 in job["sources"].items():
+            read[path].add(sha256)
+    return read
+
+
+class _State(NamedTuple):
+    """What tells that a file or folder may have changed. key: all of it. changed: Unix time. size: in bytes."""
+
+    key: str
+    changed: float
+    size: int
+
+
+def content_hashes(paths: Iterable[str]) -> dict[str, str]:
+    """Return the sha256 of each path that is there, and read no more than what has changed since it was read last.
+
+    Times, size and inode tell what may have changed; one of the times is ctime, which `cp -p` and `touch` cannot set.
+    """
+    noted, found, new = _read_note(), {}, {}
+    for path in sorted(path for path in paths if Path(path).exists()):
+        state = _state(Path(path))
+        if noted.get(path, [None])[0] == state.key:
+            found[path] = noted[path][1]
+            continue
+        started = time.time()
+        sha256 = _read(path, state.size)
+        if sha256 is not None:
+            found[path] = sha256
+            if state.changed < started - _TICK and _state(Path(path)) == state:
+                new[path] = [state.key, sha256]
+    if new:
+        with suppress(OSError, UserError), published(_NOTE) as partial:  # without a note, all is read again
+            partial.write_text(canonical_json(noted | new), encoding="utf-8")
+    return found
+
+
+def _read(path: str, size: int) -> str | None:
+    if size > _LARGE:
+        line = f"lineage: reading {path} ({size / 1e9:.1f} GB), once until it changes"
+        print(escape_controls(line), file=sys.stderr, flush=True)
+    return sha256_of(Path(path))
+
+
+def _state(path: Path) -> _State:
+    files = visible_files(path) if path.is_dir() else {"": path}
+    stats = {name: file.stat() for name, file in files.items()}
+    facts = {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for name, stat in stats.items()}
+    changed = max((stat.st_ctime for stat in stats.values()), default=0.0)
+    return _State(sha256_text(canonical_json(facts)), changed, sum(stat.st_size for stat in stats.values()))
+
+
+def _read_note() -> dict[str, list[str]]:
+    """Return state and sha256 by path; nothing where they were never noted."""
+    try:
+        return json.loads(_NOTE.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _patch_snakemake(given: Set[str], now: Mapping[str, str], read: Mapping[str, Set[str]]) -> None:
+    """Answer Snakemake's questions about inputs by their hashes.
+
+    An input counts as newer unless all jobs read the bytes that it has now; the checksums in its own record then tell
+    Snakemake which job is to run again.
+    """
+
+    async def is_newer(self: _IOFile, time: float) -> bool:
+        path = str(self)
+        if self.is_ancient or path not in now:
+            return await _is_newer(self, time)
+        return read.get(path) != {now[path]}
+
+    async def is_checksum_eligible(self: _IOFile, threshold: Any) -> bool:
+        return str(self) in given or await _is_checksum_eligible(self, threshold)
+
+    async def checksum(self: _IOFile, *args: Any, **options: Any) -> str | None:
+        path = str(self)
+        if path not in given:
+            return await _checksum(self, *args, **options)
+        others = read.get(path, set()) - {now[path]}
+        # --touch reads nothing: the outputs are still made from what their jobs read.
+        return f"sha256:{min(others) if others and self.rule.workflow.touch else now[path]}"
+
+    for method in (is_newer, is_checksum_eligible, checksum):
+        setattr(_IOFile, method.__name__, method)

@@ -1,0 +1,129 @@
+"""Where results in a storage came from: the same `lineage.json` as in a folder, kept beside them.
+
+The run that sends jobs away has Snakemake's record, and each blob tells its sha256
+(`lib.workflow.azure_storage_plugin`), so nothing is read again. Paths in it are those of a folder: results that are
+fetched from the storage are known here, and Snakemake makes nothing of them again. The other way round, a run in a
+fresh clone learns from it how the blobs were made.
+"""
+
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from azure.core.exceptions import ResourceNotFoundError
+
+from lib.azure import blobs
+from lib.core.files import canonical_json, sha256_text
+from lib.provenance.lineage import NAME, Job, Lineage, is_hidden, lineage_text, parse_lineage
+from lib.workflow.snakemake_metadata import (
+    UNKNOWN,
+    LineageBuilder,
+    as_record,
+    job_facts,
+    read_or_empty,
+    recorded,
+    snakemake_records,
+)
+
+
+class Blob(NamedTuple):
+    """A file or a directory. sha256: as it was uploaded; None where somebody else put it there. written: Unix time."""
+
+    sha256: str | None
+    written: float
+
+
+class Stored:
+    """Results in a storage. results: az://CONTAINER/PREFIX/results; root: az://CONTAINER/PREFIX/, what paths lack."""
+
+    def __init__(self, results: str, name: str) -> None:
+        self.folder = blobs.place(results)
+        self.root = results.removesuffix(name)
+        self.found: dict[str, Blob] = {}
+        self.inside: dict[str, dict[str, Blob]] = {}  # blobs of each directory, by path relative to it
+        start = f"{self.folder.prefix}/"
+        for blob in self.folder.container.list_blobs(name_starts_with=start, include=["metadata"]):
+            path = f"{name}/{blob.name.removeprefix(start)}"
+            self.found[path] = Blob((blob.metadata or {}).get("sha256"), blob.last_modified.timestamp())
+            for parent in PurePosixPath(path).parents:
+                self.inside.setdefault(str(parent), {})[path.removeprefix(f"{parent}/")] = self.found[path]
+
+    def find(self, path: str) -> Blob | None:
+        """The sha256 of a directory is that of its files' names and hashes (`lib.provenance.lineage.sha256_of`)."""
+        inside = self.inside.get(path)
+        if inside is None:
+            return self.found.get(path)
+        hashes = {name: blob.sha256 for name, blob in sorted(inside.items()) if not is_hidden(name)}
+        known = None if None in hashes.values() else sha256_text(canonical_json(hashes))
+        return Blob(known, max(blob.written for blob in inside.values()))
+
+    def lineage(self) -> Lineage:
+        """Return that of the last run; an empty one where there is none, or, with a line, one of another form."""
+        try:
+            content = self.folder.container.download_blob(self.folder.name(NAME)).readall()
+        except ResourceNotFoundError:
+            return Lineage({})
+        return read_or_empty(lambda: parse_lineage(content, f"{self.folder.url}/{NAME}"))
+
+
+def learn(results: str, name: str) -> Lineage:
+    """Before a plan: make Snakemake's record say how the blobs were made that are there now. Return their lineage.
+
+    A blob whose time is the one that Snakemake recorded is as it says. Any other was written by another machine's run:
+    then the lineage beside it tells how, or nobody knows, and it is made again.
+    Raises `UserError` when the storage refuses or does not answer.
+    """
+    with blobs.explained_storage_errors(results):
+        stored = Stored(results, name)
+        lineage, records = stored.lineage(), snakemake_records()
+        for query in {query for query in recorded() if query.startswith(stored.root)} | {
+            stored.root + path for path in lineage.by_output
+        }:
+            path = query.removeprefix(stored.root)
+            blob, record = stored.find(path), records._read_record(query)
+            if blob is None or records._filter_incomplete_keys([query]) or _as_recorded(blob, record):
+                continue
+            job = lineage.by_output.get(path)
+            facts = UNKNOWN
+            if job is not None and blob.sha256 == job["outputs"][path]:
+                inputs = job["record"].get("input") or []
+                facts = job["record"] | {"input": [stored.root + one if stored.find(one) else one for one in inputs]}
+            records._write_record(query, as_record(facts, blob.written))
+        return lineage
+
+
+def write(results: str, name: str) -> None:
+    """After a run: write beside the blobs how they were made, those of other machines' runs as the lineage has them."""
+    with blobs.explained_storage_errors(results):
+        stored = Stored(results, name)
+        new, records = LineageBuilder(), snakemake_records()
+        for query in sorted(recorded()):
+            path, record = query.removeprefix(stored.root), records._read_record(query)
+            blob = stored.find(path) if query.startswith(stored.root) else None
+            if blob is None or blob.sha256 is None or not _as_recorded(blob, record) or record.rule is None:
+                continue
+            if not records._filter_incomplete_keys([query]):
+                new.add(path, _job(stored, record, blob), blob.sha256)
+        for path, job in stored.lineage().by_output.items():
+            blob = stored.find(path)
+            if path not in new.by_output and blob is not None and blob.sha256 == job["outputs"][path]:
+                new.add(path, job, blob.sha256)
+        if new.by_output:
+            text = lineage_text(Lineage(new.by_output)).encode()
+            stored.folder.container.upload_blob(stored.folder.name(NAME), text, overwrite=True)
+
+
+def _as_recorded(blob: Blob, record: Any) -> bool:
+    return record is not None and record.endtime == blob.written
+
+
+def _job(stored: Stored, record: Any, output: Blob) -> Job:
+    """The job with the paths of a folder, and the sha256 of inputs of which Snakemake saw no copy."""
+    job = job_facts(record, None)
+    facts = job["record"]
+    inputs = [path.removeprefix(stored.root) for path in facts["input"] or []]
+    checksums = {path: value for path, value in (facts["input_checksums"] or {}).items() if path in inputs}
+    for path in inputs:
+        blob = stored.found.get(path)
+        if blob is not None and blob.sha256 and blob.written <= output.written:
+            checksums[path] = f"sha256:{blob.sha256}"
+    return {**job, "record": facts | {"input": inputs, "input_checksums": checksums}}

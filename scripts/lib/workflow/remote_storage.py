@@ -1,0 +1,85 @@
+"""A run whose jobs share no files with it: what must be right before the first one, and what they must be told."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lib.core.cli import fail
+from lib.provenance.run_card import CODE, code_facts
+from lib.workflow.input_content import compare_by_content
+from lib.workflow.snakemake_metadata import agree, keep_records_of_failed_jobs
+
+
+def prepare_storage(workflow: Any) -> None:
+    """Mend the storage plugin, and tell scripts the storage account and the code's commit by the environment.
+
+    Raises `UserError` where jobs would lack sources: Snakemake sends them what git knows, and the configuration.
+    """
+    if workflow.storage_settings.default_storage_provider == "azure":
+        from lib.azure.blobs import ACCOUNT
+        from lib.workflow.azure_storage_plugin import mend_storage_plugin
+
+        mend_storage_plugin()
+        settings = workflow.storage_provider_settings.get("azure")
+        account = settings and settings.get_field_settings("account_name").get(None)
+        if account:
+            os.environ[ACCOUNT] = account
+    if workflow.is_main_process:
+        _check_sources(workflow.configfiles)
+        os.environ[CODE] = json.dumps(code_facts())
+
+
+def names_secret() -> bool:
+    """Whether jobs are told where the hub's token is kept; the address is no secret."""
+    return "SLMFLOW_HF_TOKEN_SECRET" in os.environ
+
+
+def _check_sources(configuration: list[str]) -> None:
+    known = subprocess.run(["git", "ls-files", "scripts"], capture_output=True, text=True)
+    if not known.stdout:
+        fail(
+            "jobs get their sources by git, which knows none here",
+            "clone it with git, or: git init; git add .",
+        )
+    for file in configuration:
+        if os.path.relpath(file).startswith(".."):
+            fail("jobs elsewhere get no files from outside of this folder", f"put it into {Path.cwd()}", at=file)
+
+
+def storage_path(workflow: Any, path: str) -> str:
+    """Where the default storage has what the rules call `path`."""
+    return f"{workflow.storage_settings.default_storage_prefix.rstrip('/')}/{path}"
+
+
+def known_before(workflow: Any, results: str, given: Iterable[str]) -> None:
+    """Before a plan: hold Snakemake's record against the results and their lineage, and its inputs against their bytes.
+
+    given: files and folders of the configuration that no rule makes.
+    Raises `UserError` where it cannot, or where jobs elsewhere could not write to such a folder.
+    """
+    if workflow.storage_settings.default_storage_provider and not re.match(r"\w", results):
+        fail(f"results: {results} is no folder below this one", "jobs elsewhere need one, such as results")
+    if workflow.storage_settings.default_storage_provider == "azure":
+        from lib.workflow import azure_storage_plugin, remote_lineage
+
+        outputs = storage_path(workflow, results)
+        lineage = remote_lineage.learn(outputs, results)
+        azure_storage_plugin.list_once(outputs)
+    else:
+        outputs, lineage = results, agree(Path(results))
+    compare_by_content(given, outputs, lineage)
+    keep_records_of_failed_jobs()
+
+
+def known_after(workflow: Any, results: str) -> None:
+    """After a run: write the lineage."""
+    if workflow.storage_settings.default_storage_provider == "azure":
+        from lib.workflow import remote_lineage
+
+        remote_lineage.write(storage_path(workflow, results), results)
+    else:
+        agree(Path(results), during_run=True)
