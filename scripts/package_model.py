@@ -9,7 +9,7 @@ from lib.core.cli import NO_TELEMETRY, parser, progress, run
 from lib.core.escaping import escape_markdown
 from lib.core.files import published_directory, read_json
 from lib.data.tokenizer_check import describe_check
-from lib.evaluation.metrics import MAIN_METRIC
+from lib.evaluation.registry import MAIN_METRIC
 from lib.evaluation.selection import selected
 from lib.onnx.packaged import read_genai_config, read_packaged_template
 from lib.provenance.manifests import RUN_CARD, link_files, load_manifest, manifest_path, read_manifest, write_manifest

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lib.core.files import sha256_file, write_json, write_jsonl
-from lib.evaluation.metrics import interval, point, quality, statistics
+from lib.evaluation.bootstrap import bootstrap_interval, point_estimate
+from lib.evaluation.metrics import quality, statistics
 
 LABELS = ["negative", "neutral", "positive"]
 ALIKE = {"positive": 30, "Positive": 2}  # spellings of labels that differ by case alone
@@ -348,12 +349,12 @@ class MadeRun:
     def _write_merge(self, run: str, stages: dict[str, list[dict[str, Any]]]) -> None:
         """What `choose_merge` says of the two merges."""
         found = {kind: statistics(self.task, stages[f"merged-{kind}"], LABELS)["macro_f1"] for kind in MERGES}
-        values = {kind: point(one) or 0.0 for kind, one in found.items()}
+        values = {kind: point_estimate(one) or 0.0 for kind, one in found.items()}
         chosen, other = sorted(MERGES, key=lambda kind: -values[kind])
-        ends = interval(found[chosen], seed=0, samples=500, minus=found[other]) or [0.0, 0.0]
+        ends = bootstrap_interval(found[chosen], seed=0, samples=500, minus=found[other]) or [0.0, 0.0]
         write_json(self.path(f"runs/{run}/merge.json"), {
             "chosen": chosen, "metric": "macro_f1", "values": values, "difference": values[chosen] - values[other],
-            "difference_ci95": ends, "told_apart": not ends[0] <= 0 <= ends[1]})  # fmt: skip
+            "difference_ci95": ends, "is_significant": not ends[0] <= 0 <= ends[1]})  # fmt: skip
 
     def _write_score(self, stage: str, split: str, predictions: list[dict[str, Any]], of: str) -> None:
         labels = LABELS if self.task == "classification" else None

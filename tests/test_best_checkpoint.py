@@ -19,7 +19,8 @@ from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.data.templates import compile_template, render_completion
 from lib.data.tokenizer import load_tokenizer
 from lib.evaluation import torch_scorer
-from lib.evaluation.metrics import SELECTED_BY, quality
+from lib.evaluation.metrics import quality
+from lib.evaluation.registry import SELECTED_BY
 from lib.models.loading import load_adapter, load_model
 from lib.training import batching, packing
 from lib.training.callbacks import last_checkpoint, stopped_early, validations

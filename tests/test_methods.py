@@ -213,6 +213,6 @@ def test_choosing_a_merge_goes_by_the_rows(tmp_path):
     for right, chosen, apart in ((150, "original", True), (100, "dequantised", False)):
         folders = {"original": scored("original", right), "dequantised": scored("dequantised", 100)}
         found = choose(tmp_path, folders, copy.deepcopy(settings))
-        assert (found["chosen"], found["told_apart"]) == (chosen, apart)
+        assert (found["chosen"], found["is_significant"]) == (chosen, apart)
         assert found["values"] == {"dequantised": 0.5, "original": right / 200}
         assert found["difference_ci95"][0] <= found["difference"] <= found["difference_ci95"][1]

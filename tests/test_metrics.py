@@ -8,9 +8,11 @@ import pytest
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from lib.core.cli import UserError
-from lib.evaluation import metrics
-from lib.evaluation.comparison import compare, mcnemar_p
-from lib.evaluation.metrics import interval, parse_answer, quality, statistics, token_f1
+from lib.evaluation import bootstrap, metrics
+from lib.evaluation.answers import parse_answer, token_f1
+from lib.evaluation.bootstrap import bootstrap_interval
+from lib.evaluation.comparison import compare_stages, mcnemar_p
+from lib.evaluation.metrics import quality, statistics
 
 LABELS = ["a", "b", "c"]
 # (true, predicted): a is right 3 of 4 times, b 2 of 4, c 1 of 2.
@@ -84,8 +86,8 @@ def test_bootstrap_repeats_with_its_seed_and_has_the_width_that_theory_gives():
 
 
 def test_bootstrap_in_pieces_draws_every_row_equally_often(monkeypatch):
-    monkeypatch.setattr(metrics, "_DRAWS_AT_ONCE", 70)  # 7 resamples of 10 rows at a time
-    pieces = list(metrics._row_weights(10, 0, 1000))
+    monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 70)  # 7 resamples of 10 rows at a time
+    pieces = list(bootstrap._row_weights(10, 0, 1000))
     assert {len(piece) for piece in pieces} == {7, 1000 % 7}
     weights = np.concatenate(pieces)
     assert weights.shape == (1000, 10)
@@ -97,10 +99,10 @@ def test_difference_of_two_stages_is_measured_on_the_same_rows():
     before = planted()
     after = [row(n, pair[0], pair[0] if n == 9 else pair[1]) for n, pair in enumerate(PLANTED)]  # one row mended
     old, new = (statistics("classification", rows, LABELS)["accuracy"] for rows in (before, after))
-    low, high = interval(new, seed=0, samples=2000, minus=old)
+    low, high = bootstrap_interval(new, seed=0, samples=2000, minus=old)
     assert low == 0  # no draw can make the mended stage worse; independent draws would
     assert 0.2 < high < 0.5
-    assert interval(old, seed=0, samples=200, minus=old) == [0, 0]
+    assert bootstrap_interval(old, seed=0, samples=200, minus=old) == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_comparison_counts_flips_wins_and_losses_and_ignores_the_order_of_rows()
     after[3] = row(3, "a", "a")  # won
     after[0] = row(0, "a", "c")  # lost
     after[9] = row(9, "c", "b")  # another wrong label: a flip, neither won nor lost
-    result = compare("classification", before, after[::-1], name="merged")
+    result = compare_stages("classification", before, after[::-1], name="merged")
     assert result["flips"] == 3
     assert result["against"] == {"name": "merged", "wins": 1, "losses": 1, "mcnemar_p": 1.0}
     # (.8, .1, .1) against the same with two places swapped, on 3 of 10 rows
@@ -129,9 +131,9 @@ def test_kl_normalises_over_the_labels_and_is_directed():
     before["log_probs"] = {"a": -5 + math.log(0.9), "b": -5 + math.log(0.1)}
     after["log_probs"] = {"b": math.log(0.5) - 700, "a": math.log(0.5) - 700}  # exp alone would underflow
     expected = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
-    assert compare("classification", [before], [after], name="x")["kl"] == pytest.approx(expected)
-    assert compare("classification", [after], [before], name="x")["kl"] != pytest.approx(expected)
-    assert compare("classification", [before], [{**after, "log_probs": None}], name="x")["kl"] is None
+    assert compare_stages("classification", [before], [after], name="x")["kl"] == pytest.approx(expected)
+    assert compare_stages("classification", [after], [before], name="x")["kl"] != pytest.approx(expected)
+    assert compare_stages("classification", [before], [{**after, "log_probs": None}], name="x")["kl"] is None
 
 
 @pytest.mark.parametrize("answer", ["joyful", "joy or fear", "Joy", "Joy.", "", "joy joy"])
@@ -162,7 +164,7 @@ def test_rows_twice_or_of_another_corpus_are_refused():
         measured([*planted(), row(0, "a", "a")])
     other = [*planted()[:-1], row(99, "a", "a")]
     with pytest.raises(UserError, match="2 rows are not in both"):
-        compare("classification", planted(), other, name="base")
+        compare_stages("classification", planted(), other, name="base")
 
 
 @pytest.mark.parametrize("change", [{"label": "d"}, {"predicted": None}, {"log_probs": {"a": math.nan}}])
@@ -208,7 +210,7 @@ def test_baselines_without_probabilities_have_no_perplexity():
 def test_comparison_of_generated_texts_counts_rows_that_came_nearer():
     before = [generated(0, "no", "yes"), generated(1, "blue car", "blue car"), generated(2, "x", "y")]
     after = [generated(0, "yes", "yes"), generated(1, "blue  car", "blue car"), generated(2, None, "y")]
-    result = compare("generation", before, after, name="merged")
+    result = compare_stages("generation", before, after, name="merged")
     against = {"name": "merged", "wins": 1, "losses": 0, "mcnemar_p": 1.0}
     assert result == {"flips": 1, "kl": None, "against": against}
 
@@ -229,7 +231,7 @@ def test_many_labels_are_measured_as_few_are_without_a_table_of_all_pairs(monkey
         for n in range(500)
     ]  # fmt: skip
     sparse = metrics.quality("classification", rows, labels, seed=1, samples=40)
-    monkeypatch.setattr(metrics, "MOST_LABELS_SHOWN", 1000)
+    monkeypatch.setattr(metrics, "MANY_LABELS", 1000)
     dense = metrics.quality("classification", rows, labels, seed=1, samples=40)
     table = dense.pop("confusion")
     assert sorted(sparse.pop("confusion")) == [

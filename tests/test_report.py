@@ -10,7 +10,7 @@ from conftest import SCRIPTS
 from made_run import NASTY
 
 from lib.core.files import sha256_file
-from lib.evaluation.metrics import MAIN_METRIC
+from lib.evaluation.registry import MAIN_METRIC
 from lib.provenance.code_closure import code_closure
 from lib.report import findings, formatting, plots, timings
 from lib.report.evidence import SHOWN, Evidence
@@ -434,17 +434,17 @@ def test_what_the_rows_cannot_show_is_said_with_the_number_of_rows_that_could():
         "classification", against(9, 9, 1.0), 200, "TF-IDF"
     )
     one = {"run": "lora", "variant": "fp32", "difference": -0.01, "difference_ci95": [-0.03, 0.01]}
-    undecided = findings.told_apart("macro_f1", one | {"told_apart": False, "rows_needed": 1234})
+    undecided = findings.describe_significance("macro_f1", one | {"is_significant": False, "rows_needed": 1234})
     assert undecided == (
         "These rows cannot tell it from lora/fp32: the difference is -3.0 to +1.0 points of macro-F1."
         " If the difference is as large as it looks here, about 1,200 rows would settle it."
     )
-    decided = one | {"difference": 0.02, "difference_ci95": [0.01, 0.03], "told_apart": True, "rows_needed": 50}
-    assert "it is better than lora/fp32, by 1.0 to 3.0 points" in findings.told_apart("macro_f1", decided)
+    decided = one | {"difference": 0.02, "difference_ci95": [0.01, 0.03], "is_significant": True, "rows_needed": 50}
+    assert "it is better than lora/fp32, by 1.0 to 3.0 points" in findings.describe_significance("macro_f1", decided)
 
 
 def rank(group: str, mean: float, told_apart: bool | None, seeds: int = 1) -> dict:
-    return {"group": group, "variant": "int4", "mean": mean, "told_apart": told_apart, "seeds": list(range(seeds))}
+    return {"group": group, "variant": "int4", "mean": mean, "is_significant": told_apart, "seeds": list(range(seeds))}
 
 
 @pytest.mark.parametrize(
@@ -502,7 +502,7 @@ def test_many_equal_settings_are_counted_and_the_many_comparisons_are_said():
 def test_the_sentence_about_the_merge_follows_its_numbers(difference, ends, expected):
     values = {"original": 0.78, "dequantised": 0.78 + difference}
     merge = {"chosen": "dequantised", "metric": "macro_f1", "values": values, "difference": difference}
-    text = findings.merge_choice("q", merge | {"difference_ci95": ends, "told_apart": ends[0] > 0})
+    text = findings.merge_choice("q", merge | {"difference_ci95": ends, "is_significant": ends[0] > 0})
     assert text.startswith("Of the two merges of run q the one into the dequantised weights was kept: macro-F1 0.800")
     assert text.endswith(expected)
 

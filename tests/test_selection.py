@@ -114,13 +114,13 @@ def test_the_selection_says_what_the_rows_cannot_tell_and_how_many_could(select)
         {"big": (set(range(10)), 500, {}), "small": (set(range(11)), 100, {}), "bad": (set(range(40)), 50, {})}
     )
     big, bad = found["compared"]
-    assert (big["variant"], big["told_apart"], bad["variant"], bad["told_apart"]) == ("big", False, "bad", True)
+    assert (big["variant"], big["is_significant"], bad["variant"], bad["is_significant"]) == ("big", False, "bad", True)
     assert big["difference"] == pytest.approx(-0.01)
     assert big["difference_ci95"][0] < -0.01 < big["difference_ci95"][1] == 0
     assert big["rows_needed"] > 400  # one row in a hundred
     assert bad["rows_needed"] < 100
     equal = select({"one": ({1}, 100, {}), "two": ({2}, 200, {})})["compared"][0]
-    assert (equal["told_apart"], equal["rows_needed"]) == (False, None)
+    assert (equal["is_significant"], equal["rows_needed"]) == (False, None)
     assert select({"one": ({1}, 100, {})})["compared"] == []
 
 
@@ -227,11 +227,11 @@ def test_the_ranking_goes_by_the_mean_over_seeds(select):
         [0.9, 0.98, 0.94],
     )
     assert (high["mean"], high["sd"]) == (pytest.approx(0.94), pytest.approx(0.04))
-    assert (high["difference"], high["difference_ci95"], high["told_apart"]) == (0, None, None)
+    assert (high["difference"], high["difference_ci95"], high["is_significant"]) == (0, None, None)
     assert (low["group"], low["mean"]) == ("low", pytest.approx(0.51))
     assert low["difference"] == pytest.approx(-0.43)
     assert low["difference_ci95"][0] < -0.43 < low["difference_ci95"][1] < 0
-    assert low["told_apart"] is True
+    assert low["is_significant"] is True
 
 
 def test_without_seeds_each_run_is_a_group_of_its_own(select):

@@ -20,7 +20,8 @@ from lib.core.cli import UserError
 from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.data.templates import compile_template, render_completion, render_prompt
 from lib.data.tokenizer import load_tokenizer
-from lib.evaluation.metrics import label_shares, quality
+from lib.evaluation.answers import label_shares
+from lib.evaluation.metrics import quality
 from lib.evaluation.scoring import encode_choices
 from lib.models.loading import load_adapter, load_model
 from lib.onnx.graph import Graph, dequantised

@@ -16,6 +16,7 @@ from lib.config.sweep import Run, expand_runs, expand_variants
 from lib.config.variants import Count, Section, Variant
 from lib.core.cli import UserError
 from lib.data.templates import columns_of, parse_segments, placeholder, template_columns
+from lib.evaluation.registry import METRICS, SELECTED_BY, find_metrics
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 _PART = "[A-Za-z0-9._][A-Za-z0-9._-]*"  # of a path; what begins with - would be an option
@@ -26,10 +27,6 @@ Tokens = Annotated[int, Field(ge=8, le=2**31 - 1)]
 S = TypeVar("S", bound="Section")
 
 RESULTS = rf"^/*{_PART}(/+{_PART})*/*$"
-METRICS = {
-    "classification": ("macro_f1", "accuracy"),
-    "generation": ("chrf", "token_f1", "exact_match"),
-}
 
 
 class Split(Section):
@@ -242,7 +239,7 @@ class Config(Section):
             raise ValueError("variants: none is scored, so none could be selected; add one for the cpu provider")
         if self.task == "generation" and any(run.finetune["class_balance"] != "none" for run in self.runs.values()):
             raise ValueError("finetune.class_balance: belongs to task classification")
-        metrics = METRICS[self.task]
+        metrics = find_metrics(self.task, "is_selectable")
         named = {
             "selection.metric": self.selection.metric,
             **{f"gate.minimum.{name}": name for name in self.gate.minimum},
@@ -251,11 +248,12 @@ class Config(Section):
             if name and name not in metrics:
                 raise ValueError(f"{key}: task {self.task} has no metric {name}, use one of {', '.join(metrics)}")
         limits = {f"gate.minimum.{name}": (name, value) for name, value in self.gate.minimum.items()}
-        limits["selection.min_quality"] = (self.selection.metric or metrics[0], self.selection.min_quality or 0)
+        selected_by = self.selection.metric or SELECTED_BY[self.task]
+        limits["selection.min_quality"] = (selected_by, self.selection.min_quality or 0)
         for key, (name, value) in limits.items():
-            highest = 100 if name == "chrf" else 1
+            highest = METRICS[name].highest
             if value > highest:
-                raise ValueError(f"{key}: {value:g} can never be reached, {name} goes up to {highest}")
+                raise ValueError(f"{key}: {value:g} can never be reached, {name} goes up to {highest:g}")
         if self.task == "generation" and self.evaluate.greedy_rows == 0:
             raise ValueError(
                 "evaluate.greedy_rows: 0 leaves no free answers, from which checkpoint and variant are chosen: raise it"
