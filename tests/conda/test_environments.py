@@ -10,12 +10,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from local_conda import install_conda
 from packaging.requirements import Requirement
 from test_project import RULE_SCRIPTS, environments, pip_lines
 from test_runs import make
-from workspaces import Workspace, tiny_config
+
+from support.paths import ROOT
+from support.workspaces import Workspace, tiny_config
 
 pytestmark = pytest.mark.conda
 
