@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_files import script_with
 
 from lib.core import failures
 from lib.core.checksums import write_checksums
@@ -20,6 +19,7 @@ from lib.core.cli import UserError, fail
 from lib.core.failures import describe_failure, find_failure, find_failure_behind, is_full
 from lib.core.files import published, published_directory, write_json
 from support.paths import SCRIPTS
+from support.python_code import script_with
 
 FULL = "No space left on device; the disk is full: free some space there, then start again"
 

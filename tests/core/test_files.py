@@ -5,8 +5,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
-import sys
 import time
 
 import pytest
@@ -22,7 +20,7 @@ from lib.core.files import (
     write_jsonl,
 )
 from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
-from support.paths import SCRIPTS
+from support.python_code import script_with
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -89,13 +87,6 @@ def test_a_cut_jsonl_file_is_named_with_its_line(tmp_path):
     (tmp_path / "rows.jsonl").write_text((tmp_path / "rows.jsonl").read_text()[:-4])
     with pytest.raises(UserError, match=r"rows.jsonl:2: not JSON"):
         list(read_jsonl(tmp_path / "rows.jsonl"))
-
-
-def script_with(body: str, *args: str) -> subprocess.CompletedProcess:
-    code = (
-        f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\nfrom lib.core.cli import *\n{body}\nrun(parser('x'), main)"
-    )
-    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True)
 
 
 def test_a_persons_mistake_is_one_line_on_stderr_and_in_the_log(tmp_path):

@@ -1,6 +1,5 @@
 """Foreign code-like data: whatever it does, a child ends within its limits, and the parent says so in one line."""
 
-import json
 import os
 import re
 import resource
@@ -22,6 +21,7 @@ from lib.data.tokenizer_trial import check_tokenizer_file
 from lib.data.value_limits import batched_by_size
 from lib.models.adapter_trial import check_fields, try_patterns
 from support import hostile_calls
+from support.changed_tokenizers import changed_tokenizer, replace
 from support.paths import ROOT
 
 FEW = Limits(seconds=1, megabytes=100)
@@ -186,20 +186,6 @@ def test_many_long_conversations_are_rendered_in_order():
     conversations = [[{"role": "user", "content": f"{number}" * 600_000}] for number in range(9)]
     rendered = render_conversations("{{ messages[0].content }}{{ add_generation_prompt }}", conversations, {})
     assert rendered == [f"{str(number) * 600_000}True" for number in range(9)]
-
-
-def changed_tokenizer(base, tmp_path, /, **parts):
-    """The folder of a model with other parts in its tokenizer.json."""
-    for name in ("tokenizer_config.json", "config.json", "generation_config.json"):
-        (tmp_path / name).write_bytes((base / name).read_bytes())
-    content = json.loads((base / "tokenizer.json").read_text())
-    model_part = {**content["model"], **parts.pop("model", {})}
-    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, "model": model_part, **parts}))
-    return tmp_path
-
-
-def replace(pattern, content):
-    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
 
 
 def split(regex):

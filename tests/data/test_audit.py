@@ -1,6 +1,5 @@
 """The audit: every row is kept or set aside with its reason, and the verdict is about what is left."""
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -10,48 +9,14 @@ import pytest
 import yaml
 
 from lib.core.cli import UserError
-from lib.core.files import read_json, read_jsonl, write_jsonl
+from lib.core.files import write_jsonl
 from lib.data import near_duplicates
 from lib.data.audit_verdict import judge_audit
 from lib.data.labels import caseless_value, label_value, quoted
 from lib.data.near_duplicates import _bands, _comparable, cluster_numbers, similar_pairs
 from lib.data.rows import MISSING, NOT_TEXT, as_text, column, normalise, reachable_names, record_id
 from lib.data.tokenizer import Tokenizer
-
-DATA = {"target": "tone", "labels": None, "special_tokens": "reject", "near_duplicates": 0.8, "min_rows_per_class": 1}
-CORPUS = {
-    "template": None,
-    "text_template": "### Text: {phrase}\n### The tone is:\n{tone}",
-    "system": None,
-    "user": None,
-    "max_length": 256,
-    "truncation": "reject",
-}
-
-
-def audit(tmp_path: Path, base: Path, rows: list, task: str = "classification", corpus: dict | None = None, **data):
-    """Audit rows (a text stands for an unreadable one); returns audit, kept and rejected rows."""
-    import audit_data
-
-    sources = (
-        {"file": "a.json", "line": line, **({"error": row} if isinstance(row, str) else {"row": row})}
-        for line, row in enumerate(rows, start=1)
-    )
-    write_jsonl(tmp_path / "rows.jsonl", sources)
-    settings = {"task": task, "data": {**DATA, **data}, "corpus": {**CORPUS, **(corpus or {})}}
-    places = {name: tmp_path / f"{name}.jsonl" for name in ("rows", "kept", "rejected")}
-    audit_data.main(argparse.Namespace(settings=settings, base=base, audit=tmp_path / "audit.json", **places))
-    result = read_json(tmp_path / "audit.json")
-    kept, rejected = (list(read_jsonl(places[name])) for name in ("kept", "rejected"))
-    assert result["kept"] == len(kept)
-    assert sum(result["rejected"].values()) == len(rejected)
-    assert len(kept) + len(rejected) == len(rows) == result["rows"]
-    assert sorted(row["line"] for row in kept + rejected) == list(range(1, len(rows) + 1))
-    return result, kept, rejected
-
-
-def row(phrase: object, tone: object = "joy") -> dict:
-    return {"phrase": phrase, "tone": tone}
+from support.data_stages import CORPUS, DATA, audit, row
 
 
 def test_each_reason_with_its_place_and_row(tmp_path, tiny_phi3):

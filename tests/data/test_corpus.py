@@ -4,74 +4,17 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from lib.core.cli import UserError
-from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
-from lib.data.rows import record_id
+from lib.core.files import read_json, read_jsonl
 from lib.data.templates import render_completion, render_prompt
 from lib.data.tokenizer import load_tokenizer
+from support.data_stages import PHRASES, SPLITS, TEXT, kept_rows, render
 
-SPLITS = ("train", "validation", "test")
-TEXT = {"template": None, "text_template": "### Text: {phrase}\n### The tone is:\n{tone}", "system": None, "user": None}
 CHAT = {"template": "chat", "text_template": None, "system": "Name the tone.", "user": "Text: {phrase}"}
-PHRASES = [
-    "She hid behind the door.",
-    "{phrase} {braces}",
-    "tab\tand\nnew line",
-    "emoji 🙂 ümläute",
-    "two  spaces",
-    "He laughed until he cried.",
-]
-
-
-def kept_rows(phrases: list[str] = PHRASES) -> list[dict]:
-    rows = []
-    for index, phrase in enumerate(phrases):
-        target = ("joy", "fear")[index % 2]
-        id_ = record_id({"phrase": phrase, "tone": target})
-        place = {"file": "data/a.json", "line": index + 10}
-        rows.append({"id": id_, **place, "values": {"phrase": phrase}, "target": target, "cluster": index})
-    return rows
-
-
-def render(
-    folder: Path,
-    base: Path,
-    rows: list[dict],
-    corpus: dict,
-    task: str = "classification",
-    split_rows: list[dict] | None = None,
-    labels: Sequence[str] = ("fear", "joy"),
-    optional: list[str] | None = None,
-    **limits: object,
-) -> Path:
-    """Render rows, those of `split_rows` dealt to the splits in turn; returns the folder of the corpus."""
-    import render_corpus
-
-    write_json(folder / "audit.json", {"labels": labels if task == "classification" else None})
-    write_jsonl(folder / "kept.jsonl", rows)
-    dealt = {row["id"]: SPLITS[index % 3] for index, row in enumerate(split_rows or rows)}
-    write_json(folder / "split.json", {"rows": dealt})
-    corpus = {**corpus, "max_length": 256, "truncation": "reject", **limits}
-    settings = {"task": task, "data": {"target": "tone", "optional_columns": optional}, "corpus": corpus}
-    out = folder / "corpus"
-    places = {split: out / f"{split}.jsonl" for split in SPLITS}
-    render_corpus.main(
-        argparse.Namespace(
-            settings=settings,
-            audit=folder / "audit.json",
-            kept=folder / "kept.jsonl",
-            split=folder / "split.json",
-            base=base,
-            template=out / "template.json",
-            **places,
-        )
-    )
-    return out
 
 
 def corpus_rows(corpus: Path) -> list[dict]:

@@ -1,17 +1,14 @@
 """The split: clusters stay whole, labels are stratified, and only seed and rows decide."""
 
-import argparse
 import random
 from collections import Counter, defaultdict
-from pathlib import Path
 
 import pytest
 
 from lib.core.cli import UserError
-from lib.core.files import read_json, write_json, write_jsonl
+from lib.core.files import write_json
 from lib.data.rows import record_id
-
-SHARES = {"validation": 0.1, "test": 0.15}
+from support.data_stages import SHARES, split
 
 
 def kept(*groups: tuple[str, int, int]) -> list[dict]:
@@ -25,18 +22,6 @@ def kept(*groups: tuple[str, int, int]) -> list[dict]:
                 rows.append({"id": id_, "values": values, "target": label, "cluster": cluster})
             cluster += 1
     return rows
-
-
-def split(tmp_path: Path, rows: list[dict], *, seed=1, shares=SHARES, task="classification", verdict=None) -> dict:
-    import split_data
-
-    labels = sorted({row["target"] for row in rows}) if task == "classification" else None
-    write_json(tmp_path / "audit.json", {"labels": labels, "verdict": verdict or {"ok": True, "reasons": []}})
-    write_jsonl(tmp_path / "kept.jsonl", rows)
-    places = {"audit": tmp_path / "audit.json", "kept": tmp_path / "kept.jsonl", "output": tmp_path / "split.json"}
-    settings = {"seed": seed, "task": task, "split": shares}
-    split_data.main(argparse.Namespace(settings=settings, **places))
-    return read_json(tmp_path / "split.json")
 
 
 def test_fractions_are_met_in_every_class(tmp_path):

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from test_training import LABELS, make_corpus
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 from transformers import GenerationConfig
@@ -20,6 +19,7 @@ from lib.evaluation.metrics import quality
 from lib.evaluation.scoring import answer_text, encode_choices
 from lib.models.loading import load_model
 from support.tiny_models import TEXTS, tiny_tokenizer
+from support.training import LABELS, make_corpus
 
 SPECIALS = ("<unk>", "<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>")
 

@@ -1,16 +1,15 @@
 """Selection and gate on variants whose differences are planted."""
 
 import json
-import math
 
 import pytest
 
-from lib.core.files import sha256_file, write_json, write_jsonl
+from lib.core.files import write_json, write_jsonl
 from lib.core.layout import Layout
 from lib.evaluation.metrics import quality
 from lib.provenance.manifests import manifest_path
+from support.candidates import LABELS, predictions, write_candidate
 
-LABELS = ["no", "yes"]
 SELECTION = {
     "metric": "accuracy",
     "min_quality": None,
@@ -20,21 +19,6 @@ SELECTION = {
     "max_peak_rss_mb": None,
 }
 EVALUATE = {"bootstrap_samples": 1000, "greedy_rows": 0}
-SPEED = {"first_token_ms": 50.0, "tokens_per_second": 40.0, "peak_rss_mb": 300.0}
-
-
-def predictions(wrong: set[int], rows: int = 100) -> list[dict]:
-    return [
-        {
-            "id": f"row{number}",
-            "label": LABELS[number % 2],
-            "predicted": LABELS[(number + (number in wrong)) % 2],
-            "log_probs": {label: math.log(0.5) for label in LABELS},
-            "answer": None,
-            "stopped": None,
-        }
-        for number in range(rows)
-    ]
 
 
 @pytest.fixture
@@ -65,19 +49,6 @@ def select(tmp_path, run_script):
         return json.loads((tmp_path / "out").read_text()) if check else done
 
     return run
-
-
-def write_candidate(layout: Layout, run_name: str, variant: str, rows: list[dict], speed: dict) -> None:
-    stage = f"onnx-{variant}"
-    manifest = manifest_path(layout.folder(run_name, stage))
-    files = [manifest, layout.score(run_name, stage), layout.speed(run_name, variant)]
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(manifest, {"name": variant})
-    measured = quality("classification", rows, LABELS, seed=0, samples=50)
-    write_json(layout.score(run_name, stage), {**measured, "inputs": {"model": sha256_file(manifest)}})
-    write_jsonl(layout.predictions(run_name, stage), rows[::-1])  # order must not matter
-    write_json(layout.speed(run_name, variant), SPEED | speed)
 
 
 def reasons(selection: dict) -> dict[str, str]:

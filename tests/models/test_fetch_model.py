@@ -1,6 +1,5 @@
 """The base model from a folder, from a hub (real HTTP on loopback) and from a package; whole or not at all."""
 
-import argparse
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ import pytest
 
 from lib.provenance.manifests import manifest_path, read_manifest
 from support.fake_hub import COMMIT, FakeHub
+from support.fetching import download, edit_json, fetch_path, parameters, refused
 from support.paths import ROOT
 
 
@@ -27,35 +27,9 @@ def hub():
         yield hub
 
 
-def parameters(folder: Path) -> int:
-    """Number of parameters of a model by building it: independent of what fetch_model counts."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder).num_parameters()
-
-
 @pytest.fixture(scope="session")
 def counts(tiny_phi3, tiny_llama) -> dict[str, int]:
     return {"phi3": parameters(tiny_phi3), "llama": parameters(tiny_llama)}
-
-
-def edit_json(path: Path, **changes) -> None:
-    """Set keys of a JSON file; None removes a key."""
-    value = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({key: item for key, item in value.items() if item is not None}))
-
-
-def fetch(source: dict, path: Path | None, out: Path, count: int) -> dict:
-    """Fetch in this process (importing torch for every case takes too long); returns the manifest."""
-    import fetch_model
-
-    settings = {"source": source, "parameters": count, "versions": {}}
-    fetch_model.main(argparse.Namespace(settings=settings, path=path, output=out))
-    return read_manifest(out)
-
-
-def fetch_path(path: Path, out: Path, count: int) -> dict:
-    return fetch({"path": "model"}, path, out, count)
 
 
 def fetch_hub(
@@ -68,16 +42,6 @@ def fetch_hub(
     command += ["--output", out, "--log", tmp_path / "log.txt"]
     environment = hub.environment(tmp_path / "home", **environment)
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment)
-
-
-def download(hub: FakeHub, tmp_path: Path, **environment) -> Path:
-    """Download the files of the model a/b and nothing more, for what needs no torch; returns their folder."""
-    code = "import sys; from lib.sources.huggingface import download_files; from fetch_model import needed_files;"
-    code += f"print(download_files('a/b', '{COMMIT}', lambda names: needed_files(names, 'a/b')))"
-    environment = hub.environment(tmp_path / "home", PYTHONPATH=str(ROOT / "scripts"), **environment)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
 
 
 def assert_refused(done: subprocess.CompletedProcess, tmp_path: Path, message: str) -> None:
@@ -195,19 +159,6 @@ def test_a_generation_config_is_made_where_there_is_none(model, counts, tmp_path
     (model / "generation_config.json").unlink()
     fetch_path(model, tmp_path / "base", counts["phi3"])
     assert json.loads((tmp_path / "base" / "generation_config.json").read_text())["eos_token_id"] == 2
-
-
-def refused(source: Path, tmp_path: Path, count: int, message: str) -> None:
-    from lib.core.cli import UserError
-
-    out = tmp_path / "base"
-    with pytest.raises(UserError) as caught:
-        fetch_path(source, out, count)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert str(source) in str(caught.value)
-    assert ".partial" not in str(caught.value)
-    assert not list(tmp_path.glob("base*"))
 
 
 def only_pickle(model: Path) -> None:

@@ -6,13 +6,13 @@ import struct
 from pathlib import Path
 
 import pytest
-from test_fetch_model import edit_json, fetch_path, parameters, refused
-from test_limits import changed_tokenizer, replace
 
 from lib.core.cli import UserError
 from lib.core.limits import Limits
 from lib.models import model_trial
 from lib.models.gguf_head import check_layers, read_head
+from support.changed_tokenizers import changed_tokenizer, replace
+from support.fetching import edit_json, fetch_path, parameters, refused
 from support.gguf_files import write_gguf
 
 

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_fetch_model import download, fetch, fetch_path, parameters, refused
 
 from lib.core.cli import UserError
 from lib.data.tokenizer import Tokenizer, load_tokenizer
@@ -17,6 +16,7 @@ from lib.models.gguf_pretokenizers import PRE_TOKENIZERS
 from lib.models.gguf_tokenizer import load_gguf_tokenizer, split_pieces
 from lib.provenance.manifests import read_manifest
 from support.fake_hub import FakeHub
+from support.fetching import download, fetch, fetch_path, parameters, refused
 from support.gguf_files import CONTROL, NORMAL, VOCABULARIES, byte_level, sentencepiece, write_gguf, write_vocabulary
 from support.paths import GOLDEN
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_methods import difference, taught
-from test_methods import merged as merged_by_hand
 
 from lib.core.cli import UserError
 from lib.core.files import read_json, write_json
 from lib.models.loading import load_adapter, load_model
 from lib.provenance.manifests import write_manifest
+from support.adapters import difference, taught
+from support.adapters import merged as merged_by_hand
 
 
 def bring_adapter(path: Path, base: Path, out: Path, **settings: Any) -> None:

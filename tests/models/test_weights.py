@@ -9,25 +9,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_fetch_model import fetch_path, parameters
-from test_methods import merged, taught
 
 from lib.core.cli import UserError
 from lib.models.loading import load_adapter, load_model
 from lib.models.safetensors_streaming import streamed_model
+from support.adapters import merged, taught
+from support.changed_models import Tensors, change, spoiled
+from support.fetching import fetch_path, parameters
 
-Tensors = dict[str, torch.Tensor]
 DOWN, HEAD, EMBED = "mlp.down_proj.weight", "lm_head.weight", "model.embed_tokens.weight"
 
 
 def rename(function: Callable[[str], str]) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {function(name): tensor for name, tensor in tensors.items()}
-
-
-def change(suffix: str, function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Tensors], Tensors]:
-    return lambda tensors: {
-        name: function(tensor) if name.endswith(suffix) else tensor for name, tensor in tensors.items()
-    }
 
 
 def drop(part: str) -> Callable[[Tensors], Tensors]:
@@ -106,14 +100,6 @@ SPOILED_VALUES = {
 @pytest.fixture(scope="module")
 def count(tiny_phi3) -> int:
     return parameters(tiny_phi3)
-
-
-def spoiled(base: Path, folder: Path, spoil: Callable[[Tensors], Tensors]) -> Path:
-    """A copy of a model with other tensors."""
-    shutil.copytree(base, folder)
-    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
-    save_file(spoil(tensors), folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 def assert_refused(function: Callable[[], Any], place: Path, *words: str) -> None:

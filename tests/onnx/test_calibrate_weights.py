@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training import make_corpus
 
 from lib.config.variants import Calibration
 from lib.core.cli import UserError
@@ -16,6 +15,7 @@ from lib.models.loading import load_model
 from lib.models.safetensors_streaming import read_weight, stored_weights
 from lib.onnx.graph import Graph, dequantised, gptq_values
 from support.onnx_samples import build
+from support.training import make_corpus
 
 
 def calibrate(

@@ -171,9 +171,9 @@ def test_every_build_is_compared_with_the_merged_weights_also_those_that_are_joi
 ):
     """Whatever is quantized or not: a weight of another model is told apart, if only the end of it differs."""
     import build_onnx
-    from test_weights import change, spoiled
 
     from lib.onnx.graph import Graph
+    from support.changed_models import change, spoiled
 
     base, corpus = request.getfixturevalue(f"tiny_{family}"), request.getfixturevalue(f"{family}_corpus")
     folder = build(base, corpus / "rows.jsonl", tmp_path / "built", **options)

@@ -16,16 +16,7 @@ from lib.provenance.code_closure import code_closure
 from lib.sources.lock_file import read_lock
 from lib.workflow.helpers import environment_file
 from support.paths import ROOT, SCRIPTS
-
-TEXT = "\n".join(path.read_text() for path in [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))])
-RULES = re.findall(r"^rule (\w+):", TEXT, flags=re.MULTILINE)
-RULE_SCRIPTS = [name for name in RULES if name not in ("all", "evidence")]
-
-
-def rule_text(name: str) -> str:
-    start = TEXT.index(f"\nrule {name}:")
-    end = TEXT.find("\nrule ", start + 1)
-    return TEXT[start : end if end > 0 else None]
+from support.rules import RULE_SCRIPTS, TEXT, environments, pip_lines, rule_text
 
 
 def test_generated_files_are_up_to_date():
@@ -58,20 +49,6 @@ def test_scripts_know_neither_snakemake_nor_the_configuration(name):
     }
     for path in (script, *code_closure(script)):
         assert "snakemake" not in {module.partition(".")[0] for module in imported(path)}
-
-
-def environments(name: str) -> list[Path]:
-    """The environments of a rule: the second one where it may be given a GPU."""
-    text = rule_text(name)
-    if fixed := re.search(r'"../envs/(\w+)\.yaml"', text):
-        return [ROOT / "envs" / f"{fixed[1]}.yaml"]
-    chosen = re.search(rf'environment\("(\w+)", "{name}"\)', text)
-    assert chosen, f"{name} names no environment, or another rule's"
-    return [ROOT / "envs" / folder / f"{chosen[1]}.yaml" for folder in ("", "cuda")]
-
-
-def pip_lines(environment: Path) -> list[str]:
-    return yaml.safe_load(environment.read_text())["dependencies"][-1]["pip"]
 
 
 MODULE_OF = {

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training import FINETUNE
 
 from lib.core.cli import UserError
 from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
@@ -25,10 +24,10 @@ from lib.models.loading import load_adapter, load_model
 from lib.onnx.graph import Graph, dequantised
 from lib.provenance.manifests import manifest_path, write_manifest
 from lib.training import batching
+from support.learnable_task import LABELS, WORDS, with_louder_logits
 from support.onnx_samples import build, write_corpus
+from support.training import FINETUNE
 
-WORDS = {"joy": "bread", "joyful": "party", "sadness": "dog"}
-LABELS = list(WORDS)
 EPOCHS = 10
 ROWS = {"train": 46, "validation": 21}  # neither is a multiple of a batch
 EVALUATE = {"greedy_rows": 100, "batch_size": 4, "max_new_tokens": 8, "bootstrap_samples": 50}
@@ -55,18 +54,6 @@ def learnable_corpus(base: Path, folder: Path) -> Path:
         write_jsonl(folder / f"{split}.jsonl", rows)
     write_json(folder / "template.json", {**template, "max_length": 128, "truncation": "reject"})
     return folder
-
-
-def with_louder_logits(base: Path, folder: Path) -> Path:
-    """A copy of a random model that adapters can teach: as made, no answer can get a logit above about 1."""
-    from safetensors.torch import load_file, save_file
-
-    copy = Path(shutil.copytree(base, folder))
-    weights = load_file(copy / "model.safetensors")
-    weights["model.norm.weight"] *= 10
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    write_manifest(copy, inputs={}, settings={})
-    return copy
 
 
 def train(base: Path, corpus: Path, out: Path, **changes: object) -> dict[str, Any]:
@@ -402,7 +389,8 @@ def test_training_and_use_read_the_same_ids(tiny_model, tmp_path):
     """200 odd rows (5): from raw values, as `predict.py` asks, to the ids of training and of ONNX Runtime (6)."""
     import onnxruntime_genai as og
     import predict
-    from test_corpus import SPLITS, TEXT, kept_rows, render
+
+    from support.data_stages import SPLITS, TEXT, kept_rows, render
 
     generator = random.Random(5)
     phrases = [f"{number}{''.join(generator.choices(SIGNS, k=12))}.".strip() for number in range(200)]
@@ -632,10 +620,9 @@ def test_a_short_label_cannot_win_by_being_short(learned):
 
 def test_scores_and_package_name_one_template(learned, tmp_path):
     """Another template in use than in training (5, 35): its hash is in every score and in the package."""
-    import test_predict
-
     from lib.core.files import sha256_file
     from support.onnx_samples import score
+    from support.packaged_model import package
 
     rows = tmp_path / "rows"
     shutil.copytree(learned.corpus, rows)
@@ -643,7 +630,7 @@ def test_scores_and_package_name_one_template(learned, tmp_path):
     found, _ = score(learned.int4, learned.base, rows, tmp_path / "score.json")
     shutil.copytree(learned.int4, tmp_path / "runs/lora/onnx/int4")
     shutil.copyfile(manifest_path(learned.int4), tmp_path / "runs/lora/onnx/int4.manifest.json")
-    model = test_predict.package(tmp_path, learned.base, learned.corpus)
+    model = package(tmp_path, learned.base, learned.corpus)
     packaged = read_json(manifest_path(model))["files"]["template.json"]
     assert packaged == found["inputs"]["template"] == sha256_file(learned.corpus / "template.json")
 
@@ -680,8 +667,7 @@ def test_the_report_tells_how_good_the_model_is_without_the_word_of_the_label(tm
 
 def test_a_row_that_is_there_three_times_is_in_one_split_once(tiny_phi3, tmp_path):
     """Rows multiplied before the split (13): copies in other clothes too would be in training and in test."""
-    from test_audit import audit, row
-    from test_split import split
+    from support.data_stages import audit, row, split
 
     phrases = [f"{number} {' '.join(np.random.default_rng(number).permutation(SENTENCE))}" for number in range(60)]
     rows = [row(text, ("joy", "fear")[number % 2]) for number, text in enumerate(phrases)]

@@ -10,13 +10,13 @@ import lock_hashes
 import pytest
 import set_up
 from packaging.version import Version
-from test_project import pip_lines
 
 from lib.core.cli import UserError
 from lib.sources.lock_file import LOCKS, Entry, format_lock, read_lock
 from lib.sources.package_index import PackageFile
 from lib.workflow.helpers import locked_versions
 from support.paths import ROOT
+from support.rules import pip_lines
 
 CPU_BUILD = "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"  # of torch, for CPython 3.11 on x86_64
 

@@ -21,8 +21,7 @@ import pytest
 from lib.core.cli import UserError
 from lib.sources import package_index
 from lib.sources.pypi import package_file
-
-METADATA = "Metadata-Version: 2.1\nName: demo-data\nVersion: 1.0\n"
+from support.wheels import METADATA, make_wheel
 
 
 def tar_gz(files: dict[str, bytes]) -> bytes:
@@ -33,19 +32,6 @@ def tar_gz(files: dict[str, bytes]) -> bytes:
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
-
-
-def make_wheel(folder: Path, files: dict[str, bytes]) -> str:
-    """Write the wheel of demo-data 1.0; returns its sha256."""
-    path = folder / "demo_data-1.0-py3-none-any.whl"
-    info = "demo_data-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-        archive.writestr(f"{info}/METADATA", METADATA)
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def make_sdist(folder: Path, files: dict[str, bytes]) -> str:

@@ -113,6 +113,18 @@ def tiny_workspace(root: Path, base: Path) -> Workspace:
     return Workspace(root)
 
 
+def make_workspace(root: Path, base: Path, **sections) -> Workspace:
+    """Raw rows and a configuration with one variant and these sections; nothing has run yet."""
+    root.mkdir(exist_ok=True)
+    copy_project(root)
+    rows = json.loads((ROOT / "data" / "tones.json").read_text())[:120]
+    write_rows(root / "rows.json", rows)
+    config = tiny_config(base) | {"variants": {"int4": {}}} | sections
+    config["base_model"]["parameters"] = parameters_of(base)
+    (root / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return Workspace(root)
+
+
 def finished_workspace(root: Path, base: Path) -> Path:
     """A tiny workspace with a base model of its own, whose files have the worst of names, run from raw rows to the report."""
     workspace = tiny_workspace(root, base)

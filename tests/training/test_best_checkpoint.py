@@ -4,16 +4,14 @@ import shutil
 import signal
 import subprocess
 import time
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from test_training import EVALUATE, FINETUNE, LABELS, adapter_hash, make_corpus, train, train_command
-from train_adapter import lora_model, save_adapter
-from transformers import TrainerCallback, TrainerState, set_seed
+from train_adapter import save_adapter
+from transformers import TrainerCallback, TrainerState
 
 from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.data.templates import compile_template, render_completion
@@ -21,60 +19,11 @@ from lib.data.tokenizer import load_tokenizer
 from lib.evaluation import torch_scorer
 from lib.evaluation.metrics import SELECTED_BY, quality
 from lib.models.loading import load_adapter, load_model
-from lib.training import batching, packing
+from lib.training import packing
 from lib.training.callbacks import last_checkpoint, stopped_early, validations
-from lib.training.trainer import AdapterTrainer, adapter_trainer
-
-
-class Taught:
-    """A trainer of a tiny model in this process, with what it was made of."""
-
-    def __init__(self, base: Path, corpus: Path, work: Path, dtype: torch.dtype = torch.float32, **changes: Any):
-        self.settings = {**FINETUNE, "dropout": 0.0, **changes}
-        self.tokenizer, self.template = load_tokenizer(base), read_json(corpus / "template.json")
-        self.rows = {name: list(read_jsonl(corpus / f"{name}.jsonl")) for name in ("train", "validation")}
-        self.encoded = {
-            name: batching.encode_rows(self.tokenizer, rows, loss="completion", max_length=512)
-            for name, rows in self.rows.items()
-        }
-        set_seed(0)
-        self.model = lora_model(load_model(base, dtype), self.settings)
-        self.work = work
-
-    def trainer(self, measure: Any = None, *callbacks: TrainerCallback) -> AdapterTrainer:
-        classes = [row["label"] for row in self.rows["train"]]
-        result = adapter_trainer(
-            *(self.model, self.encoded, self.settings),
-            **{"seed": 0, "work": self.work, "pad_id": 2, "measure": measure, "classes": classes},
-        )
-        for callback in callbacks:
-            result.add_callback(callback)
-        return result
-
-    def task_quality(self) -> Any:
-        made_of = {"tokenizer": self.tokenizer, "template": self.template, "rows": self.rows["validation"]}
-        return partial(torch_scorer.task_quality, **made_of, evaluate=EVALUATE)
-
-    def predictions(self, model: Any) -> list[dict[str, Any]]:
-        return torch_scorer.score_labels(model, self.tokenizer, self.template, self.rows["validation"], 8)
-
-
-class Weights(TrainerCallback):
-    """The trainable weights behind each step."""
-
-    def __init__(self) -> None:
-        self.behind: dict[int, dict[str, torch.Tensor]] = {}
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        self.behind[state.global_step] = trainable(given["model"])
-
-
-def trainable(model: Any) -> dict[str, torch.Tensor]:
-    return {name: part.detach().clone() for name, part in model.named_parameters() if part.requires_grad}
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+from lib.training.trainer import AdapterTrainer
+from support.trainer import Taught, Weights, equal, trainable
+from support.training import EVALUATE, LABELS, adapter_hash, make_corpus, train, train_command
 
 
 def generation_corpus(base: Path, folder: Path) -> Path:

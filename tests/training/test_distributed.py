@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from test_training import adapter_hash, make_corpus, train_command
 
 from lib.core import distributed
 from lib.core.cli import UserError
 from lib.core.files import read_json, sha256_file
 from lib.training.batching import EpochOrder, Shares, divided
+from support.training import adapter_hash, make_corpus, train_command
 
 
 def run(command: list[str], *more: str, **environment: str) -> subprocess.CompletedProcess:

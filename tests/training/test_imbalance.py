@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
-from test_best_checkpoint import Taught, Weights, equal
-from test_training import LABELS, adapter_hash, make_corpus, train
 from transformers import TrainerCallback
 
 from lib.core.files import read_json, read_jsonl, write_jsonl
 from lib.models.loading import load_model
 from lib.training import batching, packing
 from lib.training.callbacks import last_checkpoint
+from support.trainer import Taught, Weights, equal
+from support.training import LABELS, adapter_hash, make_corpus, train
 
 ROWS = {"joy": 20, "joyful": 12, "sadness": 5}
 

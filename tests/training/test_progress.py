@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import train_adapter
-from test_best_checkpoint import Taught, Weights, equal, trainable
-from test_training import make_corpus
 from transformers import TrainerCallback
 
 from lib.core.checksums import COMPLETE, find_fault, write_checksums
 from lib.core.cli import UserError
 from lib.core.files import write_json
 from lib.training.callbacks import drop_old_checkpoints, last_checkpoint
+from support.trainer import Taught, Weights, equal, trainable
+from support.training import make_corpus
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -1,6 +1,5 @@
 """What training promises: the right loss on the right tokens, seeds, resume to the same bytes, exact merge."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,101 +13,17 @@ import torch
 
 from lib.core.checksums import write_checksums
 from lib.core.cli import UserError
-from lib.core.files import read_json, read_jsonl, sha256_file, write_json, write_jsonl
-from lib.data.templates import compile_template, render_completion, render_prompt
+from lib.core.files import read_json, read_jsonl, write_json
 from lib.data.tokenizer import load_tokenizer
 from lib.models.loading import load_adapter, load_model
 from lib.training import batching
 from lib.training.callbacks import last_checkpoint
-from support.paths import SCRIPTS
-
-LABELS = ["joy", "joyful", "sadness"]
-TEXTS = [
-    "The dog came home",
-    "Nobody called",
-    "What a {lovely} day",
-    "It rained on the way there and back",
-    "He laughed",
-]
-FINETUNE = {
-    "method": "lora",
-    "r": 4,
-    "alpha": 8,
-    "dropout": 0.1,
-    "target_modules": "all-linear",
-    "epochs": 2,
-    "max_steps": None,
-    "per_device_train_batch_size": 4,
-    "per_device_eval_batch_size": 8,
-    "gradient_accumulation_steps": 1,
-    "learning_rate": 1e-2,
-    "lr_scheduler_type": "linear",
-    "warmup_share": 0.1,
-    "weight_decay": 0.0,
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.999,
-    "max_grad_norm": 1.0,
-    "eval_steps": 4,
-    "logging_steps": 2,
-    "group_by_length": True,
-    "gradient_checkpointing": False,
-    "dtype": "float32",
-    "data_seed": None,
-    "loss": "completion",
-    "corpus_strategy": "rows",
-    "source_max_len": 64,
-    "metric_for_best_model": "task",
-    "early_stopping_patience": None,
-    "class_balance": "none",
-    "loraplus_lr_ratio": 16.0,
-}
-EVALUATE = {"greedy_rows": 6, "batch_size": 8, "max_new_tokens": 8}
-
-
-def make_corpus(base: Path, folder: Path, rows: int = 40) -> Path:
-    """Train and validation rows with their template, as render_corpus leaves them."""
-    template = compile_template(
-        {"user": "Tone? {text}"}, load_tokenizer(base), task="classification", target="tone", labels=LABELS
-    )
-    for split, count in (("train", rows), ("validation", 12)):
-        write_jsonl(
-            folder / f"{split}.jsonl",
-            [
-                {
-                    "id": f"{split}{number}",
-                    "prompt": render_prompt(template, {"text": f"{TEXTS[number % 5]} {'so ' * (number % 7)}{number}"}),
-                    "completion": render_completion(template, LABELS[number % 3]),
-                    "label": LABELS[number % 3],
-                }
-                for number in range(count)
-            ],
-        )
-    write_json(folder / "template.json", template)
-    return folder
+from support.training import FINETUNE, adapter_hash, make_corpus, train, train_command
 
 
 @pytest.fixture(scope="module")
 def corpus(tiny_model, tmp_path_factory) -> Path:
     return make_corpus(tiny_model, tmp_path_factory.mktemp("corpus"))
-
-
-def train_command(base: Path, corpus: Path, out: Path, work: Path, **changes: object) -> list[str]:
-    settings = {
-        **{"seed": 0, "task": read_json(corpus / "template.json")["task"], "versions": {}},
-        **{"finetune": {**FINETUNE, **changes}, "evaluate": EVALUATE},
-    }
-    return [
-        sys.executable,
-        str(SCRIPTS / "train_adapter.py"),
-        *("--settings", json.dumps(settings), "--train", str(corpus / "train.jsonl")),
-        *("--validation", str(corpus / "validation.jsonl"), "--template", str(corpus / "template.json")),
-        *("--base", str(base), "--work", str(work)),
-        *("--adapter", str(out / "adapter"), "--training", str(out / "training.json"), "--threads", "2"),
-    ]
-
-
-def train(base: Path, corpus: Path, out: Path, work: Path, **changes: object) -> subprocess.CompletedProcess:
-    return subprocess.run(train_command(base, corpus, out, work, **changes), capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -217,10 +132,6 @@ def test_grouping_by_length_wastes_little_padding():
 
 
 # Runs
-
-
-def adapter_hash(out: Path) -> str:
-    return sha256_file(out / "adapter" / "adapter_model.safetensors")
 
 
 def test_training_lowers_the_validation_loss_and_keeps_the_best(trained):

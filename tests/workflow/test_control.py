@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_traps import LABELS, WORDS, with_louder_logits
 
 from lib.core.files import read_json, read_jsonl
+from support.learnable_task import LABELS, WORDS, with_louder_logits
 from support.tiny_models import TEXTS
 from support.workspaces import Workspace, copy_project, parameters_of, tiny_config, write_rows
 

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from snakemake.settings.types import DeploymentMethod
-from test_selection import predictions, write_candidate
 
 from lib.config.loader import load_config
 from lib.core.cli import UserError
@@ -18,6 +17,7 @@ from lib.core.files import read_json
 from lib.core.layout import Layout
 from lib.provenance.manifests import manifest_path
 from lib.workflow.helpers import check_unquoted, find_path, fitting, one_of, project_folder
+from support.candidates import predictions, write_candidate
 from support.workspaces import HOSTILE, Workspace, copy_project, tiny_config, write_rows
 
 WHOLE_SWEEP = ["select_model", "keep_selected", "assemble_model", "summarise", "write_plots", "write_report"]

@@ -10,32 +10,19 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from lib.core.files import read_json, read_jsonl, sha256_file
-from support.paths import ROOT
-from support.workspaces import HOSTILE, Workspace, copy_project, parameters_of, tiny_config, write_rows
+from support.workspaces import HOSTILE, Workspace, make_workspace, tiny_config
 
 pytestmark = pytest.mark.workflow
 
 TRAINING = {"train_adapter", "merge_adapter"}
 
 
-def make(root: Path, base: Path, **sections) -> Workspace:
-    root.mkdir(exist_ok=True)
-    copy_project(root)
-    rows = json.loads((ROOT / "data" / "tones.json").read_text())[:120]
-    write_rows(root / "rows.json", rows)
-    config = tiny_config(base) | {"variants": {"int4": {}}} | sections
-    config["base_model"]["parameters"] = parameters_of(base)
-    (root / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    return Workspace(root)
-
-
 @pytest.fixture(scope="session")
 def swept(tiny_llama, tmp_path_factory) -> Path:
     """Two methods by two seeds, of which the selected run's weights stay."""
-    workspace = make(
+    workspace = make_workspace(
         tmp_path_factory.mktemp("swept"),
         tiny_llama,
         sweep={"seed": [0, 1], "finetune": {"method": ["lora", "qlora"]}},
@@ -166,7 +153,7 @@ def quantized_only(tiny_llama, tmp_path_factory) -> Path:
     calibration = {"rows": 8, "length": 32, "iterations": 1}
     variants = {"int4": {}, "int4-calibrated": {"algo_config": "auto_round", "calibration": calibration}}
     sections = {"finetune": {"method": "none"}, "variants": variants, "keep": "selected"}
-    workspace = make(tmp_path_factory.mktemp("base"), tiny_llama, **sections)
+    workspace = make_workspace(tmp_path_factory.mktemp("base"), tiny_llama, **sections)
     workspace.run()
     return workspace.root
 
@@ -196,7 +183,7 @@ def test_calibration_saw_training_rows_alone(quantized_only):
 
 
 def test_an_adapter_of_yours_is_merged_and_built_as_if_trained_here(tiny_llama, swept, tmp_path):
-    workspace = make(tmp_path / "workspace", tiny_llama, finetune={"adapter": f"-{HOSTILE}"})
+    workspace = make_workspace(tmp_path / "workspace", tiny_llama, finetune={"adapter": f"-{HOSTILE}"})
     shutil.copytree(swept / "results/selected/adapter", workspace.root / f"-{HOSTILE}")
     planned = workspace.planned()
     assert {"fetch_adapter", "merge_adapter", "build_onnx"} <= planned
@@ -213,7 +200,7 @@ def test_an_adapter_of_yours_is_merged_and_built_as_if_trained_here(tiny_llama, 
 
 
 def test_a_merged_model_of_yours_is_only_built_and_measured(tiny_llama, swept, tmp_path):
-    workspace = make(tmp_path / "workspace", tiny_llama, finetune={"merged": f"-{HOSTILE}"})
+    workspace = make_workspace(tmp_path / "workspace", tiny_llama, finetune={"merged": f"-{HOSTILE}"})
     shutil.copytree(swept / "results/selected/merged", workspace.root / f"-{HOSTILE}")
     planned = workspace.planned()
     assert {"fetch_merged", "build_onnx"} <= planned
@@ -224,7 +211,7 @@ def test_a_merged_model_of_yours_is_only_built_and_measured(tiny_llama, swept, t
 
 
 def test_what_is_not_there_is_one_line(tiny_llama, tmp_path):
-    workspace = make(tmp_path / "workspace", tiny_llama, finetune={"adapter": "nowhere"})
+    workspace = make_workspace(tmp_path / "workspace", tiny_llama, finetune={"adapter": "nowhere"})
     done = workspace.snakemake("-n")
     assert done.returncode == 1
     assert "error: finetune.adapter: nowhere does not exist" in done.stderr
