@@ -36,21 +36,6 @@ def test_a_rule_its_script_its_log_and_its_timing_share_one_name(name):
         assert f"{{R}}/timings/{name}/" in text
 
 
-@pytest.mark.parametrize("name", RULE_SCRIPTS)
-def test_scripts_know_neither_snakemake_nor_the_configuration(name):
-    """Editing the configuration model must retrain nothing, and scripts run without Snakemake."""
-    script = SCRIPTS / f"{name}.py"
-    assert not {path.stem for path in code_closure(script)} & {
-        "config",
-        "workflow",
-        "resources",
-        "headline",
-        "snakemake_record",
-    }
-    for path in (script, *code_closure(script)):
-        assert "snakemake" not in {module.partition(".")[0] for module in imported(path)}
-
-
 MODULE_OF = {
     "scikit-learn": "sklearn",
     "pyyaml": "yaml",
