@@ -96,7 +96,7 @@ def test_of_a_hub_the_gguf_file_alone_is_downloaded(tiny_gguf, tmp_path):
 
 
 def test_a_gguf_file_inside_a_package(tiny_gguf, tiny_llama, count, tmp_path, monkeypatch):
-    from test_packages import make_wheel
+    from support.wheels import make_wheel
 
     shelf = tmp_path / "shelf"
     shelf.mkdir()
