@@ -9,8 +9,8 @@ import pytest
 from lib.core.cli import UserError
 from lib.core.files import published_directory, read_jsonl
 from lib.provenance.manifests import write_manifest
+from support.paths import SCRIPTS
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SCRIPT = """
 import sys
 sys.path.insert(0, {scripts!r})

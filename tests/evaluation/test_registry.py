@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
 
 from lib.config.loader import load_config
 from lib.evaluation.bootstrap import ratio
@@ -13,6 +12,7 @@ from lib.evaluation.comparison import compare_stages_with_intervals
 from lib.evaluation.metrics import quality
 from lib.evaluation.registry import METRICS, Metric, find_metrics
 from lib.report import formatting
+from support.paths import ROOT
 
 LABELS = ["joy", "fear"]
 
