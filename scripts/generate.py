@@ -1,4 +1,4 @@
-"""Write the files that follow from others: conda environments from the lock, schema and reference from the config model.
+"""Write the files that follow from others: environments from the lock, schema and reference from the config model.
 
 With `--check` nothing is written: exits 1 when a file differs from what would be written.
 """

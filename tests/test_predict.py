@@ -9,6 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from conftest import ROOT
 from onnx_samples import LABELS, TEXTS, VARIANT, build, score, write_corpus
 
 from lib.core.cli import UserError
@@ -166,6 +168,16 @@ def test_the_card_says_that_the_base_was_quantized_before(workspace, tiny_phi3, 
     shutil.copytree(workspace / "runs", tmp_path / "runs")
     card = (package(tmp_path, base, workspace / "corpus") / "README.md").read_text()
     assert "quantized to Q4_1" in card
+
+
+def test_the_card_of_the_demo_names_the_licenses_of_data_and_base(workspace, tiny_phi3, tmp_path):
+    demo = yaml.safe_load((ROOT / "config.yaml").read_text())
+    shutil.copytree(workspace / "runs", tmp_path / "runs")
+    settings = {key: demo[key] for key in ("base_model", "data")}
+    card = (package(tmp_path, tiny_phi3, workspace / "corpus", **settings) / "README.md").read_text()
+    assert "- base model: SmolLM2-135M-Instruct by HuggingFaceTB" in card
+    assert "MIT License, Copyright (c) 2016 C.J. Hutto" in card
+    assert "Hutto" not in (workspace / "model" / "README.md").read_text()
 
 
 def test_packaging_twice_gives_the_same_bytes(workspace, tiny_phi3, tmp_path):
