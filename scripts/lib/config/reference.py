@@ -28,7 +28,7 @@ def render_reference(schema: dict[str, Any]) -> str:
     parts = [_TITLE, _render_table("", schema, places)]
     for name, paths in places.items():
         section = schema["$defs"][name]
-        parts.append(f"## {_heading(paths)}\n\n{_escape(section['description'])}\n")
+        parts.append(f"## {_format_heading(paths)}\n\n{_escape(section['description'])}\n")
         parts.append(_render_table(name, section, places))
     return "\n".join(parts)
 
@@ -39,7 +39,7 @@ def _find_sections(schema: dict[str, Any]) -> dict[str, list[str]]:
 
     def visit(section: dict[str, Any], prefix: str) -> None:
         for key, field in section["properties"].items():
-            for reference, is_named in _references(field):
+            for reference, is_named in _list_references(field):
                 path = f"{prefix}{key}" + (".NAME" if is_named else "")
                 places.setdefault(reference, []).append(path)
                 visit(schema["$defs"][reference], f"{path}.")
@@ -48,18 +48,18 @@ def _find_sections(schema: dict[str, Any]) -> dict[str, list[str]]:
     return places
 
 
-def _references(field: dict[str, Any], is_named: bool = False) -> list[tuple[str, bool]]:
+def _list_references(field: dict[str, Any], is_named: bool = False) -> list[tuple[str, bool]]:
     """Return the sections that a key holds, and whether each stands below a name of the user's choice."""
     if "$ref" in field:
         return [(field["$ref"].rpartition("/")[2], is_named)]
     # A mapping with free names; pydantic writes patternProperties where the names have a pattern.
     named = [*field.get("patternProperties", {}).values(), field.get("additionalProperties")]
-    found = [_references(one, True) for one in named if isinstance(one, dict)]
-    found += [_references(one, is_named) for one in field.get("anyOf", [])]
+    found = [_list_references(one, True) for one in named if isinstance(one, dict)]
+    found += [_list_references(one, is_named) for one in field.get("anyOf", [])]
     return [one for several in found for one in several]
 
 
-def _heading(paths: list[str]) -> str:
+def _format_heading(paths: list[str]) -> str:
     return " and ".join(f"`{path}`" for path in paths)
 
 
@@ -74,10 +74,10 @@ def _render_table(name: str, section: dict[str, Any], places: dict[str, list[str
 
 def _describe_type(field: dict[str, Any], places: dict[str, list[str]]) -> str:
     """Return the type of a value in words, without null, which every optional key takes."""
-    references = _references(field)
+    references = _list_references(field)
     if references:
         reference, is_named = references[0]
-        link = f"[{'sections' if is_named else 'section'}](#{_anchor(places[reference])})"
+        link = f"[{'sections' if is_named else 'section'}](#{_format_anchor(places[reference])})"
         return f"mapping of names to {link}" if is_named else link
     if choices := field.get("anyOf") or field.get("oneOf"):
         return ", or ".join(_describe_type(one, places) for one in choices if one.get("type") != "null")
@@ -85,14 +85,16 @@ def _describe_type(field: dict[str, Any], places: dict[str, list[str]]) -> str:
         return ", ".join(f"`{json.dumps(value).strip(chr(34))}`" for value in values)
     if field.get("type") == "array":
         items = field["items"]
-        return f"list of {_plural(_describe_type(items, places))}" if items else "list"
+        return f"list of {_pluralize(_describe_type(items, places))}" if items else "list"
     if field.get("type") == "object":
         inner = field.get("additionalProperties")
-        return f"mapping of names to {_plural(_describe_type(inner, places))}" if isinstance(inner, dict) else "mapping"
+        if not isinstance(inner, dict):
+            return "mapping"
+        return f"mapping of names to {_pluralize(_describe_type(inner, places))}"
     return _TYPES[field["type"]] + _describe_bounds(field)
 
 
-def _plural(text: str) -> str:
+def _pluralize(text: str) -> str:
     return re.sub(r"^(string|integer|number|list|mapping)\b", r"\1s", text)
 
 
@@ -123,9 +125,9 @@ def _describe_default(field: dict[str, Any], is_required: bool) -> str:
     return f"`{json.dumps(value).strip(chr(34))}`"
 
 
-def _anchor(paths: list[str]) -> str:
+def _format_anchor(paths: list[str]) -> str:
     """Return the anchor that GitHub gives the heading of a section."""
-    return _heading(paths).lower().replace("`", "").replace(".", "").replace(" ", "-")
+    return _format_heading(paths).lower().replace("`", "").replace(".", "").replace(" ", "-")
 
 
 def _escape(text: str) -> str:

@@ -1,8 +1,9 @@
 """The configuration: the only definition of what `config.yaml` may hold.
 
-The Snakefile validates with it before the DAG is built; `examples/config.schema.json` (for editors)
-is generated from it. Scripts never import it: each gets its own sections, resolved, as JSON.
-What determines results stands here; how and where they are made stands in profiles.
+The Snakefile validates with it before the DAG is built. `examples/config.schema.json` (for editors) and
+`docs/configuration.md` are generated from it; the docstring below a key is its description in both. Scripts never
+import it: each gets its own sections, resolved, as JSON. The configuration determines results; profiles say how and
+where they are made.
 """
 
 import difflib

@@ -27,6 +27,6 @@ def find_notices(settings: dict[str, Any]) -> dict[str, str]:
     """
     package = settings["base_model"].get("package") or {}
     files = (settings.get("data") or {}).get("files") or []
-    notices = {"base model": _BASE_MODELS.get(package.get("sha256"))}
+    notices = {"base model": _BASE_MODELS.get(package.get("sha256", ""))}
     notices["rows"] = _ROWS.get(files[0]) if len(files) == 1 else None
     return {name: text for name, text in notices.items() if text}
