@@ -48,7 +48,7 @@ def test_no_control_character_reaches_a_terminal(control, capfd, monkeypatch):
 
 def test_every_print_of_a_script_escapes():
     """What passes on the output of other programs, or says nothing of a file, is named here."""
-    plain = {"run.py", "predict.py", "adopt.py", "generate.py", "packages.py", "workflow.py", "build_onnx.py", "cli.py"}
+    plain = {"run.py", "predict.py", "adopt.py", "generate.py", "pypi.py", "helpers.py", "build_onnx.py", "cli.py"}
     prints = [
         (file.name, ast.unparse(node))
         for file in SCRIPTS.rglob("*.py")
@@ -61,7 +61,7 @@ def test_every_print_of_a_script_escapes():
         if name not in plain and "escape_controls(" not in text and "or_exit(main" not in text
     }
     # These print numbers, and names that were escaped before.
-    assert {name for name, _ in unescaped} <= {"clean.py", "compare_results.py", "snakemake_record.py"}
+    assert {name for name, _ in unescaped} <= {"clean.py", "compare_results.py", "snakemake_metadata.py"}
 
 
 @pytest.mark.parametrize("text", ACTING, ids=ascii)

@@ -321,7 +321,8 @@ def _is_stated(node: ast.expr) -> bool:
 
 def modules() -> dict[str, ast.Module]:
     files = {path.relative_to(SCRIPTS).as_posix(): path for path in SCRIPTS.rglob("*.py")}
-    return {name: ast.parse(path.read_text()) for name, path in files.items() if not name.startswith("lib/core/")}
+    own = {name for name in files if name.startswith("lib/core/")} - {"lib/core/layout.py"}
+    return {name: ast.parse(path.read_text()) for name, path in files.items() if name not in own}
 
 
 def test_every_module_that_asks_at_the_door_is_in_the_table():
