@@ -122,7 +122,8 @@ class Finetune(Section):
     learning_rate: Positive = 3e-4
     """Highest learning rate of the optimizer (AdamW), which the schedule scales."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    """How the learning rate changes after the warm-up: it falls along a line or a cosine, or stays."""
+    """How the learning rate changes after the warm-up: it falls along a line or a cosine, or stays. `constant` has no
+    warm-up."""
     warmup_share: Share = 0.03
     """Share of all steps in which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -63,7 +63,7 @@ class Calibration(Section):
     else."""
 
     rows: Count = 128
-    """Number of training rows, drawn by the seed of the run."""
+    """Number of training rows, drawn with the top-level `seed`."""
     length: Annotated[int, Field(ge=8, le=_LARGEST)] = 128
     """Tokens in a calibration sequence. The rows are joined and cut into sequences of this length."""
     iterations: Count = 50
