@@ -22,7 +22,8 @@ from lib.evaluation.comparison import align_rows
 from lib.evaluation.registry import MAIN_METRIC
 from lib.provenance.lineage import read_lineage
 
-# Another number of threads or another dtype let trained models answer up to 0.32 of the rows otherwise (README.md).
+# Another number of threads or another dtype let trained models answer up to 0.32 of the rows otherwise
+# (docs/reproducibility.md).
 MOST_CHANGED = 0.4
 CHRF = 3.0  # not measured
 _NOT_OF_THE_MACHINE = ("data/", "corpus/", "base.manifest.json")

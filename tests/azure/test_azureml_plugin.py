@@ -286,9 +286,3 @@ def test_a_long_value_is_searched_at_once():
 @pytest.mark.parametrize(("name", "slug"), [("train_adapter", "train-adapter"), ("__", "job"), ("a" * 99, "a" * 60)])
 def test_names_of_jobs_are_those_that_azure_takes(name, slug):
     assert _slug(name) == slug
-
-
-def test_every_setting_and_resource_is_in_its_readme():
-    text = (ROOT / "src/README.md").read_text()
-    for name in ("compute", "instance_type", "environment", "image", "conda_file", "inputs", "outputs"):
-        assert f"azureml_{name}" in text

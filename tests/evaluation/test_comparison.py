@@ -171,7 +171,7 @@ def test_seeds_that_scatter_widen_the_interval():
 
 
 def test_one_seed_misleads_and_several_do_so_rarely():
-    """Two settings of equal quality on 420 rows, whose seeds scatter by 5 points: README and docstring say how often
+    """Two settings of equal quality on 420 rows, whose seeds scatter by 5 points: docs and docstring say how often
     they are told apart, here in fewer trials than there."""
     generator = np.random.default_rng(11)
 

@@ -112,6 +112,17 @@ def test_the_card_says_that_the_base_was_quantized_before(workspace, tiny_phi3, 
     assert "quantized to Q4_1" in card
 
 
+def test_the_card_of_the_demo_names_the_licenses_of_data_and_base(workspace, tiny_phi3, tmp_path):
+    """Those of config.yaml: `tests/report/test_notices.py` holds that they are the ones with notices."""
+    package_sha256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+    settings = {"base_model": {"package": {"sha256": package_sha256}}, "data": {"files": ["data/raw/tweets.json"]}}
+    shutil.copytree(workspace / "runs", tmp_path / "runs")
+    card = (package(tmp_path, tiny_phi3, workspace / "corpus", **settings) / "README.md").read_text()
+    assert "- base model: SmolLM2-135M-Instruct by HuggingFaceTB" in card
+    assert "MIT License, Copyright (c) 2016 C.J. Hutto" in card
+    assert "Hutto" not in (workspace / "model" / "README.md").read_text()
+
+
 def test_packaging_twice_gives_the_same_bytes(workspace, tiny_phi3, tmp_path):
     shutil.copytree(workspace / "runs", tmp_path / "runs")
     package(tmp_path, tiny_phi3, workspace / "corpus")

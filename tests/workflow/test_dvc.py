@@ -44,7 +44,7 @@ class Repository(Workspace):
 
 
 def use_own_rows(root: Path) -> None:
-    """As README.md tells those who have rows of their own."""
+    """As docs/reproducibility.md tells those who have rows of their own."""
     shutil.move(Workspace(root).rows, root / "data/rows.json")
     values = yaml.safe_load((root / "config.yaml").read_text())
     values["data"]["files"] = ["data/rows.json"]
