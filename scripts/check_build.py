@@ -12,6 +12,7 @@ from typing import Any
 
 from lib.core.cli import fail, parser, progress, run, settings_argument
 from lib.core.files import read_json
+from lib.core.layout import SCORED_SPLITS, SPLITS
 from lib.data.corpus import load_template, read_rows
 from lib.data.tokenizer import Tokenizer, encode_pairs, load_tokenizer, max_tokens
 from lib.evaluation.scoring import answer_limit, encode_choices
@@ -32,14 +33,14 @@ def main(args: argparse.Namespace) -> None:
     template = load_template(args.template)
     columns = linear_columns(args.base)
     layers = read_json(args.base / "config.json")["num_hidden_layers"]
-    rows = {split: read_rows(getattr(args, split)) for split in ("train", "validation", "test")}
+    rows = {split: read_rows(getattr(args, split)) for split in SPLITS}
     for name, variant in settings["variants"].items():
         check_block_size(name, variant, columns)
         check_nodes(name, variant, columns, layers)
         check_calibration(name, variant, rows["train"], tokenizer, settings["seed"])
     choices = encode_choices(tokenizer, template, [rows["test"][0]["prompt"]])[0][1] if template["labels"] else []
     limit = answer_limit(template, choices, settings["evaluate"]["max_new_tokens"])
-    for split in ("validation", "test"):
+    for split in SCORED_SPLITS:
         check_lengths(getattr(args, split), rows[split], tokenizer, limit, max_tokens(args.base))
     prompts = rows["validation"][: settings["benchmark"]["prompts"]]
     check_lengths(args.validation, prompts, tokenizer, settings["benchmark"]["new_tokens"], max_tokens(args.base))
@@ -126,7 +127,7 @@ if __name__ == "__main__":
         "--settings", type=settings_argument, required=True, help="seed, variants, evaluate, benchmark, versions"
     )
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         arguments.add_argument(f"--{split}", type=Path, required=True, help=f"corpus/{split}.jsonl")
     arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
     run(arguments, main)

@@ -13,12 +13,12 @@ import xxhash
 
 from lib.core.cli import UserError, fail, parser, progress, run, settings_argument
 from lib.core.files import read_json, read_jsonl, write_json
+from lib.core.layout import SPLITS
 from lib.data.near_duplicates import describe_uncompared, similar_pairs, tell_uncompared
 from lib.data.rows import normalise
 from lib.data.template_inversion import input_text
 from lib.data.templates import Template
 
-SPLITS = ("train", "validation", "test")
 _SEED = 20011  # any but the one of audit_data
 
 

@@ -22,13 +22,13 @@ import onnx
 
 from lib.core.cli import die_with_parent, first_line, loaded, parser, progress, run
 from lib.core.files import read_jsonl, write_json
+from lib.core.layout import SPLITS
 from lib.core.limits import limit_memory
 from lib.data.tokenizer import Tokenizer, first_difference, load_tokenizer
 from lib.data.tokenizer_check import TokenizerCheck, describe_check
 from lib.data.tokenizer_trial import LIMITS
 from lib.provenance.manifests import read_manifest
 
-_SPLITS = ("train", "validation", "test")
 _EXAMPLES = 5
 _START_SECONDS = 600  # libraries may lie on a slow disk
 _ROW_SECONDS = 60
@@ -40,7 +40,7 @@ class UnreadableError(Exception):
 
 def main(args: argparse.Namespace) -> None:
     read_manifest(args.base)
-    check = check_rows(args.base, [place for split in _SPLITS for place in _places(split, getattr(args, split))])
+    check = check_rows(args.base, [place for split in SPLITS for place in _places(split, getattr(args, split))])
     write_json(args.output, check)
     progress(f"check_tokenizer: {describe_check(check)}")
 
@@ -173,7 +173,7 @@ def write_empty_model(path: str, base: Path) -> Path:
 if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model, for its tokenizer")
-    for split in _SPLITS:
+    for split in SPLITS:
         arguments.add_argument(f"--{split}", type=Path, required=True, help=f"corpus rows of {split}")
     arguments.add_argument("--output", type=Path, required=True, help="verdict to write")
     run(arguments, main)

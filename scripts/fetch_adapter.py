@@ -30,6 +30,7 @@ from lib.models.safetensors_streaming import (
     stored_weights,
 )
 from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
+from lib.training.methods import find_title
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MERGE_YOURSELF = "merge it with peft, then give finetune.merged"
@@ -64,8 +65,7 @@ def main(args: argparse.Namespace) -> None:
         settings=args.settings,
         extra={"dtype": "float32", "quantization": args.settings["quantization"]},
     )
-    kind = "DoRA" if config.get("use_dora") else "rsLoRA" if config.get("use_rslora") else "LoRA"
-    progress(f"fetch_adapter: {kind} with r {config['r']} on {len(adapted_weights(set(parts)))} weights")
+    progress(f"fetch_adapter: {find_title(config)} with r {config['r']} on {len(adapted_weights(set(parts)))} weights")
 
 
 def adapter_config(path: Path) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from lib.core.cli import UserError, fail, parser, progress, run, settings_argument
 from lib.core.files import published, read_json, read_jsonl
+from lib.core.layout import SCORED_SPLITS, SPLITS
 from lib.data.templates import Template, compile_template, render_chats, render_completion, render_prompt
 from lib.data.tokenizer import Tokenizer, completion_ids, load_tokenizer
 from lib.data.truncation import shortened
 from lib.data.value_limits import batched_by_size
 
-SPLITS = ("train", "validation", "test")
 _MOST_CHOICES, _FEW_CHOICES = 200, 1  # labels that are all put behind each prompt; of more, so many behind each
 _CHAT_ROWS = 1000  # rows that are compared with the tokenizer's own chat template, at least
 
@@ -70,7 +70,7 @@ def _rendered(
         ]
         for text, whole in zip(texts, encoded, strict=True):
             text.check_seam(whole)
-        asked = [text for text in texts if split_of.get(text.row["id"]) in ("validation", "test")]
+        asked = [text for text in texts if split_of.get(text.row["id"]) in SCORED_SPLITS]
         _check_choices(asked, choices, scored, tokenizer)
         yield from ((text.row, text.prompt, text.completion) for text in texts)
         count, scored = count + len(batch), scored + len(asked)

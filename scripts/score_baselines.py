@@ -18,6 +18,7 @@ from typing import Any
 
 from lib.core.cli import fail, parser, progress, run, settings_argument
 from lib.core.files import write_json, write_jsonl
+from lib.core.layout import SCORED_SPLITS, SPLITS
 from lib.data.corpus import load_template, read_rows
 from lib.data.template_inversion import input_text, target_text, word_places
 from lib.data.templates import Template
@@ -64,7 +65,7 @@ def _without_label_word(
 ) -> dict[str, Any]:
     """By split and baseline: accuracy on the n rows whose text does not hold the word of their own label."""
     hidden = {row["id"] for row in rows if not word_places(row["label"], input_text(template, row["prompt"]))}
-    result: dict[str, Any] = {split: {"n": 0, "accuracy": {}} for split in ("validation", "test")}
+    result: dict[str, Any] = {split: {"n": 0, "accuracy": {}} for split in SCORED_SPLITS}
     kept = [row for row in predictions if row["id"] in hidden]
     for (name, split), part in _grouped(kept).items():
         accuracy = point_estimate(statistics(template["task"], part, template["labels"])["accuracy"])
@@ -191,7 +192,7 @@ def _text_prediction(row: dict[str, Any], template: Template, answer: str) -> Pr
 if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument("--settings", type=settings_argument, required=True, help="task, seed, evaluate")
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         arguments.add_argument(f"--{split}", type=Path, required=True, help=f"corpus rows of {split}")
     arguments.add_argument("--template", type=Path, required=True)
     arguments.add_argument("--output", type=Path, required=True, help="quality by baseline and split")

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from lib.core.cli import loaded, parser, run, settings_argument
+from lib.core.layout import SPLITS
 from lib.data.corpus import load_template, read_rows
 from lib.data.tokenizer import load_tokenizer
 from lib.evaluation.scoring import write_score
@@ -54,7 +55,7 @@ if __name__ == "__main__":
     arguments.add_argument("--rows", type=Path, required=True, help="corpus/SPLIT.jsonl")
     arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
     arguments.add_argument("--stage", required=True, help="name of the stage, for the score file")
-    arguments.add_argument("--split", required=True, choices=["train", "validation", "test"])
+    arguments.add_argument("--split", required=True, choices=SPLITS)
     arguments.add_argument("--output", type=Path, required=True, help="score to write")
     arguments.add_argument("--predictions", type=Path, required=True, help="predictions of every row, to write")
     arguments.add_argument("--threads", type=int, default=2)

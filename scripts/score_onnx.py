@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.cli import fail, loaded, parser, progress, run, settings_argument
+from lib.core.layout import SPLITS
 from lib.data.corpus import load_template, read_rows
 from lib.data.template_inversion import target_text
 from lib.data.templates import Template
@@ -128,7 +129,7 @@ if __name__ == "__main__":
     arguments.add_argument("--rows", type=Path, required=True, help="corpus/SPLIT.jsonl")
     arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
     arguments.add_argument("--stage", required=True, help="name of the stage, for the score file")
-    arguments.add_argument("--split", required=True, choices=["train", "validation", "test"])
+    arguments.add_argument("--split", required=True, choices=SPLITS)
     arguments.add_argument("--output", type=Path, required=True, help="score to write")
     arguments.add_argument("--predictions", type=Path, required=True, help="predictions of every row, to write")
     arguments.add_argument("--threads", type=int, default=2)

@@ -11,8 +11,7 @@ from typing import Any
 
 from lib.core.cli import fail, parser, progress, run, settings_argument
 from lib.core.files import read_json, read_jsonl, sha256_text, write_json
-
-SPLITS = ("train", "validation", "test")
+from lib.core.layout import SCORED_SPLITS, SPLITS
 
 
 def main(args: argparse.Namespace) -> None:
@@ -65,7 +64,7 @@ def _assigned(clusters: Sequence[list[str]], seed: int, shares: dict[str, float]
     proportion, among the splits that have room for it whole. Small strata get one row for each split.
     """
     total = sum(map(len, clusters))
-    room = {split: max(1.0, shares[split] * total) for split in ("validation", "test")}
+    room = {split: max(1.0, shares[split] * total) for split in SCORED_SPLITS}
     wanted = {"train": max(0.0, total - sum(room.values())), **room}
     missing = dict(wanted)
     for cluster in sorted(clusters, key=lambda ids: (-len(ids), sha256_text(f"{seed}:{ids[0]}"))):

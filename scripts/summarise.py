@@ -12,7 +12,7 @@ from typing import Any
 
 from lib.core.cli import fail, parser, run, settings_argument
 from lib.core.files import read_json, read_jsonl, sha256_file, write_json
-from lib.core.layout import Layout, results_argument
+from lib.core.layout import SPLITS, Layout, results_argument
 from lib.evaluation.answers import Prediction
 from lib.evaluation.comparison import compare_stages_with_intervals
 from lib.evaluation.metrics import main_baseline
@@ -60,7 +60,7 @@ def _data(audit: dict[str, Any], split: dict[str, Any]) -> dict[str, int]:
         "kept": audit["kept"],
         "rejected": audit["rows"] - audit["kept"],
         **{key: audit[key] for key in counted},
-        **{name: split["counts"][name] for name in ("train", "validation", "test")},
+        **{name: split["counts"][name] for name in SPLITS},
     }
 
 

@@ -40,11 +40,12 @@ from lib.evaluation.torch_scorer import task_quality
 from lib.hardware.device import matmul_peak, training_dtype, use_threads
 from lib.hardware.memory import peak_rss_mb
 from lib.models.adapters import write_adapter_config
-from lib.models.loading import Quantization, load_model
-from lib.provenance.code_closure import code_closure
+from lib.models.loading import load_model
+from lib.provenance.code_closure import code_closure, hash_code
 from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
 from lib.training import batching
 from lib.training.callbacks import Copied, TimeLimit, last_checkpoint, stopped_early, validations
+from lib.training.methods import METHODS, choose_quantization
 from lib.training.trainer import AdapterTrainer, adapter_trainer
 
 
@@ -115,7 +116,7 @@ def progress_key(args: argparse.Namespace) -> str:
         "validation": sha256_file(args.validation),
         "template": sha256_file(args.template),
         "base": sha256_file(manifest_path(args.base)),
-        "code": [sha256_file(path) for path in (script, *code_closure(script))],
+        "code": hash_code((script, *code_closure(script))),
     }
     return sha256_text(canonical_json(parts))[:16]
 
@@ -142,7 +143,7 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
 
     dtype = training_dtype(settings["dtype"])
     set_seed(seed)
-    model = lora_model(load_model(args.base, dtype, quantization(settings)), settings)
+    model = lora_model(load_model(args.base, dtype, choose_quantization(settings)), settings)
     classes = [row["label"] for row in rows["train"]] if settings["class_balance"] != "none" else None
     by_task = partial(task_quality, tokenizer=tokenizer, template=template, rows=rows["validation"], evaluate=evaluate)
     trainer = adapter_trainer(
@@ -177,17 +178,10 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
         shutil.rmtree(folder)
 
 
-def quantization(settings: dict[str, Any]) -> Quantization | None:
-    """How the base is kept in 4 bits; None for every method but qlora."""
-    if settings["method"] != "qlora":
-        return None
-    return {"quant_type": settings["quant_type"], "double_quant": settings["double_quant"]}
-
-
 def lora_model(model: Any, settings: dict[str, Any]) -> Any:
     """The base model with fresh, seeded LoRA layers. Raises `UserError` when a target names no layer.
 
-    DoRA: Liu et al. 2024. rsLoRA: Kalajdzievski 2023. The layers of all methods are peft's.
+    The layers of all methods are peft's.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -197,8 +191,7 @@ def lora_model(model: Any, settings: dict[str, Any]) -> Any:
         lora_alpha=settings["alpha"],
         lora_dropout=settings["dropout"],
         target_modules=settings["target_modules"],
-        use_rslora=settings["method"] == "rslora",
-        use_dora=settings["method"] == "dora",
+        **METHODS[settings["method"]].peft,
     )
     if isinstance(settings["target_modules"], list):
         linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
@@ -298,7 +291,10 @@ def publish(args: argparse.Namespace, result: Path) -> None:
             "base": manifest_path(args.base),
         },
         settings=args.settings,
-        extra={"dtype": read_json(args.training)["dtype"], "quantization": quantization(args.settings["finetune"])},
+        extra={
+            "dtype": read_json(args.training)["dtype"],
+            "quantization": choose_quantization(args.settings["finetune"]),
+        },
     )
 
 

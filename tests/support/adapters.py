@@ -7,24 +7,25 @@ import torch
 
 from lib.config.schema import Finetune
 from lib.models.loading import load_model
+from lib.training.methods import choose_quantization
 
 IDS = torch.arange(5, 41).view(3, 12)
 
 
 def taught(base: Path, folder: Path, method: str, **changes: Any) -> tuple[Any, dict[str, Any] | None]:
     """An adapter of `method` that does something, saved to `folder`; the model with it, and its quantization."""
-    from train_adapter import lora_model, quantization, save_adapter
+    from train_adapter import lora_model, save_adapter
 
     settings = Finetune.model_validate({"method": method, "r": 4, "alpha": 6, **changes}).model_dump()
     torch.manual_seed(1)
-    model = lora_model(load_model(base, quantization=quantization(settings)), settings)
+    model = lora_model(load_model(base, quantization=choose_quantization(settings)), settings)
     for name, part in model.named_parameters():
         if "lora_B" in name:
             part.data = 0.1 * torch.randn_like(part)
         if "magnitude" in name:
             part.data *= 1 + 0.1 * torch.rand_like(part)
     save_adapter(model, folder)
-    return model.eval(), quantization(settings)
+    return model.eval(), choose_quantization(settings)
 
 
 def merged(base: Path, adapter: Path, folder: Path, quantization: Any = None) -> Any:

@@ -3,20 +3,26 @@
 import copy
 import json
 from argparse import Namespace
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from peft import LoraConfig
 
+from lib.config.schema import Finetune
 from lib.core.files import read_json, write_json
 from lib.models.loading import bitsandbytes_config, linear_weights, load_adapter, load_model
+from lib.training.methods import METHODS, choose_quantization, find_title
 from support.adapters import difference, merged, taught
+from support.paths import SCRIPTS
 
+ADAPTERS = [name for name, method in METHODS.items() if method.has_adapter]
 QLORA = [("nf4", True), ("nf4", False), ("fp4", True)]
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "rslora", "loraplus"])
+@pytest.mark.parametrize("method", [name for name in ADAPTERS if not METHODS[name].quantizes_base])
 def test_the_merge_is_what_was_trained(tiny_model, tmp_path, method):
     """To float32 rounding; and the adapter itself is far from nothing."""
     model, _ = taught(tiny_model, tmp_path / "adapter", method)
@@ -70,11 +76,12 @@ def test_dora_without_its_lengths_is_told_apart(tiny_phi3, tmp_path):
 
 def test_each_method_is_pefts_own(tiny_phi3, tmp_path):
     configs = {}
-    for method in ("lora", "dora", "rslora", "qlora"):
+    for method in ADAPTERS:
         taught(tiny_phi3, tmp_path / method, method)
         configs[method] = read_json(tmp_path / method / "adapter_config.json")
-    assert [configs[method]["use_dora"] for method in configs] == [False, True, False, False]
-    assert [configs[method]["use_rslora"] for method in configs] == [False, False, True, False]
+    assert [method for method in configs if configs[method]["use_dora"]] == ["dora"]
+    assert [method for method in configs if configs[method]["use_rslora"]] == ["rslora"]
+    assert {find_title(configs[method]) for method in configs} == {"LoRA", "DoRA", "rsLoRA"}
     assert all(config["target_modules"] == sorted(config["target_modules"]) for config in configs.values())
 
 
@@ -184,3 +191,19 @@ def test_choosing_a_merge_goes_by_the_rows(tmp_path):
         assert (found["chosen"], found["is_significant"]) == (chosen, apart)
         assert found["values"] == {"dequantised": 0.5, "original": right / 200}
         assert found["difference_ci95"][0] <= found["difference"] <= found["difference_ci95"][1]
+
+
+def test_the_registry_the_configuration_and_peft_have_the_same_names():
+    assert set(get_args(Finetune.model_fields["method"].annotation)) == METHODS.keys()
+    peft = {field.name for field in fields(LoraConfig)}
+    for method in METHODS.values():
+        assert method.peft.keys() <= peft
+        assert set(method.options) <= Finetune.model_fields.keys()
+    chosen = {name for name in METHODS if choose_quantization(Finetune(method=name).model_dump())}
+    assert chosen == {name for name, method in METHODS.items() if method.quantizes_base}
+
+
+def test_a_method_is_named_nowhere_but_in_the_registry_and_at_its_key():
+    for path in SCRIPTS.rglob("*.py"):
+        named = {name for name in METHODS.keys() - {"none"} if f'"{name}"' in path.read_text(encoding="utf-8")}
+        assert not named or path.name in ("methods.py", "schema.py"), (path.name, named)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lib.training.methods import METHODS
+
 
 @dataclass(frozen=True)
 class Run:
@@ -25,20 +27,21 @@ class Run:
 
     @property
     def adapted(self) -> bool:
-        return not self.finetune["merged"] and self.finetune["method"] != "none"
+        return not self.finetune["merged"] and METHODS[self.finetune["method"]].has_adapter
 
     @property
     def merges(self) -> tuple[str, ...]:
         if not self.adapted:
             return ()
-        return ("merged-original", "merged-dequantised") if self.finetune["method"] == "qlora" else ("merged",)
+        quantized = METHODS[self.finetune["method"]].quantizes_base
+        return ("merged-original", "merged-dequantised") if quantized else ("merged",)
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The PyTorch stages: what is scored before the ONNX builds, beside the untouched base."""
         adapter = ("adapter",) if self.adapted else ()
         merges = self.merges if len(self.merges) > 1 else ()
-        merged = () if self.finetune["method"] == "none" else ("merged",)
+        merged = ("merged",) if METHODS[self.finetune["method"]].has_adapter else ()
         return adapter + merges + merged
 
 
@@ -83,7 +86,7 @@ def combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _start(finetune: Mapping[str, Any]) -> str:
-    if finetune["method"] == "none":
+    if not METHODS[finetune["method"]].has_adapter:
         return "base"
     return "given-adapter" if finetune["adapter"] else "given-merged" if finetune["merged"] else finetune["method"]
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from lib.core.paths import check_bare_name
 
+SPLITS = ("train", "validation", "test")
+SCORED_SPLITS = SPLITS[1:]  # training sees no test rows, and scoring no training rows
+
 
 @dataclass(frozen=True)
 class Layout:

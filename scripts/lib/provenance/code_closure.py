@@ -1,6 +1,9 @@
 """Which code a script runs: its rule is rerun, and its progress is foreign, when that code changes."""
 
 import ast
+import hashlib
+import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -22,6 +25,28 @@ def code_closure(script: Path) -> list[Path]:
                 found.add(module)
                 waiting.append(module)
     return sorted(found)
+
+
+def hash_code(paths: Iterable[Path]) -> str:
+    """Return the sha256 of what these modules do: comments, docstrings and layout do not count.
+
+    Python's minor version is part of it: it decides what the same code does, and how its syntax tree is written.
+    """
+    digest = hashlib.sha256(repr(sys.version_info[:2]).encode())
+    for path in paths:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _has_docstring(
+                node
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+def _has_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a module, class or function begins with a docstring."""
+    return ast.get_docstring(node, clean=False) is not None
 
 
 @cache

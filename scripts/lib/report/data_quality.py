@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from lib.core.layout import SPLITS
 from lib.data.labels import spelled
 from lib.data.tokenizer_check import describe_check
 from lib.evaluation.registry import MANY_LABELS
@@ -16,7 +17,7 @@ def what_is_wrong_with_the_data(evidence: Evidence) -> Section:
     audit, data = evidence.audit, evidence.summary["data"]
     reasons = [(f"set aside: {reason.replace('_', ' ')}", number(count)) for reason, count in audit["rejected"].items()]
     rows = [("rows read", number(data["rows"])), *reasons, ("rows kept", number(data["kept"]))]
-    rows += [(f"rows in {split}", number(data[split])) for split in ("train", "validation", "test")]
+    rows += [(f"rows in {split}", number(data[split])) for split in SPLITS]
     rows += [
         ("near-duplicate clusters", number(audit["near_duplicate_clusters"])),
         ("rows in them", number(audit["near_duplicate_rows"])),
@@ -44,7 +45,7 @@ def _classes(evidence: Evidence) -> list[Block]:
             label,
             number(count),
             percent(count / audit["kept"]),
-            *(number(by_label[label][split]) for split in ("train", "validation", "test")),
+            *(number(by_label[label][split]) for split in SPLITS),
             percent(words["by_label"][label]),
         )
         for label, count in counted

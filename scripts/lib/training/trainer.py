@@ -18,6 +18,7 @@ from lib.hardware.memory import keep_freed_memory
 from lib.training import batching
 from lib.training.callbacks import Progress, Spent, Stop
 from lib.training.fused_lora import fuse_lora
+from lib.training.methods import METHODS
 from lib.training.packing import PackingCollator, can_pack, unpacked
 
 Measure = Callable[[Any], dict[str, float]]
@@ -60,7 +61,7 @@ def adapter_trainer(
         ),
         spent=spent,
         measure=measure,
-        lr_ratio=settings["loraplus_lr_ratio"] if settings["method"] == "loraplus" else None,
+        lr_ratio=METHODS[settings["method"]].pick_options(settings).get("loraplus_lr_ratio"),
         model=model,
         args=training_arguments(settings, seed, work, next(model.parameters()).dtype),
         train_dataset=rows,
