@@ -1,3 +1,6 @@
+"""From raw rows and a base model to a corpus, checked before anything is trained on it."""
+
+
 rule fetch_tweets:
     """The demo's rows, from a package: only config.yaml of the demo names them."""
     input:
@@ -9,7 +12,7 @@ rule fetch_tweets:
         f"{R}/logs/fetch_tweets/log.txt",
     benchmark:
         f"{R}/timings/fetch_tweets/time.tsv"
-    retries: 2
+    localrule: True
     conda:
         "../envs/data.yaml"
     shell:
@@ -28,16 +31,19 @@ rule fetch_data:
         f"{R}/logs/fetch_data/log.txt",
     benchmark:
         f"{R}/timings/fetch_data/time.tsv"
+    localrule: not STORED or bool(CONFIG.data.files)
     conda:
         "../envs/data.yaml"
     resources:
         mem_mb=data_memory,
         runtime=data_time,
-        azureml_inputs=azure_input("data", "uri_file:ro_mount", CONFIG.data.source),
+        azureml_inputs=describe_data_input(CONFIG.data.source),
     params:
         settings=settings(
             "datasets pyarrow",
-            source=source_of("data", "files", "hub", "package", "source", "sha256"),
+            source=select_set_keys(
+                CONFIGURATION["data"], ("files", "hub", "package", "source", "sha256")
+            ),
             unreadable=CONFIG.data.unreadable,
         ),
     shell:
@@ -58,18 +64,20 @@ rule fetch_model:
         f"{R}/logs/fetch_model/log.txt",
     benchmark:
         f"{R}/timings/fetch_model/time.tsv"
+    localrule: not STORED or bool(MODEL_PATH)
     conda:
         "../envs/train.yaml"
     resources:
-        mem_mb=memory(needs.fetch_model_mb(PARAMETERS)),
-        azureml_inputs=azure_input(
-            "model", f"{ASSET_TYPE}:download", CONFIG.base_model.source
+        mem_mb=grow_memory(resources.fetch_model_mb(PARAMETERS)),
+        azureml_inputs=describe_model_input(
+            CONFIG.base_model.source, CONFIG.base_model.asset_type
         ),
     params:
         settings=settings(
             "transformers tokenizers gguf safetensors",
-            source=source_of(
-                "base_model", "path", "hub", "package", "source", "sha256"
+            source=select_set_keys(
+                CONFIGURATION["base_model"],
+                ("path", "hub", "package", "source", "sha256"),
             ),
             parameters=PARAMETERS,
         ),
@@ -104,7 +112,7 @@ rule audit_data:
         settings=settings(
             "tokenizers numpy",
             task=CONFIG.task,
-            data=part(
+            data=config_subset(
                 "data",
                 "target",
                 "labels",
@@ -174,7 +182,7 @@ rule render_corpus:
         settings=settings(
             "tokenizers jinja2",
             task=CONFIG.task,
-            data=part("data", "target", "optional_columns"),
+            data=config_subset("data", "target", "optional_columns"),
             corpus=CONFIGURATION["corpus"],
         ),
     shell:

@@ -1,15 +1,5 @@
 """From a merged model to ONNX builds, their scores and their speed."""
 
-# Each calibrated variant, and the first one with the same settings, whose calibrated weights it shares.
-CALIBRATED = {}
-for name in VARIANTS:
-    if VARIANTS[name]["algo_config"] == "auto_round":
-        CALIBRATED[name] = next(
-            (other for other in CALIBRATED if calibration(other) == calibration(name)),
-            name,
-        )
-ROUNDED = sorted(set(CALIBRATED.values()))
-
 
 rule check_tokenizer:
     """What ONNX Runtime GenAI's own tokenizer reads otherwise: told before the training, no error."""
@@ -58,14 +48,16 @@ rule check_build:
     conda:
         "../envs/onnx.yaml"
     resources:
-        mem_mb=memory(lambda wildcards, input: needs.check_build_mb(size_mb(input))),
+        mem_mb=grow_memory(
+            lambda wildcards, input: resources.check_build_mb(size_mb(input))
+        ),
         runtime=data_time,
     params:
         settings=settings(
             "transformers tokenizers",
             seed=CONFIG.seed,
             variants=VARIANTS,
-            evaluate=part("evaluate", "max_new_tokens"),
+            evaluate=config_subset("evaluate", "max_new_tokens"),
             benchmark=CONFIGURATION["benchmark"],
         ),
     shell:
@@ -76,29 +68,29 @@ rule check_build:
 rule calibrate_weights:
     """Weights rounded to 4 bits so that the answers to training rows stay; no other rows are seen."""
     input:
-        merged=lambda wildcards: ancient(merged_folder(wildcards.run)),
-        merged_manifest=lambda wildcards: f"{merged_folder(wildcards.run)}.manifest.json",
+        merged=lambda wildcards: ancient(STAGES.find_merged(wildcards.run)),
+        merged_manifest=lambda wildcards: f"{STAGES.find_merged(wildcards.run)}.manifest.json",
         rows=rules.render_corpus.output.train,
         leakage=rules.check_leakage.output.leakage,
         checked=ancient(rules.check_build.output.done),
         script=script("calibrate_weights"),
         modules=modules("calibrate_weights"),
     output:
-        calibrated=kept(f"{R}/runs/{{run}}/calibrated/{{variant}}"),
+        calibrated=temp_unless_kept(f"{R}/runs/{{run}}/calibrated/{{variant}}"),
         manifest=f"{R}/runs/{{run}}/calibrated/{{variant}}.manifest.json",
     log:
         f"{R}/logs/calibrate_weights/{{run}}.{{variant}}.txt",
     benchmark:
         f"{R}/timings/calibrate_weights/{{run}}.{{variant}}.tsv"
     wildcard_constraints:
-        variant=one_of(CALIBRATED),
+        variant=one_of(STAGES.calibrated),
     priority: 3
     conda:
         environment("onnx", "calibrate_weights")
-    threads: needs.HEAVY_THREADS
+    threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=memory(needs.calibrate_mb(PARAMETERS)),
-        runtime=lambda wildcards, attempt: needs.calibrate_minutes(
+        mem_mb=grow_memory(resources.calibrate_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: resources.calibrate_minutes(
             PARAMETERS, VARIANTS[wildcards.variant]["calibration"], attempt
         ),
     params:
@@ -106,7 +98,7 @@ rule calibrate_weights:
         settings=settings(
             "auto-round torch transformers",
             seed=CONFIG.seed,
-            variant=lambda wildcards: calibration(wildcards.variant),
+            variant=lambda wildcards: select_calibration(VARIANTS[wildcards.variant]),
         ),
     shell:
         "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --merged {input.merged:q} --rows {input.rows:q}"
@@ -116,13 +108,13 @@ rule calibrate_weights:
 rule build_onnx:
     """One ONNX build of the merged model, loaded and run before it counts."""
     input:
-        unpack(build_source),
+        unpack(STAGES.find_build_source),
         rows=rules.render_corpus.output.validation,
         checked=ancient(rules.check_build.output.done),
         script=script("build_onnx"),
         modules=modules("build_onnx"),
     output:
-        onnx=kept(f"{R}/runs/{{run}}/onnx/{{variant}}"),
+        onnx=temp_unless_kept(f"{R}/runs/{{run}}/onnx/{{variant}}"),
         manifest=f"{R}/runs/{{run}}/onnx/{{variant}}.manifest.json",
     log:
         f"{R}/logs/build_onnx/{{run}}.{{variant}}.txt",
@@ -131,10 +123,10 @@ rule build_onnx:
     priority: 4
     conda:
         environment("onnx", "build_onnx")
-    threads: needs.HEAVY_THREADS
+    threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=memory(needs.build_mb(PARAMETERS)),
-        runtime=lambda wildcards, attempt: needs.build_minutes(PARAMETERS, attempt),
+        mem_mb=grow_memory(resources.build_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: resources.build_minutes(PARAMETERS, attempt),
     params:
         on_gpus=on_gpus,
         settings=settings(
@@ -152,7 +144,7 @@ rule build_onnx:
 rule score_onnx:
     """An ONNX stage on the rows of one split, its tokenizer compared with that of the training."""
     input:
-        unpack(onnx_model),
+        unpack(STAGES.find_onnx_model),
         rows=f"{R}/corpus/{{split}}.jsonl",
         template=rules.render_corpus.output.template,
         base=ancient(rules.fetch_model.output.model),
@@ -173,11 +165,11 @@ rule score_onnx:
     priority: 5
     conda:
         environment("onnx", "score_onnx")
-    threads: needs.HEAVY_THREADS
+    threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=memory(needs.score_mb(PARAMETERS)),
-        runtime=score_time,
-        gpu=onnx_gpu,
+        mem_mb=grow_memory(resources.score_mb(PARAMETERS)),
+        runtime=score_time(PARAMETERS, CONFIGURATION["evaluate"]),
+        gpu=STAGES.count_onnx_gpus,
     params:
         on_gpus=on_gpus,
         settings=settings(
@@ -209,13 +201,13 @@ rule benchmark_onnx:
     priority: 5
     conda:
         environment("onnx", "benchmark_onnx")
-    threads: needs.HEAVY_THREADS
+    threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=memory(needs.score_mb(PARAMETERS)),
-        runtime=lambda wildcards, attempt: needs.benchmark_minutes(
+        mem_mb=grow_memory(resources.score_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: resources.benchmark_minutes(
             PARAMETERS, CONFIGURATION["benchmark"], attempt
         ),
-        gpu=onnx_gpu,
+        gpu=STAGES.count_onnx_gpus,
     params:
         on_gpus=on_gpus,
         settings=settings(

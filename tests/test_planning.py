@@ -18,7 +18,8 @@ from lib.core.cli import UserError
 from lib.core.files import read_json
 from lib.core.layout import Layout
 from lib.provenance.manifests import manifest_path
-from lib.workflow.helpers import check_unquoted, find_path, fitting, one_of, project_folder
+from lib.workflow.helpers import check_unquoted, find_path, one_of, project_folder
+from lib.workflow.rule_settings import check_argument_length
 
 WHOLE_SWEEP = ["select_model", "keep_selected", "assemble_model", "summarise", "write_plots", "write_report"]
 TARGETS = ["selected.manifest.json", "metrics.json", "report.html"]
@@ -58,9 +59,9 @@ def test_a_constraint_of_many_names_is_short():
 
 def test_settings_that_no_command_can_hold_are_told_and_all_others_start():
     """Linux takes 128 KB in one argument."""
-    subprocess.run(["true", fitting("x" * 124_999)], check=True)
+    subprocess.run(["true", check_argument_length("x" * 124_999)], check=True)
     with pytest.raises(UserError, match="sweep: has more runs than the command that compares them can name"):
-        fitting("é" * 65_000)
+        check_argument_length("é" * 65_000)
 
 
 def test_without_a_name_nothing_matches():

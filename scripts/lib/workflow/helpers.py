@@ -23,7 +23,6 @@ _READ_IN_PATHS = {
     "no text": re.compile(r"[\ud800-\udfff]"),  # how Python reads a name that is not UTF-8
 }
 _LONG_TEXTS = 12_000  # characters; from a command of 65,535 on Snakemake writes it to a file, and each text may recur
-_LONGEST_ARGUMENT = 125_000  # bytes; the kernel's limit is 131,072, and quotes are added
 
 
 def use_own_interpreter() -> None:
@@ -160,13 +159,6 @@ def _alternatives(words: Set[tuple[str, ...]]) -> str:
 
 def _either(choices: Sequence[str]) -> str:
     return choices[0] if len(choices) == 1 else f"(?:{'|'.join(choices)})"
-
-
-def fitting(settings: str) -> str:
-    """The settings, one argument of a command. Raises `UserError` when they are longer than what Linux takes."""
-    if len(settings.encode()) >= _LONGEST_ARGUMENT:
-        fail("sweep: has more runs than the command that compares them can name", "make several configurations of it")
-    return settings
 
 
 def check_gpus(asked: Mapping[str, Mapping[str, object]]) -> None:

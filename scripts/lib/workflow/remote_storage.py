@@ -55,7 +55,17 @@ def storage_path(workflow: Any, path: str) -> str:
     return f"{workflow.storage_settings.default_storage_prefix.rstrip('/')}/{path}"
 
 
-def known_before(workflow: Any, results: str, given: Iterable[str]) -> None:
+def build_fetch_command(script: str, storage: str, results: str, what: Iterable[str]) -> list[str]:
+    """Return the command that fetches some of the results from the storage; see scripts/fetch_results.py."""
+    return ["python", script, "--storage", storage, "--results", results, *what]
+
+
+def find_results_copy(output: str, results: str) -> str:
+    """Return a job's local copy of the results folder. output: one of its outputs, which lies in this copy."""
+    return output[: output.rindex(f"/{results}/") + 1] + results
+
+
+def sync_metadata_before_run(workflow: Any, results: str, given: Iterable[str]) -> None:
     """Before a plan: hold Snakemake's record against the results and their lineage, and its inputs against their bytes.
 
     given: files and folders of the configuration that no rule makes.
@@ -75,7 +85,7 @@ def known_before(workflow: Any, results: str, given: Iterable[str]) -> None:
     keep_records_of_failed_jobs()
 
 
-def known_after(workflow: Any, results: str) -> None:
+def write_lineage_after_run(workflow: Any, results: str) -> None:
     """After a run: write the lineage."""
     if workflow.storage_settings.default_storage_provider == "azure":
         from lib.workflow import remote_lineage
