@@ -3,6 +3,7 @@
 from lib.config.loader import check_results_folder
 from lib.workflow.headline import headline
 from lib.workflow.helpers import check_gpus, check_unquoted, tell_unused_gpus
+from lib.workflow.metadata_overlay import write_corrections
 from lib.workflow.remote_storage import (
     sync_metadata_before_run,
     write_lineage_after_run,
@@ -22,6 +23,7 @@ if workflow.is_main_process:
 
 
 onstart:
+    or_exit(write_corrections)  # with --nolock nothing was written yet
     or_exit(check_unquoted, workflow, TEXTS)  # the executor is known only now
     tell_unused_gpus(workflow.resource_settings.overwrite_resources)
 

@@ -14,7 +14,7 @@ from snakemake.io import IOFile, _IOFile
 from lib.core.cli import UserError
 from lib.provenance.lineage import Lineage, sha256_of
 from lib.workflow import input_content
-from lib.workflow.input_content import compare_by_content, content_hashes
+from lib.workflow.input_content import ContentHashes, compare_by_content
 from lib.workflow.snakemake_metadata import snakemake_records
 
 pytestmark = pytest.mark.workflow
@@ -47,7 +47,7 @@ def counted(monkeypatch) -> list[str]:
 
 def changed(results: str = "results", lineage: Lineage | None = None) -> list[str]:
     """What Snakemake takes for newer than any output."""
-    compare_by_content(GIVEN, results, lineage or Lineage({}))
+    compare_by_content(GIVEN, results, lineage or Lineage({})).save()  # as a run does
     return [path for path in GIVEN if asyncio.run(IOFile(path).is_newer(float("inf")))]
 
 
@@ -176,7 +176,9 @@ def test_what_was_read_once_is_read_again_when_it_changes(records, counted):
 def test_a_file_that_may_still_change_within_one_tick_of_the_clock_is_not_noted(records, counted, monkeypatch):
     monkeypatch.setattr(input_content, "_TICK", 60.0)
     for _ in range(2):
-        content_hashes({GIVEN[0]})
+        hashes = ContentHashes()
+        hashes.find({GIVEN[0]})
+        hashes.save()
     assert counted == [str(ROWS)] * 2
 
 

@@ -183,7 +183,7 @@ def unpatched_later(monkeypatch) -> None:
     for owner, names in (
         (_IOFile, ("is_newer", "is_checksum_eligible", "checksum")),
         (Job, ("postprocess",)),
-        (FilePersistence, ("finished", "cleanup")),
+        (FilePersistence, ("finished", "cleanup", "lock", "_read_record", "_write_record", "_delete_record")),
         (installed.StorageObject, ("inventory", "get_inventory_parent")),
     ):
         for name in names:

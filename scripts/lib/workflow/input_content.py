@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from snakemake.io import _IOFile
+from snakemake.persistence import MetadataRecord
 
 from lib.core.cli import UserError, fail, place_of
 from lib.core.escaping import escape_controls
 from lib.core.files import canonical_json, published, sha256_text
 from lib.provenance.lineage import Lineage, is_code, sha256_of, visible_files
-from lib.workflow.snakemake_metadata import STATE, recorded, snakemake_records
+from lib.workflow.metadata_overlay import STATE, recorded, snakemake_records
 
 _NOTE = STATE / "lineage" / "hashes.json"
 _LARGE = 2e9  # bytes that take some seconds to read
@@ -32,27 +33,34 @@ _TICK = 2.0
 _is_newer, _is_checksum_eligible, _checksum = _IOFile.is_newer, _IOFile.is_checksum_eligible, _IOFile.checksum
 
 
-def compare_by_content(given: Iterable[str], results: str, lineage: Lineage) -> None:
-    """Have this process's Snakemake compare inputs by content.
+def compare_by_content(
+    given: Iterable[str], results: str, lineage: Lineage, corrections: Mapping[str, MetadataRecord] | None = None
+) -> "ContentHashes":
+    """Have this process's Snakemake compare inputs by content, and return the hashes, for a run to save.
 
-    given: files and folders of the configuration. results: as in the paths of outputs that Snakemake has records of.
+    given: files and folders of the configuration. results: as in the paths of outputs that Snakemake has metadata of.
+    corrections: what Snakemake is to read instead of its own metadata, by output.
     Raises `UserError` when an input cannot be read.
     """
     given = {str(path) for path in given}
+    hashes = ContentHashes()
     try:
-        read = hashes_read(results, lineage)
-        now = content_hashes({*given, *filter(is_code, read)})
+        read = hashes_read(results, lineage, corrections or {})
+        now = hashes.find({*given, *filter(is_code, read)})
     except OSError as error:
         fail(error.strerror or str(error), "mend the permissions, then start again", at=place_of(error) or results)
     _patch_snakemake(given & now.keys(), now, read)
+    return hashes
 
 
-def hashes_read(results: str, lineage: Lineage) -> dict[str, set[str]]:
+def hashes_read(results: str, lineage: Lineage, corrections: Mapping[str, MetadataRecord]) -> dict[str, set[str]]:
     """Return the sha256 of each input that jobs read for outputs in `results`, whether these are still there or not."""
     records = snakemake_records()
     read: dict[str, set[str]] = defaultdict(set)
-    for output in recorded():
-        record = records._read_record(output) if output.startswith(f"{results}/") else None
+    for output in {*recorded(), *corrections}:
+        if not output.startswith(f"{results}/"):
+            continue
+        record = corrections[output] if output in corrections else records._read_record(output)
         for path, checksum in ((record and record.input_checksums) or {}).items():
             read[path].add(checksum.rpartition(":")[2])
     for job in lineage.jobs():
@@ -69,27 +77,37 @@ class _State(NamedTuple):
     size: int
 
 
-def content_hashes(paths: Iterable[str]) -> dict[str, str]:
-    """Return the sha256 of each path that is there, and read no more than what has changed since it was read last.
+class ContentHashes:
+    """The sha256 of files and folders. What has not changed since a run noted its hash is not read again.
 
     Times, size and inode tell what may have changed; one of the times is ctime, which `cp -p` and `touch` cannot set.
     """
-    noted, found, new = _read_note(), {}, {}
-    for path in sorted(path for path in paths if Path(path).exists()):
-        state = _state(Path(path))
-        if noted.get(path, [None])[0] == state.key:
-            found[path] = noted[path][1]
-            continue
-        started = time.time()
-        sha256 = _read(path, state.size)
-        if sha256 is not None:
-            found[path] = sha256
-            if state.changed < started - _TICK and _state(Path(path)) == state:
-                new[path] = [state.key, sha256]
-    if new:
-        with suppress(OSError, UserError), published(_NOTE) as partial:  # without a note, all is read again
-            partial.write_text(canonical_json(noted | new), encoding="utf-8")
-    return found
+
+    def __init__(self) -> None:
+        self._noted = _read_note()
+        self._new: dict[str, list[str]] = {}
+
+    def find(self, paths: Iterable[str]) -> dict[str, str]:
+        """Return the sha256 of each path that is there."""
+        found = {}
+        for path in sorted(path for path in paths if Path(path).exists()):
+            state = _state(Path(path))
+            if self._noted.get(path, [None])[0] == state.key:
+                found[path] = self._noted[path][1]
+                continue
+            started = time.time()
+            sha256 = _read(path, state.size)
+            if sha256 is not None:
+                found[path] = sha256
+                if state.changed < started - _TICK and _state(Path(path)) == state:
+                    self._new[path] = [state.key, sha256]
+        return found
+
+    def save(self) -> None:
+        """Note the hashes for later plans. Where that fails all is read again."""
+        if self._new:
+            with suppress(OSError, UserError), published(_NOTE) as partial:
+                partial.write_text(canonical_json(self._noted | self._new), encoding="utf-8")
 
 
 def _read(path: str, size: int) -> str | None:

@@ -1,6 +1,6 @@
 """Memory, time and GPUs of a job, as Snakemake asks for them: functions of its inputs and of the attempt.
 
-The names of their arguments are those that Snakemake fills in. The estimates themselves are in `lib.hardware.resources`.
+Snakemake fills in their arguments by name. The estimates themselves are in `lib.hardware.resources`.
 """
 
 import shlex

@@ -14,15 +14,8 @@ from azure.core.exceptions import ResourceNotFoundError
 from lib.azure import blobs
 from lib.core.files import canonical_json, sha256_text
 from lib.provenance.lineage import NAME, Job, Lineage, is_hidden, lineage_text, parse_lineage
-from lib.workflow.snakemake_metadata import (
-    UNKNOWN,
-    LineageBuilder,
-    as_record,
-    job_facts,
-    read_or_empty,
-    recorded,
-    snakemake_records,
-)
+from lib.workflow.metadata_overlay import as_record, recorded, snakemake_records
+from lib.workflow.snakemake_metadata import UNKNOWN, Comparison, LineageBuilder, job_facts, read_or_empty
 
 
 class Blob(NamedTuple):
@@ -65,8 +58,8 @@ class Stored:
         return read_or_empty(lambda: parse_lineage(content, f"{self.folder.url}/{NAME}"))
 
 
-def learn(results: str, name: str) -> Lineage:
-    """Before a plan: make Snakemake's record say how the blobs were made that are there now. Return their lineage.
+def compare(results: str, name: str) -> Comparison:
+    """Compare Snakemake's metadata with the blobs that are there now and with their lineage, and write nothing.
 
     A blob whose time is the one that Snakemake recorded is as it says. Any other was written by another machine's run:
     then the lineage beside it tells how, or nobody knows, and it is made again.
@@ -74,7 +67,7 @@ def learn(results: str, name: str) -> Lineage:
     """
     with blobs.explained_storage_errors(results):
         stored = Stored(results, name)
-        lineage, records = stored.lineage(), snakemake_records()
+        lineage, records, corrections = stored.lineage(), snakemake_records(), {}
         for query in {query for query in recorded() if query.startswith(stored.root)} | {
             stored.root + path for path in lineage.by_output
         }:
@@ -87,12 +80,17 @@ def learn(results: str, name: str) -> Lineage:
             if job is not None and blob.sha256 == job["outputs"][path]:
                 inputs = job["record"].get("input") or []
                 facts = job["record"] | {"input": [stored.root + one if stored.find(one) else one for one in inputs]}
-            records._write_record(query, as_record(facts, blob.written))
-        return lineage
+            corrections[query] = as_record(facts, blob.written)
+
+    def write() -> None:
+        for query, record in corrections.items():
+            records._write_record(query, record)
+
+    return Comparison(lineage, corrections, write)
 
 
 def write(results: str, name: str) -> None:
-    """After a run: write beside the blobs how they were made, those of other machines' runs as the lineage has them."""
+    """Write beside the blobs how they were made; those of other machines' runs as their lineage has them."""
     with blobs.explained_storage_errors(results):
         stored = Stored(results, name)
         new, records = LineageBuilder(), snakemake_records()

@@ -11,7 +11,8 @@ from typing import Any
 from lib.core.cli import fail
 from lib.provenance.run_card import CODE, code_facts
 from lib.workflow.input_content import compare_by_content
-from lib.workflow.snakemake_metadata import agree, keep_records_of_failed_jobs
+from lib.workflow.metadata_overlay import correct_metadata, keep_records_of_failed_jobs
+from lib.workflow.snakemake_metadata import agree, compare
 
 
 def prepare_storage(workflow: Any) -> None:
@@ -66,8 +67,9 @@ def find_results_copy(output: str, results: str) -> str:
 
 
 def sync_metadata_before_run(workflow: Any, results: str, given: Iterable[str]) -> None:
-    """Before a plan: hold Snakemake's record against the results and their lineage, and its inputs against their bytes.
+    """Correct what Snakemake reads: its metadata by the results and their lineage, its inputs by their bytes.
 
+    For every plan, in memory; a run also writes the corrections once it holds the lock of this folder.
     given: files and folders of the configuration that no rule makes.
     Raises `UserError` where it cannot, or where jobs elsewhere could not write to such a folder.
     """
@@ -77,16 +79,17 @@ def sync_metadata_before_run(workflow: Any, results: str, given: Iterable[str]) 
         from lib.workflow import azure_storage_plugin, remote_lineage
 
         outputs = storage_path(workflow, results)
-        lineage = remote_lineage.learn(outputs, results)
+        found = remote_lineage.compare(outputs, results)
         azure_storage_plugin.list_once(outputs)
     else:
-        outputs, lineage = results, agree(Path(results))
-    compare_by_content(given, outputs, lineage)
+        outputs, found = results, compare(Path(results))
+    hashes = compare_by_content(given, outputs, found.lineage, found.corrections)
+    correct_metadata(found.corrections, found.write, hashes.save)
     keep_records_of_failed_jobs()
 
 
 def write_lineage_after_run(workflow: Any, results: str) -> None:
-    """After a run: write the lineage."""
+    """Write how the results were made, beside them."""
     if workflow.storage_settings.default_storage_provider == "azure":
         from lib.workflow import remote_lineage
 

@@ -5,17 +5,15 @@ it wrote: whoever puts others there (`dvc checkout` of an older commit, `dvc pul
 wrong artefacts and distrust right ones. `lineage.json` knows the bytes. `agree` makes the two say the same, and where
 neither describes what is on disk, it has Snakemake make it again.
 
-Reads and writes Snakemake's files through its own class, so it goes with the version that the lock pins.
+`compare` finds this out and writes nothing, for plans; `agree` writes it.
 """
 
-import os
 import sys
-from base64 import urlsafe_b64decode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from snakemake.jobs import Job as SnakemakeJob
 from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 from snakemake.persistence.file import FilePersistence
 
@@ -26,18 +24,37 @@ from lib.core.paths import find_fault, path_below
 from lib.provenance.folder_state import FolderStates
 from lib.provenance.lineage import NAME, Job, Lineage, input_hashes, read_lineage, sha256_of, write_lineage
 from lib.provenance.manifests import STAMP, manifest_path
+from lib.workflow.metadata_overlay import NOT_KEPT, STATE, as_record, recorded, snakemake_records
 
-STATE = Path(".snakemake")
-# Repeated, or of one output alone, or another one in every process.
-_NOT_RECORDED = {"shellcmd", "conda_env", "external_jobid", "incomplete", "starttime", "endtime", "job_hash", "log"}
 _NOT_ARTEFACTS = {"logs", "timings", NAME}
 # The record of an output that Snakemake is to make again.
 UNKNOWN = {"params": [repr("bytes that no job wrote")], "record_format_version": RECORD_FORMAT_VERSION}
-_postprocess, _finished = SnakemakeJob.postprocess, FilePersistence.finished
+
+
+class Comparison(NamedTuple):
+    """What Snakemake's metadata, a lineage and the disk say together.
+
+    lineage: of what is on disk now. corrections: metadata of the outputs of which Snakemake's own is wrong.
+    write: makes metadata and lineage on disk say so; raises `UserError` when it cannot.
+    """
+
+    lineage: Lineage
+    corrections: dict[str, MetadataRecord]
+    write: Callable[[], None]
 
 
 def agree(results: Path, *, during_run: bool = False) -> Lineage:
-    """Make Snakemake's record and the lineage of `results` agree with what is on disk, and return that lineage.
+    """Make Snakemake's metadata and the lineage of `results` agree with what is on disk, and return that lineage.
+
+    The arguments are those of `compare`. Raises `UserError` when the disk is full or may not be written.
+    """
+    found = compare(results, during_run=during_run)
+    found.write()
+    return found.lineage
+
+
+def compare(results: Path, *, during_run: bool = False) -> Comparison:
+    """Compare Snakemake's metadata and the lineage of `results` with what is on disk, and write nothing.
 
     An output whose time is the one that Snakemake recorded is as Snakemake says: the lineage learns it. Any other is
     known by its bytes, and then Snakemake learns from the lineage how it was made, or it is unknown, and Snakemake
@@ -45,23 +62,30 @@ def agree(results: Path, *, during_run: bool = False) -> Lineage:
     results of another time, and the same bytes may have been made from other inputs here.
 
     during_run: called by the run that holds the lock of the folder; else nothing is done while another one does.
-    Raises `UserError` when the disk is full or may not be written.
+    Raises `UserError` when something cannot be read.
     """
     if not results.is_dir() or (not during_run and any((STATE / "locks").glob("*"))):
-        return _lineage(results)
+        return Comparison(_lineage(results), {}, lambda: None)
+    with _explained(results):
+        return _compare(results)
+
+
+@contextmanager
+def _explained(results: Path) -> Iterator[None]:
     try:
-        return _agree(results)
+        yield
     except OSError as error:
         what = error.strerror or str(error)
         fail(what, "free some space or mend the permissions, then start again", at=place_of(error) or results)
 
 
-def _agree(results: Path) -> Lineage:
+def _compare(results: Path) -> Comparison:
     records = snakemake_records()
     old, new = _lineage(results), LineageBuilder()
     brought = _remembered(results) != sha256_of(results / NAME)
     # What was written before the lineage is in it as it is, unless it came from elsewhere.
     sealed = 0.0 if brought or not old.by_output else _written(results / NAME)
+    corrections: dict[str, dict[str, Any]] = {}
     restored, unknown = [], []
     states = FolderStates(STATE / "lineage/folders.json")
     known_paths = set(recorded())
@@ -83,12 +107,12 @@ def _agree(results: Path) -> Lineage:
             new.add(path, job, sha256)
         elif known is not None and as_known:
             if job is None or job["record"] != known["record"]:
-                _teach(records, path, known["record"])
+                corrections[path] = known["record"]
                 restored.append(path)
             new.add(path, known, sha256)
         else:
             if not as_recorded:
-                _teach(records, path, UNKNOWN)
+                corrections[path] = UNKNOWN
                 unknown.append(path)
             if known is not None:  # so that it is found to be broken until it is made again
                 new.add(path, known, known["outputs"][path])
@@ -96,59 +120,22 @@ def _agree(results: Path) -> Lineage:
             states.note(path, _written(Path(path)))
         if path in new.by_output:  # outputs outside of the folder, such as rows that were fetched
             waiting |= input_hashes(new.by_output[path]).keys() & known_paths
-    if new.by_output and new.by_output != old.by_output:
-        write_lineage(results, Lineage(new.by_output))
-    _remember(results)
-    states.save()
     _tell(results, restored, sorted(unknown))
-    return Lineage(new.by_output)
+    lineage = Lineage(new.by_output)
 
+    def write() -> None:
+        with _explained(results):
+            for path, facts in corrections.items():
+                written = _stamped(Path(path))
+                records._write_record(path, as_record(facts, written))
+                states.date(path, written)
+            if new.by_output and new.by_output != old.by_output:
+                write_lineage(results, lineage)
+            _remember(results)
+            states.save()
 
-def keep_records_of_failed_jobs() -> None:
-    """Have this process's Snakemake record only jobs that succeed.
-
-    It records a failed job like any other, then removes the outputs. Where what was made from them is still there, the
-    next plan would find nothing to do, and old results would pass for those of the new rows or settings.
-    """
-    failed: set[SnakemakeJob] = set()
-
-    async def postprocess(self: SnakemakeJob, *args: Any, error: bool = False, **options: Any) -> None:
-        if error:
-            failed.add(self)
-        try:
-            await _postprocess(self, *args, error=error, **options)
-        finally:
-            failed.discard(self)
-
-    async def finished(self: FilePersistence, job: SnakemakeJob) -> None:
-        if job in failed:
-            self.cleanup(job)
-        else:
-            await _finished(self, job)
-
-    def cleanup(self: FilePersistence, job: SnakemakeJob) -> None:  # else it deletes the record
-        for file in job.output:
-            self._unmark_incomplete(self._get_key(file))
-
-    setattr(SnakemakeJob, postprocess.__name__, postprocess)
-    for method in (finished, cleanup):
-        setattr(FilePersistence, method.__name__, method)
-
-
-def snakemake_records() -> FilePersistence:
-    """Snakemake's record of this folder."""
-    return FilePersistence(path=STATE.absolute())
-
-
-def _teach(records: FilePersistence, path: str, facts: dict[str, Any]) -> None:
-    """Have Snakemake record `facts` of an output, as of the bytes that it has now."""
-    records._write_record(path, as_record(facts, _stamped(Path(path))))
-
-
-def as_record(facts: Mapping[str, Any], endtime: float) -> MetadataRecord:
-    """Return Snakemake's record of an output from what a lineage keeps of it. endtime: Unix time."""
-    kept = {key: value for key, value in facts.items() if key not in _NOT_RECORDED}
-    return MetadataRecord.model_validate(kept | {"endtime": endtime})
+    found = {path: as_record(facts, _written(Path(path))) for path, facts in corrections.items()}
+    return Comparison(lineage, found, write)
 
 
 def _remembered(results: Path) -> str | None:
@@ -239,7 +226,7 @@ def _may_lie_here(path: str, results: Path) -> bool:
 
 def job_facts(record: MetadataRecord, before: Job | None) -> Job:
     """before: what the lineage says of the same output; its folders are not read again if it is the same job."""
-    facts = {key: value for key, value in record.items() if key not in _NOT_RECORDED}
+    facts = {key: value for key, value in record.items() if key not in NOT_KEPT}
     if before is not None and before["record"] == facts:
         return before
     # Folders of ours have a manifest among the inputs.
@@ -247,15 +234,6 @@ def job_facts(record: MetadataRecord, before: Job | None) -> Job:
     folders = {path for path in facts["input"] if Path(path).is_dir() and path not in known}
     sources = {path: sha256 for path in sorted(folders) if (sha256 := sha256_of(Path(path), trust_manifest=True))}
     return {"rule": facts["rule"], "outputs": {}, "record": facts, "sources": sources}
-
-
-def recorded() -> Iterator[str]:
-    """Paths that Snakemake has a record of: its file names in base64, long ones in several parts."""
-    folder = STATE / "metadata"
-    for place, _, names in os.walk(folder):
-        for name in names:
-            parts = (Path(place) / name).relative_to(folder).parts
-            yield urlsafe_b64decode("".join(part.removeprefix("@") for part in parts)).decode()
 
 
 def _lying(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterator[str]:

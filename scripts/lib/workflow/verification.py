@@ -148,6 +148,6 @@ def _find_recorded() -> set[str]:
     """Return outputs that Snakemake has a record of: of a killed run's, the lineage learns when the next one starts."""
     if not _RECORD.is_dir():
         return set()
-    from lib.workflow.snakemake_metadata import recorded  # imports Snakemake, which takes a second
+    from lib.workflow.metadata_overlay import recorded  # imports Snakemake, which takes a second
 
     return set(recorded())
