@@ -1,6 +1,6 @@
 """Raw JSON -> corpus -> adapter -> merged checkpoint -> int4 ONNX -> evaluation report.
 
-The rules are in rules/, one file per stage, in the order in which the data flows; each rule calls the script of its name.
+The rules are in rules/, one file per stage, in the order in which data flows. Each rule calls the script of its name.
 config.yaml says what is made, a profile says where.
 """
 
@@ -18,14 +18,14 @@ include: "rules/common.smk"
 
 
 rule all:
-    """A packaged model, its report, and a gate that passed."""
+    """Make a packaged model and its report, and pass the gate."""
     input:
         f"{R}/gate.passed",
         final_outputs,
 
 
 rule evidence:
-    """Everything that a run presents, whatever the gate says: for those who keep every experiment."""
+    """Make everything that a run presents, whatever the gate says: for those who keep every experiment."""
     input:
         final_outputs,
 

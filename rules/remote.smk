@@ -1,15 +1,15 @@
-"""Jobs that share no files with this machine (profiles/azureml). Where files are shared, nothing here changes a thing."""
+"""Jobs that share no files with this machine (profiles/azureml); where files are shared, these functions do nothing."""
 
 from snakemake.io import sourcecache_entry
 
-# What the rules make goes through a storage.
+# The outputs of rules go through a storage.
 STORED = workflow.storage_settings.default_storage_provider is not None
 
 
 if not STORED:
 
     def local_file(path):
-        """A file that is on this machine in any case."""
+        """A file that stays on this machine while other files go through a storage."""
         return path
 
     def project_file(path):

@@ -1,8 +1,8 @@
-"""From scores and speeds to a choice, a package, a verdict and a report."""
+"""From scores and speeds to a selected model, a package, a verdict, and a report."""
 
 
 rule score_baselines:
-    """What costs nothing: majority, label words, TF-IDF; for generation the nearest question's answer."""
+    """Score the baselines: commonest label, label words, TF-IDF; for generation, the completion of the nearest prompt."""
     input:
         **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
         template=rules.render_corpus.output.template,
@@ -34,7 +34,7 @@ rule score_baselines:
 
 
 rule select_model:
-    """The variant that ships: best on validation rows under the constraints, every rejection with its reason."""
+    """Select the variant that ships by the validation rows, within the constraints, with a reason for every rejection."""
     input:
         candidates=all_runs(STAGES.list_candidates),
         script=script("select_model"),
@@ -71,7 +71,7 @@ rule select_model:
 
 
 rule assemble_model:
-    """The selected model as the test rows score it: ONNX files, tokenizer, template."""
+    """Assemble the selected model as the test rows will score it: ONNX files, tokenizer, template."""
     input:
         selection=rules.select_model.output.selection,
         template=rules.render_corpus.output.template,
@@ -119,7 +119,7 @@ rule assemble_model:
 
 
 rule keep_selected:
-    """Adapter and merged model of the selected run in one place, whatever its name, and whatever else is dropped."""
+    """Copy adapter and merged model of the selected run to one place, where they stay with `keep: selected`."""
     input:
         selection=rules.select_model.output.selection,
         folders=ancient(all_runs(lambda: STAGES.list_checkpoints("adapter", "merged"))),
@@ -146,7 +146,7 @@ rule keep_selected:
 
 
 rule check_gate:
-    """The verdict on the test rows; it succeeds whatever the verdict, so that the evidence stays."""
+    """Write the verdict on the test rows; succeeds whatever the verdict, so that the evidence stays."""
     input:
         score=f"{R}/scores/model.test.json",
         predictions=f"{R}/scores/model.test.predictions.jsonl",
@@ -178,7 +178,7 @@ rule check_gate:
 
 
 rule summarise:
-    """Every number that other tools read, in one file."""
+    """Collect every number that other tools read in one file."""
     input:
         audit=rules.audit_data.output.audit,
         split=rules.split_data.output.split,
@@ -240,7 +240,7 @@ rule summarise:
 
 
 rule package_model:
-    """The model as it ships: what the test rows scored, with a model card that states the verdict on them."""
+    """Package the model that the test rows scored, with a model card that states the verdict."""
     input:
         assembled=ancient(rules.assemble_model.output.model),
         assembled_manifest=rules.assemble_model.output.manifest,
@@ -264,7 +264,7 @@ rule package_model:
 
 
 rule write_plots:
-    """What `dvc metrics` and `dvc plots` show: headline numbers, and the points of the plots as tables."""
+    """Write what `dvc metrics` and `dvc plots` show: the headline numbers, and the points of the plots."""
     input:
         summary=rules.summarise.output.summary,
         training=all_runs(STAGES.list_trainings),
@@ -293,7 +293,7 @@ rule write_plots:
 
 
 rule write_report:
-    """The evidence for a reader: one HTML file that needs no network."""
+    """Write the report: one HTML file that needs no network."""
     input:
         summary=rules.summarise.output.summary,
         selection=rules.select_model.output.selection,
@@ -349,7 +349,7 @@ rule write_report:
 
 
 rule enforce_gate:
-    """Fails the run, last of all, when the gate did not pass."""
+    """Fail the run, as its very last step, when the gate did not pass."""
     input:
         gate=rules.check_gate.output.gate,
         report=rules.write_report.output.report,

@@ -1,12 +1,11 @@
-"""From base model and corpus to a merged model: trained here, or brought along; and what PyTorch stages score.
+"""From base model and corpus to a merged model, trained here or brought by the user, and the scores of PyTorch models."""
 
-The later a step, the higher its priority, here and in onnx.smk: a run of a sweep is finished before the next one is
-trained, so that its weights are dropped early (`keep: selected`) and a mistake shows after one training.
-"""
+# Here and in onnx.smk, later steps have a higher priority, so each run of a sweep is finished before the next one is
+# trained: its weights are dropped early (`keep: selected`), and a mistake shows after one training.
 
 
 rule fetch_adapter:
-    """An adapter that exists already, instead of training one."""
+    """Take an existing adapter instead of training one."""
     input:
         path=ADAPTER_PATH or [],
         base=ancient(rules.fetch_model.output.model),
@@ -41,13 +40,13 @@ rule fetch_adapter:
 
 
 rule train_adapter:
-    """Low-rank adapter on the training rows; validation chooses the checkpoint. Resumes from work/."""
+    """Train a low-rank adapter; validation rows choose the checkpoint, and a killed training resumes from work/."""
     input:
         train=rules.render_corpus.output.train,
         validation=rules.render_corpus.output.validation,
         template=rules.render_corpus.output.template,
         leakage=rules.check_leakage.output.leakage,
-        # By order only: what the checks find is told before the training and changes nothing in it.
+        # For the order only: their warnings come before the training, and a new result retrains nothing.
         checked=ancient(
             [f"{R}/corpus/{check}.done" for check in ("build", "onnx_tokenizer")]
         ),
@@ -106,7 +105,7 @@ rule train_adapter:
 
 
 rule merge_adapter:
-    """Adapter added to the weights, shard by shard, checked against base and adapter."""
+    """Add the adapter to the base weights, shard by shard, and compare the result with base plus adapter."""
     input:
         base=ancient(rules.fetch_model.output.model),
         base_manifest=rules.fetch_model.output.manifest,
@@ -154,7 +153,7 @@ rule merge_adapter:
 
 
 rule choose_merge:
-    """Of the two ways to merge an adapter of a 4-bit base, the one that validation rows prefer."""
+    """Choose the better of two ways to merge the adapter of a 4-bit base, by the validation rows."""
     input:
         **{
             name: ancient(f"{R}/runs/{{run}}/merged-{name}")
@@ -200,7 +199,7 @@ rule choose_merge:
 
 
 rule fetch_merged:
-    """A fine-tuned model that exists already, instead of training and merging."""
+    """Take an existing fine-tuned model instead of training and merging."""
     input:
         path=MERGED_PATH or [],
         base=ancient(rules.fetch_model.output.model),
@@ -229,7 +228,7 @@ rule fetch_merged:
 
 
 rule score_checkpoint:
-    """A PyTorch stage on the rows of one split."""
+    """Score a PyTorch model on the rows of one split."""
     input:
         unpack(STAGES.find_checkpoint),
         rows=f"{R}/corpus/{{split}}.jsonl",

@@ -1,4 +1,4 @@
-"""The last lines of a finished run: what was chosen, how good it is, where everything lies."""
+"""The last lines of a finished run: the selected model, its quality, and where the files are."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from lib.core.files import read_json
 
 
 def headline(results: Path) -> str:
-    """Lines for the terminal, from `summary.json`."""
+    """Return the lines for the terminal, from `summary.json`."""
     summary = read_json(results / "summary.json")
     selected, model = summary["selected"], summary["model"]
     scores = {"model": model, "base model": summary["base"], **summary["baselines"]}
@@ -29,7 +29,7 @@ def headline(results: Path) -> str:
 
 
 def _against(against: dict[str, Any]) -> str:
-    """The paired difference from the baseline that the model must be worth more than."""
+    """Return the paired difference from the baseline that the model has to beat."""
     name = "accuracy" if "accuracy" in against["difference"] else "chrf"
     if against["difference"][name] is None:
         return f"not compared with {against['name']}: no row has a free answer"

@@ -1,9 +1,9 @@
 """Inputs that no rule makes, compared by content: the user's rows, models and adapters, and the code of the rules.
 
-Snakemake looks at times first. It believes an input that is older than the outputs, whatever its bytes (`mv`, `cp -p`,
-`unzip` and `rsync -t` bring such files), and of a folder it knows nothing but the time. Here it gets the sha256 of each
-input instead, and its record of a job keeps what that job was given. Only what Snakemake reads is changed, in memory:
-no plan uses a difference up, and whatever ends a run, the next one finds it again.
+Snakemake looks at times first. It takes an input that is older than the outputs for unchanged, whatever its bytes
+(`mv`, `cp -p`, `unzip` and `rsync -t` bring such files), and of a folder it knows nothing but the time. Here it gets the
+sha256 of each input instead, and its metadata of a job keep the sha256 of what that job read. Only what Snakemake reads
+is changed, in memory: a difference stays a difference through any number of plans, and after a run that was killed.
 
 Patches Snakemake's own class, so it goes with the version that the lock pins.
 """
@@ -28,7 +28,7 @@ from lib.workflow.metadata_overlay import STATE, recorded, snakemake_records
 
 _NOTE = STATE / "lineage" / "hashes.json"
 _LARGE = 2e9  # bytes that take some seconds to read
-# Two changes within so many seconds may leave the same times, on file systems that keep them coarsely.
+# Two changes within this many seconds may leave the same times, on file systems with coarse time stamps.
 _TICK = 2.0
 _is_newer, _is_checksum_eligible, _checksum = _IOFile.is_newer, _IOFile.is_checksum_eligible, _IOFile.checksum
 
@@ -70,7 +70,7 @@ def hashes_read(results: str, lineage: Lineage, corrections: Mapping[str, Metada
 
 
 class _State(NamedTuple):
-    """What tells that a file or folder may have changed. key: all of it. changed: Unix time. size: in bytes."""
+    """What shows that a file or folder may have changed. key: all of it. changed: Unix time. size: in bytes."""
 
     key: str
     changed: float
@@ -126,7 +126,7 @@ def _state(path: Path) -> _State:
 
 
 def _read_note() -> dict[str, list[str]]:
-    """Return state and sha256 by path; nothing where they were never noted."""
+    """Return the noted state and sha256 of each path; nothing when none was ever noted."""
     try:
         return json.loads(_NOTE.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -134,7 +134,7 @@ def _read_note() -> dict[str, list[str]]:
 
 
 def _patch_snakemake(given: Set[str], now: Mapping[str, str], read: Mapping[str, Set[str]]) -> None:
-    """Answer Snakemake's questions about inputs by their hashes.
+    """Make Snakemake decide by hashes whether an input is new.
 
     An input counts as newer unless all jobs read the bytes that it has now; the checksums in its own record then tell
     Snakemake which job is to run again.
@@ -154,7 +154,7 @@ def _patch_snakemake(given: Set[str], now: Mapping[str, str], read: Mapping[str,
         if path not in given:
             return await _checksum(self, *args, **options)
         others = read.get(path, set()) - {now[path]}
-        # --touch reads nothing: the outputs are still made from what their jobs read.
+        # --touch runs no job: the outputs are still made from what their jobs read.
         return f"sha256:{min(others) if others and self.rule.workflow.touch else now[path]}"
 
     for method in (is_newer, is_checksum_eligible, checksum):

@@ -1,9 +1,9 @@
-"""Where results in a storage came from: the same `lineage.json` as in a folder, kept beside them.
+"""The lineage of results in a storage: the same `lineage.json` as in a local folder, kept beside the results.
 
-The run that sends jobs away has Snakemake's record, and each blob tells its sha256
-(`lib.workflow.azure_storage_plugin`), so nothing is read again. Paths in it are those of a folder: results that are
-fetched from the storage are known here, and Snakemake makes nothing of them again. The other way round, a run in a
-fresh clone learns from it how the blobs were made.
+The run that submits the jobs has Snakemake's metadata, and each blob has its sha256 among its properties
+(`lib.workflow.azure_storage_plugin`), so no blob is downloaded. The paths in it are local ones, so results that are
+fetched from the storage are recognized on this machine, and nothing is made again. A run in a fresh clone learns from
+it how the blobs were made.
 """
 
 from pathlib import PurePosixPath
@@ -26,7 +26,7 @@ class Blob(NamedTuple):
 
 
 class Stored:
-    """Results in a storage. results: az://CONTAINER/PREFIX/results; root: az://CONTAINER/PREFIX/, what paths lack."""
+    """Results in a storage. results: az://CONTAINER/PREFIX/results. root: what local paths lack."""
 
     def __init__(self, results: str, name: str) -> None:
         self.folder = blobs.place(results)
@@ -41,7 +41,7 @@ class Stored:
                 self.inside.setdefault(str(parent), {})[path.removeprefix(f"{parent}/")] = self.found[path]
 
     def find(self, path: str) -> Blob | None:
-        """The sha256 of a directory is that of its files' names and hashes (`lib.provenance.lineage.sha256_of`)."""
+        """Return the blob or directory of a path, hashed as `lib.provenance.lineage.sha256_of` does it."""
         inside = self.inside.get(path)
         if inside is None:
             return self.found.get(path)
@@ -50,7 +50,7 @@ class Stored:
         return Blob(known, max(blob.written for blob in inside.values()))
 
     def lineage(self) -> Lineage:
-        """Return that of the last run; an empty one where there is none, or, with a line, one of another form."""
+        """Return the last run's lineage; an empty one when there is none, or, with a warning, when it is damaged."""
         try:
             content = self.folder.container.download_blob(self.folder.name(NAME)).readall()
         except ResourceNotFoundError:
@@ -61,8 +61,8 @@ class Stored:
 def compare(results: str, name: str) -> Comparison:
     """Compare Snakemake's metadata with the blobs that are there now and with their lineage, and write nothing.
 
-    A blob whose time is the one that Snakemake recorded is as it says. Any other was written by another machine's run:
-    then the lineage beside it tells how, or nobody knows, and it is made again.
+    A blob with the time that Snakemake recorded is described by Snakemake's metadata. Any other was written by a run on
+    another machine: the lineage beside it says how, or nobody knows and it is made again.
     Raises `UserError` when the storage refuses or does not answer.
     """
     with blobs.explained_storage_errors(results):
@@ -115,7 +115,7 @@ def _as_recorded(blob: Blob, record: Any) -> bool:
 
 
 def _job(stored: Stored, record: Any, output: Blob) -> Job:
-    """The job with the paths of a folder, and the sha256 of inputs of which Snakemake saw no copy."""
+    """Return the job with local paths, and with the sha256 of inputs that Snakemake has not seen itself."""
     job = job_facts(record, None)
     facts = job["record"]
     inputs = [path.removeprefix(stored.root) for path in facts["input"] or []]

@@ -1,4 +1,4 @@
-"""A run whose jobs share no files with it: what must be right before the first one, and what they must be told."""
+"""Runs whose jobs share no files with this machine: their storage, their environment, and their lineage."""
 
 import json
 import os
@@ -16,9 +16,9 @@ from lib.workflow.snakemake_metadata import agree, compare
 
 
 def prepare_storage(workflow: Any) -> None:
-    """Mend the storage plugin, and tell scripts the storage account and the code's commit by the environment.
+    """Patch the storage plugin, and put the storage account and the commit of the code into the environment of scripts.
 
-    Raises `UserError` where jobs would lack sources: Snakemake sends them what git knows, and the configuration.
+    Raises `UserError` when jobs would lack sources: Snakemake sends them what git tracks, and the configuration.
     """
     if workflow.storage_settings.default_storage_provider == "azure":
         from lib.azure.blobs import ACCOUNT
@@ -35,7 +35,7 @@ def prepare_storage(workflow: Any) -> None:
 
 
 def names_secret() -> bool:
-    """Whether jobs are told where the hub's token is kept; the address is no secret."""
+    """Return whether jobs are told where the hub's token is kept; the address itself is not secret."""
     return "SLMFLOW_HF_TOKEN_SECRET" in os.environ
 
 
@@ -52,7 +52,7 @@ def _check_sources(configuration: list[str]) -> None:
 
 
 def storage_path(workflow: Any, path: str) -> str:
-    """Where the default storage has what the rules call `path`."""
+    """Return the address in the default storage of a path of the rules."""
     return f"{workflow.storage_settings.default_storage_prefix.rstrip('/')}/{path}"
 
 

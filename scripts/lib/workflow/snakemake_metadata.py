@@ -1,11 +1,11 @@
-"""Snakemake's record of finished jobs, held against the results on disk before the DAG is believed.
+"""Snakemake's metadata of finished jobs, compared with the results on disk before Snakemake builds the DAG.
 
 Snakemake remembers in `.snakemake/` by which parameters and from which inputs it made each output, but not which bytes
-it wrote: whoever puts others there (`dvc checkout` of an older commit, `dvc pull`, a copy, an edit) makes it believe
-wrong artefacts and distrust right ones. `lineage.json` knows the bytes. `agree` makes the two say the same, and where
-neither describes what is on disk, it has Snakemake make it again.
+it wrote. When others are put there (`dvc checkout` of an older commit, `dvc pull`, a copy, an edit), it trusts wrong
+artifacts and makes right ones again. `lineage.json` has the hashes. Here the two are made to agree, and what neither of
+them describes is made again.
 
-`compare` finds this out and writes nothing, for plans; `agree` writes it.
+`compare` finds what has to change and writes nothing, for plans; `agree` writes it.
 """
 
 import sys
@@ -27,15 +27,15 @@ from lib.provenance.manifests import STAMP, manifest_path
 from lib.workflow.metadata_overlay import NOT_KEPT, STATE, as_record, recorded, snakemake_records
 
 _NOT_ARTEFACTS = {"logs", "timings", NAME}
-# The record of an output that Snakemake is to make again.
+# The metadata of an output that Snakemake has to make again.
 UNKNOWN = {"params": [repr("bytes that no job wrote")], "record_format_version": RECORD_FORMAT_VERSION}
 
 
 class Comparison(NamedTuple):
-    """What Snakemake's metadata, a lineage and the disk say together.
+    """The result of a comparison of Snakemake's metadata, a lineage, and the disk.
 
-    lineage: of what is on disk now. corrections: metadata of the outputs of which Snakemake's own is wrong.
-    write: makes metadata and lineage on disk say so; raises `UserError` when it cannot.
+    lineage: of what is on disk now. corrections: metadata of the outputs for which Snakemake's own are wrong.
+    write: writes corrections and lineage to disk; raises `UserError` when it cannot.
     """
 
     lineage: Lineage
@@ -56,12 +56,13 @@ def agree(results: Path, *, during_run: bool = False) -> Lineage:
 def compare(results: Path, *, during_run: bool = False) -> Comparison:
     """Compare Snakemake's metadata and the lineage of `results` with what is on disk, and write nothing.
 
-    An output whose time is the one that Snakemake recorded is as Snakemake says: the lineage learns it. Any other is
-    known by its bytes, and then Snakemake learns from the lineage how it was made, or it is unknown, and Snakemake
-    is told so. A lineage that was not written here goes first wherever the bytes are those that it names: it came with
+    An output with the time that Snakemake recorded is as its metadata say, and the lineage takes them over. Any other
+    is looked up by its bytes: if the lineage has them, Snakemake takes over how they were made, else they count as
+    unknown. A lineage that was not written here has priority for outputs with the bytes that it states: it came with
     results of another time, and the same bytes may have been made from other inputs here.
 
-    during_run: called by the run that holds the lock of the folder; else nothing is done while another one does.
+    during_run: called by the run that holds the lock of the folder; otherwise the comparison is left out while another
+    run holds it.
     Raises `UserError` when something cannot be read.
     """
     if not results.is_dir() or (not during_run and any((STATE / "locks").glob("*"))):
@@ -83,7 +84,7 @@ def _compare(results: Path) -> Comparison:
     records = snakemake_records()
     old, new = _lineage(results), LineageBuilder()
     brought = _remembered(results) != sha256_of(results / NAME)
-    # What was written before the lineage is in it as it is, unless it came from elsewhere.
+    # What is older than the lineage is in it unchanged, unless the lineage came from elsewhere.
     sealed = 0.0 if brought or not old.by_output else _written(results / NAME)
     corrections: dict[str, dict[str, Any]] = {}
     restored, unknown = [], []
@@ -114,7 +115,7 @@ def _compare(results: Path) -> Comparison:
             if not as_recorded:
                 corrections[path] = UNKNOWN
                 unknown.append(path)
-            if known is not None:  # so that it is found to be broken until it is made again
+            if known is not None:  # so that `trace.py --verify` reports it until it is made again
                 new.add(path, known, known["outputs"][path])
         if job is not None or as_known:
             states.note(path, _written(Path(path)))
@@ -139,7 +140,7 @@ def _compare(results: Path) -> Comparison:
 
 
 def _remembered(results: Path) -> str | None:
-    """sha256 of the lineage that this folder's Snakemake knows."""
+    """Return the sha256 of the lineage that was last written or taken over here."""
     note = _note(results)
     return note.read_text(encoding="utf-8") if note.is_file() else None
 
@@ -157,7 +158,7 @@ def _note(results: Path) -> Path:
 
 
 class LineageBuilder:
-    """A lineage in the making: outputs of one job come together."""
+    """A lineage that is being built: it groups outputs by the job that made them."""
 
     def __init__(self) -> None:
         self.by_output: dict[str, Job] = {}
@@ -171,10 +172,10 @@ class LineageBuilder:
 
 
 def _as_recorded(path: str, records: FilePersistence) -> bool:
-    """Whether an output was last written when Snakemake recorded it.
+    """Return whether an output was last written at the time that Snakemake recorded.
 
-    Its time of a directory is that of a file inside, which stays when the other files are replaced: so none of these
-    may be newer, and the manifest must be as recorded too. What is older, gone or swapped is found by `FolderStates`.
+    The time of a directory is that of one file inside, which stays when other files are replaced. So none of these may
+    be newer, and the manifest must be as recorded too. Older, missing or swapped files are found by `FolderStates`.
     """
     record, place = records._read_record(path), Path(path)
     if record is None or record.endtime is None or record.endtime != _written(place):
@@ -187,25 +188,25 @@ def _as_recorded(path: str, records: FilePersistence) -> bool:
 
 
 def _written(path: Path) -> float:
-    """When an output was written, in Unix time as Snakemake takes it."""
+    """Return the Unix time at which an output was written, by Snakemake's rules."""
     stamp = path / STAMP
     return (stamp if stamp.exists() else path).lstat().st_mtime
 
 
 def _stamped(path: Path) -> float:
-    """The same, after what stands for the time of a directory was made newer than all that is in it."""
+    """Return the same, after the time stamp of a directory was made newer than all files in it."""
     if path.is_dir():
         (path / STAMP).touch()
     return _written(path)
 
 
 def _lineage(results: Path) -> Lineage:
-    """Return the lineage that is there; an empty one where there is none, or, with a line, one of another form."""
+    """Return the lineage on disk; an empty one when there is none, or, with a warning, when it is damaged."""
     return read_or_empty(lambda: read_lineage(results)) if (results / NAME).exists() else Lineage({})
 
 
 def read_or_empty(read: Callable[[], Lineage]) -> Lineage:
-    """Return what `read` returns; an empty lineage, and a line that says so, where it refuses."""
+    """Return what `read` returns, or an empty lineage, with a warning, when it raises `UserError`."""
     try:
         return read()
     except UserError as error:
@@ -214,9 +215,9 @@ def read_or_empty(read: Callable[[], Lineage]) -> Lineage:
 
 
 def _may_lie_here(path: str, results: Path) -> bool:
-    """Return whether an output is looked at that a lineage names and Snakemake has no record of here.
+    """Return whether to look at an output that a lineage names and Snakemake has no metadata of.
 
-    Raises `UserError` when it lies in the results folder behind a link: what came from elsewhere may lead anywhere.
+    Raises `UserError` when it is in the results folder behind a link: what came from elsewhere may lead anywhere.
     """
     name = path.removeprefix(f"{results.as_posix()}/")
     if name == path:  # such as rows that were fetched
@@ -225,7 +226,10 @@ def _may_lie_here(path: str, results: Path) -> bool:
 
 
 def job_facts(record: MetadataRecord, before: Job | None) -> Job:
-    """before: what the lineage says of the same output; its folders are not read again if it is the same job."""
+    """Return a job of the lineage from Snakemake's metadata of one of its outputs.
+
+    before: the job that the lineage has for the same output; if it is the same, its folders are not read again.
+    """
     facts = {key: value for key, value in record.items() if key not in NOT_KEPT}
     if before is not None and before["record"] == facts:
         return before
