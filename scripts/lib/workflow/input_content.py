@@ -1,9 +1,10 @@
 """Inputs that no rule makes, compared by content: the user's rows, models and adapters, and the code of the rules.
 
 Snakemake looks at times first. It takes an input that is older than the outputs for unchanged, whatever its bytes
-(`mv`, `cp -p`, `unzip` and `rsync -t` bring such files), and of a folder it knows nothing but the time. Here it gets the
-sha256 of each input instead, and its metadata of a job keep the sha256 of what that job read. Only what Snakemake reads
-is changed, in memory: a difference stays a difference through any number of plans, and after a run that was killed.
+(`mv`, `cp -p`, `unzip` and `rsync -t` bring such files), and of a folder it knows nothing but the time. Here it gets
+the sha256 of each input instead, and its metadata of a job keep the sha256 of what that job read. Only what Snakemake
+reads is changed, in memory: a difference stays a difference through any number of plans, and after a run that was
+killed.
 
 Patches Snakemake's own class, so it goes with the version that the lock pins.
 """

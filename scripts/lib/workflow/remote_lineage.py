@@ -97,9 +97,9 @@ def write(results: str, name: str) -> None:
         for query in sorted(recorded()):
             path, record = query.removeprefix(stored.root), records._read_record(query)
             blob = stored.find(path) if query.startswith(stored.root) else None
-            if blob is None or blob.sha256 is None or not _as_recorded(blob, record) or record.rule is None:
+            if blob is None or blob.sha256 is None or record is None or not record.rule:
                 continue
-            if not records._filter_incomplete_keys([query]):
+            if _as_recorded(blob, record) and not records._filter_incomplete_keys([query]):
                 new.add(path, _job(stored, record, blob), blob.sha256)
         for path, job in stored.lineage().by_output.items():
             blob = stored.find(path)

@@ -27,8 +27,8 @@ from lib.provenance.manifests import STAMP, manifest_path
 from lib.workflow.metadata_overlay import NOT_KEPT, STATE, as_record, recorded, snakemake_records
 
 _NOT_ARTEFACTS = {"logs", "timings", NAME}
-# The metadata of an output that Snakemake has to make again.
-UNKNOWN = {"params": [repr("bytes that no job wrote")], "record_format_version": RECORD_FORMAT_VERSION}
+# The metadata of an output that Snakemake has to make again. Older versions gave it no rule, which `--report` dies of.
+UNKNOWN = {"rule": "", "params": [repr("bytes that no job wrote")], "record_format_version": RECORD_FORMAT_VERSION}
 
 
 class Comparison(NamedTuple):
@@ -98,7 +98,7 @@ def _compare(results: Path) -> Comparison:
             continue
         record, known = records._read_record(path), old.by_output.get(path)
         as_recorded = _as_recorded(path, records) and states.is_as_noted(path, _written(Path(path)))
-        job = job_facts(record, known) if as_recorded and record is not None and record.rule is not None else None
+        job = job_facts(record, known) if as_recorded and record is not None and record.rule else None
         sha256 = known["outputs"][path] if known and job and _written(Path(path)) < sealed else None
         sha256 = sha256 or sha256_of(Path(path), trust_manifest=job is not None)
         if sha256 is None:
