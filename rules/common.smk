@@ -3,16 +3,16 @@
 from lib.core.files import canonical_json
 from lib.hardware import resources
 from lib.provenance.code_closure import code_closure
-from lib.workflow.helpers import environment_file, find_path
+from lib.workflow.helpers import choose_environment_file, find_path
 from lib.workflow.job_inputs import describe_data_input, describe_model_input
 from lib.workflow.job_resources import (
     count_processes,
-    data_memory,
-    data_time,
+    estimate_data_memory,
+    estimate_data_minutes,
     grow_memory,
     reserve_gpus,
-    score_time,
-    size_mb,
+    estimate_score_minutes,
+    measure_mb,
 )
 from lib.workflow.rule_settings import (
     find_changes,
@@ -68,7 +68,7 @@ def config_subset(section, *names):
 def environment(group, name):
     """The conda environment of a rule that may be given a GPU."""
     set_resources = workflow.resource_settings.overwrite_resources
-    return environment_file(group, set_resources.get(name, {}))
+    return choose_environment_file(group, set_resources.get(name, {}))
 
 
 def on_gpus(wildcards, resources, threads):

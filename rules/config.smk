@@ -6,17 +6,17 @@ from pathlib import Path
 from lib.config.loader import check_yaml, load_config
 from lib.core.cli import or_exit
 from lib.workflow.helpers import (
-    locked_versions,
+    read_locked_versions,
     mend_ancient_inputs,
-    one_of,
-    project_folder,
+    match_names,
+    find_project_folder,
     use_own_interpreter,
 )
 from lib.workflow.stages import Stages
 
 use_own_interpreter()
 mend_ancient_inputs()
-HOME = or_exit(project_folder, os.path.dirname(workflow.current_basedir))
+HOME = or_exit(find_project_folder, os.path.dirname(workflow.current_basedir))
 
 
 if not workflow.overwrite_configfiles:
@@ -39,7 +39,7 @@ VARIANTS = {
 }
 SPLITS = ["train", "validation", "test"]
 PARAMETERS = CONFIG.base_model.parameters
-LOCKED = locked_versions(HOME / "requirements.lock")
+LOCKED = read_locked_versions(HOME / "requirements.lock")
 STAGES = Stages(
     R,
     RUNS,
@@ -49,6 +49,6 @@ STAGES = Stages(
 
 
 wildcard_constraints:
-    run=one_of(RUNS),
-    variant=one_of(VARIANTS),
-    split=one_of(SPLITS),
+    run=match_names(RUNS),
+    variant=match_names(VARIANTS),
+    split=match_names(SPLITS),

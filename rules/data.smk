@@ -35,8 +35,8 @@ rule fetch_data:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=data_memory,
-        runtime=data_time,
+        mem_mb=estimate_data_memory,
+        runtime=estimate_data_minutes,
         azureml_inputs=describe_data_input(CONFIG.data.source),
     params:
         settings=settings(
@@ -106,8 +106,8 @@ rule audit_data:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=data_memory,
-        runtime=data_time,
+        mem_mb=estimate_data_memory,
+        runtime=estimate_data_minutes,
     params:
         settings=settings(
             "tokenizers numpy",
@@ -145,8 +145,8 @@ rule split_data:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=data_memory,
-        runtime=data_time,
+        mem_mb=estimate_data_memory,
+        runtime=estimate_data_minutes,
     params:
         settings=settings(
             task=CONFIG.task, seed=CONFIG.seed, split=CONFIGURATION["split"]
@@ -176,8 +176,8 @@ rule render_corpus:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=data_memory,
-        runtime=data_time,
+        mem_mb=estimate_data_memory,
+        runtime=estimate_data_minutes,
     params:
         settings=settings(
             "tokenizers jinja2",
@@ -207,8 +207,8 @@ rule check_leakage:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=data_memory,
-        runtime=data_time,
+        mem_mb=estimate_data_memory,
+        runtime=estimate_data_minutes,
     params:
         settings=settings("numpy", near_duplicates=CONFIG.data.near_duplicates),
     shell:

@@ -1,7 +1,7 @@
 """What happens before the DAG is built, when jobs start, and when they have ended."""
 
 from lib.config.loader import check_results_folder
-from lib.workflow.headline import headline
+from lib.workflow.headline import format_headline
 from lib.workflow.helpers import check_gpus, check_unquoted, tell_unused_gpus
 from lib.workflow.metadata_overlay import write_corrections
 from lib.workflow.remote_storage import (
@@ -34,7 +34,7 @@ onsuccess:
         command = fetch_results_command("--shown")
         shell("{command:q}")
     if Path(f"{R}/gate.passed").exists():
-        print(headline(Path(R)), flush=True)
+        print(format_headline(Path(R)), flush=True)
 
 
 onerror:

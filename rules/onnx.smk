@@ -20,8 +20,8 @@ rule check_tokenizer:
     conda:
         "../envs/onnx.yaml"
     resources:
-        mem_mb=data_memory,
-        runtime=data_time,
+        mem_mb=estimate_data_memory,
+        runtime=estimate_data_minutes,
     params:
         versions=settings("onnxruntime-genai tokenizers"),
     shell:
@@ -49,9 +49,9 @@ rule check_build:
         "../envs/onnx.yaml"
     resources:
         mem_mb=grow_memory(
-            lambda wildcards, input: resources.check_build_mb(size_mb(input))
+            lambda wildcards, input: resources.check_build_mb(measure_mb(input))
         ),
-        runtime=data_time,
+        runtime=estimate_data_minutes,
     params:
         settings=settings(
             "transformers tokenizers",
@@ -83,7 +83,7 @@ rule calibrate_weights:
     benchmark:
         f"{R}/timings/calibrate_weights/{{run}}.{{variant}}.tsv"
     wildcard_constraints:
-        variant=one_of(STAGES.calibrated),
+        variant=match_names(STAGES.calibrated),
     priority: 3
     conda:
         environment("onnx", "calibrate_weights")
@@ -159,7 +159,7 @@ rule score_onnx:
     benchmark:
         f"{R}/timings/score_onnx/{{stage}}.{{split}}.tsv"
     wildcard_constraints:
-        stage=one_of(
+        stage=match_names(
             ["model", *(f"{run}/onnx-{name}" for run in RUNS for name in VARIANTS)]
         ),
     priority: 5
@@ -168,7 +168,7 @@ rule score_onnx:
     threads: resources.HEAVY_THREADS
     resources:
         mem_mb=grow_memory(resources.score_mb(PARAMETERS)),
-        runtime=score_time(PARAMETERS, CONFIGURATION["evaluate"]),
+        runtime=estimate_score_minutes(PARAMETERS, CONFIGURATION["evaluate"]),
         gpu=STAGES.count_onnx_gpus,
     params:
         on_gpus=on_gpus,

@@ -36,9 +36,9 @@ else:
     from lib.workflow.remote_storage import (
         build_fetch_command,
         find_results_copy,
-        names_secret,
+        has_secret_address,
         prepare_storage,
-        storage_path,
+        find_storage_address,
     )
 
     or_exit(prepare_storage, workflow)
@@ -46,7 +46,7 @@ else:
     envvars:
         "SLMFLOW_CODE",
 
-    if names_secret():
+    if has_secret_address():
 
         envvars:
             "SLMFLOW_HF_TOKEN_SECRET",
@@ -70,7 +70,7 @@ else:
 
     def fetch_results_command(*what, into=R):
         return build_fetch_command(
-            script("fetch_results"), storage_path(workflow, R), into, what
+            script("fetch_results"), find_storage_address(workflow, R), into, what
         )
 
     def fetch_logs_command(wildcards, output):
@@ -81,4 +81,4 @@ else:
         """What a job writes beside its outputs goes with the job, so progress is copied to the storage."""
         if workflow.storage_settings.default_storage_provider != "azure":
             return []
-        return ["--mirror", storage_path(workflow, "work/train")]
+        return ["--mirror", find_storage_address(workflow, "work/train")]

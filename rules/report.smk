@@ -18,8 +18,8 @@ rule score_baselines:
     conda:
         "../envs/report.yaml"
     resources:
-        mem_mb=data_memory,
-        runtime=data_time,
+        mem_mb=estimate_data_memory,
+        runtime=estimate_data_minutes,
     params:
         settings=settings(
             "scikit-learn scipy numpy sacrebleu",

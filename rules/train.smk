@@ -20,7 +20,7 @@ rule fetch_adapter:
     benchmark:
         f"{R}/timings/fetch_adapter/{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(
+        run=match_names(
             name for name, run in RUNS.items() if run.adapted and not run.trained
         ),
     localrule: True
@@ -63,7 +63,7 @@ rule train_adapter:
     benchmark:
         f"{R}/timings/train_adapter/{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(STAGES.trained),
+        run=match_names(STAGES.trained),
     conda:
         environment("train", "train_adapter")
     threads: resources.HEAVY_THREADS
@@ -75,7 +75,7 @@ rule train_adapter:
         ),
         runtime=lambda wildcards, input, attempt: resources.train_minutes(
             PARAMETERS,
-            size_mb([input.train]),
+            measure_mb([input.train]),
             RUNS[wildcards.run].finetune,
             attempt,
         ),
@@ -126,7 +126,7 @@ rule merge_adapter:
     benchmark:
         f"{R}/timings/merge_adapter/{{merge}}.tsv"
     wildcard_constraints:
-        merge=one_of(STAGES.merges),
+        merge=match_names(STAGES.merges),
     priority: 1
     conda:
         environment("train", "merge_adapter")
@@ -179,7 +179,7 @@ rule choose_merge:
     benchmark:
         f"{R}/timings/choose_merge/{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(STAGES.two_merges),
+        run=match_names(STAGES.two_merges),
     priority: 2
     conda:
         "../envs/report.yaml"
@@ -214,7 +214,7 @@ rule fetch_merged:
     benchmark:
         f"{R}/timings/fetch_merged/{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(name for name, run in RUNS.items() if run.stages == ("merged",)),
+        run=match_names(name for name, run in RUNS.items() if run.stages == ("merged",)),
     localrule: True
     conda:
         "../envs/train.yaml"
@@ -243,14 +243,14 @@ rule score_checkpoint:
     benchmark:
         f"{R}/timings/score_checkpoint/{{stage}}.{{split}}.tsv"
     wildcard_constraints:
-        stage=one_of(["base", *STAGES.checkpoints]),
+        stage=match_names(["base", *STAGES.checkpoints]),
     priority: 5
     conda:
         environment("train", "score_checkpoint")
     threads: resources.HEAVY_THREADS
     resources:
         mem_mb=grow_memory(resources.score_mb(PARAMETERS)),
-        runtime=score_time(PARAMETERS, CONFIGURATION["evaluate"]),
+        runtime=estimate_score_minutes(PARAMETERS, CONFIGURATION["evaluate"]),
     params:
         on_gpus=on_gpus,
         settings=settings(

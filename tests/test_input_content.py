@@ -15,7 +15,7 @@ from lib.core.cli import UserError
 from lib.provenance.lineage import Lineage, sha256_of
 from lib.workflow import input_content
 from lib.workflow.input_content import ContentHashes, compare_by_content
-from lib.workflow.snakemake_metadata import snakemake_records
+from lib.workflow.snakemake_metadata import open_metadata
 
 pytestmark = pytest.mark.workflow
 
@@ -189,12 +189,12 @@ def test_a_job_is_recorded_with_the_bytes_of_the_plan(records):
     overwrite(WEIGHTS, other(WEIGHTS))
     assert asyncio.run(IOFile(GIVEN[1]).checksum(0)) == f"sha256:{known}"
     assert asyncio.run(IOFile(GIVEN[1]).is_checksum_eligible(0)), "Snakemake compares it with the record of each job"
-    assert snakemake_records()._read_record("results/base").input_checksums[GIVEN[1]] == f"sha256:{known}"
+    assert open_metadata()._read_record("results/base").input_checksums[GIVEN[1]] == f"sha256:{known}"
 
 
 @pytest.mark.parametrize("results", ["other", "az://container/project/results"])
 def test_each_results_folder_knows_what_its_own_jobs_read(records, results):
-    records = snakemake_records()
+    records = open_metadata()
     assert changed(results) == GIVEN, "nobody knows what they are made from"
     for output in ("data/rows.jsonl", "base"):
         records._write_record(f"{results}/{output}", records._read_record(f"results/{output}"))
@@ -207,7 +207,7 @@ def test_each_results_folder_knows_what_its_own_jobs_read(records, results):
 
 
 def test_folders_that_older_versions_recorded_are_known_by_the_lineage(records):
-    records = snakemake_records()
+    records = open_metadata()
     for output in ("results/base", "results/base.manifest.json"):
         record = records._read_record(output)
         known = record.input_checksums.pop(GIVEN[1])

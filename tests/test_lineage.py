@@ -14,7 +14,7 @@ from workspaces import Workspace
 
 from lib.core.files import read_json, sha256_file, write_json
 from lib.provenance.lineage import broken_links, read_lineage, walk
-from lib.workflow.snakemake_metadata import UNKNOWN, agree, snakemake_records
+from lib.workflow.snakemake_metadata import UNKNOWN, agree, open_metadata
 
 pytestmark = pytest.mark.workflow
 
@@ -243,7 +243,7 @@ def test_a_folder_in_which_nothing_is_newer_is_not_believed_for_that(inside, cha
 
 
 def is_unknown(path: str) -> bool:
-    record = snakemake_records()._read_record(path)
+    record = open_metadata()._read_record(path)
     return record.params == UNKNOWN["params"]
 
 

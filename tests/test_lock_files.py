@@ -16,7 +16,7 @@ from test_project import pip_lines
 from lib.core.cli import UserError
 from lib.sources.lock_file import LOCKS, Entry, format_lock, read_lock
 from lib.sources.package_index import PackageFile
-from lib.workflow.helpers import locked_versions
+from lib.workflow.helpers import read_locked_versions
 
 CPU_BUILD = "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"  # of torch, for CPython 3.11 on x86_64
 
@@ -37,7 +37,7 @@ def test_a_lock_pins_every_package_by_version_and_hashes(lock):
 
 
 def test_the_lock_knows_torch_of_pypi_and_of_pytorchs_page():
-    locked = locked_versions(ROOT / "requirements.lock")
+    locked = read_locked_versions(ROOT / "requirements.lock")
     asked = ["snakemake", "torch", "transformers", "peft", "bitsandbytes", "datasets", "onnxruntime-genai", "dvc"]
     assert {*asked, "setuptools"} <= set(locked)
     torch = generate.hashed_pins("requirements.lock")["torch"]

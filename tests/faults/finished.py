@@ -16,7 +16,7 @@ from workspaces import BASE, HOSTILE, PROJECT, ROWS, copy_project, parameters_of
 
 from lib.core.files import sha256_file, sha256_text
 from lib.provenance.lineage import read_lineage
-from lib.workflow.snakemake_metadata import snakemake_records
+from lib.workflow.snakemake_metadata import open_metadata
 
 TESTS = Path(__file__).resolve().parents[1]
 ADAPTER, MERGED = f"-{HOSTILE}{{v-2}} adapter", f"-{HOSTILE}{{v-2}} merged"
@@ -143,7 +143,7 @@ def find_jobs(workspaces: Iterable[Path]) -> dict[str, Job]:
     found: dict[str, Job] = {}
     for workspace in workspaces:
         with working_directory(workspace):
-            records = snakemake_records()
+            records = open_metadata()
             for job in read_lineage(Path("results")).jobs():
                 outputs = sorted(job["outputs"])
                 record = records._read_record(outputs[0])

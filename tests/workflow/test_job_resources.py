@@ -7,12 +7,12 @@ import pytest
 from lib.hardware import resources as estimates
 from lib.workflow.job_resources import (
     count_processes,
-    data_memory,
-    data_time,
+    estimate_data_memory,
+    estimate_data_minutes,
+    estimate_score_minutes,
     grow_memory,
+    measure_mb,
     reserve_gpus,
-    score_time,
-    size_mb,
 )
 
 
@@ -34,7 +34,7 @@ class Resources(SimpleNamespace):
 
 def test_size_counts_files_here_and_in_a_storage(tmp_path):
     (tmp_path / "rows").write_bytes(bytes(2_000_000))
-    assert size_mb([Local(tmp_path / "rows"), Input("az://rows")]) == 5.0
+    assert measure_mb([Local(tmp_path / "rows"), Input("az://rows")]) == 5.0
 
 
 def test_memory_grows_with_each_attempt_whether_it_is_a_number_or_a_function():
@@ -44,10 +44,10 @@ def test_memory_grows_with_each_attempt_whether_it_is_a_number_or_a_function():
 
 
 def test_rules_over_rows_get_what_the_rows_need():
-    assert data_memory(None, [Input()], 1) == estimates.grown(estimates.data_mb(3.0), 1)
-    assert data_time(None, [Input()], 2) == estimates.data_minutes(3.0, 2)
+    assert estimate_data_memory(None, [Input()], 1) == estimates.grown(estimates.data_mb(3.0), 1)
+    assert estimate_data_minutes(None, [Input()], 2) == estimates.data_minutes(3.0, 2)
     evaluate = {"greedy_rows": 5, "max_new_tokens": 8}
-    asked = score_time(10**8, evaluate)(None, SimpleNamespace(rows=Input()), 1)
+    asked = estimate_score_minutes(10**8, evaluate)(None, SimpleNamespace(rows=Input()), 1)
     assert asked == estimates.score_minutes(10**8, 3.0, evaluate, 1)
 
 

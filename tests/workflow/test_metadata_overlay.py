@@ -8,7 +8,13 @@ from snakemake.persistence import MetadataRecord
 from snakemake.persistence.file import FilePersistence
 
 from lib.core.cli import UserError
-from lib.workflow.metadata_overlay import as_record, correct_metadata, recorded, snakemake_records, write_corrections
+from lib.workflow.metadata_overlay import (
+    build_metadata,
+    correct_metadata,
+    find_recorded_outputs,
+    open_metadata,
+    write_corrections,
+)
 
 NOTHING = SimpleNamespace(
     needrun_jobs=lambda: [], jobs=[], workflow=SimpleNamespace(dag_settings=SimpleNamespace(max_checksum_file_size=0))
@@ -25,10 +31,10 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def test_reading_makes_no_folder(folder):
-    records = snakemake_records()
+    records = open_metadata()
     assert records._read_record("results/a") is None
     assert records._filter_incomplete_keys(["results/a"]) == set()
-    assert list(recorded()) == []
+    assert list(find_recorded_outputs()) == []
     assert list(folder.iterdir()) == []
 
 
@@ -37,21 +43,21 @@ def test_what_snakemake_wrote_is_read(folder):
     name = "results/" + "long/" * 60 + "ä"
     snakemake._write_record(name, MetadataRecord(rule="fetch", params=["1"]))
     snakemake._mark_incomplete("results/cut", None)
-    assert list(recorded()) == [name]
-    assert snakemake_records()._read_record(name).rule == "fetch"
-    assert snakemake_records()._filter_incomplete_keys(["results/cut", name]) == {"results/cut"}
+    assert list(find_recorded_outputs()) == [name]
+    assert open_metadata()._read_record(name).rule == "fetch"
+    assert open_metadata()._filter_incomplete_keys(["results/cut", name]) == {"results/cut"}
 
 
 def test_snakemake_reads_a_correction_and_the_disk_stays(folder):
     snakemake = FilePersistence(path=folder / ".snakemake")
     snakemake._write_record("a", MetadataRecord(rule="old"))
     snakemake._write_record("b", MetadataRecord(rule="other"))
-    correct_metadata({"a": as_record({"rule": "new", "shellcmd": "of one process"}, 7.0)})
+    correct_metadata({"a": build_metadata({"rule": "new", "shellcmd": "of one process"}, 7.0)})
     assert snakemake._read_record("a").rule == "new"
     assert snakemake._read_record("a").endtime == 7.0
     assert snakemake._read_record("a").shellcmd is None
     assert snakemake._read_record("b").rule == "other"
-    assert snakemake_records()._read_record("a").rule == "old"
+    assert open_metadata()._read_record("a").rule == "old"
 
 
 @pytest.mark.parametrize("change", ["_write_record", "_delete_record"])

@@ -7,7 +7,7 @@ from lib.core.escaping import escape_controls
 from lib.core.files import read_json
 
 
-def headline(results: Path) -> str:
+def format_headline(results: Path) -> str:
     """Return the lines for the terminal, from `summary.json`."""
     summary = read_json(results / "summary.json")
     selected, model = summary["selected"], summary["model"]

@@ -62,14 +62,14 @@ class _WithoutAncient:
 
 
 @cache
-def locked_versions(lock: Path) -> dict[str, str]:
+def read_locked_versions(lock: Path) -> dict[str, str]:
     """Return the package versions in a requirements file with `name==version` lines; ignore markers and hashes."""
     lines = lock.read_text(encoding="utf-8").splitlines()
     matches = (re.match(r"([A-Za-z0-9._-]+)==([^\s;\\]+)", line) for line in lines)
     return {match[1].lower().replace("_", "-"): match[2].partition("+")[0] for match in matches if match}
 
 
-def project_folder(folder: str | os.PathLike[str]) -> Path:
+def find_project_folder(folder: str | os.PathLike[str]) -> Path:
     """Return the folder of the Snakefile as rules name it: relative, so that moving the folder reruns nothing.
 
     Raises `UserError` when Snakemake cannot take files from it.
@@ -123,7 +123,7 @@ def _check_quoted(text: str, signs: str) -> None:
         fail(what, "rename the file or folder")
 
 
-def environment_file(group: str, resources: Mapping[str, Any]) -> str:
+def choose_environment_file(group: str, resources: Mapping[str, Any]) -> str:
     """Return the conda environment of a rule, relative to rules/; one with CUDA builds where the rule is given a GPU.
 
     resources: what the command line or a profile sets for the rule.
@@ -137,7 +137,7 @@ def _asked(resources: Mapping[str, Any], name: str) -> Any:
     return getattr(value, "raw", value)
 
 
-def one_of(names: Iterable[str]) -> str:
+def match_names(names: Iterable[str]) -> str:
     """Return a wildcard constraint that matches exactly the names; without names it matches nothing.
 
     Shared parts of names occur in it once. Snakemake evaluates the constraints of a pattern for every file of every

@@ -25,7 +25,7 @@ from lib.core.cli import UserError, fail, place_of
 from lib.core.escaping import escape_controls
 from lib.core.files import canonical_json, published, sha256_text
 from lib.provenance.lineage import Lineage, is_code, sha256_of, visible_files
-from lib.workflow.metadata_overlay import STATE, recorded, snakemake_records
+from lib.workflow.metadata_overlay import STATE, find_recorded_outputs, open_metadata
 
 _NOTE = STATE / "lineage" / "hashes.json"
 _LARGE = 2e9  # bytes that take some seconds to read
@@ -46,7 +46,7 @@ def compare_by_content(
     given = {str(path) for path in given}
     hashes = ContentHashes()
     try:
-        read = hashes_read(results, lineage, corrections or {})
+        read = collect_input_hashes(results, lineage, corrections or {})
         now = hashes.find({*given, *filter(is_code, read)})
     except OSError as error:
         fail(error.strerror or str(error), "mend the permissions, then start again", at=place_of(error) or results)
@@ -54,11 +54,13 @@ def compare_by_content(
     return hashes
 
 
-def hashes_read(results: str, lineage: Lineage, corrections: Mapping[str, MetadataRecord]) -> dict[str, set[str]]:
+def collect_input_hashes(
+    results: str, lineage: Lineage, corrections: Mapping[str, MetadataRecord]
+) -> dict[str, set[str]]:
     """Return the sha256 of each input that jobs read for outputs in `results`, whether these are still there or not."""
-    records = snakemake_records()
+    records = open_metadata()
     read: dict[str, set[str]] = defaultdict(set)
-    for output in {*recorded(), *corrections}:
+    for output in {*find_recorded_outputs(), *corrections}:
         if not output.startswith(f"{results}/"):
             continue
         record = corrections[output] if output in corrections else records._read_record(output)

@@ -24,26 +24,26 @@ def grow_memory(mb: Memory) -> Callable[[Any, Any, int], int]:
     return mem_mb
 
 
-def size_mb(files: Iterable[Any]) -> float:
+def measure_mb(files: Iterable[Any]) -> float:
     """Return the size of input files in MB, whether they are on this machine or in a storage."""
     return sum(file.storage_object.size() / 1e6 if file.is_storage else estimates.size_mb(file) for file in files)
 
 
-def data_memory(wildcards: Any, input: Any, attempt: int) -> int:
+def estimate_data_memory(wildcards: Any, input: Any, attempt: int) -> int:
     """Return `mem_mb` of a rule that holds facts about every row."""
-    return estimates.grown(estimates.data_mb(size_mb(input)), attempt)
+    return estimates.grown(estimates.data_mb(measure_mb(input)), attempt)
 
 
-def data_time(wildcards: Any, input: Any, attempt: int) -> int:
+def estimate_data_minutes(wildcards: Any, input: Any, attempt: int) -> int:
     """Return `runtime` of a rule that reads every row."""
-    return estimates.data_minutes(size_mb(input), attempt)
+    return estimates.data_minutes(measure_mb(input), attempt)
 
 
-def score_time(parameters: int, evaluate: Mapping[str, int]) -> Callable[[Any, Any, int], int]:
+def estimate_score_minutes(parameters: int, evaluate: Mapping[str, int]) -> Callable[[Any, Any, int], int]:
     """Return a function for `runtime` of a rule that scores a model on `input.rows`."""
 
     def runtime(wildcards: Any, input: Any, attempt: int) -> int:
-        return estimates.score_minutes(parameters, size_mb([input.rows]), evaluate, attempt)
+        return estimates.score_minutes(parameters, measure_mb([input.rows]), evaluate, attempt)
 
     return runtime
 

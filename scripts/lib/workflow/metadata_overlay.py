@@ -44,12 +44,12 @@ class MetadataFiles(FilePersistence):
         return MetadataRecord.model_validate(record) if record else None
 
 
-def snakemake_records() -> MetadataFiles:
+def open_metadata() -> MetadataFiles:
     """Open Snakemake's metadata of this folder."""
     return MetadataFiles()
 
 
-def recorded() -> Iterator[str]:
+def find_recorded_outputs() -> Iterator[str]:
     """Yield the paths that Snakemake has metadata of: its file names in base64, long ones in several parts."""
     folder = STATE / "metadata"
     for place, _, names in os.walk(folder):
@@ -58,7 +58,7 @@ def recorded() -> Iterator[str]:
             yield urlsafe_b64decode("".join(part.removeprefix("@") for part in parts)).decode()
 
 
-def as_record(facts: Mapping[str, Any], endtime: float) -> MetadataRecord:
+def build_metadata(facts: Mapping[str, Any], endtime: float) -> MetadataRecord:
     """Return Snakemake's metadata of an output from what a lineage keeps of it. endtime: Unix time."""
     kept = {key: value for key, value in facts.items() if key not in NOT_KEPT}
     return MetadataRecord.model_validate(kept | {"endtime": endtime})

@@ -14,8 +14,8 @@ from azure.core.exceptions import ResourceNotFoundError
 from lib.azure import blobs
 from lib.core.files import canonical_json, sha256_text
 from lib.provenance.lineage import NAME, Job, Lineage, is_hidden, lineage_text, parse_lineage
-from lib.workflow.metadata_overlay import as_record, recorded, snakemake_records
-from lib.workflow.snakemake_metadata import UNKNOWN, Comparison, LineageBuilder, job_facts, read_or_empty
+from lib.workflow.metadata_overlay import build_metadata, find_recorded_outputs, open_metadata
+from lib.workflow.snakemake_metadata import UNKNOWN, Comparison, LineageBuilder, build_job, read_or_empty
 
 
 class Blob(NamedTuple):
@@ -67,8 +67,8 @@ def compare(results: str, name: str) -> Comparison:
     """
     with blobs.explained_storage_errors(results):
         stored = Stored(results, name)
-        lineage, records, corrections = stored.lineage(), snakemake_records(), {}
-        for query in {query for query in recorded() if query.startswith(stored.root)} | {
+        lineage, records, corrections = stored.lineage(), open_metadata(), {}
+        for query in {query for query in find_recorded_outputs() if query.startswith(stored.root)} | {
             stored.root + path for path in lineage.by_output
         }:
             path = query.removeprefix(stored.root)
@@ -80,7 +80,7 @@ def compare(results: str, name: str) -> Comparison:
             if job is not None and blob.sha256 == job["outputs"][path]:
                 inputs = job["record"].get("input") or []
                 facts = job["record"] | {"input": [stored.root + one if stored.find(one) else one for one in inputs]}
-            corrections[query] = as_record(facts, blob.written)
+            corrections[query] = build_metadata(facts, blob.written)
 
     def write() -> None:
         for query, record in corrections.items():
@@ -93,8 +93,8 @@ def write(results: str, name: str) -> None:
     """Write beside the blobs how they were made; those of other machines' runs as their lineage has them."""
     with blobs.explained_storage_errors(results):
         stored = Stored(results, name)
-        new, records = LineageBuilder(), snakemake_records()
-        for query in sorted(recorded()):
+        new, records = LineageBuilder(), open_metadata()
+        for query in sorted(find_recorded_outputs()):
             path, record = query.removeprefix(stored.root), records._read_record(query)
             blob = stored.find(path) if query.startswith(stored.root) else None
             if blob is None or blob.sha256 is None or record is None or not record.rule:
@@ -116,7 +116,7 @@ def _as_recorded(blob: Blob, record: Any) -> bool:
 
 def _job(stored: Stored, record: Any, output: Blob) -> Job:
     """Return the job with local paths, and with the sha256 of inputs that Snakemake has not seen itself."""
-    job = job_facts(record, None)
+    job = build_job(record, None)
     facts = job["record"]
     inputs = [path.removeprefix(stored.root) for path in facts["input"] or []]
     checksums = {path: value for path, value in (facts["input_checksums"] or {}).items() if path in inputs}

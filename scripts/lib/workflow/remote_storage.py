@@ -34,7 +34,7 @@ def prepare_storage(workflow: Any) -> None:
         os.environ[CODE] = json.dumps(code_facts())
 
 
-def names_secret() -> bool:
+def has_secret_address() -> bool:
     """Return whether jobs are told where the hub's token is kept; the address itself is not secret."""
     return "SLMFLOW_HF_TOKEN_SECRET" in os.environ
 
@@ -51,7 +51,7 @@ def _check_sources(configuration: list[str]) -> None:
             fail("jobs elsewhere get no files from outside of this folder", f"put it into {Path.cwd()}", at=file)
 
 
-def storage_path(workflow: Any, path: str) -> str:
+def find_storage_address(workflow: Any, path: str) -> str:
     """Return the address in the default storage of a path of the rules."""
     return f"{workflow.storage_settings.default_storage_prefix.rstrip('/')}/{path}"
 
@@ -78,7 +78,7 @@ def sync_metadata_before_run(workflow: Any, results: str, given: Iterable[str]) 
     if workflow.storage_settings.default_storage_provider == "azure":
         from lib.workflow import azure_storage_plugin, remote_lineage
 
-        outputs = storage_path(workflow, results)
+        outputs = find_storage_address(workflow, results)
         found = remote_lineage.compare(outputs, results)
         azure_storage_plugin.list_once(outputs)
     else:
@@ -93,6 +93,6 @@ def write_lineage_after_run(workflow: Any, results: str) -> None:
     if workflow.storage_settings.default_storage_provider == "azure":
         from lib.workflow import remote_lineage
 
-        remote_lineage.write(storage_path(workflow, results), results)
+        remote_lineage.write(find_storage_address(workflow, results), results)
     else:
         agree(Path(results), during_run=True)

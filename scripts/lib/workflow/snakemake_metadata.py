@@ -24,7 +24,7 @@ from lib.core.paths import find_fault, path_below
 from lib.provenance.folder_state import FolderStates
 from lib.provenance.lineage import NAME, Job, Lineage, input_hashes, read_lineage, sha256_of, write_lineage
 from lib.provenance.manifests import STAMP, manifest_path
-from lib.workflow.metadata_overlay import NOT_KEPT, STATE, as_record, recorded, snakemake_records
+from lib.workflow.metadata_overlay import NOT_KEPT, STATE, build_metadata, find_recorded_outputs, open_metadata
 
 _NOT_ARTEFACTS = {"logs", "timings", NAME}
 # The metadata of an output that Snakemake has to make again. Older versions gave it no rule, which `--report` dies of.
@@ -81,7 +81,7 @@ def _explained(results: Path) -> Iterator[None]:
 
 
 def _compare(results: Path) -> Comparison:
-    records = snakemake_records()
+    records = open_metadata()
     old, new = _lineage(results), LineageBuilder()
     brought = _remembered(results) != sha256_of(results / NAME)
     # What is older than the lineage is in it unchanged, unless the lineage came from elsewhere.
@@ -89,7 +89,7 @@ def _compare(results: Path) -> Comparison:
     corrections: dict[str, dict[str, Any]] = {}
     restored, unknown = [], []
     states = FolderStates(STATE / "lineage/folders.json")
-    known_paths = set(recorded())
+    known_paths = set(find_recorded_outputs())
     waiting = {path for path in known_paths if Path(path).is_relative_to(results)} | set(_lying(results))
     waiting |= {path for path in old.by_output if path in known_paths or _may_lie_here(path, results)}
     while waiting:
@@ -98,7 +98,7 @@ def _compare(results: Path) -> Comparison:
             continue
         record, known = records._read_record(path), old.by_output.get(path)
         as_recorded = _as_recorded(path, records) and states.is_as_noted(path, _written(Path(path)))
-        job = job_facts(record, known) if as_recorded and record is not None and record.rule else None
+        job = build_job(record, known) if as_recorded and record is not None and record.rule else None
         sha256 = known["outputs"][path] if known and job and _written(Path(path)) < sealed else None
         sha256 = sha256 or sha256_of(Path(path), trust_manifest=job is not None)
         if sha256 is None:
@@ -128,14 +128,14 @@ def _compare(results: Path) -> Comparison:
         with _explained(results):
             for path, facts in corrections.items():
                 written = _stamped(Path(path))
-                records._write_record(path, as_record(facts, written))
+                records._write_record(path, build_metadata(facts, written))
                 states.date(path, written)
             if new.by_output and new.by_output != old.by_output:
                 write_lineage(results, lineage)
             _remember(results)
             states.save()
 
-    found = {path: as_record(facts, _written(Path(path))) for path, facts in corrections.items()}
+    found = {path: build_metadata(facts, _written(Path(path))) for path, facts in corrections.items()}
     return Comparison(lineage, found, write)
 
 
@@ -225,7 +225,7 @@ def _may_lie_here(path: str, results: Path) -> bool:
     return find_fault(name) is None and path_below(results, name, at=results / NAME).exists()
 
 
-def job_facts(record: MetadataRecord, before: Job | None) -> Job:
+def build_job(record: MetadataRecord, before: Job | None) -> Job:
     """Return a job of the lineage from Snakemake's metadata of one of its outputs.
 
     before: the job that the lineage has for the same output; if it is the same, its folders are not read again.
