@@ -55,8 +55,9 @@ def test_where_files_are_shared_each_helper_of_remote_jobs_does_nothing():
 
 
 def test_a_job_finds_its_copy_of_the_results_by_its_own_output():
-    found = find_results_copy("/tmp/job/storage/az/container/results/runs/lora/results/a.json", "results")
-    assert found == "/tmp/job/storage/az/container/results/runs/lora/results"
+    assert (
+        find_results_copy("/tmp/results/az/c/p/results/runs/lora/adapter", "results") == "/tmp/results/az/c/p/results"
+    )
     assert find_results_copy("/tmp/az/project/results/base", "results") == "/tmp/az/project/results"
 
 
