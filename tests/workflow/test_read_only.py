@@ -55,11 +55,11 @@ def changed(request, workspace):
 
 @contextmanager
 def read_only(root: Path) -> Iterator[None]:
-    """Take every write permission away but that for what is Snakemake's own."""
-    own = {root / ".snakemake" / name for name in OWN}
-    for name in own:
-        name.mkdir(exist_ok=True)
-    paths = [path for path in (root, *root.rglob("*")) if not path.is_symlink() and not own & {path, *path.parents}]
+    """Take every write permission away but for Snakemake's own, and for results: it plans no job that cannot replace them."""
+    kept = {root / "results", *(root / ".snakemake" / name for name in OWN)}
+    for folder in kept:
+        folder.mkdir(exist_ok=True)
+    paths = [path for path in (root, *root.rglob("*")) if not path.is_symlink() and not kept & {path, *path.parents}]
     modes = {path: path.stat().st_mode for path in paths}
     for path, mode in modes.items():
         path.chmod(mode & 0o555)
