@@ -84,7 +84,7 @@ slurm:
 	  { sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo apt-get update -qq && \
 	    $$sudo apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client; }
 
-# Chromium and a font, for tests/test_browser.py.
+# Chromium and a font, for tests/report/test_browser.py.
 browser:
 	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
 	  { sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; $$sudo apt-get update -qq && \

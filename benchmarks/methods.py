@@ -24,8 +24,8 @@ def text(summary: dict[str, Any]) -> str:
     test, rival = summary["model"]["test"], summary["baselines"]["tfidf_logreg"]
     merge = summary["runs"]["qlora"]["merge"]
     low, high = merge["difference_ci95"]
-    told = "shown" if merge["told_apart"] else "not shown: these rows cannot tell the two merges apart"
-    apart = [one for one in summary["ranking"] if one["told_apart"]]
+    told = "shown" if merge["is_significant"] else "not shown: these rows cannot tell the two merges apart"
+    apart = [one for one in summary["ranking"] if one["is_significant"]]
     return "\n".join(
         [
             "# Fine-tuning methods by quantization routes, on the tones",

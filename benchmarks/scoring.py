@@ -164,7 +164,7 @@ loaded model. Medians; the largest difference is that of a label's probability b
 
 A token of a label costs us a token of computing and the rival its share of a whole sequence, so the gain for
 each label falls where labels are long beside the prompt. int4 kernels round activations to 8 bits: a last bit that
-differs can move a probability by more than 1e-4; in float32 ONNX it does not (`tests/test_onnx_scorer.py`).
+differs can move a probability by more than 1e-4; in float32 ONNX it does not (`tests/evaluation/test_onnx_scorer.py`).
 """
 
 

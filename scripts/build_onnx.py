@@ -150,7 +150,7 @@ def builder_options(variant: dict[str, Any], tied: bool) -> list[str]:
 
     tied: the base model's embeddings are its vocabulary head. The builder then keeps one weight for both, in a form
     that cannot be loaded when the head is asymmetric or in 8 bits, and refuses it in QDQ form; apart, both load
-    (tests/test_variants.py tries every combination).
+    (tests/onnx/test_variants.py tries every combination).
     """
     calibrated = variant["algo_config"] == "auto_round"
     values = {name: value for name, value in variant.items() if name not in _NOT_OPTIONS and value is not None}

@@ -10,8 +10,9 @@ from typing import Any
 
 from lib.core.cli import fail, parser, progress, run, settings_argument
 from lib.core.files import read_json, read_jsonl, write_json
-from lib.evaluation.comparison import compare_with_intervals, is_better
-from lib.evaluation.metrics import MAIN_METRIC, Prediction
+from lib.evaluation.answers import Prediction
+from lib.evaluation.comparison import compare_stages_with_intervals, is_better
+from lib.evaluation.registry import MAIN_METRIC
 
 
 def main(args: argparse.Namespace) -> None:
@@ -67,7 +68,7 @@ def _beat(
     """Compare the model with one rival. value: its main metric."""
     metric, required = MAIN_METRIC[settings["task"]], settings["gate"]["beat_baseline"]
     draw = {"seed": settings["seed"], "samples": settings["evaluate"]["bootstrap_samples"]}
-    found = compare_with_intervals(settings["task"], rival_predictions, predictions, name=rival, **draw)
+    found = compare_stages_with_intervals(settings["task"], rival_predictions, predictions, name=rival, **draw)
     against = found["against"]
     gap = against["difference"][metric]
     return {

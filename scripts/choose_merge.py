@@ -10,7 +10,9 @@ from typing import Any
 
 from lib.core.cli import fail, parser, progress, run, settings_argument
 from lib.core.files import published_directory, read_json, read_jsonl, sha256_file, write_json
-from lib.evaluation.metrics import SELECTED_BY, interval, point, statistics
+from lib.evaluation.bootstrap import bootstrap_interval, point_estimate
+from lib.evaluation.metrics import statistics
+from lib.evaluation.registry import SELECTED_BY
 from lib.provenance.manifests import link_files, manifest_path, read_manifest, write_manifest
 from lib.report.formatting import said
 
@@ -49,13 +51,13 @@ def choose(scores: Path, folders: dict[str, Path], settings: dict[str, Any]) -> 
             fail("it is the score of another model", "delete it and run again", at=file)
         predictions = list(read_jsonl(file.with_name(f"merged-{kind}.validation.predictions.jsonl")))
         found[kind] = statistics(settings["task"], predictions, score.get("labels"))[metric]
-    values = {kind: point(statistic) for kind, statistic in found.items()}
+    values = {kind: point_estimate(statistic) for kind, statistic in found.items()}
     if None in values.values():
         fail(f"no {said(metric)}: no row has a free answer", "raise evaluate.greedy_rows", at=scores)
     chosen = max(KINDS, key=lambda kind: values[kind] or 0.0)
     other = next(kind for kind in KINDS if kind != chosen)
     samples = settings["evaluate"]["bootstrap_samples"]
-    ends = interval(found[chosen], seed=settings["seed"], samples=samples, minus=found[other])
+    ends = bootstrap_interval(found[chosen], seed=settings["seed"], samples=samples, minus=found[other])
     assert ends is not None
     return {
         "chosen": chosen,
@@ -63,7 +65,7 @@ def choose(scores: Path, folders: dict[str, Path], settings: dict[str, Any]) -> 
         "values": values,
         "difference": (values[chosen] or 0.0) - (values[other] or 0.0),
         "difference_ci95": ends,
-        "told_apart": not ends[0] <= 0 <= ends[1],
+        "is_significant": not ends[0] <= 0 <= ends[1],
     }
 
 

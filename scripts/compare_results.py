@@ -18,11 +18,12 @@ from lib.core.escaping import escape_controls
 from lib.core.files import read_jsonl
 from lib.core.forms import nullable, open_record, read_form
 from lib.core.paths import check_plain_files
-from lib.evaluation.comparison import align
-from lib.evaluation.metrics import MAIN_METRIC
+from lib.evaluation.comparison import align_rows
+from lib.evaluation.registry import MAIN_METRIC
 from lib.provenance.lineage import read_lineage
 
-# Another number of threads or another dtype let trained models answer up to 0.32 of the rows otherwise (README.md).
+# Another number of threads or another dtype let trained models answer up to 0.32 of the rows otherwise
+# (docs/reproducibility.md).
 MOST_CHANGED = 0.4
 CHRF = 3.0  # not measured
 _NOT_OF_THE_MACHINE = ("data/", "corpus/", "base.manifest.json")
@@ -111,7 +112,7 @@ def luck_explains(apart: float, changed: int, rows: int) -> bool:
 def answered_otherwise(mine: Path, theirs: Path) -> tuple[int, int]:
     """Count how many rows got another answer, and how many there are."""
     first, second = (list(read_jsonl(one.with_suffix(".predictions.jsonl"))) for one in (mine, theirs))
-    second = align(second, first, str(theirs))
+    second = align_rows(second, first, str(theirs))
     key = "predicted" if "predicted" in first[0] else "answer"
     return sum(one.get(key) != other.get(key) for one, other in zip(first, second, strict=True)), len(first)
 

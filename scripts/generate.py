@@ -1,4 +1,4 @@
-"""Write the files that follow from others: conda environments from the lock, the schema from the config model.
+"""Write the files that follow from others: environments from the lock, schema and reference from the config model.
 
 With `--check` nothing is written: exits 1 when a file differs from what would be written.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from lib.config.reference import render_reference
 from lib.config.schema import config_schema
 from lib.sources.lock_file import TORCH_CPU, Entry, read_lock
 from lib.workflow.helpers import read_locked_versions
@@ -91,6 +92,7 @@ def generated_files() -> dict[Path, str]:
         for path, (group, cuda) in ENVIRONMENTS.items()
     }
     files[ROOT / "examples" / "config.schema.json"] = json.dumps(config_schema(), indent=2) + "\n"
+    files[ROOT / "docs" / "configuration.md"] = render_reference(config_schema())
     return files
 
 

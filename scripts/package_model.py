@@ -9,11 +9,12 @@ from lib.core.cli import NO_TELEMETRY, parser, progress, run
 from lib.core.escaping import escape_markdown
 from lib.core.files import published_directory, read_json
 from lib.data.tokenizer_check import describe_check
-from lib.evaluation.metrics import MAIN_METRIC
+from lib.evaluation.registry import MAIN_METRIC
 from lib.evaluation.selection import selected
 from lib.onnx.packaged import read_genai_config, read_packaged_template
 from lib.provenance.manifests import RUN_CARD, link_files, load_manifest, manifest_path, read_manifest, write_manifest
 from lib.report.formatting import interval, metric, said
+from lib.report.notices import find_notices
 
 
 def main(args: argparse.Namespace) -> None:
@@ -73,6 +74,9 @@ def model_card(
         "These numbers are of validation rows.",
         "## Scores on the test rows",
         _scores(settings["task"], summary),
+        "## Licenses",
+        "The licenses of the base model and of the rows that this model was made from may set conditions for its use.",
+        *filter(None, [_list(find_notices(settings))]),
         "## Where, when and by what it was made",
         f"`{RUN_CARD}`: configuration, commit, versions, machine.",
         "## Hashes (sha256)",

@@ -21,8 +21,10 @@ from lib.core.files import write_json, write_jsonl
 from lib.data.corpus import load_template, read_rows
 from lib.data.template_inversion import input_text, target_text, word_places
 from lib.data.templates import Template
+from lib.evaluation.answers import Prediction
+from lib.evaluation.bootstrap import point_estimate
 from lib.evaluation.many_labels import LabelFinder, nearest_centroids
-from lib.evaluation.metrics import Prediction, point, quality, statistics
+from lib.evaluation.metrics import quality, statistics
 
 _MOST_LABELS = 1000
 _MOST_WEIGHTS = 20_000_000  # of the regression, whose solver holds some 25 numbers for each
@@ -65,7 +67,7 @@ def _without_label_word(
     result: dict[str, Any] = {split: {"n": 0, "accuracy": {}} for split in ("validation", "test")}
     kept = [row for row in predictions if row["id"] in hidden]
     for (name, split), part in _grouped(kept).items():
-        accuracy = point(statistics(template["task"], part, template["labels"])["accuracy"])
+        accuracy = point_estimate(statistics(template["task"], part, template["labels"])["accuracy"])
         result[split]["n"] = len(part)
         result[split]["accuracy"][name] = accuracy
     return result

@@ -22,10 +22,18 @@ import numpy as np
 from lib.core.cli import fail, parser, progress, run, settings_argument
 from lib.core.files import read_json, read_jsonl, sha256_file, write_json
 from lib.core.layout import Layout, results_argument
-from lib.evaluation.comparison import Member, align, dominators, ranking, rows_to_tell
-from lib.evaluation.metrics import SELECTED_BY, Prediction, Statistic, middle_95, replicates, statistics
+from lib.evaluation.answers import Prediction
+from lib.evaluation.bootstrap import Statistic, bootstrap_replicates, percentile_interval_95
+from lib.evaluation.comparison import (
+    RankedModel,
+    align_rows,
+    find_dominators,
+    rank_candidates,
+    sample_size_from_interval,
+)
+from lib.evaluation.metrics import statistics
+from lib.evaluation.registry import METRICS, SELECTED_BY
 from lib.provenance.manifests import manifest_path
-from lib.report.formatting import said
 
 _CONSTRAINTS = (  # setting, key in the speed file, unit, whether the setting is an upper limit
     ("max_size_mb", "size_mb", "MB", True),
@@ -43,14 +51,14 @@ _AT_ONCE = 64  # variants that one is compared with at a time
 class Candidate:
     """A variant of a run. value: the metric on validation rows, None where it is undefined.
 
-    drawn: (samples,) the metric on resampled rows, the same rows for all candidates. rows: all validation
+    bootstrap: (samples,) the metric on resampled rows, the same rows for all candidates. rows: all validation
     rows; measured: those that the metric rests on.
     """
 
     run: str
     variant: str
     value: float | None
-    drawn: np.ndarray
+    bootstrap: np.ndarray
     rows: int
     measured: int
     speed: dict[str, Any]
@@ -61,7 +69,7 @@ class Candidate:
 
     @property
     def ci95(self) -> list[float] | None:
-        return middle_95(self.drawn)
+        return percentile_interval_95(self.bootstrap)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -118,7 +126,7 @@ def _read_candidates(layout: Layout, settings: dict[str, Any]) -> list[Candidate
         score = _read_score(layout.score(run_name, stage), manifest_path(layout.folder(run_name, stage)), metric)
         rows = list(read_jsonl(layout.predictions(run_name, stage)))
         first = first or rows
-        rows = align(rows, first, f"{run_name}/{variant}")
+        rows = align_rows(rows, first, f"{run_name}/{variant}")
         measured.append(statistics(settings["task"], rows, score.get("labels"))[metric])
         facts.append(
             {
@@ -126,16 +134,16 @@ def _read_candidates(layout: Layout, settings: dict[str, Any]) -> list[Candidate
                 "variant": variant,
                 "value": score["quality"][metric],
                 "rows": len(rows),
-                "measured": _measured_rows(rows, metric),
+                "measured": METRICS[metric].count_rows(rows),
                 "speed": read_json(layout.speed(run_name, variant)),
             }
         )
     if not facts:
         return []
-    drawn = replicates(measured, seed=settings["seed"], samples=settings["evaluate"]["bootstrap_samples"])
+    drawn = bootstrap_replicates(measured, seed=settings["seed"], samples=settings["evaluate"]["bootstrap_samples"])
     valued = [fact["value"] is not None for fact in facts]
     drawn = drawn[:, ~np.isnan(drawn[valued]).any(axis=0)]
-    return [Candidate(**fact, drawn=values) for fact, values in zip(facts, drawn, strict=True)]
+    return [Candidate(**fact, bootstrap=values) for fact, values in zip(facts, drawn, strict=True)]
 
 
 def _read_score(score_file: Path, manifest_file: Path, metric: str) -> dict[str, Any]:
@@ -148,16 +156,9 @@ def _read_score(score_file: Path, manifest_file: Path, metric: str) -> dict[str,
     return score
 
 
-def _measured_rows(rows: Sequence[Prediction], metric: str) -> int:
-    """Rows that the metric rests on: what is said of free answers rests on the rows that have one."""
-    if metric in ("accuracy", "macro_f1", "perplexity"):
-        return len(rows)
-    return sum(row["answer"] is not None for row in rows)
-
-
 def _broken_constraints(candidate: Candidate, selection: dict[str, Any]) -> str:
     """Why the variant cannot be chosen, or nothing."""
-    metric, least = said(selection["metric"]), selection["min_quality"]
+    metric, least = METRICS[selection["metric"]].spoken, selection["min_quality"]
     if candidate.value is None:
         return f"it has no {metric}: no row has a free answer (evaluate.greedy_rows is 0)"
     broken = []
@@ -177,7 +178,7 @@ def _broken_constraints(candidate: Candidate, selection: dict[str, Any]) -> str:
 
 def _choose(order: list[Candidate], metric: str) -> tuple[Candidate, str, dict[str, str]]:
     """The chosen candidate, why, and by name why each other one was not. order: best first."""
-    metric = said(metric)
+    metric = METRICS[metric].spoken
     lost, equal = {}, []
     for place, one in enumerate(order):
         better = _shown_better(order[:place], one)
@@ -210,7 +211,7 @@ def _shown_better(others: Sequence[Candidate], one: Candidate) -> Candidate | No
     """The first of `others` that is shown to be better than `one`."""
     for start in range(0, len(others), _AT_ONCE):
         some = others[start : start + _AT_ONCE]
-        low = np.percentile(np.stack([other.drawn for other in some]) - one.drawn, 2.5, axis=1)
+        low = np.percentile(np.stack([other.bootstrap for other in some]) - one.bootstrap, 2.5, axis=1)
         if (low > 0).any():
             return some[int(np.argmax(low > 0))]
     return None
@@ -245,14 +246,14 @@ def _compared(chosen: Candidate, other: Candidate) -> dict[str, Any]:
         "variant": other.variant,
         "difference": difference,
         "difference_ci95": [low, high],
-        "told_apart": not low <= 0 <= high,
-        "rows_needed": rows_to_tell(difference, (low, high), chosen.measured),
+        "is_significant": not low <= 0 <= high,
+        "rows_needed": sample_size_from_interval(difference, (low, high), chosen.measured),
     }
 
 
 def _difference(best: Candidate, other: Candidate) -> list[float]:
     """95 % interval of best minus other, on the same resampled rows."""
-    found = middle_95(best.drawn - other.drawn)
+    found = percentile_interval_95(best.bootstrap - other.bootstrap)
     assert found is not None
     return found
 
@@ -260,7 +261,7 @@ def _difference(best: Candidate, other: Candidate) -> list[float]:
 def _dominating(feasible: Sequence[Candidate]) -> list[str | None]:
     """For each the best by the metric of those on the Pareto front that dominate it. feasible: best first."""
     values = [[one.value or 0.0, *(sign * one.speed[key] for key, sign in _SPEED.items())] for one in feasible]
-    return [None if place is None else feasible[place].name for place in dominators(np.array(values))]
+    return [None if place is None else feasible[place].name for place in find_dominators(np.array(values))]
 
 
 def _entry(one: Candidate, reason: str, chosen: bool, above: dict[str, str | None]) -> dict[str, Any]:
@@ -294,11 +295,11 @@ def _unscored(run_name: str, variant: str, reason: str) -> dict[str, Any]:
 
 def _ranking(candidates: Sequence[Candidate], runs: dict[str, dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     members = [
-        Member(runs[one.run]["group"], one.variant, runs[one.run]["seed"], one.value, one.drawn)
+        RankedModel(runs[one.run]["group"], one.variant, runs[one.run]["seed"], one.value, one.bootstrap)
         for one in candidates
         if one.value is not None
     ]
-    return ranking(members, seed=seed)
+    return rank_candidates(members, seed=seed)
 
 
 def _thrift(candidate: Candidate) -> tuple[float, float, str]:

@@ -13,8 +13,9 @@ from typing import Any
 from lib.core.cli import fail, parser, run, settings_argument
 from lib.core.files import read_json, read_jsonl, sha256_file, write_json
 from lib.core.layout import Layout, results_argument
-from lib.evaluation.comparison import compare_with_intervals
-from lib.evaluation.metrics import Prediction, main_baseline
+from lib.evaluation.answers import Prediction
+from lib.evaluation.comparison import compare_stages_with_intervals
+from lib.evaluation.metrics import main_baseline
 from lib.evaluation.selection import selected
 from lib.provenance.manifests import load_manifest, manifest_path
 from lib.report.findings import verdict
@@ -113,7 +114,7 @@ def _comparison(
 ) -> dict[str, Any]:
     """`flips`, `kl` and `against` of a stage; `against` has the paired test and the intervals of the difference."""
     draw = {"seed": settings["seed"], "samples": settings["evaluate"]["bootstrap_samples"]}
-    return compare_with_intervals(settings["task"], before, after, name=name, **draw)
+    return compare_stages_with_intervals(settings["task"], before, after, name=name, **draw)
 
 
 def _stage(

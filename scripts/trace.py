@@ -132,7 +132,8 @@ def recorded(path: Path, lineage: Lineage) -> str:
     for place in (path, *path.parents):
         if place.as_posix() in lineage.by_output:
             return place.as_posix()
-    fail("no job of this workflow made it", "name an artefact: a path as in README.md, from this folder", at=path)
+    hint = "name a file or folder that docs/reading-the-report.md lists, by its path from this folder"
+    fail("no job of this workflow made it", hint, at=path)
 
 
 def tree(lineage: Lineage, start: str) -> Iterator[str]:

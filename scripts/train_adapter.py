@@ -35,7 +35,7 @@ from lib.core.files import (
 from lib.core.progress_lock import hold_progress
 from lib.data.corpus import load_template, read_rows
 from lib.data.tokenizer import load_tokenizer, max_tokens
-from lib.evaluation.metrics import SELECTED_BY
+from lib.evaluation.registry import SELECTED_BY
 from lib.evaluation.torch_scorer import task_quality
 from lib.hardware.device import matmul_peak, training_dtype, use_threads
 from lib.hardware.memory import peak_rss_mb

@@ -16,15 +16,15 @@ from lib.core.cli import parser, progress, run
 from lib.core.escaping import escape_formula
 from lib.core.files import published, read_json, read_jsonl, write_json
 from lib.core.layout import results_argument
+from lib.evaluation.registry import METRICS, SELECTED_BY
 
 _CURVE = {
     "step": "step",
     "training_loss": "loss",
     "validation_loss": "eval_loss",
-    "macro_f1": "eval_macro_f1",
-    "chrf": "eval_chrf",
+    **{name: f"eval_{name}" for name in SELECTED_BY.values()},
 }
-_QUALITY = ("accuracy", "macro_f1", "chrf", "token_f1", "exact_match")
+_QUALITY = [name for name, metric in METRICS.items() if metric.is_selectable]
 _VARIANT = {"run": "run", "variant": "variant", "quality": "value"} | {
     name: name for name in ("size_mb", "tokens_per_second", "first_token_ms", "peak_rss_mb")
 }

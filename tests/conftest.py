@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ROOT / "scripts"
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+# Before anything imports them: their asserts then say what they compared, as those of a test do.
+pytest.register_assert_rewrite("support")
 
 # Read when torch is loaded, which the first test module may do. Tiny models run slower on several threads, and tests run
 # side by side: a thread that waits leaves the core to others.
@@ -24,7 +22,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 @pytest.fixture(scope="session")
 def tiny_phi3(tmp_path_factory) -> Path:
     """Folder of a random 2-layer Phi-3 with its manifest, as `fetch_model` would leave it."""
-    from tiny_models import make_tiny_phi3
+    from support.tiny_models import make_tiny_phi3
 
     return _with_manifest(make_tiny_phi3(tmp_path_factory.mktemp("phi3") / "base"))
 
@@ -32,7 +30,7 @@ def tiny_phi3(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> Path:
     """Folder of a random 2-layer Llama with tied embeddings, with its manifest."""
-    from tiny_models import make_tiny_llama
+    from support.tiny_models import make_tiny_llama
 
     return _with_manifest(make_tiny_llama(tmp_path_factory.mktemp("llama") / "base"))
 
@@ -46,6 +44,7 @@ def tiny_model(request) -> Path:
 @pytest.fixture(scope="session")
 def run_script():
     """Run `scripts/<name>.py` as a person would; dicts become JSON arguments."""
+    from support.paths import SCRIPTS
 
     def run(name: str, *args: object, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess:
         words = [json.dumps(arg) if isinstance(arg, (dict, list)) else str(arg) for arg in args]
@@ -62,7 +61,7 @@ def run_script():
 @pytest.fixture(scope="session", params=["classification", "generation"])
 def made(request, tmp_path_factory, run_script):
     """A made-up run of each task, with its summary and report."""
-    from made_run import MadeRun
+    from support.made_run import MadeRun
 
     return MadeRun(tmp_path_factory.mktemp(request.param), run_script, request.param).finish()
 
@@ -70,7 +69,7 @@ def made(request, tmp_path_factory, run_script):
 @pytest.fixture(scope="session")
 def made_sweep(tmp_path_factory, run_script):
     """A made-up sweep: several settings and seeds, a 4-bit base, runs that were not trained here."""
-    from made_run import SWEEP, MadeRun
+    from support.made_run import SWEEP, MadeRun
 
     return MadeRun(tmp_path_factory.mktemp("sweep"), run_script, runs=SWEEP).finish()
 
@@ -78,7 +77,7 @@ def made_sweep(tmp_path_factory, run_script):
 @pytest.fixture(scope="session")
 def finished(tiny_llama, tmp_path_factory, worker_id) -> Path:
     """A workspace that was run from raw rows to the report, once for all that test side by side."""
-    from workspaces import HOSTILE, finished_workspace
+    from support.workspaces import HOSTILE, finished_workspace
 
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / f"-workspace {HOSTILE}"
@@ -93,7 +92,7 @@ def finished(tiny_llama, tmp_path_factory, worker_id) -> Path:
 @pytest.fixture
 def workspace(finished, tmp_path):
     """The finished workspace, restored: bytes, time stamps and Snakemake's own record."""
-    from workspaces import HOSTILE, restored
+    from support.workspaces import HOSTILE, restored
 
     return restored(finished, tmp_path / HOSTILE)
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as library
-from gguf_files import END, USER, VOCABULARIES, byte_level, write_vocabulary
 from tokenizers.decoders import ByteLevel
 
 from lib.models.gguf_pretokenizers import PRE_TOKENIZERS
 from lib.models.gguf_tokenizer import load_gguf_tokenizer, split_pieces
+from support.gguf_files import END, USER, VOCABULARIES, byte_level, write_vocabulary
+from support.paths import GOLDEN
 
-GOLDEN = Path(__file__).resolve().parent / "golden" / "gguf.json"
+TABLE = GOLDEN / "gguf.json"
 TEXTS = [
     *("A list:\n\n1. one", "Total:  10", "x  24\n\n7", "a 1 b 22 333 4444", "12345678", "3.14 1,000.50", "A1b2"),
     *(
@@ -196,7 +197,7 @@ def main() -> int:
     library.llama_log_set(silent, ctypes.c_void_p(0))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        GOLDEN.write_text(as_text(golden(folder)))
+        TABLE.write_text(as_text(golden(folder)))
         merges = trained_merges()
         texts = random_texts(3000, 0, END, USER, "<|im_start|>", "    ", "<tool>", "</s>", "<|end|>")
         trained = {pre: byte_level(pre, merges, ["hello", "camelC"]) for pre in PRE_TOKENIZERS}

@@ -15,9 +15,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import yaml
-from workspaces import copy_project
 
-GOLDEN = Path(__file__).resolve().parent / "golden" / "resources.json"
+from support.paths import GOLDEN
+from support.workspaces import copy_project
+
+TABLE = GOLDEN / "resources.json"
 PROFILES = {
     "no profile": [],
     "gpu": ["--profile", "profiles/gpu"],
@@ -90,5 +92,5 @@ def as_text(found: dict[str, Table]) -> str:
 
 
 if __name__ == "__main__":
-    GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.write_text(as_text(tables()))
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_text(as_text(tables()))

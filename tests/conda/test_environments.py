@@ -10,12 +10,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from local_conda import install_conda
 from packaging.requirements import Requirement
-from test_project import RULE_SCRIPTS, environments, pip_lines
-from test_runs import make
-from workspaces import Workspace, tiny_config
+
+from support.paths import ROOT
+from support.rules import RULE_SCRIPTS, environments, pip_lines
+from support.workspaces import Workspace, make_workspace, tiny_config
 
 pytestmark = pytest.mark.conda
 
@@ -70,7 +70,7 @@ def finished(conda, built, tiny_llama, tmp_path_factory) -> Path:
         workspace.run(*arguments, "data/raw/tweets.json", "--configfile", str(ROOT / "config.yaml"))
         for kind in ("adapter", "merged"):
             given = {kind: str(workspace.results / "selected" / kind)}
-            make(root / kind, tiny_llama, finetune=given).run(
+            make_workspace(root / kind, tiny_llama, finetune=given).run(
                 *arguments, f"results/runs/given-{kind}/{kind}.manifest.json"
             )
     for probe in probes:
@@ -82,7 +82,7 @@ def tiny_run(root: Path, base: Path) -> Workspace:
     """Few rows and a random model, with all that has a rule or a library of its own."""
     calibrated = {"algo_config": "auto_round", "calibration": {"rows": 8, "length": 32, "iterations": 1}}
     finetune = tiny_config(base)["finetune"] | {"method": "qlora", "dtype": "float32"}
-    return make(root, base, finetune=finetune, variants={"int4": {}, "calibrated": calibrated})
+    return make_workspace(root, base, finetune=finetune, variants={"int4": {}, "calibrated": calibrated})
 
 
 def with_conda(prefix: Path) -> list[str]:

@@ -32,8 +32,6 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [path for path in (str(TESTS), str(TESTS.parent / "scripts")) if path not in sys.path]
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
-from workspaces import HOSTILE  # noqa: E402
-
 from faults import disturbances, finished, parsers, script_faults  # noqa: E402
 from faults import scripts_in_forks as forks  # noqa: E402
 from faults.finished import Job, environment, find_jobs, prepare, restored, tree_sha256  # noqa: E402
@@ -41,6 +39,7 @@ from faults.planted import PLANTS, plant  # noqa: E402
 from faults.script_faults import Outcome  # noqa: E402
 from faults.table import Done, Journal, write_table  # noqa: E402
 from lib.core.cli import die_with_parent  # noqa: E402
+from support.workspaces import HOSTILE  # noqa: E402
 
 SEED = 20261129
 FEW = 10  # cases, for which loading every library takes longer than it spares

@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tiny_models import make_tiny_llama
-from workspaces import BASE, HOSTILE, PROJECT, ROWS, copy_project, parameters_of, tiny_config, write_rows
-
 from lib.core.files import sha256_file, sha256_text
 from lib.provenance.lineage import read_lineage
 from lib.workflow.snakemake_metadata import open_metadata
+from support.tiny_models import make_tiny_llama
+from support.workspaces import BASE, HOSTILE, PROJECT, ROWS, copy_project, parameters_of, tiny_config, write_rows
 
 TESTS = Path(__file__).resolve().parents[1]
 ADAPTER, MERGED = f"-{HOSTILE}{{v-2}} adapter", f"-{HOSTILE}{{v-2}} merged"
@@ -68,7 +67,7 @@ def environment(folder: Path | None = None) -> dict[str, str]:
 
 def tree_sha256(campaign: str = "tests/faults") -> str:
     """Return the sha256 of all code that decides how a case ends, with that part of the campaign."""
-    root, places = TESTS.parent, [*PROJECT, campaign, "tests/workspaces.py", "tests/tiny_models.py"]
+    root, places = TESTS.parent, [*PROJECT, campaign, "tests/support/workspaces.py", "tests/support/tiny_models.py"]
     found = [path for place in places for path in sorted([root / place, *(root / place).rglob("*")])]
     kept = [
         path

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gguf_files import write_gguf
-from workspaces import BASE
-
 from faults.finished import ADAPTER, MARK
 from faults.mutations import OUTSIDE
+from support.gguf_files import write_gguf
+from support.workspaces import BASE
 
 Example = Callable[[Path, dict[str, str]], object]
 MODEL = "results/model"

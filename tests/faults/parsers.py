@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from workspaces import BASE, ROWS
 
 from faults import scripts_in_forks as forks
 from faults.finished import ADAPTER, Job, environment, leaks, restored
@@ -22,6 +21,7 @@ from faults.hostile_examples import EXAMPLES, PIECES, write_gguf_model, write_ro
 from faults.in_the_child import load_address, load_configuration, shorten_limits
 from faults.mutations import flip, mutate_bytes, mutate_json, mutate_safetensors, mutate_text
 from faults.script_faults import Outcome, judge_end
+from support.workspaces import BASE, ROWS
 
 AT_MOST = 60  # seconds
 CHILD_AT_MOST = 12  # seconds of what slmflow itself has a child do, instead of up to 15 minutes

@@ -174,7 +174,7 @@ def end_time(scene: Scene) -> During:
     """The time is up: a limit of its own where the script has one (exit code 75), SIGTERM elsewhere."""
     if "--limit" in Path(scene.workspace / scene.words[0]).read_text(encoding="utf-8"):
         return judge(scene, scene.run(more=("--limit", "0")), (75,))
-    return _signal(scene, signal.SIGTERM, (75, -signal.SIGTERM))
+    return _signal(scene, signal.SIGTERM, (75, -signal.SIGTERM, 128 + signal.SIGTERM))  # the last as shells tell it
 
 
 def interrupt(scene: Scene) -> During:

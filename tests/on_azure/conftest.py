@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from workspaces import tiny_workspace
+
+from support.workspaces import tiny_workspace
 
 from .azurite import ACCOUNT, Azurite, running_azurite
 from .control_plane import ControlPlane

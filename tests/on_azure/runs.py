@@ -12,9 +12,8 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from workspaces import Workspace
-
 from lib.core.files import sha256_text
+from support.workspaces import Workspace
 
 from .azurite import ACCOUNT, Azurite, environment_of_jobs
 from .control_plane import GROUP, PATIENCE, SUBSCRIPTION, WORKSPACE, ControlPlane

@@ -15,13 +15,13 @@ import pytest
 from azure.ai.ml import _azure_environments as environments
 from azure.identity import ClientSecretCredential
 from azure.storage.blob import ContainerSasPermissions, PublicAccess, generate_container_sas
-from workspaces import parameters_of
 
 from lib.azure import identity, machine_learning
 from lib.azure.machine_learning import data_file, model_files, parse_data
 from lib.core.cli import UserError
 from lib.core.files import canonical_json, read_json, sha256_text
 from lib.provenance.manifests import file_hashes
+from support.workspaces import parameters_of
 
 from .azurite import ACCOUNT, KEY
 from .control_plane import GROUP, SUBSCRIPTION, WORKSPACE

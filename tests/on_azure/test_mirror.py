@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from azure.storage.blob import BlobLeaseClient
-from test_training import adapter_hash, make_corpus, train_command
 
 from lib.azure import blobs, checkpoint_mirror
 from lib.azure.checkpoint_mirror import mirrored
 from lib.core.checksums import find_fault, write_checksums
 from lib.core.cli import Stopped, UserError
+from support.training import adapter_hash, make_corpus, train_command
 
 from .azurite import environment_of_jobs
 from .conftest import write_files

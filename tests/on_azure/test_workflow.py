@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from workspaces import Workspace, tiny_workspace
 
 from lib.core.files import read_json
+from support.workspaces import Workspace, tiny_workspace
 
 from .azurite import KEY
 from .runs import ADAPTER, AzureWorkspace, as_checkout, copy_run, running_plane

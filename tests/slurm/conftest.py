@@ -11,9 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from workspaces import Workspace, tiny_workspace
 
 from lib.core.files import sha256_file
+from support.workspaces import Workspace, tiny_workspace
 
 from .onebox import PATIENCE, Cluster, running_cluster, wait_until
 

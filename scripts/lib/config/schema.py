@@ -1,8 +1,9 @@
 """The configuration: the only definition of what `config.yaml` may hold.
 
-The Snakefile validates with it before the DAG is built; `examples/config.schema.json` (for editors)
-is generated from it. Scripts never import it: each gets its own sections, resolved, as JSON.
-What determines results stands here; how and where they are made stands in profiles.
+The Snakefile validates with it before the DAG is built. `examples/config.schema.json` (for editors) and
+`docs/configuration.md` are generated from it; the docstring below a key is its description in both. Scripts never
+import it: each gets its own sections, resolved, as JSON. The configuration determines results; profiles say how and
+where they are made.
 """
 
 import difflib
@@ -16,6 +17,7 @@ from lib.config.sweep import Run, expand_runs, expand_variants
 from lib.config.variants import Count, Section, Variant
 from lib.core.cli import UserError
 from lib.data.templates import columns_of, parse_segments, placeholder, template_columns
+from lib.evaluation.registry import METRICS, SELECTED_BY, find_metrics
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 _PART = "[A-Za-z0-9._][A-Za-z0-9._-]*"  # of a path; what begins with - would be an option
@@ -26,17 +28,15 @@ Tokens = Annotated[int, Field(ge=8, le=2**31 - 1)]
 S = TypeVar("S", bound="Section")
 
 RESULTS = rf"^/*{_PART}(/+{_PART})*/*$"
-METRICS = {
-    "classification": ("macro_f1", "accuracy"),
-    "generation": ("chrf", "token_f1", "exact_match"),
-}
 
 
 class Split(Section):
-    """Validation chooses; test is scored once and decides the gate."""
+    """How the rows are divided. What neither split takes is for training; near-duplicates stay in one split."""
 
     validation: Fraction = 0.1
+    """Share of the rows that choose the best training checkpoint and the variant that ships."""
     test: Fraction = 0.15
+    """Share of the rows that are scored once, at the end, and decide the gate."""
 
     @model_validator(mode="after")
     def _leaves_training_rows(self) -> "Split":
@@ -46,19 +46,24 @@ class Split(Section):
 
 
 class Corpus(Section):
-    """How a row becomes prompt and answer."""
+    """How a row becomes prompt and completion. Give either `text_template`, or `template: chat` with `user`.
+
+    Templates name columns in braces: {text}, {user.name}, {messages.0.content}. Put a name with a brace, quote, colon,
+    ! or [ in quotes inside the braces: {"PK [m]"}."""
 
     template: Literal["chat"] | None = None
-    """chat: the tokenizer's own chat template around `user` (and `system`). Columns stand in braces: {text},
-    {user.name}, {messages.0.content}; a name with a brace, quote, colon, ! or [ in quotes as well: {"PK [m]"}."""
+    """`chat` renders `user` and `system` with the tokenizer's own chat template; the target column is the reply."""
     user: str | None = None
+    """Text of the user's message, with columns in braces. Needed by `template: chat`; must not name the target."""
     system: str | None = None
+    """Text of the system message, with columns in braces. Only with `template: chat`, and optional there."""
     text_template: str | None = None
-    """One text with the target as last placeholder; what stands before it is the prompt."""
+    """One text whose last placeholder is the target column. The text before that placeholder is the prompt."""
     max_length: Tokens = 512
-    """Tokens of prompt and answer together."""
+    """Largest number of tokens of prompt and completion together. `truncation` decides about longer rows."""
     truncation: Literal["reject", "right", "left"] = "reject"
-    """Rows that are longer are set aside, or their longest value loses its end (right) or start (left)."""
+    """What happens to a row longer than `max_length`. `reject` sets it aside; `right` and `left` shorten its longest
+    value at the end or at the start."""
 
     @model_validator(mode="after")
     def _one_template(self) -> "Corpus":
@@ -75,64 +80,87 @@ class Corpus(Section):
 
 
 class Finetune(Section):
-    """How the adapter is trained, under the names of peft, transformers and Olive; or what you bring instead."""
+    """How the adapter is trained, in the terms of peft, transformers and Olive; or which adapter or model you bring."""
 
     method: Literal["lora", "qlora", "dora", "rslora", "loraplus", "none"] = "lora"
-    """qlora: LoRA on a base in 4 bits. dora: direction and magnitude apart. rslora: scale alpha / sqrt(r).
-    loraplus: a higher learning rate for B. none: the base model is quantized as it is."""
+    """Fine-tuning method. `qlora`: LoRA on a base in 4 bits. `dora`: learns direction and magnitude separately.
+    `rslora`: scales the adapter by alpha / sqrt(r). `loraplus`: a higher learning rate for matrix B. `none`: no
+    fine-tuning, the base model is quantized as it is."""
     adapter: str | None = None
-    """Folder of a peft adapter that you have, instead of training one; method tells how it was trained."""
+    """Folder of a peft adapter of yours, used instead of training one. `method` says how it was trained."""
     merged: str | None = None
-    """Folder of a fine-tuned model that you have (safetensors), instead of training and merging."""
+    """Folder of a fine-tuned model of yours (safetensors), used instead of training and merging."""
     r: Count = 16
+    """Rank of the adapter: a larger rank has more parameters and learns more."""
     alpha: Positive = 32
+    """Scale of the adapter: its output is multiplied by alpha / r, or by alpha / sqrt(r) with `rslora`."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability with which an input of the adapter is dropped in training."""
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
-    """all-linear: every linear layer but the vocabulary head; or names, such as [qkv_proj, o_proj]."""
+    """Layers that get an adapter. `all-linear`: every linear layer except the vocabulary head. Or a list of names, such
+    as [qkv_proj, o_proj]."""
     quant_type: Literal["nf4", "fp4"] = "nf4"
-    """4-bit code of the frozen base (qlora)."""
+    """4-bit data type of the frozen base. Only for `qlora`."""
     double_quant: bool = True
-    """The scales of the 4-bit blocks are quantized too (qlora)."""
+    """Quantize the scales of the 4-bit blocks too. Only for `qlora`."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 16
-    """Learning rate of B divided by that of A (loraplus)."""
+    """Learning rate of matrix B divided by that of matrix A. Only for `loraplus`."""
     epochs: Positive = 1
+    """How often training goes through the training rows; may be a fraction. `max_steps` overrides it."""
     max_steps: Count | None = None
-    """Optimizer steps; where it is given, it decides and not `epochs`."""
+    """Number of optimizer steps. If set, it decides how long training takes, not `epochs`."""
     per_device_train_batch_size: Count = 16
+    """Rows in a training batch. Multiplied by `gradient_accumulation_steps`, it gives the rows of an optimizer step,
+    which several GPUs divide among them."""
     per_device_eval_batch_size: Count = 32
+    """Rows in a batch of validation. Changes speed and memory."""
     gradient_accumulation_steps: Count = 1
+    """Batches whose gradients are added up before an optimizer step."""
     learning_rate: Positive = 3e-4
+    """Highest learning rate of the optimizer (AdamW), which the schedule scales."""
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    """How the learning rate changes after the warm-up: it falls along a line or a cosine, or stays. `constant` has no
+    warm-up."""
     warmup_share: Share = 0.03
-    """Share of all steps in which the learning rate rises."""
+    """Share of all steps in which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Weight decay of AdamW."""
     adam_beta1: Fraction = 0.9
+    """AdamW's decay rate of the mean of the gradients."""
     adam_beta2: Fraction = 0.999
+    """AdamW's decay rate of the mean of the squared gradients."""
     max_grad_norm: Positive = 1.0
+    """Gradients with a larger norm are scaled down to it."""
     eval_steps: Count = 50
-    """Steps between validations; a checkpoint is written at each, the best one is kept."""
+    """Steps between two validations. Each writes a training checkpoint, and the best one becomes the adapter."""
     metric_for_best_model: Literal["task", "loss"] = "task"
-    """What the best checkpoint is chosen by: the task's metric (macro-F1 of the labels' probabilities, chrF of free
-    answers), ties by the loss; or the loss alone, which is quicker."""
+    """What chooses the best training checkpoint. `task`: the metric of the task on validation rows (macro-F1 of the
+    label probabilities, chrF of generated answers), ties by the loss. `loss`: the validation loss alone, which is
+    faster."""
     early_stopping_patience: Count | None = None
-    """Validations in a row without a better one after which training stops; left out: it never does."""
+    """Stop training after this many validations in a row without improvement. Not set: never stop early."""
     class_balance: Literal["none", "weight", "oversample"] = "none"
-    """weight: a row's loss counts inversely to the size of its class. oversample: rows of small classes come more
-    often. Both on training rows alone."""
+    """How rare classes are balanced, in the training rows only. `weight`: the loss of a row is weighted inversely to
+    the size of its class. `oversample`: rows of rare classes are drawn more often."""
     logging_steps: Count = 10
+    """Steps between two points of the training loss in the log and the learning curve."""
     group_by_length: bool = False
-    """Rows of like length in a batch: saves padding for the few models whose rows cannot be packed."""
+    """Put rows of similar length into a batch. Saves padding for the few models whose rows cannot be packed."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the machine has units for it, else float32."""
+    """Number format that training computes in. `auto`: bfloat16 where the machine has units for it, float32 elsewhere.
+    Set `float32` where two machines must agree."""
     data_seed: Seed | None = None
-    """Order of the rows; left out: `seed`."""
+    """Seed of the order of the training rows. Not set: the seed of the training."""
     loss: Literal["completion", "all"] = "completion"
-    """The answer and its end token only, or all tokens (as Olive trains)."""
+    """Which tokens the loss counts. `completion`: those of the completion and its end token. `all`: every token, as
+    Olive trains."""
     corpus_strategy: Literal["rows", "join"] = "rows"
-    """rows: each row is a sequence of its own. join: rows are joined and cut into blocks, as Olive does."""
+    """`rows`: each row is a sequence of its own. `join`: rows are joined and cut into blocks, as Olive does; needs
+    `loss: all`."""
     source_max_len: Tokens = 1024
-    """Tokens in a block (join only)."""
+    """Tokens in a block. Only for `corpus_strategy: join`."""
 
     @model_validator(mode="after")
     def _join_needs_all(self) -> "Finetune":
@@ -152,44 +180,57 @@ class Finetune(Section):
 
 
 class Evaluate(Section):
-    """How every stage is scored, on the same rows."""
+    """How every stage is scored: base model, adapter, merged model and each variant, all on the same rows."""
 
     greedy_rows: Annotated[int, Field(ge=0, le=2**31 - 1)] = 100
-    """Rows, from the first, that are also answered freely; shows whether the model stops and stays on the labels."""
+    """Number of rows, from the first, for which the model also generates an answer freely. It shows whether the model
+    stops and stays on the labels; with task generation these answers are what is scored, so 0 is refused there."""
     batch_size: Count = 16
-    """Rows scored together in PyTorch."""
+    """Rows that PyTorch scores at once. Changes speed and memory."""
     max_new_tokens: Count = 64
-    """Longest free answer (generation only; a label needs only its own length)."""
+    """Longest generated answer, in tokens. Only for task generation; a label gets as many tokens as it needs."""
     bootstrap_samples: Count = 2000
+    """Number of times the rows are resampled for each 95 % interval."""
 
 
 class Benchmark(Section):
-    """How speed and memory are measured, on validation prompts."""
+    """How speed and memory of each variant are measured, on prompts of validation rows."""
 
     prompts: Count = 20
+    """Number of prompts."""
     new_tokens: Count = 64
+    """Tokens generated for each prompt."""
 
 
 class Selection(Section):
-    """Constraints on the variant that ships, measured on this machine and on validation rows."""
+    """Which variant ships: the metric and the limits, on validation rows and on the machine that measures the speed.
+
+    A variant beyond a limit is never chosen; a limit that is not set does not count."""
 
     metric: str | None = None
-    """Default: macro_f1 for classification, chrf for generation."""
+    """Metric that chooses. Classification: `macro_f1` (the default) or `accuracy`; generation: `chrf` (the default),
+    `token_f1` or `exact_match`."""
     min_quality: float | None = None
+    """Lowest value of the metric: up to 100 for chrf, up to 1 for the others."""
     max_size_mb: Positive | None = None
+    """Largest size of the model folder, in MB."""
     max_first_token_ms: Positive | None = None
+    """Longest median time to the first token, in milliseconds."""
     min_tokens_per_second: Positive | None = None
+    """Lowest median speed after the first token, in tokens a second."""
     max_peak_rss_mb: Positive | None = None
+    """Largest peak memory (resident set size) of a process that runs the model, in MB."""
 
 
 class Gate(Section):
-    """What the packaged model must reach on the test rows; else the run fails after its report is written."""
+    """What the packaged model must reach on the test rows. If it does not, the run fails after its report is
+    written."""
 
     minimum: dict[str, float] = Field(default={})
-    """Lowest value by metric."""
+    """Lowest value of each metric, such as {accuracy: 0.7}. The metrics are those of `selection.metric`."""
     beat_baseline: Literal["shown", "point", False] = False
-    """shown (or true): better than every baseline and the untouched base, by the paired test and the interval.
-    point: a higher value than the best baseline, whatever the luck of the rows."""
+    """`shown` (or true): significantly better than every baseline and the untouched base model, by the paired test and
+    the interval. `point`: a higher value than the best baseline's, significant or not. false: no comparison."""
 
     @field_validator("beat_baseline", mode="before")
     @classmethod
@@ -198,40 +239,54 @@ class Gate(Section):
 
 
 class Sweep(Section):
-    """A grid: every combination of the listed values is a run, or a variant. What they share is made once."""
+    """A grid: every combination of the listed values is a run or a variant. What they share is made once."""
 
     seed: list[Seed] = Field(default=[])
-    """Seeds of the training (start of the adapter, order of rows); rows and split stay those of `seed`."""
+    """Seeds of the training: each one starts the adapter and orders the rows anew. The split keeps the top-level
+    `seed`. Empty: one run with that seed."""
     finetune: dict[str, list[Any]] = Field(default={})
-    """Values by key of `finetune`."""
+    """Values to try for keys of `finetune`, such as {r: [8, 32]}."""
     variants: dict[str, dict[str, list[Any]]] = Field(default={})
-    """Values by variant and key."""
+    """Values to try for keys of a variant, such as {int4: {block_size: [32, 64]}}."""
 
 
 class Config(Section):
-    """A whole run."""
+    """A whole run: rows in, a packaged model and a report out. Any other key is an error."""
 
     results: Annotated[
         str,
         StringConstraints(pattern=RESULTS),
         AfterValidator(lambda folder: str(PurePath(folder))),
     ] = "results"
-    """Output folder; two configurations never share one."""
+    """Output folder, relative to the working folder. Each configuration needs one of its own."""
     seed: Seed = 0
+    """Seed of the split, of drawn rows, and of the training unless `sweep.seed` lists others."""
     task: Literal["classification", "generation"] = "classification"
+    """What the model learns: one of a set of labels (`classification`), or free text (`generation`)."""
     data: Data
+    """The rows: where they come from, and which of them are used."""
     base_model: BaseModelSource
+    """The model to fine-tune. It also provides the tokenizer, and the score that the fine-tuned model has to beat."""
     split: Split = Split()
+    """Shares of the rows for validation and test."""
     corpus: Corpus
+    """The template that turns a row into prompt and completion."""
     finetune: Finetune = Finetune()
+    """The training, or the adapter or model that replaces it."""
     sweep: Sweep = Sweep()
+    """Values to try against each other."""
     keep: Literal["all", "selected"] = "all"
-    """Which weights stay on disk: of all runs, or of the selected one (kept in `selected/`)."""
+    """Whose weights stay on disk: those of all runs, or those of the selected run (in `selected/`)."""
     variants: Annotated[dict[Name, Variant], Field(min_length=1)] = Field(default={"int4": Variant()})
+    """The ONNX builds to compare, by a name of your choice (a-z, 0-9 and -)."""
     evaluate: Evaluate = Evaluate()
+    """How the stages are scored."""
     benchmark: Benchmark = Benchmark()
+    """How speed is measured."""
     selection: Selection = Selection()
+    """How the variant that ships is chosen."""
     gate: Gate = Gate()
+    """What the packaged model must reach."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -242,7 +297,7 @@ class Config(Section):
             raise ValueError("variants: none is scored, so none could be selected; add one for the cpu provider")
         if self.task == "generation" and any(run.finetune["class_balance"] != "none" for run in self.runs.values()):
             raise ValueError("finetune.class_balance: belongs to task classification")
-        metrics = METRICS[self.task]
+        metrics = find_metrics(self.task, "is_selectable")
         named = {
             "selection.metric": self.selection.metric,
             **{f"gate.minimum.{name}": name for name in self.gate.minimum},
@@ -251,11 +306,12 @@ class Config(Section):
             if name and name not in metrics:
                 raise ValueError(f"{key}: task {self.task} has no metric {name}, use one of {', '.join(metrics)}")
         limits = {f"gate.minimum.{name}": (name, value) for name, value in self.gate.minimum.items()}
-        limits["selection.min_quality"] = (self.selection.metric or metrics[0], self.selection.min_quality or 0)
+        selected_by = self.selection.metric or SELECTED_BY[self.task]
+        limits["selection.min_quality"] = (selected_by, self.selection.min_quality or 0)
         for key, (name, value) in limits.items():
-            highest = 100 if name == "chrf" else 1
+            highest = METRICS[name].highest
             if value > highest:
-                raise ValueError(f"{key}: {value:g} can never be reached, {name} goes up to {highest}")
+                raise ValueError(f"{key}: {value:g} can never be reached, {name} goes up to {highest:g}")
         if self.task == "generation" and self.evaluate.greedy_rows == 0:
             raise ValueError(
                 "evaluate.greedy_rows: 0 leaves no free answers, from which checkpoint and variant are chosen: raise it"

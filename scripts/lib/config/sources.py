@@ -27,59 +27,71 @@ class DataHub(Section):
     """A dataset on the Hugging Face hub."""
 
     id: str
+    """Repository of the dataset, such as `owner/name`."""
     revision: Commit
-    """The commit, 40 hex digits: a branch name would change under you."""
+    """Commit of the repository, 40 hex digits. Branches and tags are refused, since they can move."""
     split: str = "train"
+    """Split of the dataset whose rows are used; slmflow makes its own splits from them."""
     config: str | None = None
+    """Configuration (subset) of the dataset, where it has several."""
 
 
 class ModelHub(Section):
-    """A model on the Hugging Face hub; a gated one reads its token from the variable HF_TOKEN."""
+    """A model on the Hugging Face hub. For a gated model, put your token into the environment variable HF_TOKEN."""
 
     id: str
+    """Repository of the model, such as `owner/name`."""
     revision: Commit
-    """The commit, 40 hex digits: a branch name would change under you."""
+    """Commit of the repository, 40 hex digits. Branches and tags are refused, since they can move."""
 
 
 class Package(Section):
-    """A file inside a Python package."""
+    """A file inside a Python package of the package index. No code of the package is run."""
 
     name: str
+    """Name of the package."""
     version: str
+    """Exact version of the package."""
     sha256: Sha256
-    """Of the package file (wheel or sdist), checked before anything in it is opened."""
+    """sha256 of the package file (wheel or sdist), checked before anything in it is opened."""
     file: str
-    """Path inside the package; `a.tar.gz!b.txt` reaches into an archive."""
+    """Path of the file inside the package; `a.tar.gz!b.txt` reaches into an archive."""
 
 
 class Data(Section):
-    """Where the rows come from and what is a usable row."""
+    """Where the rows come from, and which of them are used. Give exactly one of `files`, `hub`, `package`, `source`."""
 
     files: list[str] | None = None
-    """JSON list, JSON Lines, CSV or Parquet files; relative to the working folder, else to the Snakefile."""
+    """Files with rows: JSON list, JSON Lines, CSV or Parquet. Relative paths start at the working folder, or else at
+    the folder of the Snakefile."""
     hub: DataHub | None = None
+    """A dataset on the Hugging Face hub."""
     package: Package | None = None
+    """A file with rows inside a Python package."""
     source: str | None = None
-    """A file of Azure Machine Learning: azureml://datastores/NAME/paths/FILE."""
+    """A file of Azure Machine Learning: azureml://datastores/NAME/paths/FILE. Needs `sha256`."""
     sha256: Sha256 | None = None
-    """Of the file that `source` names: a datastore's files can change under you."""
+    """sha256 of the file that `source` names, since the files of a datastore can change."""
     target: str
-    """Column with the label (classification) or the answer (generation)."""
+    """Column with the label (classification) or the completion (generation)."""
     labels: Labels | None = None
-    """All labels, or a mapping of each to its other spellings: {calm: [Calm, CALM], angry: []}. Rows with another
-    label are set aside. Left out: the labels that the data holds."""
+    """All labels as a list, or as a mapping of each label to its other spellings: {calm: [Calm, CALM], angry: []}. Rows
+    with another label are set aside. Not set: the labels found in the rows."""
     optional_columns: list[str] | None = None
-    """Columns of the template that may be empty, null or missing; left out: none. One of them must hold something."""
+    """Columns of the template that may be empty, null or missing. At least one of them must hold text. Not set:
+    none."""
     max_rejected: Share | None = None
-    """Share of the rows that may be set aside, exact duplicates not counted; more stop the workflow. Left out: half."""
+    """Largest share of the rows that may be set aside, not counting exact duplicates; beyond it the workflow stops. Not
+    set: half."""
     unreadable: Literal["error", "reject"] = "error"
-    """A row that cannot be read stops the workflow, or is set aside."""
+    """What happens to a row that cannot be read: `error` stops the workflow, `reject` sets the row aside."""
     special_tokens: Literal["reject", "strip"] = "reject"
-    """A value that contains the text of a control token is set aside, or loses that text."""
+    """What happens to a value that contains the text of a control token: `reject` sets its row aside, `strip` removes
+    the text."""
     near_duplicates: Share = 0.8
-    """Rows at least this similar (Jaccard of character 5-grams) never land in different splits."""
+    """Rows at least this similar (Jaccard similarity of character 5-grams) always land in the same split."""
     min_rows_per_class: Count = 20
-    """Fewer usable rows in a class stop the workflow."""
+    """Smallest number of usable rows in a class; with fewer the workflow stops."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
@@ -104,21 +116,28 @@ class Data(Section):
 
 
 class BaseModelSource(Section):
-    """The model to fine-tune: safetensors, or GGUF that is dequantised. No code of a model is run."""
+    """The model to fine-tune, as safetensors, or as GGUF, which is dequantized. No code of a model is run.
+
+    Give exactly one of `path`, `hub`, `package`, `source`."""
 
     path: str | None = None
-    """Folder (or .gguf file); relative to the working folder, else to the Snakefile."""
+    """Folder with safetensors, or a .gguf file. A relative path starts at the working folder, or else at the folder of
+    the Snakefile."""
     hub: ModelHub | None = None
+    """A model on the Hugging Face hub."""
     package: Package | None = None
+    """A .gguf file inside a Python package."""
     source: str | None = None
-    """A model of Azure Machine Learning: azureml://registries/R/models/NAME/versions/N, azureml://models/NAME/versions/N
-    of the workspace, or a folder azureml://datastores/NAME/paths/FOLDER."""
+    """A model of Azure Machine Learning: azureml://registries/R/models/NAME/versions/N,
+    azureml://models/NAME/versions/N of the workspace, or a folder azureml://datastores/NAME/paths/FOLDER, which needs
+    `sha256`."""
     asset_type: Literal["mlflow_model", "custom_model"] | None = None
-    """What the model of `source` is registered as; left out: mlflow_model."""
+    """How the model of `source` is registered. Not set: mlflow_model."""
     sha256: Sha256 | None = None
-    """Of the files that `source` names: `source_sha256` in base.manifest.json, for a folder needed."""
+    """sha256 of the files that `source` names: the `source_sha256` that a run writes into base.manifest.json."""
     parameters: Annotated[int, Field(ge=1, le=10**15)]
-    """Number of parameters: memory and time of the rules follow from it before the model is there."""
+    """Number of parameters of the model. Memory and time of the rules follow from it before the model is there; it is
+    checked when the model comes."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "BaseModelSource":

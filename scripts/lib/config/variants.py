@@ -44,7 +44,7 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 
 class Section(BaseModel):
-    """Unknown keys are errors; numbers that YAML reads as text (`1e-4`) are read as numbers."""
+    """Base of all sections: unknown keys are errors, and numbers that YAML reads as text (`1e-4`) are numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -59,38 +59,56 @@ class Section(BaseModel):
 
 
 class Calibration(Section):
-    """How `algo_config: auto_round` learns the rounding: on training rows alone, prompt and answer."""
+    """How `algo_config: auto_round` learns the rounding, from prompt and completion of training rows and nothing
+    else."""
 
     rows: Count = 128
-    """Training rows, drawn by seed."""
+    """Number of training rows, drawn with the top-level `seed`."""
     length: Annotated[int, Field(ge=8, le=_LARGEST)] = 128
-    """Tokens of a calibration sequence; rows are put one behind the other and cut into these."""
+    """Tokens in a calibration sequence. The rows are joined and cut into sequences of this length."""
     iterations: Count = 50
     """Steps of signed gradient descent for each layer of the model."""
 
 
 class Variant(Section):
-    """One ONNX build; the options are those of the onnxruntime-genai builder, by its names."""
+    """One ONNX build. The options are those of the onnxruntime-genai builder, under its names; an option that is not
+    set has the builder's default. Most of them belong to the precisions int4 and int8."""
 
     precision: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "int4"
+    """Number format of the weights. Each execution provider can run some of them; others are refused."""
     execution_provider: Literal["cpu", "cuda", "dml", "webgpu", "trt-rtx"] = "cpu"
+    """What runs the model: the CPU, NVIDIA GPUs (`cuda`, `trt-rtx`), DirectML (`dml`) or WebGPU."""
     block_size: Literal[16, 32, 64, 128, 256] | None = None
+    """Weights that share a scale. Not set: 32. Smaller blocks usually round better and take more space."""
     accuracy_level: Literal[1, 2, 3, 4] | None = None
+    """Lowest accuracy of a quantized layer's activations: 1 float32, 2 float16, 3 bfloat16, 4 int8. Not set: 4 for the
+    CPU, 0 for other providers."""
     is_symmetric: bool | None = None
+    """Whether the grid of quantized weights is symmetric around 0, without a zero point. Not set: true."""
     op_types_to_quantize: list[Literal["MatMul", "Gather"]] | None = None
+    """Kinds of operators to quantize: `MatMul` (linear layers), `Gather` (embeddings)."""
     nodes_to_exclude: list[str] | None = None
+    """Nodes of the graph that are not quantized, by name, such as [/lm_head/MatMul]."""
     algo_config: Literal["default", "rtn", "k_quant", "auto_round"] | None = None
-    """default, rtn: rounded to the nearest, on two grids. k_quant: each block's scale and zero point fitted.
-    auto_round: the rounding is learnt on training rows (Cheng et al. 2024)."""
+    """How weights are rounded. `default` and `rtn`: to the nearest value, on two different grids. `k_quant`: scale
+    and zero point are fitted to each block. `auto_round`: the rounding is learned from training rows (Cheng et al.
+    2024)."""
     calibration: Calibration | None = None
-    """For `algo_config: auto_round`; left out: its defaults."""
+    """Settings of `algo_config: auto_round`. Not set: their defaults."""
     matmul_mixed_precision: str | None = None
-    """`selector:type` pairs of last_matmul, mixed_layers, linear_attn, such as `last_matmul:int8,mixed_layers:int8`."""
+    """Layers with a precision of their own, as `selector:type` pairs: `last_matmul:int8,mixed_layers:int8`. Selectors:
+    last_matmul (the vocabulary head), mixed_layers (the layers that quantization hurts most), linear_attn. Types: int4,
+    int8."""
     use_qdq: bool | None = None
+    """Write the graph with quantize-dequantize (QDQ) operators instead of the fused MatMulNBits. int4 only."""
     prune_lm_head: bool | None = None
+    """Compute the vocabulary head for the last token of the prompt only."""
     shared_embeddings: bool | None = None
+    """Store embeddings and vocabulary head as one weight, for models whose two are the same. slmflow keeps them apart
+    where the shared form could not be loaded."""
     score: bool | None = None
-    """Score and benchmark it here; default: only the cpu provider. What is not scored is never selected."""
+    """Whether the build is scored and benchmarked here. Not set: only builds for the CPU. A build that is not scored is
+    never selected."""
 
     @model_validator(mode="after")
     def _buildable(self) -> "Variant":

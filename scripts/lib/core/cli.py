@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lib.core.changed_inputs import describe_changed_input
 from lib.core.escaping import escape_controls, hide_secrets
 from lib.core.failures import describe_failure, find_failure, find_failure_behind, temporary_folder
 from lib.core.failures import place_of as place_of
@@ -182,7 +183,7 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace],
         _say_last(
             describe_failure(failure, name, written_to(args))
             if failure
-            else _describe_unexpected(name, error, args.log)
+            else describe_changed_input(args) or _describe_unexpected(name, error, args.log)
         )
         _exit(1)
     _exit(0)

@@ -261,7 +261,10 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON Lines file. Raises `UserError` with the line of a broken one."""
+    """Yield the objects of a JSON Lines file. Raises `UserError` with the line of a broken one.
+
+    A key that the first one lacks raises it, too, when it is asked for.
+    """
     try:
         file = open(path, encoding="utf-8")  # noqa: SIM115 (closed below; only the opening may raise)
     except FileNotFoundError:
@@ -270,8 +273,10 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with file:
         number = 0
         try:
-            for number, line in enumerate(file, start=1):  # noqa: B007 (told below)
-                yield parse_json(line)
+            for number, line in enumerate(file, start=1):
+                row = parse_json(line)
+                # Another file in its place has other keys from the first row on.
+                yield _Stated(path, row) if number == 1 and isinstance(row, dict) else row
         except json.JSONDecodeError as error:
             fail(f"not JSON: {error.msg}", hint, at=path, line=number)
         except UnicodeDecodeError:

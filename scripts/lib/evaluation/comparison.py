@@ -11,41 +11,32 @@ from typing import Any
 import numpy as np
 
 from lib.core.cli import fail
-from lib.evaluation.metrics import (
-    MAIN_METRIC,
-    Prediction,
-    check_unique,
-    folded,
-    middle_95,
-    normalised,
-    point,
-    replicates,
-    statistics,
-)
+from lib.evaluation.answers import Prediction, check_unique, log_normalize, normalize_whitespace
+from lib.evaluation.bootstrap import bootstrap_replicates, percentile_interval_95, point_estimate
+from lib.evaluation.metrics import statistics
+from lib.evaluation.registry import MAIN_METRIC, find_metrics
 
-_COMPARED = {  # metrics whose difference between stages has an interval
-    "classification": ("accuracy", "macro_f1"),
-    "generation": ("chrf", "token_f1", "exact_match", "perplexity"),
-}
 ALPHA = 0.05
 _Z_95, _Z_80 = 1.959964, 0.841621  # normal quantiles: of a two-sided test at 95 %, of a power of 80 %
 
 
 @dataclass(frozen=True)
-class Member:
+class RankedModel:
     """A scored model among others. Those of one group and variant differ in their seed alone.
 
-    value: its metric. drawn: (samples,) its metric on resampled rows, the same rows for all models.
+    value: its metric. bootstrap: (samples,) its metric on resampled rows, the same rows for all models.
     """
 
     group: str
     variant: str
     seed: int | None
     value: float
-    drawn: np.ndarray
+    bootstrap: np.ndarray
 
 
-def compare(task: str, before: Sequence[Prediction], after: Sequence[Prediction], *, name: str) -> dict[str, Any]:
+def compare_stages(
+    task: str, before: Sequence[Prediction], after: Sequence[Prediction], *, name: str
+) -> dict[str, Any]:
     """How `after` differs from the stage `before`, called `name`, on the same rows in any order.
 
     flips: rows whose predicted label (generation: whose free answer) differs.
@@ -55,7 +46,7 @@ def compare(task: str, before: Sequence[Prediction], after: Sequence[Prediction]
     test on them (McNemar 1947; for generation this is the sign test).
     Raises `UserError` when the two do not cover the same rows.
     """
-    before = align(before, after, name)
+    before = align_rows(before, after, name)
     if task == "classification":
         flips = sum(old["predicted"] != new["predicted"] for old, new in zip(before, after, strict=True))
         scores = [[float(row["predicted"] == row["label"]) for row in rows] for rows in (before, after)]
@@ -65,7 +56,7 @@ def compare(task: str, before: Sequence[Prediction], after: Sequence[Prediction]
             for old, new in zip(before, after, strict=True)
             if old["answer"] is not None and new["answer"] is not None
         ]
-        flips = sum(folded(old["answer"]) != folded(new["answer"]) for old, new in both)
+        flips = sum(normalize_whitespace(old["answer"]) != normalize_whitespace(new["answer"]) for old, new in both)
         scores = [[_sentence_chrf(pair[side]) for pair in both] for side in (0, 1)]
     wins = sum(new > old for old, new in zip(*scores, strict=True))
     losses = sum(new < old for old, new in zip(*scores, strict=True))
@@ -76,20 +67,20 @@ def compare(task: str, before: Sequence[Prediction], after: Sequence[Prediction]
     }
 
 
-def compare_with_intervals(
+def compare_stages_with_intervals(
     task: str, before: Sequence[Prediction], after: Sequence[Prediction], *, name: str, seed: int, samples: int
 ) -> dict[str, Any]:
     """Return what `compare` returns, with the differences and intervals of `difference` in `against`."""
-    found = compare(task, before, after, name=name)
+    found = compare_stages(task, before, after, name=name)
     found["against"] |= difference(task, before, after, name=name, seed=seed, samples=samples)
     return found
 
 
-def is_shown(against: dict[str, Any], metric: str) -> bool:
+def is_significant(against: dict[str, Any], metric: str) -> bool:
     """Tell whether a difference is more than the luck of the rows.
 
     The paired test has p < 0.05 and the 95 % interval of the difference lies on the same side of 0.
-    against: as `compare_with_intervals` returns it.
+    against: as `compare_stages_with_intervals` returns it.
     """
     ends = against["difference_ci95"][metric]
     if ends is None or against["mcnemar_p"] >= ALPHA:
@@ -99,7 +90,7 @@ def is_shown(against: dict[str, Any], metric: str) -> bool:
 
 def is_better(against: dict[str, Any], metric: str) -> bool:
     """Tell whether a stage is shown to be better than the one it is compared with."""
-    return is_shown(against, metric) and against["difference"][metric] > 0
+    return is_significant(against, metric) and against["difference"][metric] > 0
 
 
 def mcnemar_p(wins: int, losses: int) -> float:
@@ -117,18 +108,20 @@ def difference(
     difference: each compared metric of `after` minus that of `before`, in the metric's own unit.
     difference_ci95: their 95 % percentile bootstrap intervals; in each resample both have the same rows.
     rows_needed: about how many rows show a difference like that of the main metric, as `rows_needed` and, for
-    generation, `rows_to_tell` estimate it. None where a metric is undefined for one of the two. For
-    generation only the rows that both answered count. Raises `UserError` as `compare` does.
+    generation, `sample_size_from_interval` estimate it. None where a metric is undefined for one of the two. For
+    generation only the rows that both answered count. Raises `UserError` as `compare_stages` does.
     """
-    before, after = _same_answers(align(before, after, name), after)
+    before, after = _same_answers(align_rows(before, after, name), after)
     labels = sorted({row[key] for row in (*before, *after) for key in ("label", "predicted") if key in row})
     old, new = (statistics(task, rows, labels) for rows in (before, after))
-    points = {key: (point(old[key]), point(new[key])) for key in _COMPARED[task]}
+    points = {key: (point_estimate(old[key]), point_estimate(new[key])) for key in find_metrics(task, "is_compared")}
     defined = {key: high - low for key, (low, high) in points.items() if low is not None and high is not None}
     ends: dict[str, list[float] | None] = dict.fromkeys(points)
     if defined:
-        sides = replicates([side[key] for side in (new, old) for key in defined], seed=seed, samples=samples)
-        ends |= {key: middle_95(gap) for key, gap in zip(defined, np.subtract(*np.split(sides, 2)), strict=True)}
+        sides = bootstrap_replicates([side[key] for side in (new, old) for key in defined], seed=seed, samples=samples)
+        ends |= {
+            key: percentile_interval_95(gap) for key, gap in zip(defined, np.subtract(*np.split(sides, 2)), strict=True)
+        }
     return {
         "difference": {key: defined.get(key) for key in points},
         "difference_ci95": ends,
@@ -136,11 +129,11 @@ def difference(
     }
 
 
-def ranking(members: Sequence[Member], *, seed: int) -> list[dict[str, Any]]:
+def rank_candidates(members: Sequence[RankedModel], *, seed: int) -> list[dict[str, Any]]:
     """Each group and variant by its mean over seeds, best first, with the difference from the best.
 
     seeds, values: of its members. sd: their standard deviation (n - 1), None with one seed. difference: its mean
-    minus the best one's; difference_ci95: the 95 % bootstrap interval of that; told_apart: whether it excludes
+    minus the best one's; difference_ci95: the 95 % bootstrap interval of that; is_significant: whether it excludes
     0. Both are None for the best itself.
 
     Where a group has one seed, the interval covers the luck of the rows alone. Where it has several, each resample
@@ -151,20 +144,20 @@ def ranking(members: Sequence[Member], *, seed: int) -> list[dict[str, Any]]:
     told apart in 55 % of the cases with one seed each, 14 % with 2, 6 % with 3, 5 % with 5: one seed misleads, two
     are rough.
     """
-    groups: dict[tuple[str, str], list[Member]] = {}
+    groups: dict[tuple[str, str], list[RankedModel]] = {}
     for member in sorted(members, key=lambda one: one.seed or 0):
         groups.setdefault((member.group, member.variant), []).append(member)
     number = {group: place for place, group in enumerate(sorted({group for group, _ in groups}))}
     mean = {key: float(np.mean([one.value for one in found])) for key, found in groups.items()}
     drawn = {
-        key: _mean_of_seeds(np.stack([one.drawn for one in found]), np.random.default_rng([seed, number[key[0]]]))
+        key: _mean_of_seeds(np.stack([one.bootstrap for one in found]), np.random.default_rng([seed, number[key[0]]]))
         for key, found in groups.items()
     }
     order = sorted(groups, key=lambda key: (-mean[key], key))
     result = []
     for key in order:
         values = [one.value for one in groups[key]]
-        ends = None if key == order[0] else middle_95(drawn[key] - drawn[order[0]])
+        ends = None if key == order[0] else percentile_interval_95(drawn[key] - drawn[order[0]])
         result.append(
             {
                 "group": key[0],
@@ -175,13 +168,13 @@ def ranking(members: Sequence[Member], *, seed: int) -> list[dict[str, Any]]:
                 "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
                 "difference": mean[key] - mean[order[0]],
                 "difference_ci95": ends,
-                "told_apart": None if ends is None else not ends[0] <= 0 <= ends[1],
+                "is_significant": None if ends is None else not ends[0] <= 0 <= ends[1],
             }
         )
     return result
 
 
-def dominators(points: np.ndarray) -> list[int | None]:
+def find_dominators(points: np.ndarray) -> list[int | None]:
     """For each of (n, d) points, d values of which more is better, the first one of the front that dominates it.
 
     One dominates another when it is at least as good in every value and better in one. None: nothing
@@ -207,7 +200,7 @@ def rows_needed(wins: int, losses: int, n: int) -> int | None:
     return math.ceil((spread / gap) ** 2)
 
 
-def rows_to_tell(gap: float, ci95: Sequence[float], n: int) -> int | None:
+def sample_size_from_interval(gap: float, ci95: Sequence[float], n: int) -> int | None:
     """About how many rows show the difference `gap` of any metric, which n rows give with the interval `ci95`.
 
     At 95 %, with a power of 80 %, if the true difference is the one seen: its standard error falls
@@ -217,12 +210,12 @@ def rows_to_tell(gap: float, ci95: Sequence[float], n: int) -> int | None:
     return math.ceil(n * ((_Z_95 + _Z_80) * error / gap) ** 2) if gap else None
 
 
-def least_shown(wins: int, losses: int, n: int) -> float:
+def minimum_detectable_effect(wins: int, losses: int, n: int) -> float:
     """The smallest difference (share of rows) that n rows show 4 times in 5, when as many rows differ as here."""
     return (_Z_95 + _Z_80) * math.sqrt((wins + losses) / n / n)
 
 
-def align(before: Sequence[Prediction], after: Sequence[Prediction], name: str) -> list[Prediction]:
+def align_rows(before: Sequence[Prediction], after: Sequence[Prediction], name: str) -> list[Prediction]:
     """`before` in the order of `after`."""
     by_id = check_unique(before, f"the predictions of {name}")
     wanted = check_unique(after, f"the predictions compared with {name}")
@@ -250,7 +243,7 @@ def _rows_for(
     if gap is None or ci95 is None:
         return None
     if "label" not in after[0]:
-        return rows_to_tell(gap, ci95, sum(row["answer"] is not None for row in after))
+        return sample_size_from_interval(gap, ci95, sum(row["answer"] is not None for row in after))
     right = [[row["predicted"] == row["label"] for row in rows] for rows in (before, after)]
     wins, losses = (sum(one > other for one, other in zip(*sides, strict=True)) for sides in (right[::-1], right))
     return rows_needed(wins, losses, len(after))
@@ -272,7 +265,9 @@ def _mean_kl(before: Sequence[Prediction], after: Sequence[Prediction]) -> float
     if any(row["log_probs"] is None for row in (*before, *after)):
         return None
     labels = list(after[0]["log_probs"])
-    old, new = (normalised([[row["log_probs"][label] for label in labels] for row in rows]) for rows in (before, after))
+    old, new = (
+        log_normalize([[row["log_probs"][label] for label in labels] for row in rows]) for rows in (before, after)
+    )
     return max(0.0, float((np.exp(old) * (old - new)).sum(axis=1).mean()))  # rounding can go just below zero
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lib.evaluation.metrics import Prediction, interval, label_shares, ratio
+from lib.evaluation.answers import Prediction, label_shares
+from lib.evaluation.bootstrap import bootstrap_interval, ratio
 
 _SURENESS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)  # edges of the ranges of a probability
 
@@ -30,5 +31,5 @@ def calibration(predictions: Sequence[Prediction], *, seed: int, samples: int) -
         "said": float(said.mean()),
         "right": float(right.mean()),
         "gap": float((said - right).mean()),
-        "gap_ci95": interval(ratio(said - right, np.ones_like(said)), seed=seed, samples=samples),
+        "gap_ci95": bootstrap_interval(ratio(said - right, np.ones_like(said)), seed=seed, samples=samples),
     }

@@ -17,7 +17,9 @@ from lib.core.cli import progress
 from lib.data.template_inversion import target_text
 from lib.data.templates import Template
 from lib.data.tokenizer import Tokenizer, encode_pairs, shared_beginning
-from lib.evaluation.metrics import SELECTED_BY, point, statistics
+from lib.evaluation.bootstrap import point_estimate
+from lib.evaluation.metrics import statistics
+from lib.evaluation.registry import SELECTED_BY
 from lib.evaluation.scoring import answer_limit, answer_text, encode_choices
 
 # As an index and not as the number 1: a number gives the head a view with gaps, for which bfloat16 products on a CPU
@@ -42,7 +44,7 @@ def task_quality(
         add_answers(model, tokenizer, template, rows, found, evaluate)
     predictions = distributed.joined(found)
     name = SELECTED_BY[task]
-    value = point(statistics(task, predictions, template["labels"])[name])
+    value = point_estimate(statistics(task, predictions, template["labels"])[name])
     assert value is not None, "a row was scored"
     return {name: value}
 

@@ -6,7 +6,7 @@ builder of onnxruntime-genai 0.18.0 writes with the options that slmflow gives i
 builders/base.py and what subclasses change), what `build_onnx` and `check_tokenizer` write, and nothing else.
 
 Where the ONNX file has its weights is left to ONNX Runtime, which refuses absolute paths, `..` and links that lead out
-of the folder (tests/test_packaged.py).
+of the folder (tests/onnx/test_packaged.py).
 """
 
 from collections.abc import Iterator, Sequence

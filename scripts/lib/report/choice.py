@@ -46,7 +46,7 @@ def which_model(evidence: Evidence) -> Section:
         f" the constraints were {listed(limits) or 'none'}. Of variants that these rows cannot tell apart the"
         " smallest is taken; sizes within 5 % count as one, and there the better metric decides.",
         *_front(evidence),
-        *(findings.told_apart(evidence.metric, one) for one in few),
+        *(findings.describe_significance(evidence.metric, one) for one in few),
         *_compared_table(evidence),
         *_rejected_table(evidence),
         *_ranking(evidence),
@@ -99,7 +99,7 @@ def _compared_table(evidence: Evidence) -> list[Table]:
         (
             _name(one),
             gap(evidence.metric, one["difference"], one["difference_ci95"]),
-            "yes" if one["told_apart"] else "no",
+            "yes" if one["is_significant"] else "no",
             number(evidence.rows_measured("validation")),
             number(one["rows_needed"]),
         )
@@ -130,7 +130,7 @@ def _ranking(evidence: Evidence) -> list[Block]:
             metric(name, one["mean"]),
             metric(name, one["sd"]),
             gap(name, one["difference"], one["difference_ci95"]),
-            {None: "–", True: "yes", False: "no"}[one["told_apart"]],
+            {None: "–", True: "yes", False: "no"}[one["is_significant"]],
         )
         for one in ranking
     ]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lib.evaluation.registry import SELECTED_BY
 from lib.report import plots
 from lib.report.evidence import Evidence
 from lib.report.formatting import duration, listed, megabytes, metric, named, number, percent, said, shown
@@ -111,7 +112,7 @@ def _learning(run_name: str, facts: dict[str, Any]) -> list[Block]:
         value = metric(best_by, facts["best_value"])
         text = f"validation {said(best_by)} is highest, {value}, {kept}, whatever its loss."
     blocks: list[Block] = [f"Run {run_name}: {text}", _losses(run_name, facts)]
-    blocks += [_scores(run_name, name, facts) for name in ("macro_f1", "chrf") if _points(facts, f"eval_{name}")]
+    blocks += [_scores(run_name, name, facts) for name in SELECTED_BY.values() if _points(facts, f"eval_{name}")]
     return [*blocks, Table(f"Run {run_name}: facts about the training", ("", "Value"), rows, folded=True)]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lib.data.labels import spelled
 from lib.data.tokenizer_check import describe_check
-from lib.evaluation.metrics import MOST_LABELS_SHOWN
+from lib.evaluation.registry import MANY_LABELS
 from lib.report import findings
 from lib.report.evidence import Evidence
 from lib.report.formatting import number, percent, shown
@@ -37,8 +37,8 @@ def _classes(evidence: Evidence) -> list[Block]:
     audit, by_label = evidence.audit, evidence.split["by_label"]
     words = audit["label_word_in_text"]
     # In the order of the labels, unless there are too many to show.
-    many = len(audit["classes"]) > MOST_LABELS_SHOWN
-    counted = Counter(audit["classes"]).most_common(MOST_LABELS_SHOWN) if many else audit["classes"].items()
+    many = len(audit["classes"]) > MANY_LABELS
+    counted = Counter(audit["classes"]).most_common(MANY_LABELS) if many else audit["classes"].items()
     rows = [
         (
             label,
@@ -53,9 +53,7 @@ def _classes(evidence: Evidence) -> list[Block]:
     blocks: list[Block] = [
         f"{percent(words['share'])} of the texts hold the word of their own label.",
         *_labels_alike(audit["label_spellings"]["differing_in_case"]),
-        Table(
-            f"Balance of the {MOST_LABELS_SHOWN} most frequent labels" if many else "Balance of the labels", head, rows
-        ),
+        Table(f"Balance of the {MANY_LABELS} most frequent labels" if many else "Balance of the labels", head, rows),
     ]
     if audit["keyword_shortcuts"]:
         found = [

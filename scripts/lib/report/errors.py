@@ -1,6 +1,7 @@
 """What does it get wrong?"""
 
-from lib.evaluation.metrics import MOST_LABELS_SHOWN, label_shares, token_f1
+from lib.evaluation.answers import label_shares, token_f1
+from lib.evaluation.registry import MANY_LABELS
 from lib.evaluation.reliability import calibration
 from lib.report import findings, plots
 from lib.report.evidence import Evidence
@@ -17,7 +18,7 @@ def what_is_wrong(evidence: Evidence) -> Section:
         return _far_answers(evidence)
     labels, confusion = evidence.score["labels"], evidence.score["confusion"]
     per_class = evidence.score["per_class"]
-    if len(labels) > MOST_LABELS_SHOWN:
+    if len(labels) > MANY_LABELS:
         return _many_labels(evidence)
     most = max(max(row) for row in confusion) or 1
     shaded = [
@@ -43,7 +44,7 @@ def _many_labels(evidence: Evidence) -> Section:
     made = [(true, said, number(count)) for count, true, said in wrong[:_EXAMPLES]]
     missed = sorted(per_class, key=lambda label: (per_class[label]["recall"] - 1) * per_class[label]["support"])
     keys = ("precision", "recall", "f1", "support")
-    classes = [(label, *(number(per_class[label][key]) for key in keys)) for label in missed[:MOST_LABELS_SHOWN]]
+    classes = [(label, *(number(per_class[label][key]) for key in keys)) for label in missed[:MANY_LABELS]]
     caption = f"By label, on test rows: the {len(classes)} of {len(labels):,} that miss most"
     blocks: list[Block] = [
         Table("The mistakes made most on test rows", ("True label", "Predicted label", "Rows"), made),

@@ -10,7 +10,7 @@ from lib.core.cli import fail
 from lib.core.files import read_json, read_jsonl
 from lib.core.layout import Layout
 from lib.data.template_inversion import input_text
-from lib.evaluation.metrics import MAIN_METRIC
+from lib.evaluation.registry import MAIN_METRIC, find_metrics
 from lib.provenance.manifests import manifest_path
 from lib.provenance.run_card import run_card
 from lib.report import formatting
@@ -18,10 +18,6 @@ from lib.report.timings import Job, read_jobs
 
 MANY = 6  # runs: with more of them all but the chosen one are folded
 SHOWN = 12  # runs, dots and rows that are shown of many
-COLUMNS = {
-    "classification": ("accuracy", "macro_f1", "greedy_accuracy", "invalid_rate", "stop_rate"),
-    "generation": ("chrf", "token_f1", "exact_match", "perplexity", "stop_rate"),
-}
 
 
 @dataclass(frozen=True)
@@ -52,9 +48,9 @@ class Evidence:
         return MAIN_METRIC[self.task]
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> list[str]:
         """The metrics that tables show."""
-        return COLUMNS[self.task]
+        return find_metrics(self.task)
 
     @property
     def chosen(self) -> str:

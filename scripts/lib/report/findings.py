@@ -1,14 +1,15 @@
 """Sentences that follow from the numbers, whatever these turn out to be.
 
-A difference counts as shown when `lib.evaluation.comparison.is_shown` says so. Everything else is called what it is:
-not shown.
+A difference counts as shown when `lib.evaluation.comparison.is_significant` says so. Everything else is called
+what it is: not shown.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from lib.evaluation.comparison import ALPHA, is_better, is_shown, least_shown
-from lib.evaluation.metrics import MAIN_METRIC, main_baseline
+from lib.evaluation.comparison import ALPHA, is_better, is_significant, minimum_detectable_effect
+from lib.evaluation.metrics import main_baseline
+from lib.evaluation.registry import MAIN_METRIC
 from lib.report.formatting import (
     about,
     check_name,
@@ -62,10 +63,10 @@ def chosen(summary: dict[str, Any]) -> str:
     return f"Variant {selected['variant']} of run {selected['run']}: {selected['reason']}."
 
 
-def told_apart(name: str, one: dict[str, Any]) -> str:
+def describe_significance(name: str, one: dict[str, Any]) -> str:
     """Whether the validation rows tell the chosen variant from `one`, and how many rows would."""
     other, low_high = f"{one['run']}/{one['variant']}", one["difference_ci95"]
-    if one["told_apart"]:
+    if one["is_significant"]:
         better = "better" if one["difference"] > 0 else "worse"
         return f"These rows show that it is {better} than {other}, by {_range(name, low_high, one['difference'])}."
     ends = " to ".join(signed(points(name, end)) for end in low_high)
@@ -98,10 +99,12 @@ def all_rivals(task: str, summary: dict[str, Any]) -> list[str]:
             rival for rival in compared if is_better(compared[rival], name)
         ],
         "It is not shown to be better than": [
-            rival for rival in compared if not is_shown(compared[rival], name) and values[rival] is not None
+            rival for rival in compared if not is_significant(compared[rival], name) and values[rival] is not None
         ],
         "It is worse than": [
-            rival for rival in compared if is_shown(compared[rival], name) and not is_better(compared[rival], name)
+            rival
+            for rival in compared
+            if is_significant(compared[rival], name) and not is_better(compared[rival], name)
         ],
     }
     return [
@@ -128,11 +131,12 @@ def what_rows_show(task: str, against: Against, rows: int, rival: str) -> str:
     """What these rows can show against a rival, and how many rows its difference needs."""
     name, wins, losses = MAIN_METRIC[task], against["wins"], against["losses"]
     found = f"Against {rival} {_won(task, against)} ({p_value(against['mcnemar_p'])})"
-    if is_shown(against, name):
+    if is_significant(against, name):
         return f"{found}; about {about(against['rows_needed'])} rows would have been enough to show that."
     least = ""
     if task == "classification" and wins + losses:
-        least = f" {rows:,} rows show a difference of {100 * least_shown(wins, losses, rows):.1f} points 4 times in 5."
+        effect = 100 * minimum_detectable_effect(wins, losses, rows)
+        least = f" {rows:,} rows show a difference of {effect:.1f} points 4 times in 5."
     return f"{found}.{least} {enough_rows(against['rows_needed'])}"
 
 
@@ -180,7 +184,7 @@ def merge_choice(run_name: str, merge: dict[str, Any]) -> str:
         f"Of the two merges of run {run_name} the one into the {kept} weights was kept: {said(name)} {values[0]}"
         f" against {values[1]} into the {other} ones. "
     )
-    if merge["told_apart"]:
+    if merge["is_significant"]:
         gain = _range(name, merge["difference_ci95"], merge["difference"])
         return f"{text}The choice is shown to be worth {gain}."
     ends = " to ".join(signed(points(name, end)) for end in merge["difference_ci95"])
@@ -194,7 +198,7 @@ def ranked(name: str, ranking: Sequence[dict[str, Any]]) -> str:
     """
     best, *others = ranking
     first = f"{_member(best)} is first by mean {said(name)}, {metric(name, best['mean'])}"
-    same, worse = ([_member(one) for one in others if one["told_apart"] is told] for told in (False, True))
+    same, worse = ([_member(one) for one in others if one["is_significant"] is told] for told in (False, True))
     sentences = []
     if same:
         few = [*same[:NAMED], f"{len(same) - NAMED:,} more"] if len(same) > NAMED + 1 else same
@@ -319,7 +323,7 @@ def _cost(task: str, against: Against) -> str:
     if against["mcnemar_p"] >= ALPHA and not low <= 0 <= high:
         cost = f"costs between {signed(-high)} and {signed(-low)} {points_of(name)}"
         return f"{cost}, which the paired test does not confirm ({p})"
-    if not is_shown(against, name):
+    if not is_significant(against, name):
         return f"costs between {signed(-high)} and {signed(-low)} {points_of(name)}, so no difference is shown ({p})"
     if against["difference"][name] > 0:
         return f"gains between {low:.1f} and {high:.1f} {points_of(name)} ({p})"
@@ -336,7 +340,7 @@ def _judged(against: Against, name: str, rival: str) -> str:
     found = against["difference_ci95"][name]
     if found is None:
         return f"It cannot be compared with {rival}, since no row has a free answer"
-    if not is_shown(against, name):
+    if not is_significant(against, name):
         ends = " to ".join(signed(points(name, end)) for end in found)
         return f"It is not shown to be better than {rival}; the difference is {ends} {points_of(name)}"
     if is_better(against, name):

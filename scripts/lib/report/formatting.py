@@ -3,16 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-NAMES = {
-    "accuracy": "Accuracy",
-    "macro_f1": "Macro-F1",
-    "greedy_accuracy": "Free answers right",
-    "invalid_rate": "Free answers invalid",
-    "stop_rate": "Stops by itself",
-    "chrf": "chrF",
-    "token_f1": "Token F1",
-    "exact_match": "Exact match",
-    "perplexity": "Perplexity",
+from lib.evaluation.registry import METRICS
+
+_BASELINES = {
     "majority": "Majority label",
     "keyword": "Label word in text",
     "tfidf_logreg": "TF-IDF + logistic regression",
@@ -25,7 +18,8 @@ Quality = dict[str, Any]
 
 
 def named(key: str) -> str:
-    return NAMES.get(key, key)
+    """Return the name of a metric or a baseline as a heading has it."""
+    return METRICS[key].title if key in METRICS else _BASELINES.get(key, key)
 
 
 def said(key: str) -> str:
@@ -58,8 +52,8 @@ def about(rows: int) -> str:
 
 
 def metric(name: str, value: float | None) -> str:
-    """chrF goes to 100, perplexity to infinity, everything else to 1."""
-    return number(None if value is None else float(value), 1 if name == "chrf" else 2 if name == "perplexity" else 3)
+    """Return a metric with as many digits as its registry entry says."""
+    return number(None if value is None else float(value), METRICS[name].decimals)
 
 
 def interval(name: str, quality: Quality) -> str:
@@ -69,8 +63,8 @@ def interval(name: str, quality: Quality) -> str:
 
 
 def points(name: str, difference: float) -> float:
-    """A difference of a metric in points: hundredths, but chrF and perplexity as they are."""
-    return difference if name in ("chrf", "perplexity") else 100 * difference
+    """Return a difference of a metric in points: hundredths where its scale ends at 1."""
+    return METRICS[name].points * difference
 
 
 def points_of(name: str) -> str:

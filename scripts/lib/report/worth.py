@@ -104,7 +104,7 @@ def _rows_table(evidence: Evidence) -> Table:
 
 
 def _settled(name: str, against: dict[str, Any], evidence: Evidence, split: str) -> Sequence[str]:
-    shown = "yes" if findings.is_shown(against, evidence.main) else "no"
+    shown = "yes" if findings.is_significant(against, evidence.main) else "no"
     return name, split, number(evidence.rows_measured(split)), shown, number(against["rows_needed"])
 
 

@@ -47,14 +47,6 @@ class Spent:
         return Spent(self.seconds, *map(int, distributed.total([self.real_tokens, self.computed_tokens, self.targets])))
 
 
-_SPOKEN = {
-    "loss": "training loss",
-    "eval_loss": "validation loss",
-    "eval_macro_f1": "macro-F1",
-    "eval_chrf": "chrF",
-}
-
-
 class Progress(TrainerCallback):
     """Time spent in training steps, lines for the person who waits, whole checkpoints."""
 
@@ -77,7 +69,13 @@ class Progress(TrainerCallback):
         self.spent.seconds += time.perf_counter() - self.started
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        said = [f"{_SPOKEN[name]} {value:.4f}" for name, value in given["logs"].items() if name in _SPOKEN]
+        logs = given["logs"]
+        said = [f"training loss {logs['loss']:.4f}"] if "loss" in logs else []
+        said += [
+            f"validation {name.removeprefix('eval_')} {value:.4f}"
+            for name, value in logs.items()
+            if name.startswith("eval_")
+        ]
         if said:
             left = self.spent.seconds / max(state.global_step, 1) * (state.max_steps - state.global_step)
             progress(

@@ -5,6 +5,7 @@ from typing import Any
 
 from lib.core.escaping import escape_controls
 from lib.core.files import read_json
+from lib.evaluation.registry import MAIN_METRIC, METRICS
 
 
 def format_headline(results: Path) -> str:
@@ -30,10 +31,10 @@ def format_headline(results: Path) -> str:
 
 def _against(against: dict[str, Any]) -> str:
     """Return the paired difference from the baseline that the model has to beat."""
-    name = "accuracy" if "accuracy" in against["difference"] else "chrf"
+    name = next(name for name in MAIN_METRIC.values() if name in against["difference"])
     if against["difference"][name] is None:
         return f"not compared with {against['name']}: no row has a free answer"
-    scale = 1 if name == "chrf" else 100
+    scale = METRICS[name].points
     low, high = (scale * end for end in against["difference_ci95"][name])
     return (
         f"model minus {against['name']}: {scale * against['difference'][name]:+.1f} [{low:+.1f}, {high:+.1f}]"
@@ -42,9 +43,11 @@ def _against(against: dict[str, Any]) -> str:
 
 
 def _quality(quality: dict[str, Any]) -> str:
-    if "accuracy" in quality:
-        low, high = quality["accuracy_ci95"]
-        return f"accuracy {quality['accuracy']:.3f} [{low:.3f}, {high:.3f}], macro-F1 {quality['macro_f1']:.3f}"
-    perplexity = quality.get("perplexity")
-    shown = f", perplexity {perplexity:.1f}" if perplexity else ""
-    return f"chrF {quality['chrf']:.1f}, token F1 {quality['token_f1']:.3f}, exact {quality['exact_match']:.3f}{shown}"
+    """Return the metrics that stages are compared by, the main one with its interval."""
+    shown = []
+    for name, metric in METRICS.items():
+        if metric.is_compared and quality.get(name) is not None:
+            ci95 = quality[f"{name}_ci95"] if name in MAIN_METRIC.values() else None
+            between = f" [{ci95[0]:.{metric.decimals}f}, {ci95[1]:.{metric.decimals}f}]" if ci95 else ""
+            shown.append(f"{metric.spoken} {quality[name]:.{metric.decimals}f}{between}")
+    return ", ".join(shown)

@@ -1,0 +1,122 @@
+"""A grid becomes runs and variants: every combination once, named after what it changes."""
+
+import pytest
+import yaml
+
+from lib.config.loader import load_config
+from lib.config.schema import Config, Finetune
+from lib.config.sweep import expand_runs, expand_variants
+from lib.core.cli import UserError
+from support.paths import ROOT
+
+FINETUNE = Finetune().model_dump()
+
+
+def config(**sections) -> Config:
+    path = ROOT / "config.yaml"
+    return load_config(yaml.safe_load(path.read_text()) | sections, [path])
+
+
+def refused(**sections) -> str:
+    with pytest.raises(UserError) as caught:
+        config(**sections)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_without_a_sweep_there_is_one_run_named_after_its_method():
+    runs = expand_runs(FINETUNE, {}, [3])
+    assert list(runs) == ["lora"]
+    assert (runs["lora"].group, runs["lora"].seed, runs["lora"].finetune) == ("lora", 3, FINETUNE)
+
+
+def test_every_combination_is_a_run_and_seeds_share_a_group():
+    runs = expand_runs(FINETUNE, {"method": ["lora", "dora"], "r": [8, 16], "learning_rate": [1e-4]}, [0, 1])
+    assert len(runs) == 8
+    assert list(runs)[:2] == ["lora-r-8-learning-rate-0-0001-seed-0", "lora-r-8-learning-rate-0-0001-seed-1"]
+    assert len({run.group for run in runs.values()}) == 4
+    run = runs["dora-r-16-learning-rate-0-0001-seed-1"]
+    assert (run.finetune["method"], run.finetune["r"], run.seed) == ("dora", 16, 1)
+    assert run.finetune["alpha"] == FINETUNE["alpha"], "what is not swept stays"
+
+
+def test_variants_are_expanded_where_the_sweep_names_them():
+    found = expand_variants({"a": {"x": 1, "y": None}, "b": {"x": 2}}, {"a": {"y": [None, True], "x": [3, 4]}})
+    assert found == {
+        "a-y-none-x-3": {"x": 3, "y": None},
+        "a-y-none-x-4": {"x": 4, "y": None},
+        "a-y-true-x-3": {"x": 3, "y": True},
+        "a-y-true-x-4": {"x": 4, "y": True},
+        "b": {"x": 2},
+    }
+
+
+def test_names_that_collide_are_refused():
+    with pytest.raises(ValueError, match="two combinations are both called lora-alpha-1-5"):
+        expand_runs(FINETUNE, {"alpha": [1.5, "1,5"]}, [0])
+
+
+@pytest.mark.parametrize(
+    ("finetune", "name", "stages", "merges"),
+    [
+        ({"method": "lora"}, "lora", ("adapter", "merged"), ("merged",)),
+        (
+            {"method": "qlora"},
+            "qlora",
+            ("adapter", "merged-original", "merged-dequantised", "merged"),
+            ("merged-original", "merged-dequantised"),
+        ),
+        ({"adapter": "x"}, "given-adapter", ("adapter", "merged"), ("merged",)),
+        (
+            {"adapter": "x", "method": "qlora"},
+            "given-adapter",
+            ("adapter", "merged-original", "merged-dequantised", "merged"),
+            ("merged-original", "merged-dequantised"),
+        ),
+        ({"merged": "x"}, "given-merged", ("merged",), ()),
+        ({"method": "none"}, "base", (), ()),
+    ],
+)
+def test_what_is_brought_along_needs_no_training(finetune, name, stages, merges):
+    run = config(finetune=finetune).runs[name]
+    assert (run.stages, run.merges) == (stages, merges)
+    assert run.trained == (name in ("lora", "qlora"))
+
+
+def test_the_configuration_checks_every_value_of_a_sweep():
+    assert "sweep.finetune.rr: no such key, did you mean r?" in refused(sweep={"finetune": {"rr": [1]}})
+    assert "sweep.finetune.r: Input should be greater than or equal to 1 (0)" in refused(sweep={"finetune": {"r": [0]}})
+    assert "sweep.finetune.r: lists no value" in refused(sweep={"finetune": {"r": []}})
+    assert "sweep.finetune.r: input should be a valid list" in refused(sweep={"finetune": {"r": 8}})
+    assert "sweep.variants.x: no such variant" in refused(sweep={"variants": {"x": {"block_size": [32]}}})
+    assert "sweep.seed: holds a seed twice" in refused(sweep={"seed": [1, 1]})
+    text = refused(sweep={"variants": {"int4": {"algo_config": ["rtn", "auto_round"], "use_qdq": [True]}}})
+    assert "int4-algo-config-auto-round-use-qdq-true): use_qdq" in text
+
+
+def test_contradictions_are_told():
+    assert "finetune: give adapter: or merged:" in refused(finetune={"adapter": "x", "merged": "y"})
+    assert "finetune: method: none quantizes the base" in refused(finetune={"method": "none", "adapter": "x"})
+    assert "calibration belongs to algo_config: auto_round" in refused(variants={"a": {"calibration": {"rows": 8}}})
+    assert "auto_round makes int4 only" in refused(variants={"a": {"algo_config": "auto_round", "precision": "int8"}})
+    faq = yaml.safe_load((ROOT / "examples/faq.yaml").read_text()) | {"finetune": {"class_balance": "weight"}}
+    with pytest.raises(UserError, match="class_balance: belongs to task classification"):
+        load_config(faq, [ROOT / "examples/faq.yaml"])
+    assert "class_balance needs rows" in refused(
+        finetune={"class_balance": "weight", "corpus_strategy": "join", "loss": "all"}
+    )
+
+
+def test_seeds_of_nothing_and_answers_of_no_rows_are_refused():
+    assert "sweep.seed: nothing is trained here" in refused(finetune={"method": "none"}, sweep={"seed": [0, 1]})
+    path = ROOT / "examples/faq.yaml"
+    values = yaml.safe_load(path.read_text()) | {"evaluate": {"greedy_rows": 0}}
+    with pytest.raises(UserError, match="evaluate.greedy_rows: 0 leaves no free answers"):
+        load_config(values, [path])
+
+
+def test_a_calibrated_variant_has_its_defaults():
+    found = config(variants={"a": {"algo_config": "auto_round"}, "b": {}}).every_variant
+    assert found["a"].calibration is not None
+    assert found["a"].calibration.rows == 128
+    assert found["b"].calibration is None

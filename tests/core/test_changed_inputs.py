@@ -1,0 +1,69 @@
+"""A library that fails in the middle of an input: where the input is not what was made, that is what is told."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib.core.cli import UserError
+from lib.core.files import published_directory, read_jsonl
+from lib.provenance.manifests import write_manifest
+from support.paths import SCRIPTS
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {scripts!r})
+from pathlib import Path
+from lib.core.cli import parser, run
+
+def main(args):
+    raise ValueError("header too large")
+
+arguments = parser("")
+arguments.add_argument("--model", type=Path)
+arguments.add_argument("--more", type=Path, nargs="*")
+run(arguments, main)
+"""
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    with published_directory(tmp_path / "model") as partial:
+        (partial / "config.json").write_text("{}")
+        (partial / "weights").write_bytes(bytes(100))
+    write_manifest(tmp_path / "model", inputs={}, settings={})
+    return tmp_path / "model"
+
+
+def fail_with(folder: Path, *words: str) -> str:
+    script = folder.parent / "script.py"
+    script.write_text(SCRIPT.format(scripts=str(SCRIPTS)))
+    command = [sys.executable, script, *words, "--log", folder.parent / "log.txt"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    return done.stderr
+
+
+@pytest.mark.parametrize("option", ["--model", "--more"])
+@pytest.mark.parametrize("change", ["cut", "other", "gone"])
+def test_a_changed_file_is_named_instead_of_what_a_library_makes_of_it(model, option, change):
+    weights = model / "weights"
+    {"cut": lambda: weights.write_bytes(b""), "other": lambda: weights.write_text("x"), "gone": weights.unlink}[
+        change
+    ]()
+    told = f"error: {weights}: it is not the file that was made; delete the folder and its manifest, then run again\n"
+    assert fail_with(model, option, str(model)) == told
+
+
+def test_where_every_input_is_as_it_was_made_the_fault_is_ours(model):
+    assert fail_with(model, "--model", str(model)).startswith("error: script: unexpected ValueError: header too large;")
+
+
+def test_another_rows_file_is_named_by_the_first_key_that_it_lacks(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"id": "1"}\n{"id": "2"}\n')
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl: it has no 'prompt', as a file of its name has; remove it and run"
+    ):
+        [row["prompt"] for row in read_jsonl(path)]

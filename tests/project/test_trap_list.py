@@ -1,0 +1,70 @@
+"""The lists that name their tests (traps, attacks, what is trusted): complete, and every place that they name exists."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from support.paths import ROOT, SCRIPTS
+
+TRAPS = 57
+ATTACKS = [
+    *(f"H{number}" for number in range(1, 8)),
+    *(f"M{number}" for number in range(1, 13)),
+    *(f"L{number}" for number in range(1, 14)),
+]
+NAME = re.compile(r"`([\w/]+\.py)::(\w+)`")
+TEST = re.compile(r"`((?:\w+/)*test_\w+\.py)::(\w+)`")
+
+
+def rows() -> list[list[str]]:
+    """Cells of each trap: number, trap, symptom, tests, checks in every run, more."""
+    lines = (ROOT / "tests" / "traps.md").read_text(encoding="utf-8").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\| \d", line)]
+
+
+def test_every_trap_is_listed_once_with_a_test():
+    assert [row[0] for row in rows()] == [str(number) for number in range(1, TRAPS + 1)]
+    for number, trap, symptom, tests, checks, _more in rows():
+        assert trap, number
+        assert symptom, number
+        for cell in (tests, checks):
+            assert NAME.sub("", cell).strip() == "", f"{number}: {cell} is more than names"
+        assert NAME.findall(tests), number
+
+
+def test_every_attack_is_listed_once_with_a_test():
+    lines = (ROOT / "tests" / "attacks.md").read_text(encoding="utf-8").splitlines()
+    attacks = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if re.match(r"\| [HML]\d", line)]
+    assert [attack[0] for attack in attacks] == ATTACKS
+    for attack in attacks:
+        assert TEST.findall(attack[-1]), attack[0]
+
+
+def test_every_promise_of_the_security_page_names_a_test():
+    lines = (ROOT / "SECURITY.md").read_text(encoding="utf-8").splitlines()
+    promises = [line for line in lines if line.startswith("| ") and not line.startswith(("| what", "| ---"))]
+    assert len(promises) > 10
+    for promise in promises:
+        assert TEST.findall(promise), promise
+
+
+def test_every_test_that_a_list_names_is_collected():
+    lists = [ROOT / name for name in ("tests/traps.md", "tests/attacks.md", "SECURITY.md")]
+    lines = [line for path in lists for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    named = {f"tests/{file}::{name}" for line in lines for file, name in TEST.findall(line)}
+    files = sorted({one.partition("::")[0] for one in named})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts="]
+    done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True)
+    collected = {line.partition("[")[0] for line in done.stdout.splitlines()}
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert named - collected == set()
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row[0])
+def test_every_function_that_the_list_names_is_there(row):
+    for file, name in NAME.findall(row[4]):
+        tree = ast.parse((SCRIPTS / file).read_text(encoding="utf-8"))
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"

@@ -1,0 +1,62 @@
+"""Fetch a base model in this process, or only its files from a hub."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib.provenance.manifests import read_manifest
+from support.fake_hub import COMMIT, FakeHub
+from support.paths import ROOT
+
+
+def parameters(folder: Path) -> int:
+    """Number of parameters of a model by building it: independent of what fetch_model counts."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder).num_parameters()
+
+
+def edit_json(path: Path, **changes) -> None:
+    """Set keys of a JSON file; None removes a key."""
+    value = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: item for key, item in value.items() if item is not None}))
+
+
+def fetch(source: dict, path: Path | None, out: Path, count: int) -> dict:
+    """Fetch in this process (importing torch for every case takes too long); returns the manifest."""
+    import fetch_model
+
+    settings = {"source": source, "parameters": count, "versions": {}}
+    fetch_model.main(argparse.Namespace(settings=settings, path=path, output=out))
+    return read_manifest(out)
+
+
+def fetch_path(path: Path, out: Path, count: int) -> dict:
+    return fetch({"path": "model"}, path, out, count)
+
+
+def download(hub: FakeHub, tmp_path: Path, **environment) -> Path:
+    """Download the files of the model a/b and nothing more, for what needs no torch; returns their folder."""
+    code = "import sys; from lib.sources.huggingface import download_files; from fetch_model import needed_files;"
+    code += f"print(download_files('a/b', '{COMMIT}', lambda names: needed_files(names, 'a/b')))"
+    environment = hub.environment(tmp_path / "home", PYTHONPATH=str(ROOT / "scripts"), **environment)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
+def refused(source: Path, tmp_path: Path, count: int, message: str) -> None:
+    from lib.core.cli import UserError
+
+    out = tmp_path / "base"
+    with pytest.raises(UserError) as caught:
+        fetch_path(source, out, count)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(source) in str(caught.value)
+    assert ".partial" not in str(caught.value)
+    assert not list(tmp_path.glob("base*"))
