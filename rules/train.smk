@@ -1,41 +1,38 @@
-"""From base model and corpus to a merged model: trained here, or brought along; and what PyTorch stages score.
+"""From base model and corpus to a merged model, trained here or brought by the user, and the scores of PyTorch models."""
 
-The later a step, the higher its priority, here and in onnx.smk: a run of a sweep is finished before the next one is
-trained, so that its weights are dropped early (`keep: selected`) and a mistake shows after one training.
-"""
-
-TRAINED = [name for name, run in RUNS.items() if run.trained]
-MERGES = [f"{name}/{merge}" for name, run in RUNS.items() for merge in run.merges]
-TWO_MERGES = [name for name, run in RUNS.items() if len(run.merges) > 1]
-STAGES = [f"{name}/{stage}" for name, run in RUNS.items() for stage in run.stages]
+# Here and in onnx.smk, later steps have a higher priority, so each run of a sweep is finished before the next one is
+# trained: its weights are dropped early (`keep: selected`), and a mistake shows after one training.
 
 
 rule fetch_adapter:
-    """An adapter that exists already, instead of training one."""
+    """Take an existing adapter instead of training one."""
     input:
-        path=GIVEN.get("adapter", []),
+        path=ADAPTER_PATH or [],
         base=ancient(rules.fetch_model.output.model),
         base_manifest=rules.fetch_model.output.manifest,
         script=script("fetch_adapter"),
         modules=modules("fetch_adapter"),
     output:
-        adapter=kept(f"{R}/runs/{{run}}/adapter"),
+        adapter=temp_unless_kept(f"{R}/runs/{{run}}/adapter"),
         manifest=f"{R}/runs/{{run}}/adapter.manifest.json",
     log:
         f"{R}/logs/fetch_adapter/{{run}}.txt",
     benchmark:
         f"{R}/timings/fetch_adapter/{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(
+        run=match_names(
             name for name, run in RUNS.items() if run.adapted and not run.trained
         ),
+    localrule: True
     conda:
         "../envs/train.yaml"
     params:
         settings=settings(
             "safetensors",
             adapter=CONFIG.finetune.adapter,
-            quantization=lambda wildcards: quantization(wildcards.run),
+            quantization=lambda wildcards: find_quantization(
+                RUNS[wildcards.run].finetune
+            ),
         ),
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --path {input.path:q} --base {input.base:q}"
@@ -43,13 +40,13 @@ rule fetch_adapter:
 
 
 rule train_adapter:
-    """Low-rank adapter on the training rows; validation chooses the checkpoint. Resumes from work/."""
+    """Train a low-rank adapter; validation rows choose the checkpoint, and a killed training resumes from work/."""
     input:
         train=rules.render_corpus.output.train,
         validation=rules.render_corpus.output.validation,
         template=rules.render_corpus.output.template,
         leakage=rules.check_leakage.output.leakage,
-        # By order only: what the checks find is told before the training and changes nothing in it.
+        # For the order only: their warnings come before the training, and a new result retrains nothing.
         checked=ancient(
             [f"{R}/corpus/{check}.done" for check in ("build", "onnx_tokenizer")]
         ),
@@ -58,7 +55,7 @@ rule train_adapter:
         script=script("train_adapter"),
         modules=modules("train_adapter"),
     output:
-        adapter=kept(f"{R}/runs/{{run}}/adapter"),
+        adapter=temp_unless_kept(f"{R}/runs/{{run}}/adapter"),
         manifest=f"{R}/runs/{{run}}/adapter.manifest.json",
         training=f"{R}/runs/{{run}}/training.json",
     log:
@@ -66,36 +63,36 @@ rule train_adapter:
     benchmark:
         f"{R}/timings/train_adapter/{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(TRAINED),
+        run=match_names(STAGES.trained),
     conda:
         environment("train", "train_adapter")
-    threads: needs.HEAVY_THREADS
+    threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=memory(
-            lambda wildcards, input: needs.train_mb(
+        mem_mb=grow_memory(
+            lambda wildcards, input: resources.train_mb(
                 PARAMETERS, RUNS[wildcards.run].finetune, CONFIG.corpus.max_length
             )
         ),
-        runtime=lambda wildcards, input, attempt: needs.train_minutes(
+        runtime=lambda wildcards, input, attempt: resources.train_minutes(
             PARAMETERS,
-            size_mb([input.train]),
+            measure_mb([input.train]),
             RUNS[wildcards.run].finetune,
             attempt,
         ),
     params:
         on_gpus=on_gpus,
-        processes=processes,
-        limit=limit,
-        mirror=mirror,
+        processes=count_processes,
+        limit=time_limit_flag,
+        mirror=mirror_flag,
         settings=settings(
             lambda wildcards: "torch transformers peft accelerate tokenizers"
-            + with_bitsandbytes(wildcards.run)
+            + name_quantization_package(RUNS[wildcards.run].finetune)
             + (" sacrebleu" if CONFIG.task == "generation" else ""),
             task=CONFIG.task,
             seed=lambda wildcards: RUNS[wildcards.run].seed,
             finetune=lambda wildcards: RUNS[wildcards.run].finetune,
             evaluate=(
-                part("evaluate", "greedy_rows", "max_new_tokens")
+                config_subset("evaluate", "greedy_rows", "max_new_tokens")
                 if CONFIG.task == "generation"
                 else {}
             ),
@@ -108,7 +105,7 @@ rule train_adapter:
 
 
 rule merge_adapter:
-    """Adapter added to the weights, shard by shard, checked against base and adapter."""
+    """Add the adapter to the base weights, shard by shard, and compare the result with base plus adapter."""
     input:
         base=ancient(rules.fetch_model.output.model),
         base_manifest=rules.fetch_model.output.manifest,
@@ -122,26 +119,28 @@ rule merge_adapter:
         script=script("merge_adapter"),
         modules=modules("merge_adapter"),
     output:
-        merged=kept(f"{R}/runs/{{merge}}"),
+        merged=temp_unless_kept(f"{R}/runs/{{merge}}"),
         manifest=f"{R}/runs/{{merge}}.manifest.json",
     log:
         f"{R}/logs/merge_adapter/{{merge}}.txt",
     benchmark:
         f"{R}/timings/merge_adapter/{{merge}}.tsv"
     wildcard_constraints:
-        merge=one_of(MERGES),
+        merge=match_names(STAGES.merges),
     priority: 1
     conda:
         environment("train", "merge_adapter")
-    threads: needs.HEAVY_THREADS
+    threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=memory(needs.merge_mb(PARAMETERS)),
-        runtime=lambda wildcards, attempt: needs.merge_minutes(PARAMETERS, attempt),
+        mem_mb=grow_memory(resources.merge_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: resources.merge_minutes(PARAMETERS, attempt),
     params:
         on_gpus=on_gpus,
         settings=settings(
             lambda wildcards: "torch transformers peft safetensors"
-            + with_bitsandbytes(wildcards.merge.partition("/")[0]),
+            + name_quantization_package(
+                RUNS[wildcards.merge.partition("/")[0]].finetune
+            ),
             into=lambda wildcards: (
                 "dequantised"
                 if wildcards.merge.endswith("-dequantised")
@@ -154,7 +153,7 @@ rule merge_adapter:
 
 
 rule choose_merge:
-    """Of the two ways to merge an adapter of a 4-bit base, the one that validation rows prefer."""
+    """Choose the better of two ways to merge the adapter of a 4-bit base, by the validation rows."""
     input:
         **{
             name: ancient(f"{R}/runs/{{run}}/merged-{name}")
@@ -172,7 +171,7 @@ rule choose_merge:
         script=script("choose_merge"),
         modules=modules("choose_merge"),
     output:
-        merged=kept(f"{R}/runs/{{run}}/merged"),
+        merged=temp_unless_kept(f"{R}/runs/{{run}}/merged"),
         manifest=f"{R}/runs/{{run}}/merged.manifest.json",
         choice=f"{R}/runs/{{run}}/merge.json",
     log:
@@ -180,7 +179,7 @@ rule choose_merge:
     benchmark:
         f"{R}/timings/choose_merge/{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(TWO_MERGES),
+        run=match_names(STAGES.two_merges),
     priority: 2
     conda:
         "../envs/report.yaml"
@@ -190,7 +189,7 @@ rule choose_merge:
             task=CONFIG.task,
             seed=CONFIG.seed,
             metric=CONFIG.selection.metric,
-            evaluate=part("evaluate", "bootstrap_samples"),
+            evaluate=config_subset("evaluate", "bootstrap_samples"),
         ),
         scores=in_results("scores/{run}"),
     shell:
@@ -200,22 +199,23 @@ rule choose_merge:
 
 
 rule fetch_merged:
-    """A fine-tuned model that exists already, instead of training and merging."""
+    """Take an existing fine-tuned model instead of training and merging."""
     input:
-        path=GIVEN.get("merged", []),
+        path=MERGED_PATH or [],
         base=ancient(rules.fetch_model.output.model),
         base_manifest=rules.fetch_model.output.manifest,
         script=script("fetch_merged"),
         modules=modules("fetch_merged"),
     output:
-        merged=kept(f"{R}/runs/{{run}}/merged"),
+        merged=temp_unless_kept(f"{R}/runs/{{run}}/merged"),
         manifest=f"{R}/runs/{{run}}/merged.manifest.json",
     log:
         f"{R}/logs/fetch_merged/{{run}}.txt",
     benchmark:
         f"{R}/timings/fetch_merged/{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(name for name, run in RUNS.items() if run.stages == ("merged",)),
+        run=match_names(name for name, run in RUNS.items() if run.stages == ("merged",)),
+    localrule: True
     conda:
         "../envs/train.yaml"
     params:
@@ -228,9 +228,9 @@ rule fetch_merged:
 
 
 rule score_checkpoint:
-    """A PyTorch stage on the rows of one split."""
+    """Score a PyTorch model on the rows of one split."""
     input:
-        unpack(checkpoint),
+        unpack(STAGES.find_checkpoint),
         rows=f"{R}/corpus/{{split}}.jsonl",
         template=rules.render_corpus.output.template,
         script=script("score_checkpoint"),
@@ -243,18 +243,18 @@ rule score_checkpoint:
     benchmark:
         f"{R}/timings/score_checkpoint/{{stage}}.{{split}}.tsv"
     wildcard_constraints:
-        stage=one_of(["base", *STAGES]),
+        stage=match_names(["base", *STAGES.checkpoints]),
     priority: 5
     conda:
         environment("train", "score_checkpoint")
-    threads: needs.HEAVY_THREADS
+    threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=memory(needs.score_mb(PARAMETERS)),
-        runtime=score_time,
+        mem_mb=grow_memory(resources.score_mb(PARAMETERS)),
+        runtime=estimate_score_minutes(PARAMETERS, CONFIGURATION["evaluate"]),
     params:
         on_gpus=on_gpus,
         settings=settings(
-            scoring_packages,
+            STAGES.name_scoring_packages,
             task=CONFIG.task,
             seed=CONFIG.seed,
             evaluate=CONFIGURATION["evaluate"],

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from lib.config.reference import render_reference
 from lib.config.schema import config_schema
 from lib.sources.lock_file import TORCH_CPU, Entry, read_lock
-from lib.workflow.helpers import locked_versions
+from lib.workflow.helpers import read_locked_versions
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,7 +86,7 @@ def main() -> int:
 
 def generated_files() -> dict[Path, str]:
     """Contents by path."""
-    locked = locked_versions(ROOT / "requirements.lock")
+    locked = read_locked_versions(ROOT / "requirements.lock")
     files = {
         ROOT / path: environment((cuda_pins if cuda else cpu_pins)(closure(GROUPS[group], locked)))
         for path, (group, cuda) in ENVIRONMENTS.items()

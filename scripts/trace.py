@@ -33,12 +33,12 @@ from lib.provenance.lineage import (
     sources,
 )
 from lib.workflow.verification import (
-    edited_jobs,
-    foreign_entries,
+    find_edited_jobs,
+    find_foreign_entries,
+    find_missing_logs,
+    find_other_folder,
+    find_other_settings,
     is_sealed,
-    missing_records,
-    other_folder,
-    other_settings,
 )
 
 _SHOWN = 12  # digits of a hash
@@ -76,12 +76,12 @@ def verify(results: Path) -> str:
 
 def all_broken(lineage: Lineage, results: Path) -> Iterator[Broken]:
     """Yield what does not hold: the lineage itself, then the bytes, then what is missing or lies there besides."""
-    yield from other_folder(lineage, results)
-    yield from edited_jobs(results)
+    yield from find_other_folder(lineage, results)
+    yield from find_edited_jobs(results)
     yield from broken_links(lineage, sorted(lineage.by_output))
-    yield from other_settings(lineage)
-    yield from foreign_entries(lineage, results)
-    yield from missing_records(lineage, results)
+    yield from find_other_settings(lineage)
+    yield from find_foreign_entries(lineage, results)
+    yield from find_missing_logs(lineage, results)
 
 
 def resolve(what: str, results: Path) -> tuple[Path, Any]:

@@ -18,7 +18,7 @@ from lib.core.files import sha256_text
 from lib.core.forms import open_record, read_form
 from lib.provenance.lineage import broken_links, read_lineage
 from lib.provenance.manifests import STAMP, read_manifest, write_manifest
-from lib.workflow.snakemake_metadata import agree, recorded
+from lib.workflow.snakemake_metadata import agree, find_recorded_outputs
 
 WRONG = [None, True, -1, 1.5, 10**30, "", "../x", "\x1b[31m", "\ud800", [], [[]], [None], {}, {"": {}}, {"../x": []}]
 ZERO = "0" * 64
@@ -233,7 +233,7 @@ def test_a_plan_writes_nothing_into_folders_outside_of_the_results(project, name
     outside.mkdir()
     plan(project, lineage_of(name.format(outside=outside), sha256_text("{}")))
     assert not list(outside.iterdir())
-    known = {path for path in recorded() if not path.startswith("results/data/")}
+    known = {path for path in find_recorded_outputs() if not path.startswith("results/data/")}
     assert not known
 
 
@@ -292,7 +292,7 @@ def test_what_is_nobodys_output_stops_no_plan(project, capsys, put):
         put(path)
     agree(Path("results"))
     assert "odd" not in capsys.readouterr().err
-    assert not [path for path in recorded() if "odd" in path]
+    assert not [path for path in find_recorded_outputs() if "odd" in path]
 
 
 @pytest.mark.parametrize("put", [put_pipe, put_socket])

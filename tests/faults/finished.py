@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from lib.core.files import sha256_file, sha256_text
 from lib.provenance.lineage import read_lineage
-from lib.workflow.snakemake_metadata import snakemake_records
+from lib.workflow.snakemake_metadata import open_metadata
 from support.tiny_models import make_tiny_llama
 from support.workspaces import BASE, HOSTILE, PROJECT, ROWS, copy_project, parameters_of, tiny_config, write_rows
 
@@ -142,7 +142,7 @@ def find_jobs(workspaces: Iterable[Path]) -> dict[str, Job]:
     found: dict[str, Job] = {}
     for workspace in workspaces:
         with working_directory(workspace):
-            records = snakemake_records()
+            records = open_metadata()
             for job in read_lineage(Path("results")).jobs():
                 outputs = sorted(job["outputs"])
                 record = records._read_record(outputs[0])

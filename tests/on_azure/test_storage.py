@@ -19,7 +19,7 @@ from snakemake.persistence.file import FilePersistence
 from lib.core.files import sha256_file
 from lib.provenance.lineage import Lineage, lineage_text, sha256_of
 from lib.workflow.azure_storage_plugin import list_once, mend_storage_plugin
-from lib.workflow.remote_storage import known_before
+from lib.workflow.remote_storage import sync_metadata_before_run
 
 from .azurite import ACCOUNT, environment_of_jobs
 from .conftest import write_files
@@ -183,7 +183,7 @@ def unpatched_later(monkeypatch) -> None:
     for owner, names in (
         (_IOFile, ("is_newer", "is_checksum_eligible", "checksum")),
         (Job, ("postprocess",)),
-        (FilePersistence, ("finished", "cleanup")),
+        (FilePersistence, ("finished", "cleanup", "lock", "_read_record", "_write_record", "_delete_record")),
         (installed.StorageObject, ("inventory", "get_inventory_parent")),
     ):
         for name in names:
@@ -215,7 +215,7 @@ def test_given_files_are_held_against_what_jobs_of_another_machine_read(
     workflow = SimpleNamespace(storage_settings=settings)
 
     def newer() -> list[str]:
-        known_before(workflow, "results", ["rows", "model"])
+        sync_metadata_before_run(workflow, "results", ["rows", "model"])
         return [name for name in ("rows", "model") if asyncio.run(IOFile(name).is_newer(float("inf")))]
 
     assert newer() == []

@@ -14,7 +14,7 @@ from snakemake.resources import Resources
 from lib.hardware import resources
 from lib.provenance.code_closure import code_closure
 from lib.sources.lock_file import read_lock
-from lib.workflow.helpers import environment_file
+from lib.workflow.helpers import choose_environment_file
 from support.paths import ROOT, SCRIPTS
 from support.rules import RULE_SCRIPTS, TEXT, environments, pip_lines, rule_text
 
@@ -125,10 +125,10 @@ def name_of(line: str) -> str:
 
 @pytest.mark.parametrize("kind", [Resources.from_mapping, dict])
 def test_the_environment_follows_from_the_gpu(kind):
-    assert environment_file("train", {}) == "../envs/train.yaml"
-    assert environment_file("train", kind({"mem_mb": 9})) == "../envs/train.yaml"
-    assert environment_file("train", kind({"gpu": 0})) == "../envs/train.yaml"
-    assert environment_file("onnx", kind({"gpu": 1})) == "../envs/cuda/onnx.yaml"
+    assert choose_environment_file("train", {}) == "../envs/train.yaml"
+    assert choose_environment_file("train", kind({"mem_mb": 9})) == "../envs/train.yaml"
+    assert choose_environment_file("train", kind({"gpu": 0})) == "../envs/train.yaml"
+    assert choose_environment_file("onnx", kind({"gpu": 1})) == "../envs/cuda/onnx.yaml"
 
 
 def test_every_value_in_a_command_is_quoted():

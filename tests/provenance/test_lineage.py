@@ -13,7 +13,7 @@ import yaml
 
 from lib.core.files import read_json, sha256_file, write_json
 from lib.provenance.lineage import broken_links, read_lineage, walk
-from lib.workflow.snakemake_metadata import UNKNOWN, agree, snakemake_records
+from lib.workflow.snakemake_metadata import UNKNOWN, agree, open_metadata
 from support.workspaces import Workspace
 
 pytestmark = pytest.mark.workflow
@@ -243,7 +243,7 @@ def test_a_folder_in_which_nothing_is_newer_is_not_believed_for_that(inside, cha
 
 
 def is_unknown(path: str) -> bool:
-    record = snakemake_records()._read_record(path)
+    record = open_metadata()._read_record(path)
     return record.params == UNKNOWN["params"]
 
 
@@ -309,8 +309,10 @@ def test_a_failed_gate_and_a_killed_run_are_in_the_lineage(workspace):
     value = read_json(workspace.results / "lineage.json")
     value["jobs"] = [job for job in value["jobs"] if job["rule"] != "write_report"]
     write_json(workspace.results / "lineage.json", value)
-    workspace.planned()
-    assert trace(workspace, "results/report.html").returncode == 0
+    assert workspace.planned() == {"enforce_gate", "all"}
+    assert trace(workspace, "results/report.html").returncode == 1, "a plan writes nothing"
+    assert "Nothing to be done" in workspace.run("--", "evidence").stderr
+    assert trace(workspace, "results/report.html").returncode == 0, "a run writes it, also when it has nothing to do"
 
 
 # The run card

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from lib.report import findings
-from lib.workflow.headline import headline
+from lib.workflow.headline import format_headline
 
 QUALITY = {
     "classification": {"n", "accuracy", "accuracy_ci95", "macro_f1", "invalid_rate", "flips", "kl", "against"},
@@ -206,7 +206,7 @@ def test_folders_that_are_gone_keep_their_size(made, tmp_path):
 
 def test_the_last_lines_of_a_run_come_from_its_summary(made_sweep):
     summary = made_sweep.read("summary.json")
-    text = headline(made_sweep.folder)
+    text = format_headline(made_sweep.folder)
     assert text.startswith(f"chosen: {summary['selected']['run']}/{summary['selected']['variant']}. macro-F1 0.")
     assert summary["verdict"]["text"] in text
     assert summary["verdict"] == dict(

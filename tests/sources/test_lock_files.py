@@ -14,7 +14,7 @@ from packaging.version import Version
 from lib.core.cli import UserError
 from lib.sources.lock_file import LOCKS, Entry, format_lock, read_lock
 from lib.sources.package_index import PackageFile
-from lib.workflow.helpers import locked_versions
+from lib.workflow.helpers import read_locked_versions
 from support.paths import ROOT
 from support.rules import pip_lines
 
@@ -37,7 +37,7 @@ def test_a_lock_pins_every_package_by_version_and_hashes(lock):
 
 
 def test_the_lock_knows_torch_of_pypi_and_of_pytorchs_page():
-    locked = locked_versions(ROOT / "requirements.lock")
+    locked = read_locked_versions(ROOT / "requirements.lock")
     asked = ["snakemake", "torch", "transformers", "peft", "bitsandbytes", "datasets", "onnxruntime-genai", "dvc"]
     assert {*asked, "setuptools"} <= set(locked)
     torch = generate.hashed_pins("requirements.lock")["torch"]

@@ -13,8 +13,8 @@ from snakemake.io import IOFile, _IOFile
 from lib.core.cli import UserError
 from lib.provenance.lineage import Lineage, sha256_of
 from lib.workflow import input_content
-from lib.workflow.input_content import compare_by_content, content_hashes
-from lib.workflow.snakemake_metadata import snakemake_records
+from lib.workflow.input_content import ContentHashes, compare_by_content
+from lib.workflow.snakemake_metadata import open_metadata
 from support import workspaces
 
 pytestmark = pytest.mark.workflow
@@ -47,7 +47,7 @@ def counted(monkeypatch) -> list[str]:
 
 def changed(results: str = "results", lineage: Lineage | None = None) -> list[str]:
     """What Snakemake takes for newer than any output."""
-    compare_by_content(GIVEN, results, lineage or Lineage({}))
+    compare_by_content(GIVEN, results, lineage or Lineage({})).save()  # as a run does
     return [path for path in GIVEN if asyncio.run(IOFile(path).is_newer(float("inf")))]
 
 
@@ -176,7 +176,9 @@ def test_what_was_read_once_is_read_again_when_it_changes(records, counted):
 def test_a_file_that_may_still_change_within_one_tick_of_the_clock_is_not_noted(records, counted, monkeypatch):
     monkeypatch.setattr(input_content, "_TICK", 60.0)
     for _ in range(2):
-        content_hashes({GIVEN[0]})
+        hashes = ContentHashes()
+        hashes.find({GIVEN[0]})
+        hashes.save()
     assert counted == [str(ROWS)] * 2
 
 
@@ -187,12 +189,12 @@ def test_a_job_is_recorded_with_the_bytes_of_the_plan(records):
     overwrite(WEIGHTS, other(WEIGHTS))
     assert asyncio.run(IOFile(GIVEN[1]).checksum(0)) == f"sha256:{known}"
     assert asyncio.run(IOFile(GIVEN[1]).is_checksum_eligible(0)), "Snakemake compares it with the record of each job"
-    assert snakemake_records()._read_record("results/base").input_checksums[GIVEN[1]] == f"sha256:{known}"
+    assert open_metadata()._read_record("results/base").input_checksums[GIVEN[1]] == f"sha256:{known}"
 
 
 @pytest.mark.parametrize("results", ["other", "az://container/project/results"])
 def test_each_results_folder_knows_what_its_own_jobs_read(records, results):
-    records = snakemake_records()
+    records = open_metadata()
     assert changed(results) == GIVEN, "nobody knows what they are made from"
     for output in ("data/rows.jsonl", "base"):
         records._write_record(f"{results}/{output}", records._read_record(f"results/{output}"))
@@ -205,7 +207,7 @@ def test_each_results_folder_knows_what_its_own_jobs_read(records, results):
 
 
 def test_folders_that_older_versions_recorded_are_known_by_the_lineage(records):
-    records = snakemake_records()
+    records = open_metadata()
     for output in ("results/base", "results/base.manifest.json"):
         record = records._read_record(output)
         known = record.input_checksums.pop(GIVEN[1])

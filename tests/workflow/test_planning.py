@@ -16,7 +16,8 @@ from lib.core.cli import UserError
 from lib.core.files import read_json
 from lib.core.layout import Layout
 from lib.provenance.manifests import manifest_path
-from lib.workflow.helpers import check_unquoted, find_path, fitting, one_of, project_folder
+from lib.workflow.helpers import check_unquoted, find_path, find_project_folder, match_names
+from lib.workflow.rule_settings import check_argument_length
 from support.candidates import predictions, write_candidate
 from support.workspaces import HOSTILE, Workspace, copy_project, tiny_config, write_rows
 
@@ -44,7 +45,7 @@ GRID = [
     [["a"], ["a", "a-b"], ["a-b", "a", "a-b-c"], ["a-1", "b-1", "a-2"], ["model", *GRID], [*GRID[:7], *GRID[90:95]]],
 )
 def test_a_constraint_matches_exactly_the_names(names):
-    constraint = re.compile(f"(?P<one>{one_of(names)})$")  # as Snakemake puts it into the pattern of a file
+    constraint = re.compile(f"(?P<one>{match_names(names)})$")  # as Snakemake puts it into the pattern of a file
     parts = {part for name in names for part in re.split("[-/]", name)}
     near = {f"{name}-{part}" for name in names for part in parts} | {name.rpartition("-")[0] for name in names}
     near |= {name.replace(".", "_") for name in names} | {f"x{name}" for name in names} | {"", "a-", "b-2", "a/b"}
@@ -53,18 +54,18 @@ def test_a_constraint_matches_exactly_the_names(names):
 
 def test_a_constraint_of_many_names_is_short():
     assert len(GRID) == 540
-    assert len(one_of(GRID)) < 500
+    assert len(match_names(GRID)) < 500
 
 
 def test_settings_that_no_command_can_hold_are_told_and_all_others_start():
     """Linux takes 128 KB in one argument."""
-    subprocess.run(["true", fitting("x" * 124_999)], check=True)
+    subprocess.run(["true", check_argument_length("x" * 124_999)], check=True)
     with pytest.raises(UserError, match="sweep: has more runs than the command that compares them can name"):
-        fitting("é" * 65_000)
+        check_argument_length("é" * 65_000)
 
 
 def test_without_a_name_nothing_matches():
-    assert not re.match(one_of([]), "")
+    assert not re.match(match_names([]), "")
 
 
 # Names of files and folders
@@ -94,17 +95,17 @@ def test_a_path_is_never_an_option(tmp_path, monkeypatch):
         Path(folder).mkdir()
         Path(folder, "-rows.csv").touch()
     assert find_path("-clone/-rows.csv", Path(), "data.files") == "./-clone/-rows.csv"
-    assert project_folder("-clone") == tmp_path / "-clone"
-    assert project_folder(HOSTILE) == Path(HOSTILE)
+    assert find_project_folder("-clone") == tmp_path / "-clone"
+    assert find_project_folder(HOSTILE) == Path(HOSTILE)
     assert find_path("-rows.csv", Path(HOSTILE), "data.files") == f"{HOSTILE}/-rows.csv"
     monkeypatch.chdir("-clone")
-    assert project_folder(tmp_path / "-clone") == Path()
+    assert find_project_folder(tmp_path / "-clone") == Path()
     assert find_path("-rows.csv", Path(), "data.files") == "./-rows.csv"
 
 
 def test_a_clone_in_a_folder_with_braces_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match=re.escape("holds '{', for Snakemake a placeholder; rename the file or folder")):
-        project_folder(tmp_path / "{% name %}")
+        find_project_folder(tmp_path / "{% name %}")
 
 
 def started(local: bool = True, conda: bool = False, words: str = "") -> SimpleNamespace:

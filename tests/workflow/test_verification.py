@@ -224,10 +224,10 @@ def test_outputs_of_a_run_that_was_killed_are_known_by_snakemakes_record(verify)
     """The lineage learns of them when the next run starts."""
     from snakemake.persistence import MetadataRecord
 
-    from lib.workflow.snakemake_metadata import snakemake_records
+    from lib.workflow.snakemake_metadata import open_metadata
 
     drop_job("split_data")
-    snakemake_records()._write_record(str(SPLIT), MetadataRecord.model_validate({"record_format_version": 6}))
+    open_metadata()._write_record(str(SPLIT), MetadataRecord.model_validate({"record_format_version": 6}))
     assert verify().startswith("3 artefacts of 2 jobs")
 
 

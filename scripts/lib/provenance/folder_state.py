@@ -32,6 +32,11 @@ class FolderStates:
         if Path(path).is_dir():
             self._now[path] = [written, _describe(Path(path))]
 
+    def date(self, path: str, written: float) -> None:
+        """Give a folder that was noted another time at which its job wrote it; its state stays as noted."""
+        if path in self._now:
+            self._now[path][0] = written
+
     def save(self) -> None:
         """Write down what was noted, beside the folders of other results."""
         if any(self._before.get(path) != state for path, state in self._now.items()):

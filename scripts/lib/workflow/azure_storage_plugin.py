@@ -1,15 +1,15 @@
-"""What `snakemake-storage-plugin-azure` 0.4.4 does wrong, mended in one place.
+"""Corrections of faults in `snakemake-storage-plugin-azure` 0.4.4.
 
-1. A directory is never found: `exists` asks for a blob of its very name.
-2. `remove` leaves the blobs of a directory, and an upload those that the new directory lacks: old shards of a model
-   would lie among new ones.
-3. A download holds the whole file in memory. Here it goes from the network to the disk in parts, several at a time.
-4. Who asks for the size or time of what is not there waits 12 seconds for three attempts. The client itself repeats
-   what fails on the way; what is not there is said at once.
-5. A plan asks several times for each file: `inventory`, which should list what is there once, does nothing.
+1. A directory is never found: `exists` looks for a blob with exactly its name.
+2. `remove` leaves the blobs of a directory behind, and an upload leaves those that the new directory lacks: old shards
+   of a model would be mixed with new ones.
+3. A download holds the whole file in memory. Here several parts at a time go from the network to the disk.
+4. Asking for the size or time of a missing blob takes 12 seconds, for three attempts. The client retries failed
+   requests itself; that a blob is missing is known at once.
+5. A plan sends several requests for each file, because `inventory`, which should list them all once, does nothing.
 
-The Snakefile applies it, so it holds for the run and for each of its jobs; only a run's plan lists the storage.
-`tests/on_azure/test_storage.py` shows each fault in the plugin as it is, and says so when a new version no longer has
+The Snakefile applies them in the main process and in each job; only the main process lists the storage.
+`tests/on_azure/test_storage.py` demonstrates each fault in the unpatched plugin, and fails once a new version has fixed
 it.
 """
 
@@ -42,7 +42,7 @@ def mend_storage_plugin() -> None:
 
 
 def list_once(folder: str) -> None:
-    """Let a plan know all that lies below az://CONTAINER/PATH by one listing: what is not in it is not there."""
+    """Make a plan learn everything below az://CONTAINER/PATH from one listing."""
     place = blobs.place(folder)
     container, prefix = place.container.container_name, place.prefix
 
@@ -69,7 +69,7 @@ def list_once(folder: str) -> None:
 
 
 def exists(self: StorageObject) -> bool:
-    """Whether there is a blob of that name, or any below it."""
+    """Return whether there is a blob of that name, or any below it."""
     try:
         return self.blob_client().exists() or any(self.get_prefix_blobs())
     except ResourceNotFoundError:  # no such container
@@ -77,17 +77,17 @@ def exists(self: StorageObject) -> bool:
 
 
 def mtime(self: StorageObject) -> float:
-    """Unix time; of a directory that of its newest blob. Raises `FileNotFoundError`."""
+    """Return the Unix time of a blob, or of the newest blob in a directory. Raises `FileNotFoundError`."""
     return max(blob.last_modified.timestamp() for blob in _blobs(self))
 
 
 def size(self: StorageObject) -> int:
-    """Bytes, of a directory of all its blobs. Raises `FileNotFoundError`."""
+    """Return the bytes of a blob, or of all blobs in a directory. Raises `FileNotFoundError`."""
     return sum(blob.size for blob in _blobs(self))
 
 
 def retrieve_object(self: StorageObject) -> None:
-    """Fetch the file, or the directory and nothing else. Raises `FileNotFoundError`.
+    """Download the file, or the directory without anything that was there before. Raises `FileNotFoundError`.
 
     Raises `UserError` when a blob's name leads out of the directory.
     """
@@ -100,13 +100,13 @@ def retrieve_object(self: StorageObject) -> None:
 
 
 def remove(self: StorageObject) -> None:
-    """The blob, or all below it."""
+    """Remove the blob, or all blobs below it."""
     for name in [self.blob_path, *(blob.name for blob in self.get_prefix_blobs())]:
         _delete(self, name)
 
 
 def store_object(self: StorageObject) -> None:
-    """A file, or a directory and nothing that was there before; an old manifest does not describe what comes now."""
+    """Upload the file, or replace the directory; its old manifest goes first, since it describes other contents."""
     local = self.local_path()
     if not local.is_dir():
         self.upload_blob_to_storage(local, self.blob_path)
@@ -129,7 +129,7 @@ def download_blob_from_storage(self: StorageObject, blob_path: str, local_path: 
 
 
 def _blobs(self: StorageObject) -> list[Any]:
-    """The blob of that name, or those below it. Raises `FileNotFoundError` when there is none."""
+    """Return the blob of that name, or those below it. Raises `FileNotFoundError` when there is none."""
     try:
         if found := list(self.get_prefix_blobs()):
             return found

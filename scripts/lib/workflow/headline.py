@@ -1,4 +1,4 @@
-"""The last lines of a finished run: what was chosen, how good it is, where everything lies."""
+"""The last lines of a finished run: the selected model, its quality, and where the files are."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ from lib.core.files import read_json
 from lib.evaluation.registry import MAIN_METRIC, METRICS
 
 
-def headline(results: Path) -> str:
-    """Lines for the terminal, from `summary.json`."""
+def format_headline(results: Path) -> str:
+    """Return the lines for the terminal, from `summary.json`."""
     summary = read_json(results / "summary.json")
     selected, model = summary["selected"], summary["model"]
     scores = {"model": model, "base model": summary["base"], **summary["baselines"]}
@@ -30,7 +30,7 @@ def headline(results: Path) -> str:
 
 
 def _against(against: dict[str, Any]) -> str:
-    """The paired difference from the baseline that the model must be worth more than."""
+    """Return the paired difference from the baseline that the model has to beat."""
     name = next(name for name in MAIN_METRIC.values() if name in against["difference"])
     if against["difference"][name] is None:
         return f"not compared with {against['name']}: no row has a free answer"

@@ -1,4 +1,4 @@
-"""What the Snakefile needs besides the rules: paths, locked versions, command lines."""
+"""Functions that the Snakefile calls while it is read: paths, names, locked versions, GPUs."""
 
 import os
 import re
@@ -15,15 +15,14 @@ from snakemake_interface_storage_plugins.io import WILDCARD_REGEX
 
 from lib.core.cli import fail
 
-# What Snakemake reads in every path, however it is given; nothing escapes it.
+# Signs with a meaning for Snakemake in every path; there is no way to escape them.
 _READ_IN_PATHS = {
     "a wildcard": WILDCARD_REGEX,
     "a path variable": PATHVAR_REGEX,
     "a control character": re.compile(r"[\x00-\x1f\x7f]"),
-    "no text": re.compile(r"[\ud800-\udfff]"),  # how Python reads a name that is not UTF-8
+    "no text": re.compile(r"[\ud800-\udfff]"),  # Python reads names that are not UTF-8 so
 }
-_LONG_TEXTS = 12_000  # characters; from a command of 65,535 on Snakemake writes it to a file, and each text may recur
-_LONGEST_ARGUMENT = 125_000  # bytes; the kernel's limit is 131,072, and quotes are added
+_LONG_TEXTS = 12_000  # characters; Snakemake writes commands from 65,535 on to a file, and each text may recur in one
 
 
 def use_own_interpreter() -> None:
@@ -35,10 +34,11 @@ def use_own_interpreter() -> None:
 
 @cache
 def mend_ancient_inputs() -> None:
-    """Make Snakemake plan what lies behind an `ancient` input of a job that runs.
+    """Make Snakemake plan the jobs that depend on a job that runs by `ancient` inputs alone.
 
-    Its plan does not look at jobs behind one that runs, since they run, too (9.27.1, `DAG.update_needrun`). Behind an
-    ancient input they do not: what has changed there would be missed, and the run would end with half of its work done.
+    Snakemake does not examine the jobs that depend on one that runs, since they will run, too (9.27.1,
+    `DAG.update_needrun`). With an ancient input they will not: a change there would be missed, and the run would end
+    with half of its work done.
     """
     from snakemake.dag import DAG  # imports the workflow, which imports it
 
@@ -51,7 +51,7 @@ def mend_ancient_inputs() -> None:
 
 
 class _WithoutAncient:
-    """Which jobs depend on a job by an input that is not ancient."""
+    """The jobs that depend on a job by an input that is not ancient."""
 
     def __init__(self, depending: Mapping[Any, Mapping[Any, Iterable[Any]]]) -> None:
         self._depending = depending
@@ -62,15 +62,15 @@ class _WithoutAncient:
 
 
 @cache
-def locked_versions(lock: Path) -> dict[str, str]:
-    """Package versions in a requirements file with `name==version` lines (markers and hashes ignored)."""
+def read_locked_versions(lock: Path) -> dict[str, str]:
+    """Return the package versions in a requirements file with `name==version` lines; ignore markers and hashes."""
     lines = lock.read_text(encoding="utf-8").splitlines()
     matches = (re.match(r"([A-Za-z0-9._-]+)==([^\s;\\]+)", line) for line in lines)
     return {match[1].lower().replace("_", "-"): match[2].partition("+")[0] for match in matches if match}
 
 
-def project_folder(folder: str | os.PathLike[str]) -> Path:
-    """Return the folder of the Snakefile as rules name it: relative, so that a moved folder reruns nothing.
+def find_project_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder of the Snakefile as rules name it: relative, so that moving the folder reruns nothing.
 
     Raises `UserError` when Snakemake cannot take files from it.
     """
@@ -81,10 +81,11 @@ def project_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def find_path(name: str, home: Path, key: str, made: Set[str] = frozenset()) -> str:
-    """Find a path from the configuration: as it stands, else relative to the folder of the Snakefile.
+    """Find a path from the configuration: as it is written, or else relative to the folder of the Snakefile.
 
-    made: paths that a rule of the workflow makes. Returns what no command takes for an option. Raises `UserError`,
-    naming the configuration's `key`, when the path is neither there nor made, or is one that Snakemake cannot take.
+    The result never begins with a dash, so no command takes it for an option.
+    made: paths that a rule makes. Raises `UserError`, with the configuration's `key`, when the path does not exist and
+    is not made, or when Snakemake cannot take it.
     """
     _check_signs(name, key)
     path = str(Path(name) if Path(name).exists() else home / name)
@@ -100,10 +101,10 @@ def _check_signs(path: str, what: str, signs: Mapping[str, re.Pattern[str]] = _R
 
 
 def check_unquoted(workflow: Any, texts: str) -> None:
-    """Refuse names that Snakemake would write unquoted into commands of its own: a shell could run what is in them.
+    """Refuse names that Snakemake would write unquoted into its own commands, where a shell could run parts of them.
 
-    It does so for conda, for jobs that it submits, and for a command so long that it goes through a file.
-    texts: all that makes commands long. Raises `UserError`.
+    It does so for conda, for jobs that it submits, and for commands so long that it writes them to a file.
+    texts: everything that makes commands long. Raises `UserError`.
     """
     conda = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
     if workflow.local_exec and not conda and len(texts) < _LONG_TEXTS:
@@ -122,32 +123,32 @@ def _check_quoted(text: str, signs: str) -> None:
         fail(what, "rename the file or folder")
 
 
-def environment_file(group: str, resources: Mapping[str, Any]) -> str:
-    """The conda environment of a rule, seen from rules/: of CUDA builds where the rule is given a GPU.
+def choose_environment_file(group: str, resources: Mapping[str, Any]) -> str:
+    """Return the conda environment of a rule, relative to rules/; one with CUDA builds where the rule is given a GPU.
 
-    resources: what the command line or a profile sets for the rule, as Snakemake keeps it.
+    resources: what the command line or a profile sets for the rule.
     """
     return f"../envs/{'cuda/' if _asked(resources, 'gpu') not in (None, 0) else ''}{group}.yaml"
 
 
 def _asked(resources: Mapping[str, Any], name: str) -> Any:
-    """What is set for one resource: Snakemake's own type by its command line, a plain number by its API."""
+    """Return the value of one resource: the command line gives Snakemake's own type, its API a plain number."""
     value = resources.get(name)
     return getattr(value, "raw", value)
 
 
-def one_of(names: Iterable[str]) -> str:
-    """A wildcard constraint: exactly one of the names; without any, nothing matches.
+def match_names(names: Iterable[str]) -> str:
+    """Return a wildcard constraint that matches exactly the names; without names it matches nothing.
 
-    What names share stands in it once. Snakemake reads the constraints of a pattern for every file of every job: 200
-    names in full would take a third of the time in which it plans.
+    Shared parts of names occur in it once. Snakemake evaluates the constraints of a pattern for every file of every
+    job: with 200 full names that would be a third of its planning time.
     """
     words = {tuple(re.split("(?=[-/])", name)) for name in names}
     return _alternatives(words) if words else r"(?!)"
 
 
 def _alternatives(words: Set[tuple[str, ...]]) -> str:
-    """One of the words, each given in parts. Parts that are followed by the same ends stand together."""
+    """Return a pattern for any of the words, each given in parts; parts with the same continuations are grouped."""
     ends: dict[str, set[tuple[str, ...]]] = {}
     for first, *rest in filter(None, words):
         ends.setdefault(first, set()).add(tuple(rest))
@@ -162,15 +163,8 @@ def _either(choices: Sequence[str]) -> str:
     return choices[0] if len(choices) == 1 else f"(?:{'|'.join(choices)})"
 
 
-def fitting(settings: str) -> str:
-    """The settings, one argument of a command. Raises `UserError` when they are longer than what Linux takes."""
-    if len(settings.encode()) >= _LONGEST_ARGUMENT:
-        fail("sweep: has more runs than the command that compares them can name", "make several configurations of it")
-    return settings
-
-
 def check_gpus(asked: Mapping[str, Mapping[str, object]]) -> None:
-    """Raises `UserError` when nodes of a job would not get equally many GPUs. asked: resources set, by rule."""
+    """Raise `UserError` when the nodes of a job would not get equally many GPUs. asked: resources set, by rule."""
     for rule, resources in asked.items():
         gpu, nodes = _asked(resources, "gpu"), _asked(resources, "nodes")
         if isinstance(gpu, int) and isinstance(nodes, int) and nodes > 0 and gpu % nodes:
@@ -179,6 +173,6 @@ def check_gpus(asked: Mapping[str, Mapping[str, object]]) -> None:
 
 
 def tell_unused_gpus(asked: Mapping[str, Mapping[str, object]]) -> None:
-    """A line for those who have NVIDIA's GPUs and named no profile that uses them. asked: resources set, by rule."""
+    """Tell users with NVIDIA GPUs that the run uses none of them. asked: resources set, by rule."""
     if shutil.which("nvidia-smi") and not any({"gpu", "gres"} & set(resources) for resources in asked.values()):
         print("GPUs of this machine are not used; --profile profiles/gpu does", file=sys.stderr)

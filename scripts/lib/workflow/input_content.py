@@ -1,9 +1,10 @@
 """Inputs that no rule makes, compared by content: the user's rows, models and adapters, and the code of the rules.
 
-Snakemake looks at times first. It believes an input that is older than the outputs, whatever its bytes (`mv`, `cp -p`,
-`unzip` and `rsync -t` bring such files), and of a folder it knows nothing but the time. Here it gets the sha256 of each
-input instead, and its record of a job keeps what that job was given. Only what Snakemake reads is changed, in memory:
-no plan uses a difference up, and whatever ends a run, the next one finds it again.
+Snakemake looks at times first. It takes an input that is older than the outputs for unchanged, whatever its bytes
+(`mv`, `cp -p`, `unzip` and `rsync -t` bring such files), and of a folder it knows nothing but the time. Here it gets
+the sha256 of each input instead, and its metadata of a job keep the sha256 of what that job read. Only what Snakemake
+reads is changed, in memory: a difference stays a difference through any number of plans, and after a run that was
+killed.
 
 Patches Snakemake's own class, so it goes with the version that the lock pins.
 """
@@ -18,41 +19,51 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from snakemake.io import _IOFile
+from snakemake.persistence import MetadataRecord
 
 from lib.core.cli import UserError, fail, place_of
 from lib.core.escaping import escape_controls
 from lib.core.files import canonical_json, published, sha256_text
 from lib.provenance.lineage import Lineage, is_code, sha256_of, visible_files
-from lib.workflow.snakemake_metadata import STATE, recorded, snakemake_records
+from lib.workflow.metadata_overlay import STATE, find_recorded_outputs, open_metadata
 
 _NOTE = STATE / "lineage" / "hashes.json"
 _LARGE = 2e9  # bytes that take some seconds to read
-# Two changes within so many seconds may leave the same times, on file systems that keep them coarsely.
+# Two changes within this many seconds may leave the same times, on file systems with coarse time stamps.
 _TICK = 2.0
 _is_newer, _is_checksum_eligible, _checksum = _IOFile.is_newer, _IOFile.is_checksum_eligible, _IOFile.checksum
 
 
-def compare_by_content(given: Iterable[str], results: str, lineage: Lineage) -> None:
-    """Have this process's Snakemake compare inputs by content.
+def compare_by_content(
+    given: Iterable[str], results: str, lineage: Lineage, corrections: Mapping[str, MetadataRecord] | None = None
+) -> "ContentHashes":
+    """Have this process's Snakemake compare inputs by content, and return the hashes, for a run to save.
 
-    given: files and folders of the configuration. results: as in the paths of outputs that Snakemake has records of.
+    given: files and folders of the configuration. results: as in the paths of outputs that Snakemake has metadata of.
+    corrections: what Snakemake is to read instead of its own metadata, by output.
     Raises `UserError` when an input cannot be read.
     """
     given = {str(path) for path in given}
+    hashes = ContentHashes()
     try:
-        read = hashes_read(results, lineage)
-        now = content_hashes({*given, *filter(is_code, read)})
+        read = collect_input_hashes(results, lineage, corrections or {})
+        now = hashes.find({*given, *filter(is_code, read)})
     except OSError as error:
         fail(error.strerror or str(error), "mend the permissions, then start again", at=place_of(error) or results)
     _patch_snakemake(given & now.keys(), now, read)
+    return hashes
 
 
-def hashes_read(results: str, lineage: Lineage) -> dict[str, set[str]]:
+def collect_input_hashes(
+    results: str, lineage: Lineage, corrections: Mapping[str, MetadataRecord]
+) -> dict[str, set[str]]:
     """Return the sha256 of each input that jobs read for outputs in `results`, whether these are still there or not."""
-    records = snakemake_records()
+    records = open_metadata()
     read: dict[str, set[str]] = defaultdict(set)
-    for output in recorded():
-        record = records._read_record(output) if output.startswith(f"{results}/") else None
+    for output in {*find_recorded_outputs(), *corrections}:
+        if not output.startswith(f"{results}/"):
+            continue
+        record = corrections[output] if output in corrections else records._read_record(output)
         for path, checksum in ((record and record.input_checksums) or {}).items():
             read[path].add(checksum.rpartition(":")[2])
     for job in lineage.jobs():
@@ -62,34 +73,44 @@ def hashes_read(results: str, lineage: Lineage) -> dict[str, set[str]]:
 
 
 class _State(NamedTuple):
-    """What tells that a file or folder may have changed. key: all of it. changed: Unix time. size: in bytes."""
+    """What shows that a file or folder may have changed. key: all of it. changed: Unix time. size: in bytes."""
 
     key: str
     changed: float
     size: int
 
 
-def content_hashes(paths: Iterable[str]) -> dict[str, str]:
-    """Return the sha256 of each path that is there, and read no more than what has changed since it was read last.
+class ContentHashes:
+    """The sha256 of files and folders. What has not changed since a run noted its hash is not read again.
 
     Times, size and inode tell what may have changed; one of the times is ctime, which `cp -p` and `touch` cannot set.
     """
-    noted, found, new = _read_note(), {}, {}
-    for path in sorted(path for path in paths if Path(path).exists()):
-        state = _state(Path(path))
-        if noted.get(path, [None])[0] == state.key:
-            found[path] = noted[path][1]
-            continue
-        started = time.time()
-        sha256 = _read(path, state.size)
-        if sha256 is not None:
-            found[path] = sha256
-            if state.changed < started - _TICK and _state(Path(path)) == state:
-                new[path] = [state.key, sha256]
-    if new:
-        with suppress(OSError, UserError), published(_NOTE) as partial:  # without a note, all is read again
-            partial.write_text(canonical_json(noted | new), encoding="utf-8")
-    return found
+
+    def __init__(self) -> None:
+        self._noted = _read_note()
+        self._new: dict[str, list[str]] = {}
+
+    def find(self, paths: Iterable[str]) -> dict[str, str]:
+        """Return the sha256 of each path that is there."""
+        found = {}
+        for path in sorted(path for path in paths if Path(path).exists()):
+            state = _state(Path(path))
+            if self._noted.get(path, [None])[0] == state.key:
+                found[path] = self._noted[path][1]
+                continue
+            started = time.time()
+            sha256 = _read(path, state.size)
+            if sha256 is not None:
+                found[path] = sha256
+                if state.changed < started - _TICK and _state(Path(path)) == state:
+                    self._new[path] = [state.key, sha256]
+        return found
+
+    def save(self) -> None:
+        """Note the hashes for later plans. Where that fails all is read again."""
+        if self._new:
+            with suppress(OSError, UserError), published(_NOTE) as partial:
+                partial.write_text(canonical_json(self._noted | self._new), encoding="utf-8")
 
 
 def _read(path: str, size: int) -> str | None:
@@ -108,7 +129,7 @@ def _state(path: Path) -> _State:
 
 
 def _read_note() -> dict[str, list[str]]:
-    """Return state and sha256 by path; nothing where they were never noted."""
+    """Return the noted state and sha256 of each path; nothing when none was ever noted."""
     try:
         return json.loads(_NOTE.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -116,7 +137,7 @@ def _read_note() -> dict[str, list[str]]:
 
 
 def _patch_snakemake(given: Set[str], now: Mapping[str, str], read: Mapping[str, Set[str]]) -> None:
-    """Answer Snakemake's questions about inputs by their hashes.
+    """Make Snakemake decide by hashes whether an input is new.
 
     An input counts as newer unless all jobs read the bytes that it has now; the checksums in its own record then tell
     Snakemake which job is to run again.
@@ -136,7 +157,7 @@ def _patch_snakemake(given: Set[str], now: Mapping[str, str], read: Mapping[str,
         if path not in given:
             return await _checksum(self, *args, **options)
         others = read.get(path, set()) - {now[path]}
-        # --touch reads nothing: the outputs are still made from what their jobs read.
+        # --touch runs no job: the outputs are still made from what their jobs read.
         return f"sha256:{min(others) if others and self.rule.workflow.touch else now[path]}"
 
     for method in (is_newer, is_checksum_eligible, checksum):

@@ -1,9 +1,9 @@
-"""Where results in a storage came from: the same `lineage.json` as in a folder, kept beside them.
+"""The lineage of results in a storage: the same `lineage.json` as in a local folder, kept beside the results.
 
-The run that sends jobs away has Snakemake's record, and each blob tells its sha256
-(`lib.workflow.azure_storage_plugin`), so nothing is read again. Paths in it are those of a folder: results that are
-fetched from the storage are known here, and Snakemake makes nothing of them again. The other way round, a run in a
-fresh clone learns from it how the blobs were made.
+The run that submits the jobs has Snakemake's metadata, and each blob has its sha256 among its properties
+(`lib.workflow.azure_storage_plugin`), so no blob is downloaded. The paths in it are local ones, so results that are
+fetched from the storage are recognized on this machine, and nothing is made again. A run in a fresh clone learns from
+it how the blobs were made.
 """
 
 from pathlib import PurePosixPath
@@ -14,15 +14,8 @@ from azure.core.exceptions import ResourceNotFoundError
 from lib.azure import blobs
 from lib.core.files import canonical_json, sha256_text
 from lib.provenance.lineage import NAME, Job, Lineage, is_hidden, lineage_text, parse_lineage
-from lib.workflow.snakemake_metadata import (
-    UNKNOWN,
-    LineageBuilder,
-    as_record,
-    job_facts,
-    read_or_empty,
-    recorded,
-    snakemake_records,
-)
+from lib.workflow.metadata_overlay import build_metadata, find_recorded_outputs, open_metadata
+from lib.workflow.snakemake_metadata import UNKNOWN, Comparison, LineageBuilder, build_job, read_or_empty
 
 
 class Blob(NamedTuple):
@@ -33,7 +26,7 @@ class Blob(NamedTuple):
 
 
 class Stored:
-    """Results in a storage. results: az://CONTAINER/PREFIX/results; root: az://CONTAINER/PREFIX/, what paths lack."""
+    """Results in a storage. results: az://CONTAINER/PREFIX/results. root: what local paths lack."""
 
     def __init__(self, results: str, name: str) -> None:
         self.folder = blobs.place(results)
@@ -48,7 +41,7 @@ class Stored:
                 self.inside.setdefault(str(parent), {})[path.removeprefix(f"{parent}/")] = self.found[path]
 
     def find(self, path: str) -> Blob | None:
-        """The sha256 of a directory is that of its files' names and hashes (`lib.provenance.lineage.sha256_of`)."""
+        """Return the blob or directory of a path, hashed as `lib.provenance.lineage.sha256_of` does it."""
         inside = self.inside.get(path)
         if inside is None:
             return self.found.get(path)
@@ -57,7 +50,7 @@ class Stored:
         return Blob(known, max(blob.written for blob in inside.values()))
 
     def lineage(self) -> Lineage:
-        """Return that of the last run; an empty one where there is none, or, with a line, one of another form."""
+        """Return the last run's lineage; an empty one when there is none, or, with a warning, when it is damaged."""
         try:
             content = self.folder.container.download_blob(self.folder.name(NAME)).readall()
         except ResourceNotFoundError:
@@ -65,17 +58,17 @@ class Stored:
         return read_or_empty(lambda: parse_lineage(content, f"{self.folder.url}/{NAME}"))
 
 
-def learn(results: str, name: str) -> Lineage:
-    """Before a plan: make Snakemake's record say how the blobs were made that are there now. Return their lineage.
+def compare(results: str, name: str) -> Comparison:
+    """Compare Snakemake's metadata with the blobs that are there now and with their lineage, and write nothing.
 
-    A blob whose time is the one that Snakemake recorded is as it says. Any other was written by another machine's run:
-    then the lineage beside it tells how, or nobody knows, and it is made again.
+    A blob with the time that Snakemake recorded is described by Snakemake's metadata. Any other was written by a run on
+    another machine: the lineage beside it says how, or nobody knows and it is made again.
     Raises `UserError` when the storage refuses or does not answer.
     """
     with blobs.explained_storage_errors(results):
         stored = Stored(results, name)
-        lineage, records = stored.lineage(), snakemake_records()
-        for query in {query for query in recorded() if query.startswith(stored.root)} | {
+        lineage, records, corrections = stored.lineage(), open_metadata(), {}
+        for query in {query for query in find_recorded_outputs() if query.startswith(stored.root)} | {
             stored.root + path for path in lineage.by_output
         }:
             path = query.removeprefix(stored.root)
@@ -87,21 +80,26 @@ def learn(results: str, name: str) -> Lineage:
             if job is not None and blob.sha256 == job["outputs"][path]:
                 inputs = job["record"].get("input") or []
                 facts = job["record"] | {"input": [stored.root + one if stored.find(one) else one for one in inputs]}
-            records._write_record(query, as_record(facts, blob.written))
-        return lineage
+            corrections[query] = build_metadata(facts, blob.written)
+
+    def write() -> None:
+        for query, record in corrections.items():
+            records._write_record(query, record)
+
+    return Comparison(lineage, corrections, write)
 
 
 def write(results: str, name: str) -> None:
-    """After a run: write beside the blobs how they were made, those of other machines' runs as the lineage has them."""
+    """Write beside the blobs how they were made; those of other machines' runs as their lineage has them."""
     with blobs.explained_storage_errors(results):
         stored = Stored(results, name)
-        new, records = LineageBuilder(), snakemake_records()
-        for query in sorted(recorded()):
+        new, records = LineageBuilder(), open_metadata()
+        for query in sorted(find_recorded_outputs()):
             path, record = query.removeprefix(stored.root), records._read_record(query)
             blob = stored.find(path) if query.startswith(stored.root) else None
-            if blob is None or blob.sha256 is None or not _as_recorded(blob, record) or record.rule is None:
+            if blob is None or blob.sha256 is None or record is None or not record.rule:
                 continue
-            if not records._filter_incomplete_keys([query]):
+            if _as_recorded(blob, record) and not records._filter_incomplete_keys([query]):
                 new.add(path, _job(stored, record, blob), blob.sha256)
         for path, job in stored.lineage().by_output.items():
             blob = stored.find(path)
@@ -117,8 +115,8 @@ def _as_recorded(blob: Blob, record: Any) -> bool:
 
 
 def _job(stored: Stored, record: Any, output: Blob) -> Job:
-    """The job with the paths of a folder, and the sha256 of inputs of which Snakemake saw no copy."""
-    job = job_facts(record, None)
+    """Return the job with local paths, and with the sha256 of inputs that Snakemake has not seen itself."""
+    job = build_job(record, None)
     facts = job["record"]
     inputs = [path.removeprefix(stored.root) for path in facts["input"] or []]
     checksums = {path: value for path, value in (facts["input_checksums"] or {}).items() if path in inputs}

@@ -1,4 +1,4 @@
-"""A run whose jobs share no files with it: what must be right before the first one, and what they must be told."""
+"""Runs whose jobs share no files with this machine: their storage, their environment, and their lineage."""
 
 import json
 import os
@@ -11,13 +11,14 @@ from typing import Any
 from lib.core.cli import fail
 from lib.provenance.run_card import CODE, code_facts
 from lib.workflow.input_content import compare_by_content
-from lib.workflow.snakemake_metadata import agree, keep_records_of_failed_jobs
+from lib.workflow.metadata_overlay import correct_metadata, keep_records_of_failed_jobs
+from lib.workflow.snakemake_metadata import agree, compare
 
 
 def prepare_storage(workflow: Any) -> None:
-    """Mend the storage plugin, and tell scripts the storage account and the code's commit by the environment.
+    """Patch the storage plugin, and put the storage account and the commit of the code into the environment of scripts.
 
-    Raises `UserError` where jobs would lack sources: Snakemake sends them what git knows, and the configuration.
+    Raises `UserError` when jobs would lack sources: Snakemake sends them what git tracks, and the configuration.
     """
     if workflow.storage_settings.default_storage_provider == "azure":
         from lib.azure.blobs import ACCOUNT
@@ -33,8 +34,8 @@ def prepare_storage(workflow: Any) -> None:
         os.environ[CODE] = json.dumps(code_facts())
 
 
-def names_secret() -> bool:
-    """Whether jobs are told where the hub's token is kept; the address is no secret."""
+def has_secret_address() -> bool:
+    """Return whether jobs are told where the hub's token is kept; the address itself is not secret."""
     return "SLMFLOW_HF_TOKEN_SECRET" in os.environ
 
 
@@ -50,14 +51,25 @@ def _check_sources(configuration: list[str]) -> None:
             fail("jobs elsewhere get no files from outside of this folder", f"put it into {Path.cwd()}", at=file)
 
 
-def storage_path(workflow: Any, path: str) -> str:
-    """Where the default storage has what the rules call `path`."""
+def find_storage_address(workflow: Any, path: str) -> str:
+    """Return the address in the default storage of a path of the rules."""
     return f"{workflow.storage_settings.default_storage_prefix.rstrip('/')}/{path}"
 
 
-def known_before(workflow: Any, results: str, given: Iterable[str]) -> None:
-    """Before a plan: hold Snakemake's record against the results and their lineage, and its inputs against their bytes.
+def build_fetch_command(script: str, storage: str, results: str, what: Iterable[str]) -> list[str]:
+    """Return the command that fetches some of the results from the storage; see scripts/fetch_results.py."""
+    return ["python", script, "--storage", storage, "--results", results, *what]
 
+
+def find_results_copy(output: str, results: str) -> str:
+    """Return a job's local copy of the results folder. output: one of its outputs, which lies in this copy."""
+    return output[: output.rindex(f"/{results}/") + 1] + results
+
+
+def sync_metadata_before_run(workflow: Any, results: str, given: Iterable[str]) -> None:
+    """Correct what Snakemake reads: its metadata by the results and their lineage, its inputs by their bytes.
+
+    For every plan, in memory; a run also writes the corrections once it holds the lock of this folder.
     given: files and folders of the configuration that no rule makes.
     Raises `UserError` where it cannot, or where jobs elsewhere could not write to such a folder.
     """
@@ -66,20 +78,21 @@ def known_before(workflow: Any, results: str, given: Iterable[str]) -> None:
     if workflow.storage_settings.default_storage_provider == "azure":
         from lib.workflow import azure_storage_plugin, remote_lineage
 
-        outputs = storage_path(workflow, results)
-        lineage = remote_lineage.learn(outputs, results)
+        outputs = find_storage_address(workflow, results)
+        found = remote_lineage.compare(outputs, results)
         azure_storage_plugin.list_once(outputs)
     else:
-        outputs, lineage = results, agree(Path(results))
-    compare_by_content(given, outputs, lineage)
+        outputs, found = results, compare(Path(results))
+    hashes = compare_by_content(given, outputs, found.lineage, found.corrections)
+    correct_metadata(found.corrections, found.write, hashes.save)
     keep_records_of_failed_jobs()
 
 
-def known_after(workflow: Any, results: str) -> None:
-    """After a run: write the lineage."""
+def write_lineage_after_run(workflow: Any, results: str) -> None:
+    """Write how the results were made, beside them."""
     if workflow.storage_settings.default_storage_provider == "azure":
         from lib.workflow import remote_lineage
 
-        remote_lineage.write(storage_path(workflow, results), results)
+        remote_lineage.write(find_storage_address(workflow, results), results)
     else:
         agree(Path(results), during_run=True)

@@ -1,21 +1,19 @@
-"""Snakemake's record of finished jobs, held against the results on disk before the DAG is believed.
+"""Snakemake's metadata of finished jobs, compared with the results on disk before Snakemake builds the DAG.
 
 Snakemake remembers in `.snakemake/` by which parameters and from which inputs it made each output, but not which bytes
-it wrote: whoever puts others there (`dvc checkout` of an older commit, `dvc pull`, a copy, an edit) makes it believe
-wrong artefacts and distrust right ones. `lineage.json` knows the bytes. `agree` makes the two say the same, and where
-neither describes what is on disk, it has Snakemake make it again.
+it wrote. When others are put there (`dvc checkout` of an older commit, `dvc pull`, a copy, an edit), it trusts wrong
+artifacts and makes right ones again. `lineage.json` has the hashes. Here the two are made to agree, and what neither of
+them describes is made again.
 
-Reads and writes Snakemake's files through its own class, so it goes with the version that the lock pins.
+`compare` finds what has to change and writes nothing, for plans; `agree` writes it.
 """
 
-import os
 import sys
-from base64 import urlsafe_b64decode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from snakemake.jobs import Job as SnakemakeJob
 from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 from snakemake.persistence.file import FilePersistence
 
@@ -26,45 +24,72 @@ from lib.core.paths import find_fault, path_below
 from lib.provenance.folder_state import FolderStates
 from lib.provenance.lineage import NAME, Job, Lineage, input_hashes, read_lineage, sha256_of, write_lineage
 from lib.provenance.manifests import STAMP, manifest_path
+from lib.workflow.metadata_overlay import NOT_KEPT, STATE, build_metadata, find_recorded_outputs, open_metadata
 
-STATE = Path(".snakemake")
-# Repeated, or of one output alone, or another one in every process.
-_NOT_RECORDED = {"shellcmd", "conda_env", "external_jobid", "incomplete", "starttime", "endtime", "job_hash", "log"}
 _NOT_ARTEFACTS = {"logs", "timings", NAME}
-# The record of an output that Snakemake is to make again.
-UNKNOWN = {"params": [repr("bytes that no job wrote")], "record_format_version": RECORD_FORMAT_VERSION}
-_postprocess, _finished = SnakemakeJob.postprocess, FilePersistence.finished
+# The metadata of an output that Snakemake has to make again. Older versions gave it no rule, which `--report` dies of.
+UNKNOWN = {"rule": "", "params": [repr("bytes that no job wrote")], "record_format_version": RECORD_FORMAT_VERSION}
+
+
+class Comparison(NamedTuple):
+    """The result of a comparison of Snakemake's metadata, a lineage, and the disk.
+
+    lineage: of what is on disk now. corrections: metadata of the outputs for which Snakemake's own are wrong.
+    write: writes corrections and lineage to disk; raises `UserError` when it cannot.
+    """
+
+    lineage: Lineage
+    corrections: dict[str, MetadataRecord]
+    write: Callable[[], None]
 
 
 def agree(results: Path, *, during_run: bool = False) -> Lineage:
-    """Make Snakemake's record and the lineage of `results` agree with what is on disk, and return that lineage.
+    """Make Snakemake's metadata and the lineage of `results` agree with what is on disk, and return that lineage.
 
-    An output whose time is the one that Snakemake recorded is as Snakemake says: the lineage learns it. Any other is
-    known by its bytes, and then Snakemake learns from the lineage how it was made, or it is unknown, and Snakemake
-    is told so. A lineage that was not written here goes first wherever the bytes are those that it names: it came with
+    The arguments are those of `compare`. Raises `UserError` when the disk is full or may not be written.
+    """
+    found = compare(results, during_run=during_run)
+    found.write()
+    return found.lineage
+
+
+def compare(results: Path, *, during_run: bool = False) -> Comparison:
+    """Compare Snakemake's metadata and the lineage of `results` with what is on disk, and write nothing.
+
+    An output with the time that Snakemake recorded is as its metadata say, and the lineage takes them over. Any other
+    is looked up by its bytes: if the lineage has them, Snakemake takes over how they were made, else they count as
+    unknown. A lineage that was not written here has priority for outputs with the bytes that it states: it came with
     results of another time, and the same bytes may have been made from other inputs here.
 
-    during_run: called by the run that holds the lock of the folder; else nothing is done while another one does.
-    Raises `UserError` when the disk is full or may not be written.
+    during_run: called by the run that holds the lock of the folder; otherwise the comparison is left out while another
+    run holds it.
+    Raises `UserError` when something cannot be read.
     """
     if not results.is_dir() or (not during_run and any((STATE / "locks").glob("*"))):
-        return _lineage(results)
+        return Comparison(_lineage(results), {}, lambda: None)
+    with _explained(results):
+        return _compare(results)
+
+
+@contextmanager
+def _explained(results: Path) -> Iterator[None]:
     try:
-        return _agree(results)
+        yield
     except OSError as error:
         what = error.strerror or str(error)
         fail(what, "free some space or mend the permissions, then start again", at=place_of(error) or results)
 
 
-def _agree(results: Path) -> Lineage:
-    records = snakemake_records()
+def _compare(results: Path) -> Comparison:
+    records = open_metadata()
     old, new = _lineage(results), LineageBuilder()
     brought = _remembered(results) != sha256_of(results / NAME)
-    # What was written before the lineage is in it as it is, unless it came from elsewhere.
+    # What is older than the lineage is in it unchanged, unless the lineage came from elsewhere.
     sealed = 0.0 if brought or not old.by_output else _written(results / NAME)
+    corrections: dict[str, dict[str, Any]] = {}
     restored, unknown = [], []
     states = FolderStates(STATE / "lineage/folders.json")
-    known_paths = set(recorded())
+    known_paths = set(find_recorded_outputs())
     waiting = {path for path in known_paths if Path(path).is_relative_to(results)} | set(_lying(results))
     waiting |= {path for path in old.by_output if path in known_paths or _may_lie_here(path, results)}
     while waiting:
@@ -73,7 +98,7 @@ def _agree(results: Path) -> Lineage:
             continue
         record, known = records._read_record(path), old.by_output.get(path)
         as_recorded = _as_recorded(path, records) and states.is_as_noted(path, _written(Path(path)))
-        job = job_facts(record, known) if as_recorded and record is not None and record.rule is not None else None
+        job = build_job(record, known) if as_recorded and record is not None and record.rule else None
         sha256 = known["outputs"][path] if known and job and _written(Path(path)) < sealed else None
         sha256 = sha256 or sha256_of(Path(path), trust_manifest=job is not None)
         if sha256 is None:
@@ -83,76 +108,39 @@ def _agree(results: Path) -> Lineage:
             new.add(path, job, sha256)
         elif known is not None and as_known:
             if job is None or job["record"] != known["record"]:
-                _teach(records, path, known["record"])
+                corrections[path] = known["record"]
                 restored.append(path)
             new.add(path, known, sha256)
         else:
             if not as_recorded:
-                _teach(records, path, UNKNOWN)
+                corrections[path] = UNKNOWN
                 unknown.append(path)
-            if known is not None:  # so that it is found to be broken until it is made again
+            if known is not None:  # so that `trace.py --verify` reports it until it is made again
                 new.add(path, known, known["outputs"][path])
         if job is not None or as_known:
             states.note(path, _written(Path(path)))
         if path in new.by_output:  # outputs outside of the folder, such as rows that were fetched
             waiting |= input_hashes(new.by_output[path]).keys() & known_paths
-    if new.by_output and new.by_output != old.by_output:
-        write_lineage(results, Lineage(new.by_output))
-    _remember(results)
-    states.save()
     _tell(results, restored, sorted(unknown))
-    return Lineage(new.by_output)
+    lineage = Lineage(new.by_output)
 
+    def write() -> None:
+        with _explained(results):
+            for path, facts in corrections.items():
+                written = _stamped(Path(path))
+                records._write_record(path, build_metadata(facts, written))
+                states.date(path, written)
+            if new.by_output and new.by_output != old.by_output:
+                write_lineage(results, lineage)
+            _remember(results)
+            states.save()
 
-def keep_records_of_failed_jobs() -> None:
-    """Have this process's Snakemake record only jobs that succeed.
-
-    It records a failed job like any other, then removes the outputs. Where what was made from them is still there, the
-    next plan would find nothing to do, and old results would pass for those of the new rows or settings.
-    """
-    failed: set[SnakemakeJob] = set()
-
-    async def postprocess(self: SnakemakeJob, *args: Any, error: bool = False, **options: Any) -> None:
-        if error:
-            failed.add(self)
-        try:
-            await _postprocess(self, *args, error=error, **options)
-        finally:
-            failed.discard(self)
-
-    async def finished(self: FilePersistence, job: SnakemakeJob) -> None:
-        if job in failed:
-            self.cleanup(job)
-        else:
-            await _finished(self, job)
-
-    def cleanup(self: FilePersistence, job: SnakemakeJob) -> None:  # else it deletes the record
-        for file in job.output:
-            self._unmark_incomplete(self._get_key(file))
-
-    setattr(SnakemakeJob, postprocess.__name__, postprocess)
-    for method in (finished, cleanup):
-        setattr(FilePersistence, method.__name__, method)
-
-
-def snakemake_records() -> FilePersistence:
-    """Snakemake's record of this folder."""
-    return FilePersistence(path=STATE.absolute())
-
-
-def _teach(records: FilePersistence, path: str, facts: dict[str, Any]) -> None:
-    """Have Snakemake record `facts` of an output, as of the bytes that it has now."""
-    records._write_record(path, as_record(facts, _stamped(Path(path))))
-
-
-def as_record(facts: Mapping[str, Any], endtime: float) -> MetadataRecord:
-    """Return Snakemake's record of an output from what a lineage keeps of it. endtime: Unix time."""
-    kept = {key: value for key, value in facts.items() if key not in _NOT_RECORDED}
-    return MetadataRecord.model_validate(kept | {"endtime": endtime})
+    found = {path: build_metadata(facts, _written(Path(path))) for path, facts in corrections.items()}
+    return Comparison(lineage, found, write)
 
 
 def _remembered(results: Path) -> str | None:
-    """sha256 of the lineage that this folder's Snakemake knows."""
+    """Return the sha256 of the lineage that was last written or taken over here."""
     note = _note(results)
     return note.read_text(encoding="utf-8") if note.is_file() else None
 
@@ -170,7 +158,7 @@ def _note(results: Path) -> Path:
 
 
 class LineageBuilder:
-    """A lineage in the making: outputs of one job come together."""
+    """A lineage that is being built: it groups outputs by the job that made them."""
 
     def __init__(self) -> None:
         self.by_output: dict[str, Job] = {}
@@ -184,10 +172,10 @@ class LineageBuilder:
 
 
 def _as_recorded(path: str, records: FilePersistence) -> bool:
-    """Whether an output was last written when Snakemake recorded it.
+    """Return whether an output was last written at the time that Snakemake recorded.
 
-    Its time of a directory is that of a file inside, which stays when the other files are replaced: so none of these
-    may be newer, and the manifest must be as recorded too. What is older, gone or swapped is found by `FolderStates`.
+    The time of a directory is that of one file inside, which stays when other files are replaced. So none of these may
+    be newer, and the manifest must be as recorded too. Older, missing or swapped files are found by `FolderStates`.
     """
     record, place = records._read_record(path), Path(path)
     if record is None or record.endtime is None or record.endtime != _written(place):
@@ -200,25 +188,25 @@ def _as_recorded(path: str, records: FilePersistence) -> bool:
 
 
 def _written(path: Path) -> float:
-    """When an output was written, in Unix time as Snakemake takes it."""
+    """Return the Unix time at which an output was written, by Snakemake's rules."""
     stamp = path / STAMP
     return (stamp if stamp.exists() else path).lstat().st_mtime
 
 
 def _stamped(path: Path) -> float:
-    """The same, after what stands for the time of a directory was made newer than all that is in it."""
+    """Return the same, after the time stamp of a directory was made newer than all files in it."""
     if path.is_dir():
         (path / STAMP).touch()
     return _written(path)
 
 
 def _lineage(results: Path) -> Lineage:
-    """Return the lineage that is there; an empty one where there is none, or, with a line, one of another form."""
+    """Return the lineage on disk; an empty one when there is none, or, with a warning, when it is damaged."""
     return read_or_empty(lambda: read_lineage(results)) if (results / NAME).exists() else Lineage({})
 
 
 def read_or_empty(read: Callable[[], Lineage]) -> Lineage:
-    """Return what `read` returns; an empty lineage, and a line that says so, where it refuses."""
+    """Return what `read` returns, or an empty lineage, with a warning, when it raises `UserError`."""
     try:
         return read()
     except UserError as error:
@@ -227,9 +215,9 @@ def read_or_empty(read: Callable[[], Lineage]) -> Lineage:
 
 
 def _may_lie_here(path: str, results: Path) -> bool:
-    """Return whether an output is looked at that a lineage names and Snakemake has no record of here.
+    """Return whether to look at an output that a lineage names and Snakemake has no metadata of.
 
-    Raises `UserError` when it lies in the results folder behind a link: what came from elsewhere may lead anywhere.
+    Raises `UserError` when it is in the results folder behind a link: what came from elsewhere may lead anywhere.
     """
     name = path.removeprefix(f"{results.as_posix()}/")
     if name == path:  # such as rows that were fetched
@@ -237,9 +225,12 @@ def _may_lie_here(path: str, results: Path) -> bool:
     return find_fault(name) is None and path_below(results, name, at=results / NAME).exists()
 
 
-def job_facts(record: MetadataRecord, before: Job | None) -> Job:
-    """before: what the lineage says of the same output; its folders are not read again if it is the same job."""
-    facts = {key: value for key, value in record.items() if key not in _NOT_RECORDED}
+def build_job(record: MetadataRecord, before: Job | None) -> Job:
+    """Return a job of the lineage from Snakemake's metadata of one of its outputs.
+
+    before: the job that the lineage has for the same output; if it is the same, its folders are not read again.
+    """
+    facts = {key: value for key, value in record.items() if key not in NOT_KEPT}
     if before is not None and before["record"] == facts:
         return before
     # Folders of ours have a manifest among the inputs.
@@ -247,15 +238,6 @@ def job_facts(record: MetadataRecord, before: Job | None) -> Job:
     folders = {path for path in facts["input"] if Path(path).is_dir() and path not in known}
     sources = {path: sha256 for path in sorted(folders) if (sha256 := sha256_of(Path(path), trust_manifest=True))}
     return {"rule": facts["rule"], "outputs": {}, "record": facts, "sources": sources}
-
-
-def recorded() -> Iterator[str]:
-    """Paths that Snakemake has a record of: its file names in base64, long ones in several parts."""
-    folder = STATE / "metadata"
-    for place, _, names in os.walk(folder):
-        for name in names:
-            parts = (Path(place) / name).relative_to(folder).parts
-            yield urlsafe_b64decode("".join(part.removeprefix("@") for part in parts)).decode()
 
 
 def _lying(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterator[str]:

@@ -33,7 +33,7 @@ def is_sealed(results: Path) -> bool:
     return "sha256" in read_json(results / NAME)
 
 
-def edited_jobs(results: Path) -> Iterator[Broken]:
+def find_edited_jobs(results: Path) -> Iterator[Broken]:
     """Yield the jobs in `lineage.json` that are not as they were written."""
     value, file = read_json(results / NAME), str(results / NAME)
     jobs, stated = value["jobs"], value.get("sha256")
@@ -48,7 +48,7 @@ def edited_jobs(results: Path) -> Iterator[Broken]:
             yield Broken(file, f"what it says of {job['rule']} ({min(job['outputs'])}) was edited", hint)
 
 
-def other_settings(lineage: Lineage) -> Iterator[Broken]:
+def find_other_settings(lineage: Lineage) -> Iterator[Broken]:
     """Yield the manifests that were written with other parameters than the lineage says."""
     for path, job in sorted(lineage.by_output.items()):
         if not path.endswith(".manifest.json") or not Path(path).is_file():
@@ -59,7 +59,7 @@ def other_settings(lineage: Lineage) -> Iterator[Broken]:
             yield Broken(path, what, "bring back the lineage, or run the workflow again")
 
 
-def other_folder(lineage: Lineage, results: Path) -> Iterator[Broken]:
+def find_other_folder(lineage: Lineage, results: Path) -> Iterator[Broken]:
     """Yield the lineage itself where its jobs wrote to another folder: their bytes would be checked, and not these."""
     if lineage.by_output and not any(Path(path).is_relative_to(results) for path in lineage.by_output):
         wrote = Path(max(lineage.by_output)).parts[0]
@@ -75,7 +75,7 @@ def _difference(wrote: Any, says: Any, name: str = "") -> tuple[str, str, str] |
     return None if wrote == says else (name, json.dumps(wrote)[:80], json.dumps(says)[:80])
 
 
-def missing_records(lineage: Lineage, results: Path) -> Iterator[Broken]:
+def find_missing_logs(lineage: Lineage, results: Path) -> Iterator[Broken]:
     """Yield the rules of which no log, or no timing, is there."""
     rules = {
         job["rule"] for job in lineage.jobs() if any(Path(path).is_relative_to(results) for path in job["outputs"])
@@ -88,7 +88,7 @@ def missing_records(lineage: Lineage, results: Path) -> Iterator[Broken]:
                 yield Broken(str(folder), f"no {kind} of {rule} are there", hint)
 
 
-def foreign_entries(lineage: Lineage, results: Path) -> Iterator[Broken]:
+def find_foreign_entries(lineage: Lineage, results: Path) -> Iterator[Broken]:
     """Yield what lies in a results folder and no job wrote.
 
     While a run writes to it, or where one was killed, only what lies inside of artifacts counts.
@@ -148,6 +148,6 @@ def _find_recorded() -> set[str]:
     """Return outputs that Snakemake has a record of: of a killed run's, the lineage learns when the next one starts."""
     if not _RECORD.is_dir():
         return set()
-    from lib.workflow.snakemake_metadata import recorded  # imports Snakemake, which takes a second
+    from lib.workflow.metadata_overlay import find_recorded_outputs  # imports Snakemake, which takes a second
 
-    return set(recorded())
+    return set(find_recorded_outputs())

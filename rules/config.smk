@@ -1,0 +1,54 @@
+"""The configuration: read, checked, and expanded into runs and variants."""
+
+import os
+from pathlib import Path
+
+from lib.config.loader import check_yaml, load_config
+from lib.core.cli import or_exit
+from lib.workflow.helpers import (
+    read_locked_versions,
+    mend_ancient_inputs,
+    match_names,
+    find_project_folder,
+    use_own_interpreter,
+)
+from lib.workflow.stages import Stages
+
+use_own_interpreter()
+mend_ancient_inputs()
+HOME = or_exit(find_project_folder, os.path.dirname(workflow.current_basedir))
+
+
+if not workflow.overwrite_configfiles:
+    or_exit(check_yaml, HOME / "config.yaml")
+
+    configfile: f"{HOME}/config.yaml"
+
+
+CONFIG_FILES = [Path(file) for file in workflow.configfiles]
+for file in CONFIG_FILES:
+    or_exit(check_yaml, file)
+CONFIG = or_exit(load_config, config, CONFIG_FILES)
+CONFIGURATION = CONFIG.model_dump(mode="json")
+
+R = str(Path(CONFIG.results))  # one spelling: ./results and results/ are both results
+RUNS = CONFIG.runs
+VARIANTS = {
+    name: variant.model_dump(mode="json")
+    for name, variant in CONFIG.every_variant.items()
+}
+SPLITS = ["train", "validation", "test"]
+PARAMETERS = CONFIG.base_model.parameters
+LOCKED = read_locked_versions(HOME / "requirements.lock")
+STAGES = Stages(
+    R,
+    RUNS,
+    VARIANTS,
+    scored=[name for name, variant in CONFIG.every_variant.items() if variant.scored],
+)
+
+
+wildcard_constraints:
+    run=match_names(RUNS),
+    variant=match_names(VARIANTS),
+    split=match_names(SPLITS),

@@ -1,0 +1,41 @@
+"""What happens before the DAG is built, when jobs start, and when they have ended."""
+
+from lib.config.loader import check_results_folder
+from lib.workflow.headline import format_headline
+from lib.workflow.helpers import check_gpus, check_unquoted, tell_unused_gpus
+from lib.workflow.metadata_overlay import write_corrections
+from lib.workflow.remote_storage import (
+    sync_metadata_before_run,
+    write_lineage_after_run,
+)
+
+# Everything that makes commands long.
+TEXTS = canonical_json([CONFIGURATION, *RUNS, *DATA_FILES])
+
+
+# A remote job is part of a run that has checked all of this.
+if workflow.is_main_process:
+    or_exit(check_gpus, workflow.resource_settings.overwrite_resources)
+    or_exit(check_unquoted, workflow, TEXTS)
+    user_paths = {*DATA_FILES, MODEL_PATH, ADAPTER_PATH, MERGED_PATH} - {TWEETS, None}
+    or_exit(check_results_folder, R, CONFIG_FILES, HOME, user_paths)
+    or_exit(sync_metadata_before_run, workflow, R, user_paths)
+
+
+onstart:
+    or_exit(write_corrections)  # with --nolock nothing was written yet
+    or_exit(check_unquoted, workflow, TEXTS)  # the executor is known only now
+    tell_unused_gpus(workflow.resource_settings.overwrite_resources)
+
+
+onsuccess:
+    or_exit(write_lineage_after_run, workflow, R)
+    if STORED:
+        command = fetch_results_command("--shown")
+        shell("{command:q}")
+    if Path(f"{R}/gate.passed").exists():
+        print(format_headline(Path(R)), flush=True)
+
+
+onerror:
+    or_exit(write_lineage_after_run, workflow, R)

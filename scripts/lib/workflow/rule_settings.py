@@ -1,0 +1,68 @@
+"""The settings of each rule: the parts of the configuration that it needs, and the library versions it depends on."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lib.core.cli import fail, or_exit
+from lib.core.files import canonical_json
+
+_LONGEST_ARGUMENT = 125_000  # bytes; the kernel's limit is 131,072, and quotes are added
+
+Wildcards = Any
+Section = Any | Callable[[Wildcards], Any]
+
+
+def join_settings(
+    versions: Mapping[str, str], packages: str | Callable[[Wildcards], str], sections: Mapping[str, Section]
+) -> Callable[[Wildcards], str]:
+    """Return the function that gives a rule its settings as one canonical JSON text.
+
+    One text, because Snakemake compares several scalar params as an unordered set and misses swapped values. A
+    function, because Snakemake takes braces in a text for wildcards.
+    packages: names in `versions`, separated by spaces. Packages and sections may be functions of the wildcards.
+    """
+
+    def resolve(wildcards: Wildcards) -> str:
+        def find(value: Section) -> Any:
+            return value(wildcards) if callable(value) else value
+
+        own = {name: find(section) for name, section in sections.items()}
+        text = canonical_json({**own, "versions": {name: versions[name] for name in find(packages).split()}})
+        return or_exit(check_argument_length, text)
+
+    return resolve
+
+
+def check_argument_length(settings: str) -> str:
+    """Return the settings, which become one argument of a command.
+
+    Raises `UserError` when they are longer than Linux allows.
+    """
+    if len(settings.encode()) >= _LONGEST_ARGUMENT:
+        fail("sweep: has more runs than the command that compares them can name", "make several configurations of it")
+    return settings
+
+
+def select_keys(section: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Return some keys of a section of the configuration."""
+    return {name: section[name] for name in names}
+
+
+def select_set_keys(section: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Return those of the keys that are set, such as the one that says where a model comes from."""
+    return {name: section[name] for name in names if section[name] is not None}
+
+
+def find_quantization(finetune: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how a qlora run keeps its base model in 4 bits; None for every other method."""
+    return select_keys(finetune, ("quant_type", "double_quant")) if finetune["method"] == "qlora" else None
+
+
+def name_quantization_package(finetune: Mapping[str, Any]) -> str:
+    """Return what to add to a rule's packages when it loads a base model in 4 bits."""
+    return " bitsandbytes" if find_quantization(finetune) else ""
+
+
+def find_changes(finetune: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the sweep has changed in the section `finetune` of a run."""
+    return {key: value for key, value in finetune.items() if value != default[key]}

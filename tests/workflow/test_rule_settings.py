@@ -1,0 +1,65 @@
+"""The settings of a rule: one text with exactly its own sections and versions."""
+
+import json
+import subprocess
+
+import pytest
+
+from lib.core.cli import UserError
+from lib.workflow.rule_settings import (
+    check_argument_length,
+    find_changes,
+    find_quantization,
+    join_settings,
+    name_quantization_package,
+    select_keys,
+    select_set_keys,
+)
+
+VERSIONS = {"torch": "2.9", "peft": "0.18", "numpy": "2.3"}
+
+
+def test_settings_are_one_canonical_text_with_the_versions_that_a_rule_names():
+    text = join_settings(VERSIONS, "peft torch", {"b": {"z": 1, "a": "{run}"}, "a": None})("wildcards")
+    assert json.loads(text) == {"a": None, "b": {"a": "{run}", "z": 1}, "versions": {"peft": "0.18", "torch": "2.9"}}
+    assert text == join_settings(VERSIONS, "torch peft", {"a": None, "b": {"a": "{run}", "z": 1}})("wildcards")
+
+
+def test_sections_and_packages_may_follow_from_the_wildcards():
+    settings = join_settings(VERSIONS, lambda run: run, {"name": lambda run: run.upper()})
+    assert json.loads(settings("torch")) == {"name": "TORCH", "versions": {"torch": "2.9"}}
+
+
+def test_a_package_that_is_not_locked_is_a_fault():
+    with pytest.raises(KeyError, match="tensorflow"):
+        join_settings(VERSIONS, "tensorflow", {})("wildcards")
+
+
+def test_settings_that_are_too_long_end_the_program_in_one_line():
+    with pytest.raises(SystemExit, match="^error: sweep: has more runs than the command"):
+        join_settings(VERSIONS, "", {"runs": "x" * 130_000})("wildcards")
+
+
+def test_the_longest_argument_still_starts_a_program():
+    """Linux takes 128 KB in one argument."""
+    subprocess.run(["true", check_argument_length("x" * 124_999)], check=True)
+    with pytest.raises(UserError, match="sweep: has more runs"):
+        check_argument_length("é" * 65_000)
+
+
+def test_keys_of_a_section():
+    section = {"path": None, "hub": {"id": "a"}, "other": 1}
+    assert select_keys(section, ("path", "hub")) == {"path": None, "hub": {"id": "a"}}
+    assert select_set_keys(section, ("path", "hub")) == {"hub": {"id": "a"}}
+
+
+def test_only_qlora_keeps_its_base_in_4_bits():
+    finetune = {"method": "qlora", "quant_type": "nf4", "double_quant": False, "r": 8}
+    assert find_quantization(finetune) == {"quant_type": "nf4", "double_quant": False}
+    assert name_quantization_package(finetune) == " bitsandbytes"
+    assert find_quantization(finetune | {"method": "lora"}) is None
+    assert name_quantization_package(finetune | {"method": "lora"}) == ""
+
+
+def test_what_a_sweep_changes():
+    assert find_changes({"r": 8, "alpha": 16}, {"r": 16, "alpha": 16}) == {"r": 8}
