@@ -3,6 +3,7 @@
 from lib.core.files import canonical_json
 from lib.hardware import resources
 from lib.provenance.code_closure import code_closure
+from lib.training.methods import choose_quantization
 from lib.workflow.helpers import choose_environment_file, find_path
 from lib.workflow.job_inputs import describe_data_input, describe_model_input
 from lib.workflow.job_resources import (
@@ -16,7 +17,6 @@ from lib.workflow.job_resources import (
 )
 from lib.workflow.rule_settings import (
     find_changes,
-    find_quantization,
     join_settings,
     name_quantization_package,
     select_keys,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lib.config.loader import check_yaml, load_config
 from lib.core.cli import or_exit
+from lib.core.layout import SPLITS
 from lib.workflow.helpers import (
     read_locked_versions,
     mend_ancient_inputs,
@@ -37,7 +38,6 @@ VARIANTS = {
     name: variant.model_dump(mode="json")
     for name, variant in CONFIG.every_variant.items()
 }
-SPLITS = ["train", "validation", "test"]
 PARAMETERS = CONFIG.base_model.parameters
 LOCKED = read_locked_versions(HOME / "requirements.lock")
 STAGES = Stages(

@@ -30,7 +30,7 @@ rule fetch_adapter:
         settings=settings(
             "safetensors",
             adapter=CONFIG.finetune.adapter,
-            quantization=lambda wildcards: find_quantization(
+            quantization=lambda wildcards: choose_quantization(
                 RUNS[wildcards.run].finetune
             ),
         ),

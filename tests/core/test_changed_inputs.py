@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lib.core.cli import UserError
-from lib.core.files import published_directory, read_jsonl
+from lib.core.files import published_directory, read_json, read_jsonl
 from lib.provenance.manifests import write_manifest
 from support.paths import SCRIPTS
 
@@ -67,3 +67,23 @@ def test_another_rows_file_is_named_by_the_first_key_that_it_lacks(tmp_path):
         UserError, match=r"rows\.jsonl: it has no 'prompt', as a file of its name has; remove it and run"
     ):
         [row["prompt"] for row in read_jsonl(path)]
+
+
+@pytest.mark.parametrize(
+    "use", [lambda value: value["key"], lambda value: value.get("key"), lambda value: value.items()]
+)
+def test_a_list_in_the_place_of_an_object_names_its_file(tmp_path, use):
+    path = tmp_path / "audit.json"
+    path.write_text("[1, 2]")
+    assert read_json(path) == [1, 2]
+    assert read_json(path)[1:] == [2]
+    with pytest.raises(UserError, match=r"audit\.json: it holds a list, not an object; remove it and run"):
+        use(read_json(path))
+
+
+@pytest.mark.parametrize("text", ["null", "17", '"text"', "true"])
+def test_json_that_is_no_object_names_its_file(tmp_path, text):
+    for name, read in {"a.json": read_json, "a.jsonl": lambda path: list(read_jsonl(path))}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=f"{name}(:1)?: it holds n"):
+            read(tmp_path / name)

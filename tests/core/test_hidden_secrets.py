@@ -11,7 +11,7 @@ SECRET = "planted-5ecret"
     "text",
     [
         f"https://user:{SECRET}@host/path", f"azuremuser:{SECRET}@l://datastores/store", f"'user:{SECRET}@host:22'",
-        f"az://box/rows?sv=1&sig={SECRET}&se=2", f"AccountKey={SECRET};EndpointSuffix=x", f"https://:{SECRET}@host",
+        f"az://box/rows?sv=1&sig={SECRET}&se=2", f"AccountKey={SECRET};EndpointSuffix=x", f"https://:{SECRET}@host", f"azureml://models/Phi:x/veruser:{SECRET}@ions/11",
     ],
 )  # fmt: skip
 def test_no_login_signature_or_key_is_repeated(text):

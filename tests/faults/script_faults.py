@@ -344,9 +344,9 @@ def lose_power(scene: Scene) -> During:
 def take_place(scene: Scene) -> During:
     """Where the rule writes lies something else: a link that leads nowhere or out, a pipe, a folder, a file."""
     output = scene.workspace / scene.draw.choice(scene.job.outputs)
-    output = (
-        output.with_name(f"{output.name}.partial.{scene.draw.randint(1, 9)}") if scene.draw.random() < 0.5 else output
-    )
+    partial = output.with_name(f"{output.name}.partial.{scene.draw.randint(1, 9)}")
+    if scene.draw.random() < 0.5 and output.suffix != ".done":  # which Snakemake touches
+        output = partial
     outside = scene.workspace.parent / "outside"
     outside.mkdir()
     (outside / "file").write_text("a person's own")

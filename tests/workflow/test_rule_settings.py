@@ -9,7 +9,6 @@ from lib.core.cli import UserError
 from lib.workflow.rule_settings import (
     check_argument_length,
     find_changes,
-    find_quantization,
     join_settings,
     name_quantization_package,
     select_keys,
@@ -55,9 +54,7 @@ def test_keys_of_a_section():
 
 def test_only_qlora_keeps_its_base_in_4_bits():
     finetune = {"method": "qlora", "quant_type": "nf4", "double_quant": False, "r": 8}
-    assert find_quantization(finetune) == {"quant_type": "nf4", "double_quant": False}
     assert name_quantization_package(finetune) == " bitsandbytes"
-    assert find_quantization(finetune | {"method": "lora"}) is None
     assert name_quantization_package(finetune | {"method": "lora"}) == ""
 
 

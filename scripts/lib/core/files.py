@@ -184,7 +184,7 @@ def read_json(path: Path, *, hint: str = "mend or remove the file", strict: bool
     """
     try:
         options: dict[str, Any] = {} if strict else {"object_hook": lambda values: _Stated(path, values)}
-        return parse_json(path.read_text(encoding="utf-8"), strict=strict, **options)
+        value = parse_json(path.read_text(encoding="utf-8"), strict=strict, **options)
     except FileNotFoundError:
         fail("no such file", "check the path", at=path)
     except IsADirectoryError:
@@ -195,6 +195,7 @@ def read_json(path: Path, *, hint: str = "mend or remove the file", strict: bool
         fail("not UTF-8 text", hint, at=path)
     except ValueError as error:
         fail(f"not JSON: {error}", hint, at=path)
+    return value if strict else _state(path, value)
 
 
 class _AmbiguousError(ValueError):
@@ -203,6 +204,8 @@ class _AmbiguousError(ValueError):
 
 class _Stated(dict[str, Any]):
     """An object in a JSON file. Asked for a key that it lacks, it names the file: another file lies in its place."""
+
+    __slots__ = ("at",)
 
     def __init__(self, at: Path, values: dict[str, Any]) -> None:
         super().__init__(values)
@@ -213,6 +216,38 @@ class _Stated(dict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)  # for copies and other processes
+
+
+class _StatedList(list[Any]):
+    """A list that a JSON file holds. Asked for what only an object has, it names the file, as `_Stated` does."""
+
+    def __init__(self, at: Path, values: list[Any]) -> None:
+        super().__init__(values)
+        self._at = at
+
+    def __getitem__(self, place: Any) -> Any:
+        return super().__getitem__(place) if not isinstance(place, str) else self._refuse_list()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("get", "items", "keys", "values"):
+            return self._refuse_list
+        raise AttributeError(name)
+
+    def _refuse_list(self, *_: Any) -> NoReturn:
+        fail("it holds a list, not an object", "remove it and run the workflow again", at=self._at)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+
+def _state(path: Path, value: Any, line: int | None = None) -> Any:
+    """Return what a JSON file holds so that it names the file where somebody takes it for another one."""
+    if isinstance(value, dict):
+        return value if isinstance(value, _Stated) else _Stated(path, value)
+    if isinstance(value, list) and line is None:
+        return _StatedList(path, value)
+    what = "neither an object nor a list" if line is None else "no object"
+    fail(f"it holds {what}: {str(value)[:40]!a}", "remove it and run the workflow again", at=path, line=line)
 
 
 def parse_json(text: str, *, strict: bool = False, **options: Any) -> Any:
@@ -263,7 +298,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSON Lines file. Raises `UserError` with the line of a broken one.
 
-    A key that the first one lacks raises it, too, when it is asked for.
+    A key that one lacks raises it, too, when it is asked for.
     """
     try:
         file = open(path, encoding="utf-8")  # noqa: SIM115 (closed below; only the opening may raise)
@@ -274,9 +309,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         number = 0
         try:
             for number, line in enumerate(file, start=1):
-                row = parse_json(line)
-                # Another file in its place has other keys from the first row on.
-                yield _Stated(path, row) if number == 1 and isinstance(row, dict) else row
+                yield _state(path, parse_json(line), number)
         except json.JSONDecodeError as error:
             fail(f"not JSON: {error.msg}", hint, at=path, line=number)
         except UnicodeDecodeError:

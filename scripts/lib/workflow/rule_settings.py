@@ -5,6 +5,7 @@ from typing import Any
 
 from lib.core.cli import fail, or_exit
 from lib.core.files import canonical_json
+from lib.training.methods import choose_quantization
 
 _LONGEST_ARGUMENT = 125_000  # bytes; the kernel's limit is 131,072, and quotes are added
 
@@ -53,14 +54,9 @@ def select_set_keys(section: Mapping[str, Any], names: tuple[str, ...]) -> dict[
     return {name: section[name] for name in names if section[name] is not None}
 
 
-def find_quantization(finetune: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return how a qlora run keeps its base model in 4 bits; None for every other method."""
-    return select_keys(finetune, ("quant_type", "double_quant")) if finetune["method"] == "qlora" else None
-
-
 def name_quantization_package(finetune: Mapping[str, Any]) -> str:
     """Return what to add to a rule's packages when it loads a base model in 4 bits."""
-    return " bitsandbytes" if find_quantization(finetune) else ""
+    return " bitsandbytes" if choose_quantization(finetune) else ""
 
 
 def find_changes(finetune: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
