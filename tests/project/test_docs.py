@@ -238,10 +238,19 @@ def test_commands_are_found_in_blocks_and_text():
 
 
 @each_page
+def test_what_a_diff_replaces_stands_in_the_code(page):
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "scripts").rglob("*.py"))
+    for token in tokens(page):
+        if token.type == "fence" and token.info == "diff":
+            removed = [line[1:] for line in token.content.splitlines() if line.startswith("-")]
+            assert [line for line in removed if line not in code] == []
+
+
+@each_page
 def test_shell_blocks_are_valid_shell(page):
     for token in tokens(page):
         if token.type == "fence":
-            assert token.info in ("bash", "yaml"), f"{page.name}: a block without a language it is checked in"
+            assert token.info in ("bash", "yaml", "diff"), f"{page.name}: a block without a language it is checked in"
         if token.type == "fence" and token.info == "bash":
             done = subprocess.run(["bash", "-n"], input=token.content, text=True, capture_output=True)
             assert done.returncode == 0, done.stderr
