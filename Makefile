@@ -35,7 +35,8 @@ test: .venv/installed
 	$(BIN)/python -m pytest $(value ARGS)
 
 test-python: $(OTHER)/installed
-	$(OTHER)/bin/python -m pytest $(value ARGS)
+	$(OTHER)/bin/python -m pytest -m "not workflow and not end_to_end and not slurm and not slurm_slow and not conda \
+	  and not azure" $(value ARGS)
 
 test-gguf: .venv/installed .llama-cpp/installed
 	PYTHONPATH=.llama-cpp:scripts $(BIN)/python tests/gguf_against_llama_cpp.py

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from lib.core.cli import fail, or_exit
+from lib.core.escaping import escape_controls
 from lib.sources.lock_file import Entry, format_lock, read_lock
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +56,7 @@ def install_without_torch(entries: Sequence[Entry]) -> None:
         chosen = json.loads(report.read_text(encoding="utf-8"))["install"]
     needs = {one["metadata"]["name"]: one["metadata"].get("requires_dist", []) for one in chosen}
     left_out = find_dependents("torch", needs)
-    print("without torch, and what needs it:", *sorted(left_out, key=str.lower))
+    print(escape_controls(f"without torch, and what needs it: {' '.join(sorted(left_out))}"))
     pip_entries([entry for entry in others if normalize_name(entry.name) not in left_out])
 
 

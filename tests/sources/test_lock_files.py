@@ -10,6 +10,7 @@ import generate
 import lock_hashes
 import pytest
 import set_up
+from packaging.requirements import Requirement
 from packaging.version import Version
 
 from lib.core.cli import UserError
@@ -61,6 +62,15 @@ def test_pip_takes_nothing_of_an_environment_without_a_hash(environment):
     )
     built = {line.split()[1] for line in lines if line.startswith("--no-binary")}
     assert built == ({"connection-pool"} if environment.startswith("profiles") else set())
+
+
+def test_the_environments_follow_from_their_own_python():
+    needs = {
+        "python_version < '3.12'": True,
+        "python_full_version == '3.11.0'": True,
+        "python_version >= '3.12'": False,
+    }
+    assert {marker: generate._applies(Requirement(f"packaging ; {marker}")) for marker in needs} == needs
 
 
 @pytest.mark.parametrize(

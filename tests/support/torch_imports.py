@@ -5,7 +5,7 @@ import re
 # Packages that `set_up.py --without-torch` leaves out, and what transformers says of its own modules.
 _MISSING = re.compile(
     r"No module named '(torch|peft|accelerate|bitsandbytes|auto_round)\b"
-    r"|requires the PyTorch library but it was not found|PyTorch was not found"
+    r"|No package metadata was found for torch|requires the PyTorch library but it was not found|PyTorch was not found"
 )
 
 
