@@ -9,14 +9,19 @@
 # make lock   the hashes of the lock files, after a version in them was changed by hand; then make generated
 # make test-gguf   tokenizers of GGUF files against llama.cpp, which it builds first (about 4 minutes)
 # make test-azure   the workflow through Azure Machine Learning and Azure storage, both on loopback; installs Azurite
-PYTHON ?= python3.11
+# make test-python PYTHON=python3.13   the tests that need no torch under another Python, in .venv-python3.13
+# The Python of .venv: 3.11, 3.12 or 3.13, the first that is here unless it is given. Another one makes .venv anew.
+PYTHON ?=
 BIN = .venv/bin
+OTHER = .venv-$(or $(notdir $(PYTHON)),python)
+# FORCE if PYTHON is given and the environment in this folder has another version.
+differs = $(if $(PYTHON),$(shell sh scripts/make_venv.sh --fits $(1) "$(PYTHON)" || echo FORCE))
 # As they were typed, in recipes by $(value ...): make would read a $ in the name of a file.
 ARGS ?=
 DAYS ?= 30
 unexport ARGS DAYS
 
-.PHONY: run control test test-gguf test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm \
+.PHONY: FORCE run control test test-python test-gguf test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm \
   fuzz fuzz-atheris lock generated clean clean-results clean-work
 
 run: .venv/installed
@@ -28,6 +33,10 @@ control: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(value ARGS)
+
+test-python: $(OTHER)/installed
+	$(OTHER)/bin/python -m pytest -m "not workflow and not end_to_end and not slurm and not slurm_slow and not conda \
+	  and not azure" $(value ARGS)
 
 test-gguf: .venv/installed .llama-cpp/installed
 	PYTHONPATH=.llama-cpp:scripts $(BIN)/python tests/gguf_against_llama_cpp.py
@@ -98,9 +107,14 @@ check: .venv/installed
 	$(BIN)/python -m snakemake --lint
 
 # A broken installation leaves no stamp, so the next make mends it.
-.venv/installed: requirements.lock envs/cuda/torch.lock src/pyproject.toml
-	$(PYTHON) -m venv .venv
+.venv/installed: requirements.lock envs/cuda/torch.lock src/pyproject.toml $(call differs,.venv)
+	@sh scripts/make_venv.sh .venv "$(PYTHON)"
 	$(BIN)/python scripts/set_up.py
+	touch $@
+
+$(OTHER)/installed: requirements.lock src/pyproject.toml $(call differs,$(OTHER))
+	@sh scripts/make_venv.sh $(OTHER) "$(PYTHON)"
+	$(OTHER)/bin/python scripts/set_up.py --without-torch
 	touch $@
 
 lock: .venv/installed

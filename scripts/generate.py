@@ -56,6 +56,8 @@ GROUPS["job"] = [
     "snakemake",
     "snakemake-storage-plugin-azure",
 ]
+# The Python of the environments, whichever this runs under.
+_PYTHON = {"python_version": "3.11", "python_full_version": "3.11.0"}
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's public page of CPU builds
 
 SDISTS = {"antlr4-python3-runtime", "connection-pool"}  # of the lock, as `make lock` names them: they have no wheel
@@ -104,7 +106,7 @@ def environment(lines: list[str]) -> str:
             "channels:",
             "  - conda-forge",
             "dependencies:",
-            "  - python=3.11",
+            f"  - python={_PYTHON['python_version']}",
             "  - pip",
             "  - pip:",
             *(f"      - {line}" for line in ["--require-hashes", *lines]),
@@ -182,7 +184,7 @@ def _applies(need: Requirement) -> bool:
         version(need.name)
     except PackageNotFoundError:
         return False
-    return need.marker is None or need.marker.evaluate({"extra": ""})
+    return need.marker is None or need.marker.evaluate({"extra": "", **_PYTHON})
 
 
 if __name__ == "__main__":

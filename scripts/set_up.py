@@ -3,33 +3,85 @@
 torch comes first: which build of it, for CUDA or for the CPU, follows from where pip is set to look. A build whose hash
 is in no lock is refused, unless it is installed already. What PyPI's build for CUDA needs comes from
 envs/cuda/torch.lock. Packages without a wheel are built with the setuptools of the lock.
+
+With `--without-torch`, torch and what needs it are left out: for tests under a Python for which no torch can be had.
 """
 
 import argparse
 import importlib
 import json
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from lib.core.cli import fail, or_exit
-from lib.sources.lock_file import Entry, read_lock
+from lib.core.escaping import escape_controls
+from lib.sources.lock_file import Entry, format_lock, read_lock
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--without-torch", action="store_true", help="leave out torch and what needs it")
+    args = arguments.parse_args()
     _, entries = read_lock((ROOT / "requirements.lock").read_text(encoding="utf-8"), "requirements.lock")
     lock = {entry.name: entry for entry in entries}
     install_entry(lock["setuptools"], lock["setuptools"].hashes)
+    if args.without_torch:
+        install_without_torch(entries)
+    else:
+        install_all(lock)
+    pip("--no-deps", "--no-index", "--no-build-isolation", "--editable", str(ROOT / "src"))
+
+
+def install_all(lock: Mapping[str, Entry]) -> None:
+    """Install every package of the lock, torch first."""
     if installed_version("torch").partition("+")[0] != lock["torch"].pin.lstrip("="):
         install_torch(lock["torch"])
     locks = ["requirements.lock", *(["envs/cuda/torch.lock"] if needs_cuda_libraries() else [])]
     pip("--require-hashes", "--no-build-isolation", *(word for name in locks for word in ("-r", str(ROOT / name))))
-    pip("--no-deps", "--no-index", "--no-build-isolation", "--editable", str(ROOT / "src"))
+
+
+def install_without_torch(entries: Sequence[Entry]) -> None:
+    """Install every package of the lock but torch and what needs it, by what the packages state."""
+    others = [entry for entry in entries if entry.name != "torch"]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        pip_entries(others, "--dry-run", "--ignore-installed", "--report", str(report))
+        chosen = json.loads(report.read_text(encoding="utf-8"))["install"]
+    needs = {one["metadata"]["name"]: one["metadata"].get("requires_dist", []) for one in chosen}
+    left_out = find_dependents("torch", needs)
+    print(escape_controls(f"without torch, and what needs it: {' '.join(sorted(left_out))}"))
+    pip_entries([entry for entry in others if normalize_name(entry.name) not in left_out])
+
+
+def find_dependents(name: str, needs: Mapping[str, Sequence[str]]) -> set[str]:
+    """Return the packages that cannot do without one, directly or through others; what only extras need is no need.
+
+    needs: the requirements of each package, as its metadata state them (`Requires-Dist`).
+    """
+    needed = {
+        normalize_name(package): {
+            normalize_name(re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0])
+            for line in lines
+            if not re.search(r"\bextra\b", line.partition(";")[2])
+        }
+        for package, lines in needs.items()
+    }
+    found = {name}
+    while more := {package for package, names in needed.items() if names & found} - found:
+        found |= more
+    return found - {name}
+
+
+def normalize_name(name: str) -> str:
+    """Return the one form of a package's name that indexes compare."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def install_torch(entry: Entry) -> None:
@@ -49,10 +101,15 @@ def install_torch(entry: Entry) -> None:
 
 def install_entry(entry: Entry, hashes: list[str]) -> None:
     """Install one package, nothing that it needs, from a wheel with one of these hashes."""
+    pip_entries([entry._replace(hashes=hashes)], "--only-binary=:all:")
+
+
+def pip_entries(entries: Sequence[Entry], *words: str) -> None:
+    """Run `pip install` on packages, each with one of its hashes, and on nothing that they need."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-        file.write(" ".join([entry.line, *(f"--hash=sha256:{one}" for one in hashes)]) + "\n")
+        file.write(format_lock([], list(entries), [entry.hashes for entry in entries]))
         file.flush()
-        pip("--require-hashes", "--no-deps", "--only-binary=:all:", "-r", file.name)
+        pip("--require-hashes", "--no-deps", "--no-build-isolation", *words, "-r", file.name)
 
 
 def installed_version(name: str) -> str:

@@ -1,10 +1,11 @@
-"""Fixtures that all tests share."""
+"""Fixtures that all tests share, and what becomes of tests that need torch where there is none."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,29 @@ pytest.register_assert_rewrite("support")
 # side by side: a thread that waits leaves the core to others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+HAS_TORCH = find_spec("torch") is not None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Skip a test module that imports torch, itself or through another one, where it is not installed."""
+    return skip_without_torch((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Skip a test that imports torch, itself or in a process that it starts, where it is not installed."""
+    return skip_without_torch((yield))
+
+
+def skip_without_torch(report):
+    from support.torch_imports import misses_torch
+
+    if report.failed and not HAS_TORCH and misses_torch(str(report.longrepr)):
+        report.outcome, report.longrepr = "skipped", (__file__, 0, "needs torch, which is not installed")
+    return report
 
 
 @pytest.fixture(scope="session")

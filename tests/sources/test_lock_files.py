@@ -1,6 +1,7 @@
 """The lock files: every file that set-up installs is known by its hash, and another one is refused."""
 
 import hashlib
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -9,6 +10,7 @@ import generate
 import lock_hashes
 import pytest
 import set_up
+from packaging.requirements import Requirement
 from packaging.version import Version
 
 from lib.core.cli import UserError
@@ -60,6 +62,15 @@ def test_pip_takes_nothing_of_an_environment_without_a_hash(environment):
     )
     built = {line.split()[1] for line in lines if line.startswith("--no-binary")}
     assert built == ({"connection-pool"} if environment.startswith("profiles") else set())
+
+
+def test_the_environments_follow_from_their_own_python():
+    needs = {
+        "python_version < '3.12'": True,
+        "python_full_version == '3.11.0'": True,
+        "python_version >= '3.12'": False,
+    }
+    assert {marker: generate._applies(Requirement(f"packaging ; {marker}")) for marker in needs} == needs
 
 
 @pytest.mark.parametrize(
@@ -124,3 +135,41 @@ def test_another_hash_stops_pip(shelf, capfd):
         set_up.install_entry(Entry("torch==2.13.0", "torch", "==2.13.0", []), [CPU_BUILD])
     assert f"Expected sha256 {CPU_BUILD}" in capfd.readouterr().err
     assert not (shelf / "site").exists()
+
+
+# Without torch
+
+
+NEEDS = {
+    "PEFT": ["numpy>=1.17", "torch>=1.13.0", "accelerate>=0.21.0"],
+    "accelerate": ["torch>=2.0.0"],
+    "auto_round": ["Accelerate"],
+    "transformers": ["torch>=2.6 ; extra == 'torch'", "regex"],
+    "torchless": ["torch-like"],
+    "numpy": [],
+}
+
+
+def test_what_needs_torch_is_left_out_with_it_and_nothing_else():
+    assert set_up.find_dependents("torch", NEEDS) == {"peft", "accelerate", "auto-round"}
+
+
+def test_set_up_without_torch_installs_all_else_with_hashes(monkeypatch, capsys):
+    entries = [Entry(f"{name}==1", name, "==1", [CPU_BUILD]) for name in ("torch", *NEEDS)]
+    runs = []
+
+    def pip(*words: str) -> None:
+        runs.append((words, Path(words[-1]).read_text()))
+        if "--report" in words:
+            install = [{"metadata": {"name": name, "requires_dist": lines}} for name, lines in NEEDS.items()]
+            Path(words[words.index("--report") + 1]).write_text(json.dumps({"install": install}))
+
+    monkeypatch.setattr(set_up, "pip", pip)
+    set_up.install_without_torch(entries)
+    (dry, _), (words, text) = runs
+    assert "--dry-run" in dry
+    assert "--dry-run" not in words
+    assert {"--require-hashes", "--no-deps"} <= {*words}
+    assert [entry.name for entry in read_lock(text, "")[1]] == ["transformers", "torchless", "numpy"]
+    assert all(entry.hashes == [CPU_BUILD] for entry in read_lock(text, "")[1])
+    assert "accelerate auto-round peft" in capsys.readouterr().out

@@ -204,13 +204,18 @@ def _log_times() -> None:
 
 def _even_clock() -> float:
     """Return the seconds of a clock that nobody sets; on Linux it goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.monotonic()
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+_imported_at = _even_clock()  # where the system does not tell when a process began, that is as early as can be known
 
 
 def _process_age() -> float:
-    """Return the seconds since this process began, exact to the kernel's tick (10 ms)."""
+    """Return the seconds since this process began: on Linux to the kernel's tick (10 ms), else since this import."""
     if sys.platform != "linux":
-        return time.process_time()
+        return _even_clock() - _imported_at
     # The 22nd field, counted behind the program's name, which may hold spaces (proc(5)).
     ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
     return _even_clock() - ticks / os.sysconf("SC_CLK_TCK")
