@@ -13,8 +13,8 @@ from lib.evaluation.registry import MAIN_METRIC
 from lib.evaluation.selection import selected
 from lib.onnx.packaged import read_genai_config, read_packaged_template
 from lib.provenance.manifests import RUN_CARD, link_files, load_manifest, manifest_path, read_manifest, write_manifest
+from lib.provenance.notices import find_notices
 from lib.report.formatting import interval, metric, said
-from lib.report.notices import find_notices
 
 
 def main(args: argparse.Namespace) -> None:

@@ -31,7 +31,7 @@ NEEDED = {
     "choose_merge": "numpy",
     "clean": "",
     "compare_results": "numpy",
-    "control": "pydantic",
+    "control": "numpy pydantic",
     "enforce_gate": "",
     "fetch_adapter": "numpy torch",
     "fetch_data": "",
@@ -39,7 +39,7 @@ NEEDED = {
     "fetch_model": "",
     "fetch_results": "",
     "fetch_tweets": "",
-    "generate": "pydantic",
+    "generate": "numpy pydantic",
     "keep_selected": "",
     "lock_hashes": "",
     "merge_adapter": "numpy torch",
@@ -57,7 +57,7 @@ NEEDED = {
     "trace": "",
     "train_adapter": "datasets numpy pandas peft pyarrow scipy tokenizers torch transformers",
     "with_gpus": "",
-    "write_plots": "",
+    "write_plots": "numpy",
     "write_report": "numpy",
 }
 REPORTING = ("onnxruntime", "onnxruntime_genai", "huggingface_hub", "dvc")  # unless told not to when they are imported

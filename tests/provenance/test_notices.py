@@ -5,7 +5,7 @@ from pathlib import Path
 import fetch_tweets
 import yaml
 
-from lib.report.notices import find_notices
+from lib.provenance.notices import find_notices
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = yaml.safe_load((ROOT / "config.yaml").read_text())
