@@ -21,6 +21,7 @@ from lib.core.cli import or_exit
 from lib.provenance.code_closure import code_closure
 from lib.config.loader import check_results_folder, check_yaml, load_config
 from lib.core.files import canonical_json
+from lib.workflow.expected_times import tell_expected_times
 from lib.workflow.headline import headline
 from lib.core.layout import Layout
 from lib.provenance.manifests import manifest_path
@@ -144,6 +145,7 @@ if workflow.is_main_process:
 onstart:
     or_exit(check_unquoted, workflow, TEXTS)  # who runs the jobs is known only now
     tell_unused_gpus(workflow.resource_settings.overwrite_resources)
+    tell_expected_times(workflow)
 
 
 onsuccess:
