@@ -22,7 +22,7 @@ from lib.core.cli import UserError, error_line, fail
 from lib.core.failures import describe_failure, find_failure
 from lib.core.locks import WORKSPACE_LOCK, is_still_there, open_lock, try_lock
 from lib.core.yaml_files import check_yaml_text, read_text
-from lib.workflow.console import Console
+from lib.workflow.console import Console, is_routine
 
 _MOMENT = 3.0  # seconds in which Snakemake says that it was interrupted
 _TRACEBACK = ("Traceback (most recent call last)", "Exception ignored in")
@@ -100,10 +100,12 @@ class Run:
         self._console = Console()
         self._log: IO[str] | None = None
         self._errors: list[str] = []  # not shown yet
+        self._reasons: list[str] = []  # lines that may say why the run stopped
 
     def take_line(self, line: str) -> None:
         """Show a line that a script or Snakemake printed."""
         self._keep(line)
+        self._reasons.append(line)
         if line.startswith("error: "):
             self._errors.append(self._console.show_line(line))
         else:
@@ -114,16 +116,17 @@ class Run:
         lines = self._console.show_event(event)
         if self._console.is_run and self._log is None:
             self._open_log()
-        errors = [line for line in event["text"].splitlines() if line.startswith("error: ")]
-        for line in event["text"].splitlines():
+        said = event["text"].splitlines()
+        for line in said:
             self._keep(line)
-        if event["event"] == "job_error":  # with the logs of failed jobs
+        if event["is_problem"] and not is_routine(event["text"]):
+            self._reasons += [*said, *(lines[:1] if event["event"] == "job_error" else [])]
+        if event["event"] == "job_error":  # its text holds the log, where jobs run elsewhere
             _print(lines)
             known = [line.strip() for line in self._errors]
-            self._errors += [line for line in dict.fromkeys(errors) if line not in known]
-        elif lines:
-            self._show([line for line in lines if line not in errors])
-            self._errors += errors
+            self._errors += [line for line in said if line.startswith("error: ") and line not in known]
+        elif not (event["text"].startswith("RuleException:") and self._errors):  # the script has told it better
+            self._show(lines)
 
     def show_errors(self) -> None:
         """Show the error lines that were held back."""
@@ -133,9 +136,10 @@ class Run:
     def end(self, code: int) -> None:
         """Show what went wrong, once more where other lines came in between, and where everything is written."""
         if code in (0, 130):  # 130: Ctrl-C
-            self._show(self._console.end() if code == 0 else [])
+            self.show_errors()
+            _print(self._console.end() if code == 0 else [])
         else:
-            errors = [line for line in self.lines if line.startswith("error: ")] or [_reason(self.lines)]
+            errors = [line for line in self.lines if line.startswith("error: ")] or [_reason(self._reasons)]
             print("", *dict.fromkeys(errors), sep="\n", file=sys.stderr, flush=True)
         if self._log:
             _print(["", f"complete log: {self._log.name}"])

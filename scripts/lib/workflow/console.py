@@ -17,12 +17,17 @@ Event = Mapping[str, Any]
 _SHORT = 5.0  # seconds: a step that took less is not mentioned again when it is done
 _OF_A_SCRIPT = re.compile(rf"(?:{'|'.join(STEPS)}|error): |scored \d+ of |runs on ")
 _SAYS_LEFT = re.compile(r"(\w+): .*\babout (\d+) min left$")
-# Snakemake's words that say nothing: around a failed step, and before it finds out that there is nothing to do.
 _ROUTINE = re.compile(
     r"Exiting because a job execution failed|Shutting down, this might take some time|"
     r"(?:WorkflowError:\s*)?At least one job did not complete successfully"
 )
+# What Snakemake says without warning, and a person wants to know.
 _SHOWN = re.compile(r"Nothing to be done|(?:Creating conda environment|Downloading and installing remote packages)")
+
+
+def is_routine(text: str) -> bool:
+    """Return whether Snakemake says this around every failed step, whatever the reason."""
+    return _ROUTINE.match(text.strip()) is not None
 
 
 @dataclass
@@ -78,9 +83,9 @@ class Console:
         return [] if self.is_run else self._before
 
     def _learn(self, event: Event) -> None:
-        if event["event"] == "run_info":
+        if event["event"] in ("run_info", "job_started") and not self.is_run:
             self.is_run, self._began = True, self._clock()
-            self.total = event["total"]
+        self.total = event["total"] or self.total
         for job, (rule, seconds) in (event.get("work") or {}).items():
             if rule not in TARGETS:
                 self.time_left.work[int(job)] = seconds
@@ -119,8 +124,8 @@ class Console:
         lines: list[str] = event["text"].splitlines()
         if event["is_problem"] or _SHOWN.match(event["text"]):
             self._before = []
-            return [] if _ROUTINE.match(event["text"].strip()) else lines
-        if not self.is_run and self._before is not None:
+            return [] if is_routine(event["text"]) else lines
+        if not self.is_run:
             self._before += lines
         return []
 
@@ -134,6 +139,8 @@ class Console:
         return [job for job in self.running if self.steps[job].rule == rule]
 
     def _number(self, number: int) -> str:
+        if not self.total:  # `--quiet progress` keeps it secret
+            return f"[{number}]"
         return f"[{number:>{len(str(self.total))}} of {max(self.total, number)}]"
 
     def _indent(self, line: str) -> str:

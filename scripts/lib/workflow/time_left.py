@@ -22,7 +22,7 @@ class TimeLeft:
         self.taken[job] = seconds
 
     def estimate(self, running: Mapping[int, float], told: Mapping[int, float], elapsed: float) -> float | None:
-        """Return the seconds that all remaining jobs take, or None when that is not known.
+        """Return the seconds that all remaining jobs take, or None when that is not known or none remains.
 
         running: how long the jobs that run have been running; told: what their scripts say is left of them; elapsed:
         how long the run has been going on. As many jobs run at a time as did so far.
@@ -37,6 +37,8 @@ class TimeLeft:
                 return None
             else:
                 left[job] = max(0.0, seconds - running.get(job, 0.0))
+        if not left:
+            return None
         at_a_time = (sum(self.taken.values()) + sum(running.values())) / max(elapsed, 1e-9)
         return sum(left.values()) / max(1.0, at_a_time)
 
