@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lib.core.cli import UserError, error_line, fail
+from lib.core.escaping import escape_controls
 from lib.core.failures import describe_failure, find_failure
 from lib.core.locks import WORKSPACE_LOCK, is_still_there, open_lock, try_lock
 from lib.core.yaml_files import check_yaml_text, read_text
@@ -148,6 +149,8 @@ class Run:
     def _show(self, lines: list[str]) -> None:
         if lines:
             self.show_errors()
+        if self._console.is_run:
+            lines = [escape_controls(line) for line in lines]
         _print(lines)
 
     def _keep(self, line: str) -> None:

@@ -298,6 +298,37 @@ def test_an_error_of_an_attempt_that_was_repeated_is_shown(capfd, tmp_path, monk
     assert capfd.readouterr().out.strip() == "error: the network is gone"
 
 
+def command_lines() -> list[str]:
+    return subprocess.run(["ps", "-eo", "args", "-ww"], capture_output=True, text=True).stdout.splitlines()
+
+
+@pytest.mark.workflow
+def test_without_the_program_that_shows_and_locks_it_no_further_step_starts(ran):
+    workspace, _ = ran
+    process = subprocess.Popen(
+        [sys.executable, str(workspace.root / "scripts/run.py"), "--forceall", *CORPUS],
+        cwd=workspace.root,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    while not STEP.match(process.stdout.readline()):
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    folder = str(workspace.root)
+    deadline = time.monotonic() + 60
+    while any(folder in line and "snakemake_events" in line for line in command_lines()):
+        assert time.monotonic() < deadline, "Snakemake goes on"
+        time.sleep(0.1)
+    log = max(workspace.root.glob(".snakemake/log/*.snakemake.log"), key=lambda file: file.name).read_text()
+    assert "rule fetch_data" in log
+    assert "rule render_corpus" not in log
+    again = make_run(workspace, *CORPUS)
+    assert again.returncode == 0, again.stdout
+
+
 def test_an_error_does_not_wait_for_other_lines(monkeypatch):
     monkeypatch.setattr(run, "_PATIENCE", 0.05)
 

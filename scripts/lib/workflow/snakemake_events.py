@@ -36,8 +36,8 @@ class LogHandler(LogHandlerBase):
             event = describe_record(record, text if text != "None" else "", self.common_settings.dryrun)
             self._file.write(json.dumps(event) + "\n")
             self._file.flush()
-        except BrokenPipeError:  # who showed it is gone; the run goes on
-            pass
+        except BrokenPipeError:  # `make run` is dead, and with it its lock of this folder: no further job may start
+            os._exit(1)
         except Exception:
             self.handleError(record)
 
