@@ -1,6 +1,7 @@
 """What happens before the DAG is built, when jobs start, and when they have ended."""
 
 from lib.config.loader import check_results_folder
+from lib.workflow.expected_times import tell_expected_times
 from lib.workflow.headline import format_headline
 from lib.workflow.helpers import check_gpus, check_unquoted, tell_unused_gpus
 from lib.workflow.metadata_overlay import write_corrections
@@ -26,6 +27,7 @@ onstart:
     or_exit(write_corrections)  # with --nolock nothing was written yet
     or_exit(check_unquoted, workflow, TEXTS)  # the executor is known only now
     tell_unused_gpus(workflow.resource_settings.overwrite_resources)
+    tell_expected_times(workflow)
 
 
 onsuccess:

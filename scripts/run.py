@@ -1,27 +1,35 @@
-"""Run the workflow as `make run` does: one run at a time, the outcome as the last lines.
+"""Run the workflow as `make run` does: one run at a time, one line for each step, the outcome as the last lines.
 
 Arguments go to Snakemake as they are. A run that was killed left a lock behind: it is removed, since
 this program's own lock tells that no other run is alive. When a rule fails, the error line of its
-script is repeated last.
+script comes last. All that Snakemake and the scripts say is in the log that the last line names.
 """
 
+import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
+from typing import IO, Any
 
 from lib.core.cli import UserError, error_line, fail
+from lib.core.escaping import escape_controls
 from lib.core.failures import describe_failure, find_failure
 from lib.core.locks import WORKSPACE_LOCK, is_still_there, open_lock, try_lock
 from lib.core.yaml_files import check_yaml_text, read_text
+from lib.workflow.console import Console, is_routine
 
 _MOMENT = 3.0  # seconds in which Snakemake says that it was interrupted
 _TRACEBACK = ("Traceback (most recent call last)", "Exception ignored in")
 _IN_TRACEBACK = (" ", "\n", "^", "~", "During handling of", "The above exception", "KeyboardInterrupt")
-SNAKEMAKE = [sys.executable, "-m", "snakemake"]
+_PATIENCE = 10.0  # seconds that an error line is held back: of a run that ends with it, it is the last line
+SNAKEMAKE = [sys.executable, str(Path(__file__).resolve().parent / "lib/workflow/snakemake_events.py")]
 # What stops Snakemake itself, and what to do; a script that meets it says so in a line of its own.
 STOPPED = {
     "No space left on device": "the disk is full; free some space, then start again",
@@ -40,11 +48,10 @@ def main(arguments: list[str]) -> int:
     options = [*_cores(arguments), *arguments]
     if any(Path(".snakemake/locks").glob("*")):  # first: behind `--` it would be a target
         subprocess.run([*SNAKEMAKE, "--unlock", *options], stderr=subprocess.DEVNULL)
-    code, lines = follow([*SNAKEMAKE, *options])
+    run = Run()
+    code = follow([*SNAKEMAKE, *options], run)
     os.close(lock)
-    if code not in (0, 130):  # 130: Ctrl-C
-        errors = [line for line in lines if line.startswith("error: ")] or [_reason(lines)]
-        print("", *dict.fromkeys(errors), sep="\n", file=sys.stderr)
+    run.end(code)
     return code
 
 
@@ -86,26 +93,142 @@ def _reason(lines: list[str]) -> str:
     return next(iter(known), error_line(f"the workflow stopped: {last}; see above"))
 
 
-def follow(command: list[str]) -> tuple[int, list[str]]:
-    """Run `command`, show its output as it comes, and return exit code and lines."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+class Run:
+    """What a run said: shown as it comes, kept whole in a log."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._console = Console()
+        self._log: IO[str] | None = None
+        self._errors: list[str] = []  # not shown yet
+        self._reasons: list[str] = []  # lines that may say why the run stopped
+
+    def take_line(self, line: str) -> None:
+        """Show a line that a script or Snakemake printed."""
+        self._keep(line)
+        self._reasons.append(line)
+        if line.startswith("error: "):
+            self._errors.append(self._console.show_line(line))
+        else:
+            self._show([self._console.show_line(line)])
+
+    def take_event(self, event: dict[str, Any]) -> None:
+        """Show what Snakemake logged."""
+        lines = self._console.show_event(event)
+        if self._console.is_run and self._log is None:
+            self._open_log()
+        said = event["text"].splitlines()
+        for line in said:
+            self._keep(line)
+        if event["is_problem"] and not is_routine(event["text"]):
+            self._reasons += [*said, *(lines[:1] if event["event"] == "job_error" else [])]
+        if event["event"] == "job_error":  # its text holds the log, where jobs run elsewhere
+            _print(lines)
+            known = [line.strip() for line in self._errors]
+            self._errors += [line for line in said if line.startswith("error: ") and line not in known]
+        elif not (event["text"].startswith("RuleException:") and self._errors):  # the script has told it better
+            self._show(lines)
+
+    def show_errors(self) -> None:
+        """Show the error lines that were held back."""
+        _print(dict.fromkeys(self._errors))
+        self._errors = []
+
+    def end(self, code: int) -> None:
+        """Show what went wrong, once more where other lines came in between, and where everything is written."""
+        if code in (0, 130):  # 130: Ctrl-C
+            self.show_errors()
+            _print(self._console.end() if code == 0 else [])
+        else:
+            errors = [line for line in self.lines if line.startswith("error: ")] or [_reason(self._reasons)]
+            print("", *dict.fromkeys(errors), sep="\n", file=sys.stderr, flush=True)
+        if self._log:
+            _print(["", f"complete log: {self._log.name}"])
+            self._log.close()
+
+    def _show(self, lines: list[str]) -> None:
+        if lines:
+            self.show_errors()
+        if self._console.is_run:
+            lines = [escape_controls(line) for line in lines]
+        _print(lines)
+
+    def _keep(self, line: str) -> None:
+        self.lines.append(line)
+        if self._log:
+            with suppress(OSError):  # a full disk ends the run by itself
+                print(line, file=self._log, flush=True)
+
+    def _open_log(self) -> None:
+        path = Path(".snakemake/log", f"{datetime.now():%Y-%m-%dT%H%M%S.%f}.run.log")
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._log = open(path, "w", encoding="utf-8", errors="replace")  # noqa: SIM115 (`end` closes it)
+            print(*self.lines, sep="\n", file=self._log, flush=True)
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def follow(command: list[str], run: Run) -> int:
+    """Run `command`, hand its output and its events over as they come, and return the exit code."""
+    reading, writing = os.pipe()
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        pass_fds=[writing],
+        env={**os.environ, "SLMFLOW_EVENTS": str(writing)},
+    )
+    os.close(writing)
     assert process.stdout is not None
-    lines: list[str] = []
     interrupted = threading.Event()
 
     def on_interrupt(*_: object) -> None:  # what is cancelled, and what may be left, is told by the lines that follow
         interrupted.set()
-        timer = threading.Timer(_MOMENT, _pass_on, (process, lines))
+        timer = threading.Timer(_MOMENT, _pass_on, (process, run.lines))
         timer.daemon = True
         timer.start()
 
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # an exception would lose what is being read
         signal.signal(signal.SIGINT, on_interrupt)
-    for line in without_interrupts(process.stdout, interrupted):
-        print(line, end="", flush=True)
-        lines.append(line.rstrip("\n"))
+    with open(reading, encoding="utf-8", errors="replace") as events:
+        for source, line in merge(output=without_interrupts(process.stdout, interrupted), events=events):
+            if source == "events":
+                run.take_event(json.loads(line))
+            elif source == "output":
+                run.take_line(line.rstrip("\n"))
+            else:
+                run.show_errors()
     code = process.wait()
-    return (130 if interrupted.is_set() else code), lines
+    return 130 if interrupted.is_set() else code
+
+
+def merge(**sources: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the lines of all sources as they come, with the name of their source; an empty name after a silence."""
+    arrived: queue.Queue[tuple[str, str | None]] = queue.Queue()
+
+    def read(name: str, lines: Iterable[str]) -> None:
+        for line in lines:
+            arrived.put((name, line))
+        arrived.put((name, None))
+
+    for source in sources.items():
+        threading.Thread(target=read, args=source, daemon=True).start()
+    left = len(sources)
+    while left:
+        try:
+            name, line = arrived.get(timeout=_PATIENCE)
+        except queue.Empty:
+            name, line = "", ""
+        if line is None:
+            left -= 1
+        else:
+            yield name, line
 
 
 def without_interrupts(lines: Iterable[str], interrupted: threading.Event) -> Iterator[str]:

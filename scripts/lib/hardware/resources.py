@@ -97,6 +97,11 @@ def minutes(seconds: float, attempt: int) -> int:
     return math.ceil((4 * seconds / 60 + 10) * 2 ** (attempt - 1))
 
 
+def expected_seconds(reserved: int) -> float:
+    """Return what a job should take for which `minutes` reserves this time at its first attempt."""
+    return max(0.0, 60 * (reserved - 10) / 4)
+
+
 def data_minutes(rows_mb: float, attempt: int) -> int:
     """Slowest is the audit: 250 s for a million rows, about 300 MB (benchmarks/data.md)."""
     return minutes(2 * rows_mb, attempt)
