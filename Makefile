@@ -2,7 +2,7 @@
 # make test   every test but the next ones      make check   formatters, linters, types
 # make clean-work DAYS=30   progress of old trainings     make clean-results, clean   say what they remove
 # make test-conda    the conda environments built, and every rule run in its own
-# make test-faults   each rule disturbed in each way, each parser given hostile files, by estimate an hour
+# make test-faults   each rule disturbed in each way, each parser given hostile files, one to two hours
 # make fuzz   the parsers with what hypothesis makes up; fuzz-atheris ARGS="rows.csv -max_total_time=60" with atheris
 # make browser   installs Chromium, which the tests of the report open it with
 # make test-slurm   installs Slurm and runs the workflow through it; test-slurm-slow: what takes minutes (both as root)
