@@ -132,6 +132,7 @@ def _say_last(message: str) -> None:
 
 
 _loaded_at = 0.0
+_reserve = [bytes(4_000_000)]  # given back when memory runs out, so that the line which says so can be written
 
 
 def loaded() -> None:
@@ -172,7 +173,9 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace],
         _say_last(f"{name}: interrupted")
         _exit(130)
     except MemoryError as error:
-        _log_traceback(error)
+        _reserve.clear()
+        with suppress(MemoryError):
+            _log_traceback(error)
         _say_last(f"{name}: out of memory ({error}); use a smaller batch or a machine with more memory")
         _exit(1)
     except SystemExit:
