@@ -33,8 +33,8 @@ PLANTS = {
     # What was read once is believed, whatever its size and times are now.
     "skipped hash check": Plant(
         "scripts/lib/workflow/input_content.py",
-        "if noted.get(path, [None])[0] == state.key:",
-        "if path in noted:",
+        "if self._noted.get(path, [None])[0] == state.key:",
+        "if path in self._noted:",
         "input replaced by older | fetch_data",
     ),
     # A disk that is full passes for one that has room.
