@@ -74,7 +74,7 @@ def test_chrf_while_training_is_that_of_the_first_rows_answers(tiny_llama, tmp_p
     assert done.returncode == 0, done.stderr
     facts = read_json(tmp_path / "training.json")
     assert facts["best_by"] == "chrf"
-    assert f"chrF {facts['best_value']:.4f}" in done.stderr
+    assert f"validation chrf {facts['best_value']:.4f}" in done.stderr
 
     model, tokenizer = load_adapter(load_model(tiny_llama), tmp_path / "adapter"), load_tokenizer(tiny_llama)
     template, rows = read_json(corpus / "template.json"), list(read_jsonl(corpus / "validation.jsonl"))
