@@ -19,7 +19,7 @@ _MARKDOWN = re.compile(
 _BLOCK = re.compile(r"\s*(?:(#)#{0,5}(?!\S)|(>)|([+-])(?!\S)|([=-])[=-]*\s*\Z|\d{1,9}([.)])(?!\S))")
 # Parts of an address or of a connection string that open a door: a login, a signature, a key (RFC 3986, 3.2.1; Azure's
 # shared access signatures and connection strings).
-_LOGIN = re.compile(r"(?:(?<=://)|(?<![^\s'\"(]))[^/@\s'\"]*:[^/@\s]*(?=@)|(?<=:)[^/@\s:]+(?=@)")  # wherever it stands
+_LOGIN = re.compile(r"[^/@\s:'\"(]*:[^/@\s]+(?=@)")  # wherever it stands in an address, whole or not
 _KEYS = re.compile(r"(?i)\b((?:sig|token|password|pwd|secret|account_?key|shared_?access_?\w+)=)[^&;\s'\",]+")
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # full-width forms too

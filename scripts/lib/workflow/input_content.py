@@ -131,9 +131,10 @@ def _state(path: Path) -> _State:
 def _read_note() -> dict[str, list[str]]:
     """Return the noted state and sha256 of each path; nothing when none was ever noted."""
     try:
-        return json.loads(_NOTE.read_text(encoding="utf-8"))
+        noted = json.loads(_NOTE.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return noted if isinstance(noted, dict) else {}
 
 
 def _patch_snakemake(given: Set[str], now: Mapping[str, str], read: Mapping[str, Set[str]]) -> None:

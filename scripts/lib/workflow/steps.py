@@ -13,7 +13,7 @@ STEPS = {
     "render_corpus": "write prompts and completions",
     "check_leakage": "check that no row is in two splits",
     "check_tokenizer": "check the tokenizer of the ONNX models",
-    "check_build": "try every build on a small model",
+    "check_build": "check that every variant can be built",
     "fetch_adapter": "fetch the adapter",
     "train_adapter": "train the adapter",
     "merge_adapter": "merge the adapter into the base model",
