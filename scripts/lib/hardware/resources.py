@@ -108,10 +108,9 @@ def data_minutes(rows_mb: float, attempt: int) -> int:
 
 
 def train_minutes(parameters: int, corpus_mb: float, finetune: Mapping[str, Any], attempt: int) -> int:
-    """4N operations a token.
+    """Return the minutes of a training that computes 4N operations a token, at the rate of a slow machine.
 
-    A row is taken as 400 bytes of the corpus file. Measured for the demo: 410 tokens/s in bfloat16 (README.md),
-    about 140 by this figure.
+    A row is taken as 400 bytes of the corpus file.
     """
     tokens = corpus_mb * _MB / _TOKEN_BYTES * finetune["epochs"]
     if finetune["max_steps"]:
