@@ -10,11 +10,12 @@ import yaml
 
 from lib.core.cli import UserError
 from lib.core.files import write_jsonl
-from lib.data import near_duplicates
+from lib.data import near_duplicates, text_index
 from lib.data.audit_verdict import judge_audit
 from lib.data.labels import caseless_value, label_value, quoted
-from lib.data.near_duplicates import _bands, _comparable, cluster_numbers, similar_pairs
+from lib.data.near_duplicates import _comparable, cluster_numbers, similar_pairs
 from lib.data.rows import MISSING, NOT_TEXT, as_text, column, normalise, reachable_names, record_id
+from lib.data.text_index import choose_bands
 from lib.data.tokenizer import Tokenizer
 from support.data_stages import CORPUS, DATA, audit, row
 
@@ -438,13 +439,13 @@ def test_crowd_of_texts_around_the_threshold_is_told_apart_exactly(tmp_path):
 def count_comparisons(monkeypatch) -> list[int]:
     """Return a list that gets how many pairs were compared by their shingles, for each index that is closed."""
     found: list[int] = []
-    close = near_duplicates._Index.__exit__
+    close = text_index.TextIndex.__exit__
 
     def counted(index, *error):
         found.append(index.exact)
         return close(index, *error)
 
-    monkeypatch.setattr(near_duplicates._Index, "__exit__", counted)
+    monkeypatch.setattr(text_index.TextIndex, "__exit__", counted)
     return found
 
 
@@ -456,13 +457,13 @@ def test_crowd_of_long_texts_just_below_the_threshold_costs_few_comparisons(tmp_
     texts = [f"{form} {' '.join(rng.choices(words, k=30))}" for _ in range(200)]
     assert 0.68 < jaccard(texts[0], texts[1]) < 0.76
     compared, proposed = count_comparisons(monkeypatch), []
-    may_be_similar = near_duplicates._Index.may_be_similar
+    may_be_similar = text_index.TextIndex.may_be_similar
 
     def counted_proposals(index, left, right):
         proposed.append(len(left))
         return may_be_similar(index, left, right)
 
-    monkeypatch.setattr(near_duplicates._Index, "may_be_similar", counted_proposals)
+    monkeypatch.setattr(text_index.TextIndex, "may_be_similar", counted_proposals)
     assert len(set(clusters(texts, 0.8, tmp_path))) == 200
     assert sum(proposed) < 200 * 199 / 2  # fewer than there are, though each agrees in some band
     assert sum(compared) < 200
@@ -486,7 +487,7 @@ def test_rare_shingles_miss_no_similar_pair(tmp_path, monkeypatch, threshold):
 
 def test_a_crowd_just_below_the_threshold_grows_with_its_texts_and_not_with_their_pairs(tmp_path, monkeypatch):
     done = {}
-    monkeypatch.setattr(near_duplicates._Index, "__exit__", lambda index, *_: done.update({index.count: index.work}))
+    monkeypatch.setattr(text_index.TextIndex, "__exit__", lambda index, *_: done.update({index.count: index.work}))
     rng = random.Random(13)
     form = " ".join("".join(rng.choices("abcdefghij", k=6)) for _ in range(24))
     for count in (400, 1600):
@@ -516,7 +517,7 @@ def test_bit_maps_never_exclude_a_similar_pair_and_exclude_most_others(tmp_path)
         texts = [" ".join(base)]
         for _ in range(80):
             texts.append(" ".join(word if rng.random() > rng.random() / 3 else rng.choice(words) for word in base))
-        with near_duplicates._Index(0.8, 1, tmp_path) as index:
+        with text_index.TextIndex(0.8, 1, tmp_path) as index:
             for text in texts:
                 index.add(text)
             index.finish()
@@ -543,7 +544,7 @@ def test_bands_agree_as_often_as_their_theory_says(tmp_path, similarity):
     """The chance to miss a pair follows from this. Sets of 300 shingles with a given part in common."""
     rng = random.Random(2)
     shared = round(300 * 2 * similarity / (1 + similarity))
-    with near_duplicates._Index(0.8, 1, tmp_path) as index:
+    with text_index.TextIndex(0.8, 1, tmp_path) as index:
         for _ in range(500):
             letters = [chr(0x4E00 + rng.randrange(20000)) for _ in range(604 - shared)]
             index.add("".join(letters[:304]))
@@ -556,7 +557,7 @@ def test_bands_agree_as_often_as_their_theory_says(tmp_path, similarity):
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 0.99, 1.0])
 def test_bands_miss_a_pair_at_the_threshold_once_in_a_million(threshold):
-    bands, rows = _bands(threshold)
+    bands, rows = choose_bands(threshold)
     assert bands * rows <= 128
     assert (1 - threshold**rows) ** bands <= 1e-6
 

@@ -10,22 +10,14 @@ from the rarest shingles instead (`lib.data.prefix_filter`), which proposes few 
 maps of two texts (odd sketches: Mitzenmacher, Pagh, Pham 2014) bound their difference from below and so exclude nearly
 all of the rest in some 50 ns a pair, never a similar one. No exact method bounds what every crowd costs, so the work is
 bounded too, by n log n: a crowd that takes more is compared in part, and `uncompared` says how many pairs were not.
-
-Texts wait in a temporary file. In memory stays, for each distinct text: 4 bytes a band (128 at a
-threshold of 0.8), 64 bytes of bit map up to 256 shingles, twice that for each doubling, 1024 at most,
-and about 230 of digest, place, size and group; in a crowd, 512 of a second bit map and some 80 for each rare shingle.
 """
 
 import math
-import os
-import tempfile
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -36,22 +28,12 @@ from lib.data.bands import count_across_groups, pair_across_groups, pair_neighbo
 from lib.data.groups import Groups
 from lib.data.prefix_filter import PrefixFilter
 from lib.data.rows import normalise
-from lib.data.shingles import MOST_TEXTS, TEXT_BITS, Hashes, Numbers, hash_shingles, odd_bits
+from lib.data.shingles import Numbers
+from lib.data.text_index import TextIndex
 
-_PERMUTATIONS = 128
-_MISS = 1e-6
-_CACHED = 1 << 23  # shingles, 12 bytes each
-_WIDEST_MAP = 1 << 22  # bits
-_SMALLEST_MAP, _WIDTHS = 64, 5  # bytes of a bit map; the widest has 64 << 4
-_HASHED = 1 << 13  # shingles hashed at once
-_READ = 1 << 16  # bytes of texts read at once
 _FEW_EACH = 64  # candidates for each text that are compared without a search for a way to fewer
 _VAIN = 100  # comparisons in vain for each that joins two groups, at which neighbours are no longer compared
 _WORK_EACH, _LEAST_WORK = 200, 200_000_000  # see `_most_work`
-_EXACT_WORK, _SHORT_WORK = 1000, 500  # pairs of bit maps that are compared in the time of two texts, of two short ones
-_SHORT, _WIDE_BITS = 1024, 4096  # shingles of a text that has a wide bit map
-_WORTH_WIDE_MAPS = 64  # pairs at once
-_MOST_WIDE_BYTES = 1 << 27
 _AT_ONCE = 128  # pairs of short texts that are compared at once
 
 
@@ -71,7 +53,7 @@ def similar_pairs(texts: Iterable[str], threshold: float, *, seed: int, folder: 
     pairs: list[tuple[int, int]] = []
     first: dict[bytes, int] = {}
     origins = array("q")
-    with _Index(threshold, seed, folder) as index:
+    with TextIndex(threshold, seed, folder) as index:
         for place, text in enumerate(map(_comparable, texts)):
             if place != (origin := first.setdefault(xxhash.xxh3_128_digest(text.encode()), place)):
                 pairs.append((origin, place))
@@ -123,249 +105,7 @@ class _NoPunctuation(dict[int, str]):
 _NO_PUNCTUATION = _NoPunctuation()
 
 
-def _bands(threshold: float) -> tuple[int, int]:
-    """Bands and rows per band: the most rows (fewest false candidates) that keep the chance to miss."""
-    fitting = [
-        (_PERMUTATIONS // rows, rows)
-        for rows in range(1, _PERMUTATIONS + 1)
-        if (1 - threshold**rows) ** (_PERMUTATIONS // rows) <= _MISS
-    ]
-    return fitting[-1] if fitting else (_PERMUTATIONS, 1)
-
-
-class _Index:
-    """Of each text what finds its like: band keys, number of shingles, bit map. The text is in a file."""
-
-    def __init__(self, threshold: float, seed: int, folder: Path) -> None:
-        self.threshold = threshold
-        # At a similarity of t, two sets of together n members differ in n (1 - t) / (1 + t) of them.
-        self._difference = (1 - threshold) / (1 + threshold) + 1e-9
-        self.count = 0
-        self.bands, self._rows = _bands(threshold)
-        random = np.random.default_rng(seed)
-        self._factors = random.integers(0, 1 << 31, size=(_PERMUTATIONS, 1), dtype=np.uint32) * 2 + 1
-        self._terms = random.integers(0, 1 << 32, size=(_PERMUTATIONS, 1), dtype=np.uint32)
-        self._weights = random.integers(1, 1 << 63, size=self._rows, dtype=np.uint64) * 2 + 1
-        self._keys, self._sizes, self._ends = bytearray(), array("i"), array("q", [0])
-        self._width, self._slot, self._maps = array("b"), array("i"), [bytearray() for _ in range(_WIDTHS)]
-        self._waiting: list[str] = []
-        self._characters = 0
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 (closed in __exit__)
-        self._cache: dict[int, tuple[NDArray[np.uint64], NDArray[np.uint64]]] = {}
-        self._cached = 0
-        self._short: dict[int, Hashes] = {}
-        self._short_cached = 0
-        self._wide_slot, self._wide = array("i"), bytearray()
-        self.work = 0  # done so far, in pairs whose bit maps were compared
-        self.exact = 0  # pairs whose shingles were compared
-        self.uncompared = 0  # pairs that were proposed and not looked at
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
-
-    def add(self, text: str) -> None:
-        self._waiting.append(text)
-        self._characters += len(text)
-        if len(self._waiting) == MOST_TEXTS or self._characters >= _HASHED:
-            self.finish()
-
-    def finish(self) -> None:
-        """Take in the texts that wait; they do so since a hundred at a time are ten times faster."""
-        if not self._waiting:
-            return
-        shingles, starts = hash_shingles(self._waiting)
-        sizes = np.diff(starts, append=len(shingles))
-        self._keys += self._band_keys(shingles, starts).tobytes()
-        self._wide_slot.extend([-1] * len(sizes))
-        self._sizes.frombytes(sizes.astype(np.int32).tobytes())
-        self._add_bit_maps(shingles, sizes)
-        encoded = [text.encode() for text in self._waiting]
-        self._file.write(b"".join(encoded))
-        self._ends.extend(accumulate(map(len, encoded), initial=self._ends.pop()))
-        self.count += len(self._waiting)
-        self._waiting, self._characters = [], 0
-
-    def _band_keys(self, shingles: NDArray[np.uint64], starts: Numbers) -> NDArray[np.uint32]:
-        """Shape (texts, bands), one number a band; numbers that collide only propose a pair more."""
-        low = np.full((_PERMUTATIONS, len(starts)), 0xFFFFFFFF, dtype=np.uint32)
-        mixed = (shingles >> np.uint64(TEXT_BITS - 32)).astype(np.uint32)
-        for start in range(0, len(mixed), _HASHED):
-            values = mixed[start : start + _HASHED] * self._factors
-            values += self._terms
-            first, last = np.searchsorted(starts, (start, start + _HASHED - 1), side="right") - [1, 0]
-            edges = np.maximum(starts[first:last] - start, 0)
-            part = low[:, first:last]
-            np.minimum(part, np.minimum.reduceat(values, edges, axis=1), out=part)
-        used = low[: self.bands * self._rows].reshape(self.bands, self._rows, -1).astype(np.uint64)
-        return ((used * self._weights[:, None]).sum(axis=1, dtype=np.uint64) >> np.uint64(32)).astype(np.uint32).T
-
-    def _add_bit_maps(self, shingles: NDArray[np.uint64], sizes: Numbers) -> None:
-        widths = np.searchsorted(4 * _SMALLEST_MAP << np.arange(_WIDTHS - 1), sizes)
-        owner = np.repeat(np.arange(len(sizes)), sizes)
-        slots = np.empty(len(sizes), dtype=np.int32)
-        for width in np.unique(widths):
-            bits = 8 * _SMALLEST_MAP << width
-            chosen = np.flatnonzero(widths == width)
-            slots[chosen] = len(self._maps[width]) * 8 // bits + np.arange(len(chosen))
-            rank = np.cumsum(widths == width) - 1
-            own = widths[owner] == width
-            places = rank[owner[own]] * bits + (shingles[own] & np.uint64(bits - 1)).astype(np.int64)
-            self._maps[width] += odd_bits(places, len(chosen) * bits).tobytes()
-        self._width.frombytes(widths.astype(np.int8).tobytes())
-        self._slot.frombytes(slots.tobytes())
-
-    def keys(self) -> NDArray[np.uint32]:
-        """Shape (texts, bands)."""
-        return np.frombuffer(self._keys, dtype=np.uint32).reshape(self.count, self.bands)
-
-    def may_be_similar(self, left: Numbers, right: Numbers) -> NDArray[np.bool_]:
-        """False only where sizes or bit maps exclude that the texts are similar."""
-        sizes = np.frombuffer(self._sizes, dtype=np.int32)
-        one, other = sizes[left], sizes[right]
-        possible = np.minimum(one, other) >= self.threshold * np.maximum(one, other)
-        allowed = (one + other) * self._difference
-        widths = np.frombuffer(self._width, dtype=np.int8)
-        common = np.minimum(widths[left], widths[right])
-        for width in range(_WIDTHS):
-            places = np.flatnonzero(possible & (common == width))
-            if len(places):
-                different = self._bit_maps(left[places], width) ^ self._bit_maps(right[places], width)
-                bits = np.bitwise_count(different).sum(axis=1, dtype=np.int32)
-                possible[places] = bits <= allowed[places]
-        return possible
-
-    def _bit_maps(self, places: Numbers, width: int) -> NDArray[np.uint64]:
-        """Bit maps folded to `width`, shape (places, words); each is that wide at least."""
-        words = _SMALLEST_MAP // 8 << width
-        result = np.empty((len(places), words), dtype=np.uint64)
-        own = np.frombuffer(self._width, dtype=np.int8)[places]
-        slots = np.frombuffer(self._slot, dtype=np.int32)[places]
-        for wide in range(width, _WIDTHS):
-            chosen = np.flatnonzero(own == wide)
-            if len(chosen):
-                maps = np.frombuffer(self._maps[wide], dtype=np.uint64).reshape(-1, _SMALLEST_MAP // 8 << wide)
-                found = maps.take(slots[chosen], axis=0)
-                if wide > width:
-                    found = np.bitwise_xor.reduce(found.reshape(-1, 1 << (wide - width), words), axis=1)
-                if len(chosen) == len(places):
-                    return found
-                result[chosen] = found
-        return result
-
-    def similar(self, one: int, other: int) -> bool:
-        self.exact += 1
-        self.work += _EXACT_WORK
-        small, large = sorted((self._whole(one), self._whole(other)), key=lambda pair: len(pair[0]))
-        together = len(small[0]) + len(large[0])
-        different = small[1] ^ np.bitwise_xor.reduce(large[1].reshape(-1, len(small[1])), axis=0)
-        if np.bitwise_count(different).sum() > together * self._difference:
-            return False
-        found = np.minimum(np.searchsorted(large[0], small[0]), len(large[0]) - 1)
-        shared = np.count_nonzero(large[0][found] == small[0])
-        return bool(shared >= self.threshold * (together - shared))
-
-    def may_be_similar_by_wide_maps(self, left: Numbers, right: Numbers) -> NDArray[np.bool_]:
-        """Return what `may_be_similar` does, by bit maps that exclude nearly all of the rest; of short texts only."""
-        sizes = np.frombuffer(self._sizes, dtype=np.int32)
-        possible = np.ones(len(left), dtype=np.bool_)
-        short = np.flatnonzero(np.maximum(sizes[left], sizes[right]) <= _SHORT)
-        if len(short) < _WORTH_WIDE_MAPS:
-            return possible
-        one, other = left[short], right[short]
-        self._add_wide_maps(np.unique(np.concatenate([one, other])))
-        slots = np.frombuffer(self._wide_slot, dtype=np.int32)
-        maps = np.frombuffer(self._wide, dtype=np.uint64).reshape(-1, _WIDE_BITS // 64)
-        bits = np.bitwise_count(maps[slots[one]] ^ maps[slots[other]]).sum(axis=1, dtype=np.int32)
-        possible[short] = bits <= (sizes[one] + sizes[other]) * self._difference
-        self.work += 10 * len(short)
-        return possible
-
-    def _add_wide_maps(self, places: Numbers) -> None:
-        """Make the bit maps of these texts that are not there; when they grow too many, the others are dropped."""
-        slots = np.frombuffer(self._wide_slot, dtype=np.int32)
-        if len(self._wide) > _MOST_WIDE_BYTES:
-            slots[:] = -1
-            self._wide = bytearray()
-        missing = places[slots[places] < 0]
-        for start in range(0, len(missing), MOST_TEXTS):
-            some = missing[start : start + MOST_TEXTS]
-            shingles, starts = hash_shingles([self._text(place) for place in some.tolist()])
-            owner = np.repeat(np.arange(len(some)), np.diff(starts, append=len(shingles)))
-            numbers = owner * _WIDE_BITS + (shingles & np.uint64(_WIDE_BITS - 1)).astype(np.int64)
-            slots[some] = len(self._wide) * 8 // _WIDE_BITS + np.arange(len(some))
-            self._wide += odd_bits(numbers, len(some) * _WIDE_BITS).tobytes()
-        self.work += 100 * len(missing)
-
-    def _text(self, place: int) -> str:
-        start, end = self._ends[place : place + 2]
-        return os.pread(self._file.fileno(), end - start, start).decode()
-
-    def shingles(self) -> Iterator[tuple[Hashes, Numbers]]:
-        """Yield the shingles of all texts, some at a time, read from the file."""
-        start = 0
-        while start < self.count:
-            end = start + 1
-            while end < min(self.count, start + MOST_TEXTS) and self._ends[end] - self._ends[start] < _READ:
-                end += 1
-            yield hash_shingles([self._text(place) for place in range(start, end)])
-            start = end
-
-    def _whole(self, place: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Shingles of a text, from the file, and a bit map so wide that it says nearly as much as they."""
-        if place not in self._cache:
-            self._keep_whole(place, hash_shingles([self._text(place)])[0])
-        return self._cache[place]
-
-    def _keep_whole(self, place: int, shingles: Hashes) -> None:
-        bits = min(max(64, 16 << len(shingles).bit_length()), _WIDEST_MAP)
-        self._cached += len(shingles)
-        if self._cached > _CACHED:
-            self._cache, self._cached = {}, len(shingles)
-        numbers = (shingles & np.uint64(bits - 1)).astype(np.int64)
-        self._cache[place] = shingles, odd_bits(numbers, bits).view(np.uint64)
-
-    def similar_short(self, pairs: Sequence[tuple[int, int]]) -> list[bool | None]:
-        """Return what `similar` does, of the pairs of short texts: all at once, which takes half of the time.
-
-        pairs: at most 256. Of one with a long text it says None.
-        """
-        numbers = [number for number, pair in enumerate(pairs) if max(map(self._sizes.__getitem__, pair)) <= _SHORT]
-        results: list[bool | None] = [None] * len(pairs)
-        if not numbers:
-            return results
-        places = dict.fromkeys(place for number in numbers for place in pairs[number])
-        shingles = self._short_shingles(list(places))
-        sizes = np.array([[len(shingles[place]) for place in pairs[number]] for number in numbers])
-        mixed = np.concatenate([shingles[place] for number in numbers for place in pairs[number]])
-        mixed |= np.repeat(np.arange(len(numbers), dtype=np.uint64) << np.uint64(TEXT_BITS), sizes.sum(axis=1))
-        mixed.sort()
-        twice = mixed[1:][mixed[1:] == mixed[:-1]] >> np.uint64(TEXT_BITS)
-        shared = np.bincount(twice.astype(np.int64), minlength=len(numbers))
-        found = shared >= self.threshold * (sizes.sum(axis=1) - shared)
-        for number, is_similar in zip(numbers, found.tolist(), strict=True):
-            results[number] = is_similar
-        self.exact += len(numbers)
-        self.work += _SHORT_WORK * len(numbers)
-        return results
-
-    def _short_shingles(self, places: list[int]) -> dict[int, Hashes]:
-        missing = [place for place in places if place not in self._short]
-        for start in range(0, len(missing), MOST_TEXTS):
-            some = missing[start : start + MOST_TEXTS]
-            shingles, starts = hash_shingles([self._text(place) for place in some])
-            self._short_cached += len(shingles)
-            if self._short_cached > _CACHED:
-                kept = {place: self._short[place] for place in places if place in self._short}
-                self._short, self._short_cached = kept, sum(map(len, kept.values())) + len(shingles)
-            self._short.update(zip(some, np.split(shingles, starts[1:]), strict=True))
-        return self._short
-
-
-def _joining_pairs(index: _Index) -> Iterator[tuple[int, int]]:
+def _joining_pairs(index: TextIndex) -> Iterator[tuple[int, int]]:
     """Pairs of similar texts, each of which joins two groups that were apart."""
     groups = Groups(index.count)
     keys = index.keys()
@@ -393,7 +133,7 @@ def _most_work(count: int) -> int:
 
 
 def _fewest_candidates(
-    index: _Index, groups: Groups, keys: NDArray[np.uint32]
+    index: TextIndex, groups: Groups, keys: NDArray[np.uint32]
 ) -> tuple[int, Iterator[tuple[Numbers, Numbers]]]:
     """Choose what proposes the fewest pairs, and return how many and the pairs: no choice misses a similar one."""
     everyone = np.zeros((index.count, 1), dtype=np.uint32)
@@ -408,7 +148,7 @@ def _fewest_candidates(
     return proposed, (pair for band in chosen.T for pair in pair_across_groups(band, groups.roots()))
 
 
-def _merge_similar(index: _Index, groups: Groups, left: Numbers, right: Numbers) -> Iterator[tuple[int, int]]:
+def _merge_similar(index: TextIndex, groups: Groups, left: Numbers, right: Numbers) -> Iterator[tuple[int, int]]:
     """Yield those of the proposed pairs that are similar and not yet in one group; `groups` learns of them."""
     apart = groups.roots()[left] != groups.roots()[right]
     left, right = left[apart], right[apart]
