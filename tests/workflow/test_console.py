@@ -21,8 +21,8 @@ JOBS = {"fetch_data", "fetch_model", "audit_data", "split_data", "render_corpus"
 
 
 def event(kind: str = "", text: str = "", **more) -> dict:
-    known = {"event": kind, "text": text, "dry_run": False, "is_problem": False, "job": None, "rule": None}
-    return {**known, "wildcards": {}, "log": [], "total": 0, "work": None, **more}
+    known = {"event": kind, "text": text, "dry_run": False, "is_problem": False, "is_remote": False, "reason": ""}
+    return {**known, "job": None, "rule": None, "wildcards": {}, "log": [], "total": 0, "work": None, **more}
 
 
 class Clock:
@@ -70,6 +70,16 @@ def test_steps_are_counted_and_timed(console, clock):
     assert console.show_event(event("job_finished", job=9)) == []
     start(console, 10, "split_data")
     assert console.show_event(event("job_finished", job=10)) == [], "a short step is one line"
+
+
+def test_what_an_executor_says_of_jobs_elsewhere_is_shown(console):
+    start(console, 7, "train_adapter", run="lora")
+    said = console.show_event(event("", "Cancelling 1 jobs of Azure Machine Learning ...", is_remote=True))
+    assert said == [" " * 11 + "Cancelling 1 jobs of Azure Machine Learning ..."]
+    reason = "Azure Machine Learning: Failed. Out of memory"
+    failed = console.show_event(event("job_error", "Error in rule x:", job=7, is_problem=True, reason=reason))
+    assert failed[1:] == [" " * 11 + "Azure Machine Learning: Failed. Out of memory"]
+    assert console.show_event(event("", "Select jobs to execute...")) == []
 
 
 def test_a_failed_step_names_its_log_and_keeps_its_number(console, clock):

@@ -111,8 +111,9 @@ class Console:
         step = self.steps[job]
         seconds = self._clock() - step.began
         if failed:
-            log = [self._indent(f"its log: {escape_controls(file)}") for file in event["log"]]
-            return [f"{self._number(step.number)} failed after {describe_time(seconds)}: {step.words}", *log]
+            about = [*event["reason"].splitlines(), *(f"its log: {file}" for file in event["log"])]
+            head = f"{self._number(step.number)} failed after {describe_time(seconds)}: {step.words}"
+            return [head, *(self._indent(escape_controls(line)) for line in about)]
         self.time_left.finish(job, seconds)
         if seconds < _SHORT:
             return []
@@ -122,6 +123,8 @@ class Console:
 
     def _show_text(self, event: Event) -> list[str]:
         lines: list[str] = event["text"].splitlines()
+        if event["is_remote"] and not event["is_problem"]:  # numbers and addresses of jobs, cancellations
+            return [self._indent(line) for line in lines]
         if event["is_problem"] or _SHOWN.match(event["text"]):
             self._before = []
             return [] if is_routine(event["text"]) else lines

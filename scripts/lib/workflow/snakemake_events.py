@@ -52,9 +52,11 @@ def describe_record(record: logging.LogRecord, text: str, dry_run: bool) -> dict
         "text": text,
         "dry_run": bool(dry_run),
         "is_problem": record.levelno >= logging.WARNING,
+        "is_remote": "snakemake_executor_plugin" in record.pathname,  # said by what sends the jobs elsewhere
         "job": job,
         "rule": known.get("rule_name"),
         "wildcards": {name: str(value) for name, value in (known.get("wildcards") or {}).items()},
+        "reason": (known.get("rule_msg") or "").strip(),  # of a failed job: what a scheduler or service says
         "log": [str(file) for file in known.get("log") or []],
         "total": stats.get("total", 0) - stats.get("all", 0) - stats.get("evidence", 0),
         "work": known.get("work"),
