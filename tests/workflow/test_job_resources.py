@@ -34,7 +34,7 @@ class Resources(SimpleNamespace):
 
 def test_size_counts_files_here_and_in_a_storage(tmp_path):
     (tmp_path / "rows").write_bytes(bytes(2_000_000))
-    assert measure_mb([Local(tmp_path / "rows"), Input("az://rows")]) == 5.0
+    assert measure_mb([Local(tmp_path / "rows"), Input("az://rows"), Input("az://module.py")]) == 5.0, "code is no data"
 
 
 def test_memory_grows_with_each_attempt_whether_it_is_a_number_or_a_function():

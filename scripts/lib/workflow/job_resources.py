@@ -25,8 +25,12 @@ def grow_memory(mb: Memory) -> Callable[[Any, Any, int], int]:
 
 
 def measure_mb(files: Iterable[Any]) -> float:
-    """Return the size of input files in MB, whether they are on this machine or in a storage."""
-    return sum(file.storage_object.size() / 1e6 if file.is_storage else estimates.size_mb(file) for file in files)
+    """Return the size of input files in MB, whether they are on this machine or in a storage.
+
+    Modules of Python count as nothing: an edit to a comment must not change what a job asks for.
+    """
+    data = [file for file in files if not str(file).endswith(".py")]
+    return sum(file.storage_object.size() / 1e6 if file.is_storage else estimates.size_mb(file) for file in data)
 
 
 def estimate_data_memory(wildcards: Any, input: Any, attempt: int) -> int:
