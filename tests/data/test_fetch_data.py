@@ -4,6 +4,7 @@ import argparse
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from lib.data.file_kinds import detect_file_kind
 from lib.data.rows import NOT_TEXT
 from lib.sources import pypi
 from support.fake_hub import COMMIT, FakeHub
+from support.paths import SCRIPTS
 from support.workspaces import HOSTILE
 
 SCRIPT = Path(fetch_data.__file__)
@@ -513,6 +515,27 @@ def test_a_small_parquet_file_of_large_values_takes_little_memory_and_is_one_lin
     what = "a value of column 't' has 2 MB" if kind == "alone" else "take more than 40 MB of memory"
     with pytest.raises(UserError, match=rf"rows\.parquet(:\d+)?: .*{what}"):
         list(readers.read_rows(tmp_path / "rows.parquet"))
+
+
+def test_a_hidden_value_is_refused_before_its_memory_is_taken(tmp_path):
+    """In a process of its own: Arrow's allocator had reserved 1 GB, so that a limit on more than that held nothing."""
+    parquet_bomb(tmp_path / "rows.parquet", "hidden")
+    code = f"""
+import resource
+from pathlib import Path
+from lib.core.cli import UserError
+from lib.data import parquet
+parquet._PIECE_MB = 40
+rows, _ = parquet.read_parquet(Path({str(tmp_path / "rows.parquet")!r}))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    list(rows)
+except UserError:
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1000)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert int(done.stdout) <= 10
 
 
 def test_a_key_twice_among_many_is_found_at_once(tmp_path):

@@ -5,6 +5,7 @@ the file states are looked at first, and then, since it may state anything, each
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ _HINT = "write it with smaller values and row groups, without columns of files o
 
 def read_parquet(path: Path) -> tuple[Iterator[dict[str, Any]], Mapping[str, Any]]:
     """Return the rows, and the features that `datasets` noted. Raises `UserError`, while reading too."""
+    # Arrow's own allocator reserves 1 GB when it is loaded, and a limit would take that for memory in use.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     import pyarrow.parquet
 
     with _explain_errors(path):
