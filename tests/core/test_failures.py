@@ -89,6 +89,8 @@ def test_a_full_disk_is_told_where_nothing_is_published(small_disk, write):
         (Exception("I/O error: Permission denied (os error 13)"), errno.EACCES),
         (RuntimeError("unable to open file: Too many open files (24)"), errno.EMFILE),
         (RuntimeError("DefaultCPUAllocator: ... Error code 12 (Cannot allocate memory)"), errno.ENOMEM),
+        (RuntimeError("MemoryError"), errno.ENOMEM),
+        (RuntimeError("OpenBLAS error: Memory allocation still failed after 10 retries, giving up."), errno.ENOMEM),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"), errno.ENOSPC),
         (FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/a']"), errno.EACCES),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),

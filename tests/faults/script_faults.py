@@ -4,6 +4,7 @@ A fault is a function that starts the script in the scene, disturbs it and retur
 When it returns, the fault is over: what it did to the machine or to inputs is undone.
 """
 
+import errno
 import os
 import random
 import re
@@ -26,6 +27,7 @@ from faults.in_the_child import (
     list_undurable,
 )
 from faults.scripts_in_forks import Ended
+from lib.core.failures import describe_failure, find_failure
 
 CRASHED = re.compile(
     r"error: [\w.]+: unexpected [A-Z]\w*: "
@@ -236,9 +238,17 @@ def mounted(places: list[Path], size: int) -> Iterator[None]:
 
 
 def starve(scene: Scene) -> During:
-    """Memory is short."""
+    """Memory is short.
+
+    Where it does not suffice to load the libraries, these end the process with words of their own, for which `make run`
+    has a line.
+    """
     megabytes = LIMIT_MB[0] * (LIMIT_MB[1] / LIMIT_MB[0]) ** scene.draw.random()
-    return judge(scene, scene.run(lambda: limit_memory(megabytes)), STARVED)
+    ended = scene.run(lambda: limit_memory(megabytes))
+    found = find_failure(Exception(error_line(ended.said)))
+    if ended.code == 1 and found and found.errno == errno.ENOMEM:
+        ended = ended._replace(said=f"error: {describe_failure(found, 'this machine')}")
+    return judge(scene, ended, STARVED)
 
 
 def cut_input(scene: Scene) -> During:

@@ -33,6 +33,8 @@ _TEXT = {
     number: re.compile(rf"{re.escape(os.strerror(number))}|\bos error {number}\b|\berrno {number}\b", re.IGNORECASE)
     for number in _ADVICE
 }
+# What ends a process for which memory does not even suffice to load its libraries: Python, OpenBLAS, C++.
+_NO_MEMORY = re.compile(r"^MemoryError\b|\bMemory allocation still failed\b|\bstd::bad_alloc\b")
 # A write that took less than it was given; nothing says why, and it is hardly ever anything else.
 _SHORT_WRITE = re.compile(r"inline_container\.cc:\d+\] \. unexpected pos|\b\d+ requested and \d+ written")
 # Faults of a program, which no disk explains.
@@ -124,4 +126,6 @@ def _by_text(error: BaseException) -> OSError | None:
     number = next((number for number, pattern in _TEXT.items() if pattern.search(text)), None)
     if number is None and _SHORT_WRITE.search(text):
         number = errno.ENOSPC
+    if number is None and _NO_MEMORY.search(text):
+        number = errno.ENOMEM
     return None if number is None else OSError(number, os.strerror(number))
