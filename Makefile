@@ -29,7 +29,7 @@ run: .venv/installed
 
 # Shuffled labels, trained and scored the same way: above the commonest label's rate something leaks.
 control: .venv/installed
-	@$(BIN)/python scripts/control.py $(value ARGS)
+	@$(BIN)/python scripts/permuted_label_control.py $(value ARGS)
 
 test: .venv/installed
 	$(BIN)/python -m pytest $(value ARGS)
@@ -122,7 +122,7 @@ lock: .venv/installed
 
 # Files that are made from other files of the project; tests hold them equal.
 generated: .venv/installed
-	$(BIN)/python scripts/generate.py
+	$(BIN)/python scripts/render_generated.py
 	$(BIN)/python tests/resource_table.py
 
 clean-work: .venv/installed

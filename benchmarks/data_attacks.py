@@ -123,7 +123,7 @@ def run_chain(
 ) -> Iterator[tuple[str, Cost, str, int]]:
     """Run the first rules of the chain on a file of rows; yield also the MB that each asks for."""
     sys.path.insert(0, str(SCRIPTS))
-    from lib.hardware.resources import data_mb
+    from lib.hardware.resources import estimate_data_mb
 
     place = {
         name: folder / name for name in ("rows", "audit", "rejected", "kept", "split", "leakage", "scores", "said")
@@ -157,7 +157,7 @@ def run_chain(
         ),
     ]
     for script, words, inputs in chain[:scripts]:
-        asks = data_mb(sum(path.stat().st_size for path in inputs) / 1e6)
+        asks = estimate_data_mb(sum(path.stat().st_size for path in inputs) / 1e6)
         cost, end = measure(script, *words)
         yield script, cost, end, asks
         if end != "done":
@@ -227,9 +227,9 @@ def write_section(path: Path, lines: list[list[str]], asked: list[str], minutes:
 {machine("numpy", "tokenizers")} Took {minutes:.0f} minutes.
 
 Crowds share 24 of 29 words, so that any two are just below the similarity at which they count as one. A label has
-three rows; the words of rows and labels are made of syllables. `asked MB` is what the rule reserves (`data_mb` in
-`scripts/lib/hardware/resources.py`), `end` the line in which a rule refuses a file. Needed: 100,000 texts of a crowd in
-under 60 s, 50,000 labels through all six rules in under 120 s, and each peak below what was asked.
+three rows; the words of rows and labels are made of syllables. `asked MB` is what the rule reserves (`estimate_data_mb`
+in `scripts/lib/hardware/resources.py`), `end` the line in which a rule refuses a file. Needed: 100,000 texts of a crowd
+in under 60 s, 50,000 labels through all six rules in under 120 s, and each peak below what was asked.
 
 {markdown_table(head, lines)}
 """

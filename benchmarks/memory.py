@@ -146,7 +146,7 @@ def make(folder: str, tokenizer: str, size: str, dtype: str) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    from lib.provenance.manifests import manifest_path, write_manifest
+    from lib.provenance.manifests import build_manifest_path, write_manifest
 
     target, source = Path(folder), Path(tokenizer)
     shutil.rmtree(target, ignore_errors=True)
@@ -177,7 +177,7 @@ def make(folder: str, tokenizer: str, size: str, dtype: str) -> None:
             torch.nn.init.normal_(part, std=0.02)
     adapted.save_pretrained(target / "adapter")
     write_manifest(target / "base", inputs={}, settings={})
-    write_manifest(target / "adapter", inputs={"base": manifest_path(target / "base")}, settings={})
+    write_manifest(target / "adapter", inputs={"base": build_manifest_path(target / "base")}, settings={})
     rows = [
         {"id": str(n), "prompt": "word " * 90 + f"{n}\nTone:\n", "completion": f"{LABELS[n % 4]}<|im_end|>",
          "label": LABELS[n % 4]}

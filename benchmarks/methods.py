@@ -42,8 +42,8 @@ def text(summary: dict[str, Any]) -> str:
                 [trained(name, run) for name, run in summary["runs"].items()],
             ),
             "",
-            f"QLoRA's merge: into the {merge['chosen']} weights, macro-F1 {merge['values']['dequantised']:.3f}"
-            f" (dequantised) and {merge['values']['original']:.3f} (original); the difference,"
+            f"QLoRA's merge: into the {merge['chosen']} weights, macro-F1 {merge['values']['dequantized']:.3f}"
+            f" (dequantized) and {merge['values']['original']:.3f} (original); the difference,"
             f" {merge['difference']:+.3f} [{low:+.3f}, {high:+.3f}], is {told}.",
             "",
             "## Accuracy on validation rows, and KL to the merged model in nats",

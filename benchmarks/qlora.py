@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 from bench import machine, markdown_table, write_table
-from train_adapter import lora_model
+from train_adapter import build_lora_model
 from training import FINETUNE
 from transformers import AutoModelForCausalLM, set_seed
 
 from lib.data.corpus import read_rows
 from lib.data.tokenizer import load_tokenizer
 from lib.hardware.device import use_threads
-from lib.models.loading import Quantization, bitsandbytes_config, load_model
+from lib.models.loading import Quantization, build_bitsandbytes_config, load_model
 from lib.training import batching
 
 QUANTIZATION: Quantization = {"quant_type": "nf4", "double_quant": True}
@@ -32,7 +32,7 @@ BATCH = 16
 
 def with_bitsandbytes(base: Path, dtype: torch.dtype) -> Any:
     """The base with bitsandbytes' 4-bit layers, as transformers puts them in."""
-    config = bitsandbytes_config(QUANTIZATION, dtype)
+    config = build_bitsandbytes_config(QUANTIZATION, dtype)
     return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, quantization_config=config, device_map="cpu")
 
 
@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> None:
         models = {}
         for name, load in WAYS.items():
             set_seed(0)
-            models[name] = lora_model(load(args.base, dtype), FINETUNE).train()
+            models[name] = build_lora_model(load(args.base, dtype), FINETUNE).train()
         speeds: dict[str, list[float]] = {name: [] for name in WAYS}
         for number, part in enumerate(parts):
             for name, model in models.items():
@@ -73,7 +73,7 @@ def tokens_per_second(model: Any, batch: dict[str, Any]) -> float:
     """Real tokens in a second of one forward and backward pass."""
     labels, real = batch.pop("labels"), int(batch.pop("real_tokens"))
     began = time.perf_counter()
-    batching.completion_loss(model(**batch), labels, num_items_in_batch=1).backward()
+    batching.compute_completion_loss(model(**batch), labels, num_items_in_batch=1).backward()
     seconds = time.perf_counter() - began
     model.zero_grad()
     return real / seconds

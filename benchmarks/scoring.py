@@ -27,7 +27,7 @@ from lib.evaluation.scoring import encode_choices
 from lib.evaluation.torch_scorer import score_labels as score_torch
 from lib.hardware.device import use_threads
 from lib.models.loading import load_model
-from lib.onnx.runtime import OnnxModel, Reader, load_onnx, log_softmax
+from lib.onnx.runtime import OnnxModel, Reader, compute_log_softmax, load_onnx
 
 EIGHT = ["art", "business", "food", "health", "law", "music", "science", "travel"]
 EIGHT_LONGER = ["anger", "boredom", "calm", "disgust", "fear", "joy", "sadness", "surprise"]
@@ -60,7 +60,7 @@ def whole_onnx(model: OnnxModel, tokenizer: Tokenizer, template: Template, rows:
         for answer in answers:
             generator.rewind_to(0)
             generator.append_tokens(np.array([*prompt, *answer], dtype=np.int32))
-            logits = log_softmax(generator.get_output("logits")[0, len(prompt) - 1 : -1])
+            logits = compute_log_softmax(generator.get_output("logits")[0, len(prompt) - 1 : -1])
             sums.append(float(logits[np.arange(len(answer)), answer].sum()))
         result.append(sums)
     return result

@@ -22,15 +22,15 @@ from typing import Any, NamedTuple
 
 import torch
 from bench import machine, markdown_table, write_table
-from train_adapter import lora_model
+from train_adapter import build_lora_model
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from lib.data.corpus import read_rows
 from lib.data.tokenizer import load_tokenizer
-from lib.hardware.device import matmul_peak, use_threads
+from lib.hardware.device import measure_matmul_peak, use_threads
 from lib.models.loading import load_model
 from lib.training import batching
-from lib.training.trainer import AdapterTrainer, adapter_trainer
+from lib.training.trainer import AdapterTrainer, build_adapter_trainer
 
 spawned = multiprocessing.get_context("spawn")
 
@@ -76,7 +76,7 @@ class Case(NamedTuple):
 
 def slmflow(model: Any, rows: list[batching.Example], tokenizer: Any, folder: Path) -> AdapterTrainer:
     pad_id = tokenizer.pad_token_id
-    trainer = adapter_trainer(
+    trainer = build_adapter_trainer(
         model, {"train": rows, "validation": rows[:1]}, FINETUNE, seed=0, work=folder, pad_id=pad_id
     )
     trainer.args.eval_strategy = trainer.args.save_strategy = "no"
@@ -136,7 +136,7 @@ def live(name: str, base: Path, dtype: str, threads: int, calls: Connection) -> 
     make, settings = WAYS[name]
     tokenizer = AutoTokenizer.from_pretrained(base)
     set_seed(0)
-    model = lora_model(load_model(base, getattr(torch, dtype)), settings)
+    model = build_lora_model(load_model(base, getattr(torch, dtype)), settings)
     while True:
         task, rows = calls.recv()
         if task == "loss":
@@ -159,7 +159,7 @@ def validation_loss(model: Any, rows: list[batching.Example], pad_id: int) -> fl
         for start in range(0, len(rows), 32):
             batch = batching.Collator(pad_id)(rows[start : start + 32])
             labels, _ = batch.pop("labels"), batch.pop("real_tokens")
-            total += batching.completion_loss(model(**batch), labels, num_items_in_batch=1).item()
+            total += batching.compute_completion_loss(model(**batch), labels, num_items_in_batch=1).item()
             tokens += int((labels != batching.IGNORED).sum())
     return total / tokens
 
@@ -186,7 +186,7 @@ def measure(args: argparse.Namespace, corpus: Path, dtype: str) -> Case:
         ways[name] = calls
     speeds: dict[str, list[float]] = {name: [] for name in WAYS}
     computed = 0  # tokens that went through slmflow's linear layers
-    peaks = [matmul_peak(getattr(torch, dtype))]
+    peaks = [measure_matmul_peak(getattr(torch, dtype))]
     for number, part in enumerate(rounds):
         size = sum(len(row["input_ids"]) for row in part)
         for name, calls in ways.items():
@@ -197,7 +197,7 @@ def measure(args: argparse.Namespace, corpus: Path, dtype: str) -> Case:
             if number:  # the first round warms up
                 speeds[name].append(speed)
                 computed += through
-        peaks.append(matmul_peak(getattr(torch, dtype)))
+        peaks.append(measure_matmul_peak(getattr(torch, dtype)))
     losses = {}
     for name, calls in ways.items():
         calls.send(("loss", validation[: args.validation_rows]))

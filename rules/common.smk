@@ -1,8 +1,8 @@
 """What the rules share: files of the user and of the project, settings, resources."""
 
-from lib.core.files import canonical_json
+from lib.core.files import dump_canonical_json
 from lib.hardware import resources
-from lib.provenance.code_closure import code_closure
+from lib.provenance.code_closure import find_code_closure
 from lib.training.methods import choose_quantization
 from lib.workflow.helpers import choose_environment_file, find_path
 from lib.workflow.job_inputs import describe_data_input, describe_model_input
@@ -22,13 +22,13 @@ from lib.workflow.rule_settings import (
     select_keys,
     select_set_keys,
 )
-from lib.workflow.stages import all_runs, list_manifests, select_calibration
+from lib.workflow.stages import expand_runs, list_manifests, select_calibration
 
 
 def user_path(path, key, made=frozenset()):
     """A path from the configuration; it exists on this machine only. made: paths that a rule makes."""
     if workflow.is_main_process or not STORED:
-        path = or_exit(find_path, path, HOME, key, made)
+        path = call_or_exit(find_path, path, HOME, key, made)
     return ancient_in_remote_job(local_file(path))
 
 
@@ -53,7 +53,7 @@ def script(name):
 
 def modules(name):
     """The shared modules that the script imports: an edit to one reruns exactly its users."""
-    return [project_file(str(path)) for path in code_closure(Path(script(name)))]
+    return [project_file(str(path)) for path in find_code_closure(Path(script(name)))]
 
 
 def settings(packages="", /, **sections):
@@ -95,4 +95,4 @@ def temp_unless_kept(folder):
     return temp(directory(folder)) if CONFIG.keep == "selected" else directory(folder)
 
 
-final_outputs = all_runs(STAGES.list_final_outputs)
+final_outputs = expand_runs(STAGES.list_final_outputs)

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from lib.config.loader import check_yaml, load_config
-from lib.core.cli import or_exit
+from lib.core.cli import call_or_exit
 from lib.core.layout import SPLITS
 from lib.workflow.helpers import (
     read_locked_versions,
@@ -17,19 +17,19 @@ from lib.workflow.stages import Stages
 
 use_own_interpreter()
 mend_ancient_inputs()
-HOME = or_exit(find_project_folder, os.path.dirname(workflow.current_basedir))
+HOME = call_or_exit(find_project_folder, os.path.dirname(workflow.current_basedir))
 
 
 if not workflow.overwrite_configfiles:
-    or_exit(check_yaml, HOME / "config.yaml")
+    call_or_exit(check_yaml, HOME / "config.yaml")
 
     configfile: f"{HOME}/config.yaml"
 
 
 CONFIG_FILES = [Path(file) for file in workflow.configfiles]
 for file in CONFIG_FILES:
-    or_exit(check_yaml, file)
-CONFIG = or_exit(load_config, config, CONFIG_FILES)
+    call_or_exit(check_yaml, file)
+CONFIG = call_or_exit(load_config, config, CONFIG_FILES)
 CONFIGURATION = CONFIG.model_dump(mode="json")
 
 R = str(Path(CONFIG.results))  # one spelling: ./results and results/ are both results

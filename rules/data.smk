@@ -68,7 +68,7 @@ rule fetch_model:
     conda:
         "../envs/train.yaml"
     resources:
-        mem_mb=grow_memory(resources.fetch_model_mb(PARAMETERS)),
+        mem_mb=grow_memory(resources.estimate_fetch_model_mb(PARAMETERS)),
         azureml_inputs=describe_model_input(
             CONFIG.base_model.source, CONFIG.base_model.asset_type
         ),

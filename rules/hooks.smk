@@ -11,27 +11,27 @@ from lib.workflow.remote_storage import (
 )
 
 # Everything that makes commands long.
-TEXTS = canonical_json([CONFIGURATION, *RUNS, *DATA_FILES])
+TEXTS = dump_canonical_json([CONFIGURATION, *RUNS, *DATA_FILES])
 
 
 # A remote job is part of a run that has checked all of this.
 if workflow.is_main_process:
-    or_exit(check_gpus, workflow.resource_settings.overwrite_resources)
-    or_exit(check_unquoted, workflow, TEXTS)
+    call_or_exit(check_gpus, workflow.resource_settings.overwrite_resources)
+    call_or_exit(check_unquoted, workflow, TEXTS)
     user_paths = {*DATA_FILES, MODEL_PATH, ADAPTER_PATH, MERGED_PATH} - {TWEETS, None}
-    or_exit(check_results_folder, R, CONFIG_FILES, HOME, user_paths)
-    or_exit(sync_metadata_before_run, workflow, R, user_paths)
+    call_or_exit(check_results_folder, R, CONFIG_FILES, HOME, user_paths)
+    call_or_exit(sync_metadata_before_run, workflow, R, user_paths)
 
 
 onstart:
-    or_exit(write_corrections)  # with --nolock nothing was written yet
-    or_exit(check_unquoted, workflow, TEXTS)  # the executor is known only now
+    call_or_exit(write_corrections)  # with --nolock nothing was written yet
+    call_or_exit(check_unquoted, workflow, TEXTS)  # the executor is known only now
     tell_unused_gpus(workflow.resource_settings.overwrite_resources)
     tell_expected_times(workflow)
 
 
 onsuccess:
-    or_exit(write_lineage_after_run, workflow, R)
+    call_or_exit(write_lineage_after_run, workflow, R)
     if STORED:
         command = fetch_results_command("--shown")
         shell("{command:q}")
@@ -40,4 +40,4 @@ onsuccess:
 
 
 onerror:
-    or_exit(write_lineage_after_run, workflow, R)
+    call_or_exit(write_lineage_after_run, workflow, R)

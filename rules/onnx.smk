@@ -49,7 +49,7 @@ rule check_build:
         "../envs/onnx.yaml"
     resources:
         mem_mb=grow_memory(
-            lambda wildcards, input: resources.check_build_mb(measure_mb(input))
+            lambda wildcards, input: resources.estimate_check_build_mb(measure_mb(input))
         ),
         runtime=estimate_data_minutes,
     params:
@@ -89,8 +89,8 @@ rule calibrate_weights:
         environment("onnx", "calibrate_weights")
     threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=grow_memory(resources.calibrate_mb(PARAMETERS)),
-        runtime=lambda wildcards, attempt: resources.calibrate_minutes(
+        mem_mb=grow_memory(resources.estimate_calibrate_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: resources.estimate_calibrate_minutes(
             PARAMETERS, VARIANTS[wildcards.variant]["calibration"], attempt
         ),
     params:
@@ -125,8 +125,8 @@ rule build_onnx:
         environment("onnx", "build_onnx")
     threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=grow_memory(resources.build_mb(PARAMETERS)),
-        runtime=lambda wildcards, attempt: resources.build_minutes(PARAMETERS, attempt),
+        mem_mb=grow_memory(resources.estimate_build_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: resources.estimate_build_minutes(PARAMETERS, attempt),
     params:
         on_gpus=on_gpus,
         settings=settings(
@@ -167,7 +167,7 @@ rule score_onnx:
         environment("onnx", "score_onnx")
     threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=grow_memory(resources.score_mb(PARAMETERS)),
+        mem_mb=grow_memory(resources.estimate_score_mb(PARAMETERS)),
         runtime=estimate_score_minutes(PARAMETERS, CONFIGURATION["evaluate"]),
         gpu=STAGES.count_onnx_gpus,
     params:
@@ -203,8 +203,8 @@ rule benchmark_onnx:
         environment("onnx", "benchmark_onnx")
     threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=grow_memory(resources.score_mb(PARAMETERS)),
-        runtime=lambda wildcards, attempt: resources.benchmark_minutes(
+        mem_mb=grow_memory(resources.estimate_score_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: resources.estimate_benchmark_minutes(
             PARAMETERS, CONFIGURATION["benchmark"], attempt
         ),
         gpu=STAGES.count_onnx_gpus,

@@ -41,7 +41,7 @@ else:
         find_storage_address,
     )
 
-    or_exit(prepare_storage, workflow)
+    call_or_exit(prepare_storage, workflow)
 
     envvars:
         "SLMFLOW_CODE",

@@ -36,7 +36,7 @@ rule score_baselines:
 rule select_model:
     """Select the variant that ships by the validation rows, within the constraints, with a reason for every rejection."""
     input:
-        candidates=all_runs(STAGES.list_candidates),
+        candidates=expand_runs(STAGES.list_candidates),
         script=script("select_model"),
         modules=modules("select_model"),
     output:
@@ -77,8 +77,8 @@ rule assemble_model:
         template=rules.render_corpus.output.template,
         base=ancient(rules.fetch_model.output.model),
         base_manifest=rules.fetch_model.output.manifest,
-        onnx=ancient(all_runs(lambda: STAGES.list_builds(STAGES.scored))),
-        onnx_manifests=all_runs(
+        onnx=ancient(expand_runs(lambda: STAGES.list_builds(STAGES.scored))),
+        onnx_manifests=expand_runs(
             lambda: list_manifests(STAGES.list_builds(STAGES.scored))
         ),
         script=script("assemble_model"),
@@ -122,8 +122,8 @@ rule keep_selected:
     """Copy adapter and merged model of the selected run to one place, where they stay with `keep: selected`."""
     input:
         selection=rules.select_model.output.selection,
-        folders=ancient(all_runs(lambda: STAGES.list_checkpoints("adapter", "merged"))),
-        folder_manifests=all_runs(
+        folders=ancient(expand_runs(lambda: STAGES.list_checkpoints("adapter", "merged"))),
+        folder_manifests=expand_runs(
             lambda: list_manifests(STAGES.list_checkpoints("adapter", "merged"))
         ),
         script=script("keep_selected"),
@@ -177,7 +177,7 @@ rule check_gate:
         " --base-predictions {input.base_predictions:q} --output {output.gate:q} --log {log:q}"
 
 
-rule summarise:
+rule summarize:
     """Collect every number that other tools read in one file."""
     input:
         audit=rules.audit_data.output.audit,
@@ -190,25 +190,25 @@ rule summarise:
         base_test=f"{R}/scores/base.test.json",
         base_test_predictions=f"{R}/scores/base.test.predictions.jsonl",
         base_manifest=rules.fetch_model.output.manifest,
-        folder_manifests=all_runs(lambda: list_manifests(STAGES.list_checkpoints())),
-        training=all_runs(STAGES.list_trainings),
-        merges=all_runs(STAGES.list_merge_choices),
-        stages=all_runs(STAGES.list_checkpoint_scores),
-        candidates=all_runs(STAGES.list_candidates),
-        unscored=all_runs(lambda: list_manifests(STAGES.list_builds(STAGES.unscored))),
+        folder_manifests=expand_runs(lambda: list_manifests(STAGES.list_checkpoints())),
+        training=expand_runs(STAGES.list_trainings),
+        merges=expand_runs(STAGES.list_merge_choices),
+        stages=expand_runs(STAGES.list_checkpoint_scores),
+        candidates=expand_runs(STAGES.list_candidates),
+        unscored=expand_runs(lambda: list_manifests(STAGES.list_builds(STAGES.unscored))),
         selection=rules.select_model.output.selection,
         gate=rules.check_gate.output.gate,
         model_score=f"{R}/scores/model.test.json",
         model_predictions=f"{R}/scores/model.test.predictions.jsonl",
         model_manifest=rules.assemble_model.output.manifest,
-        script=script("summarise"),
-        modules=modules("summarise"),
+        script=script("summarize"),
+        modules=modules("summarize"),
     output:
         summary=f"{R}/summary.json",
     log:
-        f"{R}/logs/summarise/log.txt",
+        f"{R}/logs/summarize/log.txt",
     benchmark:
-        f"{R}/timings/summarise/time.tsv"
+        f"{R}/timings/summarize/time.tsv"
     localrule: STORED
     conda:
         "../envs/report.yaml"
@@ -246,7 +246,7 @@ rule package_model:
         assembled_manifest=rules.assemble_model.output.manifest,
         selection=rules.select_model.output.selection,
         base_manifest=rules.fetch_model.output.manifest,
-        summary=rules.summarise.output.summary,
+        summary=rules.summarize.output.summary,
         script=script("package_model"),
         modules=modules("package_model"),
     output:
@@ -266,8 +266,8 @@ rule package_model:
 rule write_plots:
     """Write what `dvc metrics` and `dvc plots` show: the headline numbers, and the points of the plots."""
     input:
-        summary=rules.summarise.output.summary,
-        training=all_runs(STAGES.list_trainings),
+        summary=rules.summarize.output.summary,
+        training=expand_runs(STAGES.list_trainings),
         model_predictions=f"{R}/scores/model.test.predictions.jsonl",
         script=script("write_plots"),
         modules=modules("write_plots"),
@@ -295,20 +295,20 @@ rule write_plots:
 rule write_report:
     """Write the report: one HTML file that needs no network."""
     input:
-        summary=rules.summarise.output.summary,
+        summary=rules.summarize.output.summary,
         selection=rules.select_model.output.selection,
         audit=rules.audit_data.output.audit,
         split=rules.split_data.output.split,
         leakage=rules.check_leakage.output.leakage,
         baselines=rules.score_baselines.output.scores,
-        training=all_runs(STAGES.list_trainings),
+        training=expand_runs(STAGES.list_trainings),
         model_score=f"{R}/scores/model.test.json",
         model_predictions=f"{R}/scores/model.test.predictions.jsonl",
         rows=rules.render_corpus.output.test,
         template=rules.render_corpus.output.template,
         base_manifest=rules.fetch_model.output.manifest,
         assembled_manifest=rules.assemble_model.output.manifest,
-        manifests=all_runs(
+        manifests=expand_runs(
             lambda: list_manifests(
                 [
                     *STAGES.list_checkpoints(),
@@ -331,7 +331,7 @@ rule write_report:
     conda:
         "../envs/report.yaml"
     params:
-        settings=lambda wildcards: canonical_json(CONFIGURATION),
+        settings=lambda wildcards: dump_canonical_json(CONFIGURATION),
         versions=settings("jinja2"),
         results=results_folder,
         calibrated=STAGES.calibrations,
@@ -353,7 +353,7 @@ rule enforce_gate:
     input:
         gate=rules.check_gate.output.gate,
         report=rules.write_report.output.report,
-        summary=rules.summarise.output.summary,
+        summary=rules.summarize.output.summary,
         model_manifest=rules.package_model.output.manifest,
         script=script("enforce_gate"),
         modules=modules("enforce_gate"),

@@ -69,11 +69,11 @@ rule train_adapter:
     threads: resources.HEAVY_THREADS
     resources:
         mem_mb=grow_memory(
-            lambda wildcards, input: resources.train_mb(
+            lambda wildcards, input: resources.estimate_train_mb(
                 PARAMETERS, RUNS[wildcards.run].finetune, CONFIG.corpus.max_length
             )
         ),
-        runtime=lambda wildcards, input, attempt: resources.train_minutes(
+        runtime=lambda wildcards, input, attempt: resources.estimate_train_minutes(
             PARAMETERS,
             measure_mb([input.train]),
             RUNS[wildcards.run].finetune,
@@ -132,8 +132,8 @@ rule merge_adapter:
         environment("train", "merge_adapter")
     threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=grow_memory(resources.merge_mb(PARAMETERS)),
-        runtime=lambda wildcards, attempt: resources.merge_minutes(PARAMETERS, attempt),
+        mem_mb=grow_memory(resources.estimate_merge_mb(PARAMETERS)),
+        runtime=lambda wildcards, attempt: resources.estimate_merge_minutes(PARAMETERS, attempt),
     params:
         on_gpus=on_gpus,
         settings=settings(
@@ -142,8 +142,8 @@ rule merge_adapter:
                 RUNS[wildcards.merge.partition("/")[0]].finetune
             ),
             into=lambda wildcards: (
-                "dequantised"
-                if wildcards.merge.endswith("-dequantised")
+                "dequantized"
+                if wildcards.merge.endswith("-dequantized")
                 else "original"
             ),
         ),
@@ -157,15 +157,15 @@ rule choose_merge:
     input:
         **{
             name: ancient(f"{R}/runs/{{run}}/merged-{name}")
-            for name in ("original", "dequantised")
+            for name in ("original", "dequantized")
         },
         manifests=[
             f"{R}/runs/{{run}}/merged-{name}.manifest.json"
-            for name in ("original", "dequantised")
+            for name in ("original", "dequantized")
         ],
         scores=[
             f"{R}/scores/{{run}}/merged-{name}.validation.{kind}"
-            for name in ("original", "dequantised")
+            for name in ("original", "dequantized")
             for kind in ("json", "predictions.jsonl")
         ],
         script=script("choose_merge"),
@@ -194,7 +194,7 @@ rule choose_merge:
         scores=in_results("scores/{run}"),
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --original {input.original:q}"
-        " --dequantised {input.dequantised:q} --scores {params.scores:q} --merged {output.merged:q}"
+        " --dequantized {input.dequantized:q} --scores {params.scores:q} --merged {output.merged:q}"
         " --choice {output.choice:q} --log {log:q}"
 
 
@@ -249,7 +249,7 @@ rule score_checkpoint:
         environment("train", "score_checkpoint")
     threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=grow_memory(resources.score_mb(PARAMETERS)),
+        mem_mb=grow_memory(resources.estimate_score_mb(PARAMETERS)),
         runtime=estimate_score_minutes(PARAMETERS, CONFIGURATION["evaluate"]),
     params:
         on_gpus=on_gpus,

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import yaml
 
-from lib.core.cli import fail, or_exit
+from lib.core.cli import call_or_exit, fail
 from lib.core.files import read_json
-from lib.core.forms import INTEGER, check_form, list_of, open_record
+from lib.core.forms import INTEGER, allow_open_object, check_form, list_of
 from lib.core.paths import check_name
 
 STAGE = "pipeline"
@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> str:
         )
     if args.pull:
         pull()
-    status = tool("dvc", "status", STAGE, quiet=True)
+    status = run_tool("dvc", "status", STAGE, quiet=True)
     if status.returncode or "up to date" not in status.stdout:
         print(status.stdout, end="", file=sys.stderr)
         fail(
@@ -43,11 +43,11 @@ def main(args: argparse.Namespace) -> str:
             at="dvc.lock",
         )
     words = ("--cores", "1", "--quiet", "rules", "--", "evidence")
-    plan = tool("snakemake", "--dry-run", *words, quiet=True)
+    plan = run_tool("snakemake", "--dry-run", *words, quiet=True)
     if plan.returncode or "Nothing to be done" not in plan.stdout:
         print(plan.stdout, end="", file=sys.stderr)
         fail("the results are not what the configuration describes", "run the workflow: it makes again what differs")
-    if tool("snakemake", *words, quiet=True).returncode:  # writes what the plan has found, and does nothing else
+    if run_tool("snakemake", *words, quiet=True).returncode:  # writes what the plan has found, and does nothing else
         fail("Snakemake could not note that these results are its own", "run the workflow: it says why")
     sizes = read_sizes(Path("dvc.lock"))
     return f"adopted: {len(sizes)} outputs, {sum(sizes) / 1e6:.0f} MB; nothing to be done"
@@ -58,10 +58,10 @@ def pull() -> None:
 
     `dvc pull` alone writes where a listing in the remote says, also outside of the project, and hashes no listing.
     """
-    if tool("dvc", "fetch").returncode:
+    if run_tool("dvc", "fetch").returncode:
         fail("dvc fetch did not bring everything", "see its lines above")
-    check_listings(Path(tool("dvc", "cache", "dir", quiet=True).stdout.splitlines()[-1]))
-    if tool("dvc", "checkout").returncode:
+    check_listings(Path(run_tool("dvc", "cache", "dir", quiet=True).stdout.splitlines()[-1]))
+    if run_tool("dvc", "checkout").returncode:
         fail("dvc checkout did not put everything in place", "see its lines above")
 
 
@@ -75,7 +75,7 @@ def check_listings(cache: Path) -> None:
         content = file.read_bytes()
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != file.parent.name + file.stem:
             fail("its content is not that of its name", hint, at=file)
-        for entry in check_form(read_json(file), list_of(open_record()), at=file, hint=hint):
+        for entry in check_form(read_json(file), list_of(allow_open_object()), at=file, hint=hint):
             check_name(entry.get("relpath"), at=file)
 
 
@@ -85,12 +85,12 @@ def read_sizes(lock: Path) -> list[int]:
         value = yaml.safe_load(lock.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError):
         fail("not YAML", _HINT, at=lock)
-    stage = open_record({"outs": list_of(open_record({"size": INTEGER}))})
-    check_form(value, open_record({"stages": open_record({STAGE: stage})}), at=lock, hint=_HINT)
+    stage = allow_open_object({"outs": list_of(allow_open_object({"size": INTEGER}))})
+    check_form(value, allow_open_object({"stages": allow_open_object({STAGE: stage})}), at=lock, hint=_HINT)
     return [out["size"] for out in value["stages"][STAGE]["outs"]]
 
 
-def tool(module: str, *words: str, quiet: bool = False) -> "subprocess.CompletedProcess[str]":
+def run_tool(module: str, *words: str, quiet: bool = False) -> "subprocess.CompletedProcess[str]":
     """Run a tool of this interpreter; quiet: what it says is returned and not shown."""
     command = [sys.executable, "-m", module, *words]
     if not quiet:
@@ -101,4 +101,4 @@ def tool(module: str, *words: str, quiet: bool = False) -> "subprocess.Completed
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--pull", action="store_true", help="dvc pull first")
-    print(or_exit(main, arguments.parse_args()))
+    print(call_or_exit(main, arguments.parse_args()))

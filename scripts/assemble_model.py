@@ -8,36 +8,36 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import fail, parser, progress, run, settings_argument
-from lib.core.files import published_directory, write_json
-from lib.core.layout import results_argument
-from lib.evaluation.selection import selected
-from lib.provenance.manifests import RUN_CARD, link_files, manifest_path, read_manifest, write_manifest
+from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
+from lib.core.files import publish_directory, write_json
+from lib.core.layout import add_results_argument
+from lib.evaluation.selection import load_selection
+from lib.provenance.manifests import RUN_CARD, build_manifest_path, link_files, read_manifest, write_manifest
 from lib.provenance.run_card import run_card
-from lib.report.timings import by_rule, read_jobs
+from lib.report.timings import read_jobs, sum_by_rule
 
 
 def main(args: argparse.Namespace) -> None:
-    selection = selected(args.selection)
+    selection = load_selection(args.selection)
     onnx = args.results.folder(selection["run"], f"onnx-{selection['variant']}")
     manifest = read_manifest(onnx)
     if not manifest["verified"]:
         fail("it was never run, only built", "select a variant for the cpu provider", at=onnx)
     inputs = {
-        "base": manifest_path(args.base),
-        "onnx": manifest_path(onnx),
+        "base": build_manifest_path(args.base),
+        "onnx": build_manifest_path(onnx),
         "selection": args.selection,
         "template": args.template,
     }
     made_by = select_settings(args.settings, selection, manifest)
-    with published_directory(args.output) as folder:
+    with publish_directory(args.output) as folder:
         link_files(onnx, manifest["files"], folder)
         shutil.copyfile(args.template, folder / "template.json")
-        seconds = {one.rule: round(one.seconds, 1) for one in by_rule(read_jobs(args.timings, args.timings))}
+        seconds = {one.rule: round(one.seconds, 1) for one in sum_by_rule(read_jobs(args.timings, args.timings))}
         write_json(folder / RUN_CARD, run_card(made_by, inputs, seconds))
     facts = {"run": selection["run"], "variant": selection["variant"], "made_by": made_by, "grid": manifest["grid"]}
     write_manifest(args.output, inputs=inputs, settings=args.settings, extra=facts)
-    progress(f"assemble_model: {selection['run']}/{selection['variant']}, {manifest['size_bytes'] / 1e6:.1f} MB")
+    report_progress(f"assemble_model: {selection['run']}/{selection['variant']}, {manifest['size_bytes'] / 1e6:.1f} MB")
 
 
 def select_settings(settings: dict[str, Any], selection: dict[str, Any], onnx: dict[str, Any]) -> dict[str, Any]:
@@ -53,15 +53,15 @@ def select_settings(settings: dict[str, Any], selection: dict[str, Any], onnx: d
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
+    arguments = build_parser(__doc__)
     arguments.add_argument(
         "--settings",
-        type=settings_argument,
+        type=parse_settings,
         required=True,
         help="task, data, base_model, finetune, ...; runs: of each its seed and what it has changed in finetune",
     )
     arguments.add_argument("--selection", type=Path, required=True, help="selection.json")
-    results_argument(arguments)
+    add_results_argument(arguments)
     arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     arguments.add_argument("--timings", type=Path, required=True, help="folder of Snakemake's benchmark files")

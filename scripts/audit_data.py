@@ -17,28 +17,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import read_jsonl, write_json, write_jsonl
-from lib.data.audit_verdict import configuration_lines, judge_audit
+from lib.data.audit_verdict import describe_label_lines, judge_audit
 from lib.data.label_words import LabelWords
 from lib.data.labels import (
     Labels,
-    caseless_value,
     describe_spellings,
-    label_by_spelling,
-    label_value,
-    spelled,
-    undecided_spellings,
+    format_counts,
+    group_undecided_spellings,
+    map_spellings,
+    normalize_caseless,
+    normalize_label,
 )
-from lib.data.near_duplicates import cluster_numbers, describe_uncompared, similar_pairs, tell_uncompared
+from lib.data.near_duplicates import describe_uncompared, find_similar_pairs, number_clusters, tell_uncompared
 from lib.data.row_values import REASONS, Reason, Source, read_sources
-from lib.data.rows import MISSING, column, normalise, reachable_names, record_id
-from lib.data.template_inversion import input_text
+from lib.data.rows import MISSING, compute_row_id, get_column, list_reachable_names, normalize
+from lib.data.template_inversion import extract_input
 from lib.data.templates import Template, compile_template, render_completion, render_prompt
 from lib.data.tokenizer import Tokenizer, load_tokenizer
-from lib.data.tokenizer_trial import TRIED_TEXTS, sample_text
-from lib.data.truncation import shortened
-from lib.data.value_limits import batched_by_size
+from lib.data.tokenizer_trial import TRIED_TEXTS, join_values
+from lib.data.truncation import shorten_values
+from lib.data.value_limits import batch_by_size
 
 _SEED = 1  # of the MinHash; the leakage check uses another
 
@@ -93,24 +93,26 @@ class Rows:
 def main(args: argparse.Namespace) -> None:
     task, data, corpus = (args.settings[key] for key in ("task", "data", "corpus"))
     first = islice(read_jsonl(args.rows), TRIED_TEXTS)
-    tokenizer = load_tokenizer(args.base, [sample_text(read.get("row", {})) for read in first])
+    tokenizer = load_tokenizer(args.base, [join_values(read.get("row", {})) for read in first])
     template = compile_template(corpus, tokenizer, task=task, target=data["target"], labels=None)
 
     def sources() -> Iterator[Source]:
         return read_sources(args.rows, data, template, tokenizer, corpus)
 
-    rows = _indexed(args.rows, sources(), [*template["columns"], data["target"]], classified=task == "classification")
+    rows = _index_rows(
+        args.rows, sources(), [*template["columns"], data["target"]], classified=task == "classification"
+    )
     if task == "classification":
         _set_aside_conflicts(rows)
     _set_aside_duplicates(rows)
     measured = rows.usable()
     words = LabelWords()
-    texts = _seen_texts(sources(), rows, tokenizer, template, corpus, words)
-    similar = similar_pairs(texts, data["near_duplicates"], seed=_SEED, folder=args.kept.parent)
+    texts = _read_texts(sources(), rows, tokenizer, template, corpus, words)
+    similar = find_similar_pairs(texts, data["near_duplicates"], seed=_SEED, folder=args.kept.parent)
     kept = rows.usable()
     clusters = _clusters(rows, kept, similar.pairs)
     words.expect(_class_counts(rows, kept))
-    write_jsonl(args.kept, _kept(sources(), rows, clusters, words, template))
+    write_jsonl(args.kept, _iterate_kept(sources(), rows, clusters, words, template))
 
     rejected = _counts(rows)
     audit = {
@@ -123,18 +125,18 @@ def main(args: argparse.Namespace) -> None:
         **_near_duplicates(rows, kept, clusters, task),
         **describe_uncompared(similar),
         **_classes(rows, kept, words, data["labels"], task),
-        "tokens": _token_lengths(rows, measured, kept, corpus["max_length"]),
+        "tokens": _measure_token_lengths(rows, measured, kept, corpus["max_length"]),
     }
     examples: dict[str, str] = {}
-    write_jsonl(args.rejected, _rejected(sources(), rows, corpus["max_length"], examples) if rejected else ())
+    write_jsonl(args.rejected, _iterate_rejected(sources(), rows, corpus["max_length"], examples) if rejected else ())
     audit["verdict"] = judge_audit(audit, examples, data, corpus["max_length"])
     write_json(args.audit, audit)
     _tell_case(audit["label_spellings"])
     tell_uncompared("audit_data", similar)
-    progress(f"audit_data: {len(kept)} of {len(rows.state)} rows kept; set aside: {rejected or 'none'}")
+    report_progress(f"audit_data: {len(kept)} of {len(rows.state)} rows kept; set aside: {rejected or 'none'}")
 
 
-def _indexed(path: Path, sources: Iterable[Source], names: Sequence[str], *, classified: bool) -> Rows:
+def _index_rows(path: Path, sources: Iterable[Source], names: Sequence[str], *, classified: bool) -> Rows:
     """All rows, with those set aside that do not stand on their own. The last of `names` is the target."""
     rows = Rows()
     absent = Counter[str]()
@@ -146,7 +148,7 @@ def _indexed(path: Path, sources: Iterable[Source], names: Sequence[str], *, cla
             readable += 1
             first_row = first_row or read["row"]
             known.update(read["row"])
-            absent.update(name for name in names if column(read["row"], name) is MISSING)
+            absent.update(name for name in names if get_column(read["row"], name) is MISSING)
         rows.file.append(rows.files.setdefault(read["file"], len(rows.files)))
         rows.line.append(read["line"])
         rows.other.append(-1)
@@ -163,8 +165,8 @@ def _indexed(path: Path, sources: Iterable[Source], names: Sequence[str], *, cla
         inputs = {name: values[name] for name in names[:-1]}
         rows.state.append(0)
         rows.target.append(rows.targets.setdefault(target, len(rows.targets)) if classified else -1)
-        rows.ids += bytes.fromhex(record_id(values))
-        rows.inputs += bytes.fromhex(record_id(inputs))[:16]
+        rows.ids += bytes.fromhex(compute_row_id(values))
+        rows.inputs += bytes.fromhex(compute_row_id(inputs))[:16]
     for name in names:
         if known and absent[name] == readable:
             fail(f"no row has the column {name!r}", _tell_columns(name, known, first_row), at=path)
@@ -174,9 +176,9 @@ def _indexed(path: Path, sources: Iterable[Source], names: Sequence[str], *, cla
 def _tell_columns(name: str, known: set[str], row: dict[str, Any]) -> str:
     """The columns that there are, in nested rows with the names that reach into them."""
     for key, value in row.items():
-        if isinstance(value, list) and value and column(value[0], name) is not MISSING:
+        if isinstance(value, list) and value and get_column(value[0], name) is not MISSING:
             return f"the rows are a list under the key {key!r} of a row: save that list as the file"
-    names = sorted(known.difference(row)) + list(reachable_names(row))
+    names = sorted(known.difference(row)) + list(list_reachable_names(row))
     return f"the columns are {', '.join(names[:20])}: mend corpus or data.target"
 
 
@@ -188,8 +190,8 @@ def _set_aside_conflicts(rows: Rows) -> None:
     """Rows whose input occurs with another label too: which one is right is not ours to say."""
     usable = rows.usable()
     _, first, group = np.unique(_digests(rows.inputs, 16, usable), return_index=True, return_inverse=True)
-    folded = {normalise(text): number for text, number in rows.targets.items()}
-    label = np.array([folded[normalise(text)] for text in rows.targets], dtype=np.int64)
+    folded = {normalize(text): number for text, number in rows.targets.items()}
+    label = np.array([folded[normalize(text)] for text in rows.targets], dtype=np.int64)
     labels = label[np.frombuffer(rows.target, dtype=np.int32)[usable]]
     differs = labels != labels[first[group]]
     # The first row of a group conflicts with the first that differs from it, all those with the first.
@@ -207,7 +209,7 @@ def _set_aside_duplicates(rows: Rows) -> None:
     rows.set_aside(usable[again], "exact_duplicate", originals[again])
 
 
-def _seen_texts(
+def _read_texts(
     sources: Iterable[Source],
     rows: Rows,
     tokenizer: Tokenizer,
@@ -221,7 +223,7 @@ def _seen_texts(
     """
     usable = (source for source in sources if not rows.state[source.number])
     limits = {"max_length": corpus["max_length"], "side": corpus["truncation"]}
-    for batch in batched_by_size(usable, lambda source: sum(map(len, _inputs(source, template).values()))):
+    for batch in batch_by_size(usable, lambda source: sum(map(len, _inputs(source, template).values()))):
         inputs = [_inputs(source, template) for source in batch]
         targets = [_target(source, template) for source in batch]
         texts = [
@@ -233,13 +235,13 @@ def _seen_texts(
             seen: dict[str, str] | None = values
             if len(ids) > corpus["max_length"]:
                 reject = corpus["truncation"] == "reject"
-                seen = None if reject else shortened(tokenizer, template, values, target, **limits)
+                seen = None if reject else shorten_values(tokenizer, template, values, target, **limits)
             if seen is None:
                 rows.state[source.number] = 1 + REASONS.index("too_long")
                 continue
             if rows.targets:
                 words.glance("\n".join(values.values()))
-            yield input_text(template, render_prompt(template, seen))
+            yield extract_input(template, render_prompt(template, seen))
 
 
 def _inputs(source: Source, template: Template) -> dict[str, str]:
@@ -261,7 +263,7 @@ def _clusters(rows: Rows, kept: Places, pairs: Iterable[tuple[int, int]]) -> NDA
     rank = np.empty(len(kept), dtype=np.int64)
     rank[order] = np.arange(len(kept))
     clusters = np.full(len(rows.state), -1)
-    clusters[kept[order]] = cluster_numbers(len(kept), ((rank[one], rank[other]) for one, other in pairs))
+    clusters[kept[order]] = number_clusters(len(kept), ((rank[one], rank[other]) for one, other in pairs))
     return clusters
 
 
@@ -279,8 +281,8 @@ def _class_counts(rows: Rows, kept: Places) -> dict[str, int]:
 def _near_duplicates(rows: Rows, kept: Places, clusters: NDArray[np.int64], task: str) -> dict[str, Any]:
     sizes = np.bincount(clusters[kept])
     targets = np.frombuffer(rows.target, dtype=np.int32)
-    labelled = np.unique(np.stack([clusters[kept], targets[kept]]), axis=1)
-    mixed = int(sizes[np.bincount(labelled[0]) > 1].sum())
+    labeled = np.unique(np.stack([clusters[kept], targets[kept]]), axis=1)
+    mixed = int(sizes[np.bincount(labeled[0]) > 1].sum())
     return {
         "near_duplicate_clusters": int((sizes > 1).sum()),
         "near_duplicate_rows": int(sizes[sizes > 1].sum()),
@@ -297,7 +299,7 @@ def _classes(rows: Rows, kept: Places, words: LabelWords, given: Labels | None, 
     counts = _class_counts(rows, kept)
     labels = sorted(given or counts)
     classes = {label: counts.get(label, 0) for label in labels}
-    known = label_by_spelling(given) if given else rows.spellings
+    known = map_spellings(given) if given else rows.spellings
     unknown = [(text, count) for text, count in rows.spellings.most_common() if text not in known]
     return {
         "labels": labels,
@@ -311,9 +313,11 @@ def _classes(rows: Rows, kept: Places, words: LabelWords, given: Labels | None, 
 
 def _label_spellings(counts: Counter[str], given: Labels | None) -> dict[str, Any]:
     """Spellings of one label, and labels that differ by case alone, where `data.labels` does not say what they are."""
-    one = undecided_spellings(counts, given, label_value)
+    one = group_undecided_spellings(counts, given, normalize_label)
     told = {text for group in one for text in group}
-    alike = [group for group in undecided_spellings(counts, given, caseless_value) if not group.keys() <= told]
+    alike = [
+        group for group in group_undecided_spellings(counts, given, normalize_caseless) if not group.keys() <= told
+    ]
     return {
         "one_label": describe_spellings(one, counts, given),
         "differing_in_case": describe_spellings(alike, counts, given),
@@ -323,11 +327,13 @@ def _label_spellings(counts: Counter[str], given: Labels | None) -> dict[str, An
 def _tell_case(spellings: dict[str, Any] | None) -> None:
     """A line for labels that differ by case or full-width letters alone: they may be two, so the run goes on."""
     if spellings and (found := spellings["differing_in_case"]):
-        groups = "; ".join(map(spelled, found["groups"][:3]))
-        progress(f"audit_data: labels that differ by case or width alone: {groups}: {configuration_lines(found)}")
+        groups = "; ".join(map(format_counts, found["groups"][:3]))
+        report_progress(
+            f"audit_data: labels that differ by case or width alone: {groups}: {describe_label_lines(found)}"
+        )
 
 
-def _token_lengths(rows: Rows, measured: Places, kept: Places, max_length: int) -> dict[str, Any]:
+def _measure_token_lengths(rows: Rows, measured: Places, kept: Places, max_length: int) -> dict[str, Any]:
     """Tokens of prompt and answer, before truncation, with the rows that were too long for it."""
     points = {"p50": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
     tokens = np.frombuffer(rows.tokens, dtype=np.int32)
@@ -344,7 +350,7 @@ def _token_lengths(rows: Rows, measured: Places, kept: Places, max_length: int) 
     }
 
 
-def _kept(
+def _iterate_kept(
     sources: Iterable[Source], rows: Rows, clusters: NDArray[np.int64], words: LabelWords, template: Template
 ) -> Iterator[dict[str, Any]]:
     for source in sources:
@@ -363,7 +369,7 @@ def _kept(
         }
 
 
-def _rejected(
+def _iterate_rejected(
     sources: Iterable[Source], rows: Rows, max_length: int, examples: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
     """The rows set aside; the first one of each reason goes to `examples`."""
@@ -390,8 +396,8 @@ def _reason(source: Source, rows: Rows, max_length: int) -> Reason:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="JSON: task, data, corpus")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="JSON: task, data, corpus")
     arguments.add_argument("--rows", type=Path, required=True, help="rows.jsonl of fetch_data")
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     arguments.add_argument("--audit", type=Path, required=True)

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lib.core.cli import fail, loaded, parser, progress, run, settings_argument
+from lib.core.cli import build_parser, fail, parse_settings, report_loaded, report_progress, run
 from lib.core.files import read_jsonl, write_json
 from lib.data.tokenizer import Tokenizer
-from lib.hardware.memory import peak_rss_mb
+from lib.hardware.memory import measure_peak_rss_mb
 from lib.onnx.packaged import load_packaged_tokenizer
 from lib.onnx.runtime import OnnxModel, load_onnx
 from lib.provenance.manifests import read_manifest
@@ -38,23 +38,23 @@ def main(args: argparse.Namespace) -> None:
     begin = time.perf_counter()
     model, tokenizer = load_onnx(args.model, args.threads), load_packaged_tokenizer(args.model)
     load_s = time.perf_counter() - begin
-    loaded()
+    report_loaded()
     measure(model, tokenizer, prompts[0], settings["new_tokens"])  # the first run allocates and warms caches
     times = [measure(model, tokenizer, prompt, settings["new_tokens"]) for prompt in prompts]
-    first, speed = summary([t.first_token_ms for t in times]), summary([t.tokens_per_second for t in times])
+    first, speed = summarize([t.first_token_ms for t in times]), summarize([t.tokens_per_second for t in times])
     result = {
         "size_mb": sum((args.model / name).stat().st_size for name in manifest["files"]) / 1e6,
         "load_s": load_s,
         "first_token_ms": first["median"],
         "tokens_per_second": speed["median"],
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": measure_peak_rss_mb(),
         "prompt_tokens": float(np.median([t.prompt_tokens for t in times])),
         "new_tokens": settings["new_tokens"],
         "prompts": len(prompts),
         "threads": args.threads,
         "spread": {"first_token_ms": first["spread"], "tokens_per_second": speed["spread"]},
     }
-    progress(f"benchmark_onnx: {first['median']:.0f} ms to the first token, {speed['median']:.1f} tokens/s")
+    report_progress(f"benchmark_onnx: {first['median']:.0f} ms to the first token, {speed['median']:.1f} tokens/s")
     write_json(args.output, result)
 
 
@@ -78,14 +78,14 @@ def measure(model: OnnxModel, tokenizer: Tokenizer, prompt: str, new_tokens: int
     return Times(len(ids), 1000 * (first - begin), (new_tokens - 1) / (last - first))
 
 
-def summary(values: list[float]) -> dict[str, Any]:
+def summarize(values: list[float]) -> dict[str, Any]:
     low, median, high = np.percentile(values, [10, 50, 90])
     return {"median": float(median), "spread": [float(low), float(high)]}
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="benchmark, versions")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="benchmark, versions")
     arguments.add_argument("--model", type=Path, required=True, help="folder of the ONNX model")
     arguments.add_argument("--rows", type=Path, required=True, help="corpus rows whose prompts are answered")
     arguments.add_argument("--output", type=Path, required=True, help="file to write")

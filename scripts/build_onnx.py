@@ -20,25 +20,25 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 import numpy as np
 from safetensors import safe_open
 
-from lib.core.cli import fail, first_line, loaded, parser, progress, run, settings_argument
-from lib.core.files import published_directory, read_json, sha256_file, write_json
+from lib.core.cli import build_parser, extract_first_line, fail, parse_settings, report_loaded, report_progress, run
+from lib.core.files import publish_directory, read_json, sha256_file, write_json
 from lib.data.corpus import read_rows
-from lib.data.tokenizer import end_token_ids, load_tokenizer
+from lib.data.tokenizer import load_tokenizer, read_end_token_ids
 from lib.hardware.memory import LIBRARIES_MB, require_memory
 from lib.onnx.graph import (
     Graph,
     Quantized,
-    dequantised,
-    gptq_values,
-    grid_of,
+    dequantize,
+    dequantize_gptq,
     is_rounded,
-    largest_error,
-    merged_names,
-    rows_behind,
+    list_merged_names,
+    measure_largest_error,
+    name_grid,
+    select_rows_behind,
 )
 from lib.onnx.packaged import read_genai_config
-from lib.onnx.runtime import Reader, context_length, open_onnx
-from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
+from lib.onnx.runtime import Reader, open_onnx, read_context_length
+from lib.provenance.manifests import build_manifest_path, read_manifest, write_manifest
 
 # Deterministic answers: what the model says most likely, whatever the base model's own defaults are.
 SEARCH = {
@@ -74,17 +74,17 @@ def main(args: argparse.Namespace) -> None:
     for given in filter(None, (args.merged, args.calibrated)):
         read_manifest(given)
     if args.calibrated and read_manifest(args.calibrated)["inputs"]["merged"] != sha256_file(
-        manifest_path(args.merged)
+        build_manifest_path(args.merged)
     ):
         fail("it was calibrated from another merged model", "delete it and run again", at=args.calibrated)
     # Measured: 1.0 to 1.2 times the weights beside the libraries, 2.4 times with k_quant (benchmarks/memory.md).
     weights = sum(file.stat().st_size for file in args.merged.glob("*.safetensors"))
     require_memory(LIBRARIES_MB + weights / 1e6, "build_onnx")
     prompts = [row["prompt"] for row in read_rows(args.rows)[:_CHECKED_ROWS]]
-    with published_directory(args.output) as folder:
-        options = builder_options(variant, has_tied_head(args.merged))
+    with publish_directory(args.output) as folder:
+        options = list_builder_options(variant, has_tied_head(args.merged))
         build(args.calibrated or args.merged, folder, variant, options)
-        set_search(folder, end_token_ids(args.merged))
+        configure_search(folder, read_end_token_ids(args.merged))
         read_genai_config(folder)  # whoever opens the model holds it against what a builder writes
         graph = Graph(folder / "model.onnx")
         check_graph(graph, variant)
@@ -97,11 +97,11 @@ def main(args: argparse.Namespace) -> None:
                 fail("nothing of the built model could be compared with the merged one", "report this", at=args.merged)
         size = sum(file.stat().st_size for file in folder.iterdir())
         said = describe(compared, logits)
-        progress(f"build_onnx: {size / 1e6:.1f} MB, {said}; {'verified' if verified else 'not run here'}")
+        report_progress(f"build_onnx: {size / 1e6:.1f} MB, {said}; {'verified' if verified else 'not run here'}")
     sources = {"merged": args.merged, "calibrated": args.calibrated}
     write_manifest(
         args.output,
-        inputs={name: manifest_path(path) for name, path in sources.items() if path},
+        inputs={name: build_manifest_path(path) for name, path in sources.items() if path},
         settings=args.settings,
         extra={
             "verified": verified,
@@ -136,16 +136,16 @@ def build(merged: Path, folder: Path, variant: dict[str, Any], options: list[str
         from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
         where = ("", str(merged), str(folder), variant["precision"], provider, cache)
-        loaded()
+        report_loaded()
         try:
             create_model(*where, **parse_extra_options(*where, options))
         except Exception as error:  # the builder raises anything from KeyError to AssertionError
-            _refuse(f"the builder refuses it: {type(error).__name__}: {first_line(error)}", error)
+            _refuse(f"the builder refuses it: {type(error).__name__}: {extract_first_line(error)}", error)
         finally:
             sys.stdout.write(said.getvalue())
 
 
-def builder_options(variant: dict[str, Any], tied: bool) -> list[str]:
+def list_builder_options(variant: dict[str, Any], tied: bool) -> list[str]:
     """The variant's options as the builder's KEY=VALUE texts; null leaves the builder's default.
 
     tied: the base model's embeddings are its vocabulary head. The builder then keeps one weight for both, in a form
@@ -203,7 +203,7 @@ def _no_checkout() -> Iterator[None]:
             os.environ["GIT_DIR"] = before
 
 
-def set_search(folder: Path, end_ids: frozenset[int]) -> None:
+def configure_search(folder: Path, end_ids: frozenset[int]) -> None:
     """Make greedy decoding the model's default and check where it stops.
 
     Raises `UserError` when an end token of the merged model is unknown to the built one: it would
@@ -215,7 +215,7 @@ def set_search(folder: Path, end_ids: frozenset[int]) -> None:
     missing = end_ids - set([found] if isinstance(found, int) else found)
     if missing:
         fail(f"the builder lost the end tokens {sorted(missing)}", "check generation_config.json of the base model")
-    config["search"] |= SEARCH | {"max_length": min(config["search"]["max_length"], context_length(config))}
+    config["search"] |= SEARCH | {"max_length": min(config["search"]["max_length"], read_context_length(config))}
     write_json(path, config)
 
 
@@ -238,8 +238,8 @@ def check_weights(graph: Graph, merged: Path, variant: dict[str, Any], calibrate
     nodes = [*graph.quantized, *graph.plain]
     compared, grids = 0, set()
     with _Checkpoint(calibrated or merged) as checkpoint:
-        known = [(node, names) for node in nodes if (names := merged_names(node, checkpoint.weights))]
-        for node, names in _spread(known, _CHECKED_WEIGHTS):
+        known = [(node, names) for node in nodes if (names := list_merged_names(node, checkpoint.weights))]
+        for node, names in _pick_evenly(known, _CHECKED_WEIGHTS):
             if node in graph.plain:
                 check_plain(node, names, graph.read_plain(node), checkpoint)
             else:
@@ -255,7 +255,7 @@ def check_weights(graph: Graph, merged: Path, variant: dict[str, Any], calibrate
 
 def check_plain(node: str, names: Sequence[str], stored: np.ndarray, checkpoint: "_Checkpoint") -> None:
     """Raise `UserError` when a weight that is not quantized is not the merged one, rounded to its type."""
-    original = rows_behind(node, checkpoint.read(names), len(stored))
+    original = select_rows_behind(node, checkpoint.read(names), len(stored))
     if original.shape != stored.shape or not is_rounded(stored, original):
         fail(f"{node} is not {' + '.join(names)} in {stored.dtype}", "this is a fault of the builder")
 
@@ -265,19 +265,19 @@ def check_quantized(node: str, names: Sequence[str], weight: Quantized, checkpoi
     label = " + ".join(names)
     if checkpoint.is_calibrated(names):
         if not np.array_equal(
-            dequantised(weight), rows_behind(node, checkpoint.read_calibrated(names), len(weight.codes))
+            dequantize(weight), select_rows_behind(node, checkpoint.read_calibrated(names), len(weight.codes))
         ):
             fail(f"{node} is not what calibration made of {label}", "this is a fault of the builder")
         return "calibrated"
-    original = rows_behind(node, checkpoint.read(names), len(weight.codes))
+    original = select_rows_behind(node, checkpoint.read(names), len(weight.codes))
     if original.shape != (len(weight.codes), weight.columns):
         fail(f"{node} has another shape than {label}", "this is a fault of the builder")
-    error = largest_error(weight, original)
+    error = measure_largest_error(weight, original)
     # With zero points some methods round twice, scale and zero point. Codes were chosen with scales of full precision.
     allowed = (1.0 if weight.asymmetric else 0.5) + _STEP_TOLERANCE + (1 << weight.bits) * weight.scale_error
     if not error <= allowed:
         fail(f"{node} differs from {label} by {error:.2f} quantization steps", "this is a fault of the builder")
-    return grid_of(weight, original)
+    return name_grid(weight, original)
 
 
 def check_answers(folder: Path, merged: Path, variant: dict[str, Any], prompts: Sequence[str], threads: int) -> None:
@@ -300,15 +300,15 @@ def check_answers(folder: Path, merged: Path, variant: dict[str, Any], prompts: 
     if not np.isfinite(logits).all():
         _refuse("the built model answers with numbers that are not finite")
     if variant["precision"] == "fp32":
-        difference = logit_difference(merged, encoded, logits, threads)
-        progress(f"build_onnx: logits differ from the merged checkpoint by {difference:.1e} of the largest")
+        difference = measure_logit_difference(merged, encoded, logits, threads)
+        report_progress(f"build_onnx: logits differ from the merged checkpoint by {difference:.1e} of the largest")
         if not difference <= _LOGIT_TOLERANCE:
             fail(
                 f"logits differ from the merged checkpoint by {difference:.1e} of the largest", "report this", at=merged
             )
 
 
-def logit_difference(merged: Path, prompts: list[list[int]], found: list[np.ndarray], threads: int) -> float:
+def measure_logit_difference(merged: Path, prompts: list[list[int]], found: list[np.ndarray], threads: int) -> float:
     """Largest difference of the logits behind each prompt, relative to the largest logit."""
     import torch
 
@@ -350,7 +350,7 @@ class _Checkpoint:
         """The values that weights of 4 bits stand for, one below the other."""
         modules = [name.removesuffix(".weight") for name in names]
         parts = [[self._raw(f"{one}.{part}") for part in ("qweight", "scales", "qzeros")] for one in modules]
-        return np.concatenate([gptq_values(*part) for part in parts])
+        return np.concatenate([dequantize_gptq(*part) for part in parts])
 
     def _raw(self, name: str) -> np.ndarray:
         """In the dtype it is stored in."""
@@ -364,10 +364,10 @@ def _refuse(what: str, error: Exception | None = None) -> NoReturn:
 
 
 def _reason(error: Exception) -> str:
-    return re.sub(r"^Load model from .*? failed: ?", "", first_line(error))
+    return re.sub(r"^Load model from .*? failed: ?", "", extract_first_line(error))
 
 
-def _spread(items: Sequence[T], count: int) -> list[T]:
+def _pick_evenly(items: Sequence[T], count: int) -> list[T]:
     """At most `count` items, evenly from the first to the last."""
     if len(items) <= count:
         return list(items)
@@ -375,8 +375,8 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="variant, versions")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="variant, versions")
     arguments.add_argument("--merged", type=Path, required=True, help="folder of the merged model")
     arguments.add_argument("--calibrated", type=Path, help="folder of its calibrated weights, which are built instead")
     arguments.add_argument("--rows", type=Path, required=True, help="corpus rows whose prompts are answered")

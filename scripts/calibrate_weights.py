@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
-from lib.core.cli import loaded, parser, progress, run, settings_argument
-from lib.core.files import published_directory, read_json, write_json
+from lib.core.cli import build_parser, parse_settings, report_loaded, report_progress, run
+from lib.core.files import publish_directory, read_json, write_json
 from lib.data.corpus import read_rows
 from lib.data.tokenizer import load_tokenizer
 from lib.hardware.device import use_threads
 from lib.hardware.memory import LIBRARIES_MB, require_memory
 from lib.models.loading import load_model
-from lib.onnx.calibration_rows import calibration_rows, pack_ids
-from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
+from lib.onnx.calibration_rows import pack_ids, sample_calibration_rows
+from lib.provenance.manifests import build_manifest_path, read_manifest, write_manifest
 
 BLOCK_SIZE = 32  # what the builder takes where a variant names none
 _BATCH = 4  # sequences in a step
@@ -38,26 +38,26 @@ def main(args: argparse.Namespace) -> None:
     weights = sum(file.stat().st_size for file in args.merged.glob("*.safetensors"))
     require_memory(LIBRARIES_MB + 2 * weights / 1e6, "calibrate_weights")
     variant, seed = args.settings["variant"], args.settings["seed"]
-    rows = calibration_rows(read_rows(args.rows), variant["calibration"]["rows"], seed)
+    rows = sample_calibration_rows(read_rows(args.rows), variant["calibration"]["rows"], seed)
     packed = pack_ids(load_tokenizer(args.merged), rows, variant["calibration"]["length"])
     sequences = [torch.tensor([ids]) for ids in packed]
-    with published_directory(args.output) as folder:
-        progress(
+    with publish_directory(args.output) as folder:
+        report_progress(
             f"calibrate_weights: {len(rows)} training rows, {len(sequences)} sequences of"
             f" {variant['calibration']['length']} tokens, {variant['calibration']['iterations']} steps a layer"
         )
-        loaded()
-        auto_round(args.merged, sequences, variant, seed, folder)
+        report_loaded()
+        run_auto_round(args.merged, sequences, variant, seed, folder)
         keep_what_is_not_weights(args.merged, folder)
     write_manifest(
         args.output,
-        inputs={"merged": manifest_path(args.merged), "rows": args.rows},
+        inputs={"merged": build_manifest_path(args.merged), "rows": args.rows},
         settings=args.settings,
         extra={"calibration_rows": [row["id"] for row in rows], "sequences": len(sequences)},
     )
 
 
-def auto_round(
+def run_auto_round(
     merged: Path, sequences: Sequence[torch.Tensor], variant: dict[str, Any], seed: int, folder: Path
 ) -> None:
     """Write the calibrated checkpoint to `folder`."""
@@ -110,7 +110,7 @@ class _Bar(io.StringIO):
         found = self._layers.search(text)
         if found and int(found[1]) >= self._said + 5:
             self._said = int(found[1])
-            progress(f"calibrate_weights: {found[1]} of {found[2]} layers")
+            report_progress(f"calibrate_weights: {found[1]} of {found[2]} layers")
         return len(text)
 
 
@@ -127,8 +127,8 @@ def _quiet() -> Any:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="variant, seed, versions")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="variant, seed, versions")
     arguments.add_argument("--merged", type=Path, required=True, help="folder of the merged model")
     arguments.add_argument("--rows", type=Path, required=True, help="corpus/train.jsonl")
     arguments.add_argument(

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import read_json
 from lib.core.layout import SCORED_SPLITS, SPLITS
 from lib.data.corpus import load_template, read_rows
-from lib.data.tokenizer import Tokenizer, encode_pairs, load_tokenizer, max_tokens
+from lib.data.tokenizer import Tokenizer, encode_pairs, load_tokenizer, read_max_tokens
 from lib.evaluation.scoring import answer_limit, encode_choices
-from lib.onnx.calibration_rows import calibration_rows, pack_ids
+from lib.onnx.calibration_rows import pack_ids, sample_calibration_rows
 from lib.provenance.manifests import read_manifest
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
     read_manifest(args.base)
     settings, tokenizer = args.settings, load_tokenizer(args.base)
     template = load_template(args.template)
-    columns = linear_columns(args.base)
+    columns = read_row_lengths(args.base)
     layers = read_json(args.base / "config.json")["num_hidden_layers"]
     rows = {split: read_rows(getattr(args, split)) for split in SPLITS}
     for name, variant in settings["variants"].items():
@@ -41,28 +41,28 @@ def main(args: argparse.Namespace) -> None:
     choices = encode_choices(tokenizer, template, [rows["test"][0]["prompt"]])[0][1] if template["labels"] else []
     limit = answer_limit(template, choices, settings["evaluate"]["max_new_tokens"])
     for split in SCORED_SPLITS:
-        check_lengths(getattr(args, split), rows[split], tokenizer, limit, max_tokens(args.base))
+        check_lengths(getattr(args, split), rows[split], tokenizer, limit, read_max_tokens(args.base))
     prompts = rows["validation"][: settings["benchmark"]["prompts"]]
-    check_lengths(args.validation, prompts, tokenizer, settings["benchmark"]["new_tokens"], max_tokens(args.base))
-    progress(f"check_build: {len(settings['variants'])} variants fit the base model and the corpus")
+    check_lengths(args.validation, prompts, tokenizer, settings["benchmark"]["new_tokens"], read_max_tokens(args.base))
+    report_progress(f"check_build: {len(settings['variants'])} variants fit the base model and the corpus")
 
 
-def linear_columns(base: Path) -> dict[str, int]:
+def read_row_lengths(base: Path) -> dict[str, int]:
     """Return the row length of every weight that a build quantizes, by name, without reading weights."""
-    from lib.models.safetensors_streaming import empty_model, linear_weights, stored_weights
+    from lib.models.safetensors_streaming import build_empty_model, list_linear_weights, locate_weights
 
-    stored = stored_weights(base)
-    names = linear_weights(empty_model(base)) & stored.keys()
+    stored = locate_weights(base)
+    names = list_linear_weights(build_empty_model(base)) & stored.keys()
     return {name: stored[name].shape[1] for name in sorted(names)}
 
 
 def check_block_size(name: str, variant: Variant, columns: Mapping[str, int]) -> None:
     """Raise `UserError` when the method cannot cut the rows of some weight into blocks of this size."""
     size = variant["block_size"] or _BLOCK_SIZE
-    weight = next((weight for weight, length in columns.items() if not fits(variant, size, length)), None)
+    weight = next((weight for weight, length in columns.items() if not can_quantize(variant, size, length)), None)
     if weight is None:
         return
-    sizes = [str(one) for one in BLOCK_SIZES if all(fits(variant, one, length) for length in columns.values())]
+    sizes = [str(one) for one in BLOCK_SIZES if all(can_quantize(variant, one, length) for length in columns.values())]
     fail(
         f"variants.{name}: {variant['algo_config']} cannot cut the {columns[weight]} columns of {weight} into blocks of"
         f" block_size {size}",
@@ -70,7 +70,7 @@ def check_block_size(name: str, variant: Variant, columns: Mapping[str, int]) ->
     )
 
 
-def fits(variant: Variant, size: int, length: int) -> bool:
+def can_quantize(variant: Variant, size: int, length: int) -> bool:
     """Tell whether a variant's method can cut a row of `length` weights into blocks of `size`.
 
     AutoRound needs whole blocks. Zero points in 4 bits are packed in pairs, but an odd number of them in a row fails in
@@ -100,7 +100,7 @@ def check_calibration(
     if variant["algo_config"] != "auto_round":
         return
     length, count = variant["calibration"]["length"], variant["calibration"]["rows"]
-    chosen = calibration_rows(rows, count, seed)
+    chosen = sample_calibration_rows(rows, count, seed)
     if not pack_ids(tokenizer, chosen, length):
         what = f"variants.{name}: its {len(chosen)} calibration rows fill no sequence of {length} tokens"
         fail(what, "lower calibration.length or raise calibration.rows")
@@ -122,9 +122,9 @@ def check_lengths(
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
+    arguments = build_parser(__doc__)
     arguments.add_argument(
-        "--settings", type=settings_argument, required=True, help="seed, variants, evaluate, benchmark, versions"
+        "--settings", type=parse_settings, required=True, help="seed, variants, evaluate, benchmark, versions"
     )
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     for split in SPLITS:

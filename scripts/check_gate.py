@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import read_json, read_jsonl, write_json
 from lib.evaluation.answers import Prediction
 from lib.evaluation.comparison import compare_stages_with_intervals, is_better
@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> None:
     passed = all(check["passed"] for check in checks)
     write_json(args.output, {"passed": passed, "checks": checks})
     failed = ", ".join(str(check["name"]) for check in checks if not check["passed"])
-    progress(f"check_gate: {'passed' if passed else f'failed: {failed}'}")
+    report_progress(f"check_gate: {'passed' if passed else f'failed: {failed}'}")
 
 
 def _minimum(metric: str, limit: float, quality: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def _beat(
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, seed, gate, evaluate")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="task, seed, gate, evaluate")
     arguments.add_argument("--score", type=Path, required=True, help="the packaged model's score on test rows")
     arguments.add_argument("--predictions", type=Path, required=True, help="its predictions of every test row")
     arguments.add_argument("--baseline-predictions", type=Path, required=True, help="those of the baselines")

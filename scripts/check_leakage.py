@@ -11,12 +11,12 @@ from pathlib import Path
 
 import xxhash
 
-from lib.core.cli import UserError, fail, parser, progress, run, settings_argument
+from lib.core.cli import UserError, build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import read_json, read_jsonl, write_json
 from lib.core.layout import SPLITS
-from lib.data.near_duplicates import describe_uncompared, similar_pairs, tell_uncompared
-from lib.data.rows import normalise
-from lib.data.template_inversion import input_text
+from lib.data.near_duplicates import describe_uncompared, find_similar_pairs, tell_uncompared
+from lib.data.rows import normalize
+from lib.data.template_inversion import extract_input
 from lib.data.templates import Template
 
 _SEED = 20011  # any but the one of audit_data
@@ -39,11 +39,11 @@ class Corpus:
                 number = sum(self.counts)
                 self.counts[-1] = line
                 try:
-                    text = input_text(self.template, row["prompt"])
+                    text = extract_input(self.template, row["prompt"])
                 except UserError as error:
                     fail(str(error), at=file, line=line)
                 self.refuse(ids.setdefault(_digest(row["id"]), number), number, "the same row")
-                self.refuse(same.setdefault(_digest(normalise(text).casefold()), number), number, "the same text")
+                self.refuse(same.setdefault(_digest(normalize(text).casefold()), number), number, "the same text")
                 yield text
 
     def refuse(self, one: int, other: int, what: str) -> None:
@@ -64,14 +64,14 @@ class Corpus:
 def main(args: argparse.Namespace) -> None:
     corpus = Corpus([getattr(args, split) for split in SPLITS], read_json(args.template))
     threshold = args.settings["near_duplicates"]
-    similar = similar_pairs(corpus.texts(), threshold, seed=_SEED, folder=args.output.parent)
+    similar = find_similar_pairs(corpus.texts(), threshold, seed=_SEED, folder=args.output.parent)
     for one, other in similar.pairs:
         corpus.refuse(one, other, f"nearly the same text (similarity {threshold} or more)")
     counts = dict(zip(SPLITS, corpus.counts, strict=True))
     found = {"same_rows": 0, "same_texts": 0, "near_duplicates": 0, **describe_uncompared(similar)}
     write_json(args.output, {"rows": counts, "threshold": threshold, "across_splits": found})
     tell_uncompared("check_leakage", similar)
-    progress(f"check_leakage: none of {sum(counts.values())} rows is in two splits")
+    report_progress(f"check_leakage: none of {sum(counts.values())} rows is in two splits")
 
 
 def _digest(text: str) -> bytes:
@@ -79,8 +79,8 @@ def _digest(text: str) -> bytes:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="JSON: near_duplicates")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="JSON: near_duplicates")
     for name in SPLITS:
         arguments.add_argument(f"--{name}", type=Path, required=True)
     arguments.add_argument("--template", type=Path, required=True)

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import onnx
 
-from lib.core.cli import die_with_parent, first_line, loaded, parser, progress, run
+from lib.core.cli import build_parser, die_with_parent, extract_first_line, report_loaded, report_progress, run
 from lib.core.files import read_jsonl, write_json
 from lib.core.layout import SPLITS
 from lib.core.limits import limit_memory
-from lib.data.tokenizer import Tokenizer, first_difference, load_tokenizer
+from lib.data.tokenizer import Tokenizer, find_first_difference, load_tokenizer
 from lib.data.tokenizer_check import TokenizerCheck, describe_check
 from lib.data.tokenizer_trial import LIMITS
 from lib.provenance.manifests import read_manifest
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     read_manifest(args.base)
     check = check_rows(args.base, [place for split in SPLITS for place in _places(split, getattr(args, split))])
     write_json(args.output, check)
-    progress(f"check_tokenizer: {describe_check(check)}")
+    report_progress(f"check_tokenizer: {describe_check(check)}")
 
 
 def _places(split: str, file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -56,7 +56,7 @@ def check_rows(base: Path, rows: list[tuple[str, int, dict[str, Any]]]) -> Token
     differences, at = [], ""
     try:
         with tempfile.TemporaryDirectory() as folder, open_onnx_tokenizer(write_empty_model(folder, base)) as theirs:
-            loaded()
+            report_loaded()
             for split, line, row in rows:
                 at = f" at line {line} of {split}.jsonl"
                 if difference := compare_row(tokenizer, theirs, row):
@@ -70,7 +70,7 @@ def compare_row(tokenizer: Tokenizer, theirs: "OnnxTokenizer", row: dict[str, An
     """Return the first token that differs: of the prompt, as a program asks, or of the prompt with its completion."""
     texts = [row["prompt"], row["prompt"] + row["completion"]]
     for expected, found in zip(map(tokenizer.encode, texts), theirs.encode(texts), strict=True):
-        place = first_difference(expected, found)
+        place = find_first_difference(expected, found)
         if place is not None:
             tokens = {"trained": tokenizer.describe(expected, place), "onnx": tokenizer.describe(found, place)}
             return {"position": place, **tokens}
@@ -144,7 +144,7 @@ def _serve_ids(folder: Path, pipe: Connection) -> None:
         while True:
             send([tokenizer.encode(text).tolist() for text in json.loads(pipe.recv_bytes())])
     except Exception as error:  # its C++ code raises what it likes
-        send(first_line(error))
+        send(extract_first_line(error))
 
 
 def write_empty_model(path: str, base: Path) -> Path:
@@ -171,7 +171,7 @@ def write_empty_model(path: str, base: Path) -> Path:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
+    arguments = build_parser(__doc__)
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model, for its tokenizer")
     for split in SPLITS:
         arguments.add_argument(f"--{split}", type=Path, required=True, help=f"corpus rows of {split}")

@@ -17,11 +17,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.core.cli import fail, or_exit
+from lib.core.cli import call_or_exit, fail
 from lib.core.escaping import escape_controls
 from lib.core.locks import WORKSPACE_LOCK, open_lock, try_lock
 from lib.core.progress_lock import find_living
-from lib.provenance.made_files import Contents, is_results_folder, results_contents, work_contents
+from lib.provenance.made_files import Contents, is_results_folder, sort_results_contents, sort_work_contents
 
 _DAY = 86400
 _SHOWN = 5  # names of other files in a folder
@@ -43,10 +43,12 @@ class Found(NamedTuple):
 
 
 def main(args: argparse.Namespace) -> None:
-    with no_other_run(refuse=args.what != "work"):
+    with hold_workspace(refuse=args.what != "work"):
         found = find_folders(args.what)
         living = find_living(lock.parent for one in found for lock in one.locks())
-        sizes = [clean(one, living, args) for one in found if not args.days or age(one.folder) >= args.days * _DAY]
+        sizes = [
+            clean(one, living, args) for one in found if not args.days or measure_age(one.folder) >= args.days * _DAY
+        ]
         freed = [size for size in sizes if size is not None]
         print(f"{sum(freed) / 1e6:.1f} MB" if freed else "nothing to remove")
 
@@ -54,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
 def clean(found: Found, living: set[Path], args: argparse.Namespace) -> int | None:
     """Remove what a run made in a folder, and say what goes and stays. Returns its bytes; None when nothing goes."""
     folder, contents, kept = found
-    with held_by_nobody(found.locks()) as free:
+    with hold_free_locks(found.locks()) as free:
         if not free or any(lock.parent in living for lock in found.locks()):
             kept = "a job holds it"
         if kept:
@@ -94,12 +96,12 @@ def remove(folder: Path, names: list[str]) -> None:
 def find_folders(what: str) -> list[Found]:
     """Return the folders of this kind below the working directory."""
     if what == "work":
-        return progress_folders()
-    results = results_folders()
-    return results if what == "results" else [*results, *progress_folders(), *state_folder()]
+        return find_progress_folders()
+    results = find_results_folders()
+    return results if what == "results" else [*results, *find_progress_folders(), *find_state_folder()]
 
 
-def progress_folders() -> list[Found]:
+def find_progress_folders() -> list[Found]:
     """Return `work/train/KEY`, and what else lies there."""
     work = Path("work")
     if work.is_symlink():
@@ -107,11 +109,11 @@ def progress_folders() -> list[Found]:
     found = []
     for folder in sorted(path for path in work.glob("*/*") if path.is_dir()):
         linked = folder.is_symlink() or folder.parent.is_symlink()
-        found.append(Found(folder, kept="it is a link") if linked else Found(folder, work_contents(folder, work)))
+        found.append(Found(folder, kept="it is a link") if linked else Found(folder, sort_work_contents(folder, work)))
     return found
 
 
-def results_folders() -> list[Found]:
+def find_results_folders() -> list[Found]:
     """Return `results` and all `results-*`; of one that holds results of several runs, as of the control's, these."""
     found = []
     for top in sorted(path for path in (Path("results"), *Path().glob("results-*")) if path.is_dir()):
@@ -120,33 +122,33 @@ def results_folders() -> list[Found]:
             continue
         inside = [] if is_results_folder(top) else [path for path in sorted(top.iterdir()) if not path.is_symlink()]
         runs = [path for path in inside or [top] if is_results_folder(path)]
-        found += [Found(folder, results_contents(folder)) for folder in runs]
+        found += [Found(folder, sort_results_contents(folder)) for folder in runs]
         if not runs:
             found.append(Found(top, kept="no run made it"))
     return found
 
 
-def state_folder() -> list[Found]:
+def find_state_folder() -> list[Found]:
     """Return Snakemake's own folder, of which all goes."""
     if not _STATE.is_dir():
         return []
     if _STATE.is_symlink():
         return [Found(_STATE, kept="it is a link")]
-    return [Found(_STATE, Contents([path.relative_to(_STATE).as_posix() for path in files(_STATE)], []))]
+    return [Found(_STATE, Contents([path.relative_to(_STATE).as_posix() for path in walk_files(_STATE)], []))]
 
 
-def files(folder: Path) -> Iterator[Path]:
+def walk_files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
 
 
-def age(folder: Path) -> float:
+def measure_age(folder: Path) -> float:
     """Seconds since anything in it was written."""
-    newest = max((file.lstat().st_mtime for file in files(folder)), default=folder.lstat().st_mtime)
+    newest = max((file.lstat().st_mtime for file in walk_files(folder)), default=folder.lstat().st_mtime)
     return time.time() - newest
 
 
 @contextmanager
-def no_other_run(*, refuse: bool) -> Iterator[None]:
+def hold_workspace(*, refuse: bool) -> Iterator[None]:
     """Hold the lock that `make run` holds. Raises `UserError` when a run has it, or Snakemake's own, and `refuse`."""
     if refuse and any((_STATE / "locks").glob("*")):
         hint = "wait for it; after a dead one: snakemake --unlock"
@@ -164,7 +166,7 @@ def no_other_run(*, refuse: bool) -> Iterator[None]:
 
 
 @contextmanager
-def held_by_nobody(locks: list[Path]) -> Iterator[bool]:
+def hold_free_locks(locks: list[Path]) -> Iterator[bool]:
     """Hold the locks of progress, if all are free, so that no training starts while it is removed."""
     with ExitStack() as stack:
         free = True
@@ -180,4 +182,4 @@ if __name__ == "__main__":
     arguments.add_argument("what", choices=("work", "results", "all"))
     arguments.add_argument("--days", type=float, default=0, help="only what nothing has written to for so long")
     arguments.add_argument("--dry-run", action="store_true", help="only say what would be removed")
-    or_exit(main, arguments.parse_args())
+    call_or_exit(main, arguments.parse_args())

@@ -13,10 +13,10 @@ import argparse
 import math
 from pathlib import Path
 
-from lib.core.cli import fail, or_exit
+from lib.core.cli import call_or_exit, fail
 from lib.core.escaping import escape_controls
 from lib.core.files import read_jsonl
-from lib.core.forms import nullable, open_record, read_form
+from lib.core.forms import allow_null, allow_open_object, read_form
 from lib.core.paths import check_plain_files
 from lib.evaluation.comparison import align_rows
 from lib.evaluation.registry import MAIN_METRIC
@@ -36,7 +36,7 @@ _WITH_SPEEDS = {
 
 def main(args: argparse.Namespace) -> str:
     """Raises `UserError` when the two do not agree as they should."""
-    mine, theirs = (artefacts(folder) for folder in (args.mine, args.theirs))
+    mine, theirs = (list_artifacts(folder) for folder in (args.mine, args.theirs))
     only = sorted(mine.keys() ^ theirs.keys())
     if only:
         fail(f"only one of the two has {only[0]}", "compare runs of one configuration", at=args.theirs)
@@ -63,14 +63,14 @@ def main(args: argparse.Namespace) -> str:
     return "every score is within the tolerance"
 
 
-def artefacts(results: Path) -> dict[str, str]:
+def list_artifacts(results: Path) -> dict[str, str]:
     """sha256 by path in the results folder, as the data goes: what was made first stands first."""
     made = {path: sha256 for job in read_lineage(results).jobs() for path, sha256 in job["outputs"].items()}
-    named = {inside(path, results): sha256 for path, sha256 in made.items()}
+    named = {strip_results_folder(path, results): sha256 for path, sha256 in made.items()}
     return {name: sha256 for name, sha256 in named.items() if name}
 
 
-def inside(path: str, results: Path) -> str:
+def strip_results_folder(path: str, results: Path) -> str:
     """`results/model` in its folder, whatever that is called; empty for what lies outside."""
     _, found, name = path.partition("/")
     return name if found and (results / name).exists() else ""
@@ -82,7 +82,7 @@ def compare_scores(mine: Path, theirs: Path) -> int:
     check_plain_files(theirs / "scores")
     for file in sorted((mine / "scores").rglob("*.json")):
         other = theirs / "scores" / file.relative_to(mine / "scores")
-        form = open_record(optional={"quality": nullable(open_record())})
+        form = allow_open_object(optional={"quality": allow_null(allow_open_object())})
         ours, others = (read_form(one, form).get("quality") for one in (file, other))
         if not ours or not others:
             continue  # the baselines, which depend on no machine
@@ -90,8 +90,8 @@ def compare_scores(mine: Path, theirs: Path) -> int:
         if ours[metric] is None or others[metric] is None:
             continue  # no row had a free answer
         apart = others[metric] - ours[metric]
-        changed, rows = answered_otherwise(file, other)
-        within = abs(apart) <= CHRF if metric == "chrf" else luck_explains(apart, changed, rows)
+        changed, rows = count_changed_answers(file, other)
+        within = abs(apart) <= CHRF if metric == "chrf" else is_explained_by_chance(apart, changed, rows)
         outside += not within
         name = escape_controls(file.relative_to(mine / "scores").with_suffix("").as_posix())
         print(
@@ -101,7 +101,7 @@ def compare_scores(mine: Path, theirs: Path) -> int:
     return outside
 
 
-def luck_explains(apart: float, changed: int, rows: int) -> bool:
+def is_explained_by_chance(apart: float, changed: int, rows: int) -> bool:
     """Return whether accuracies of the same rows may differ so much when that many answers went either way by luck.
 
     Each changed answer moves the accuracy by one row at most: a standard deviation of sqrt(changed) / rows.
@@ -109,7 +109,7 @@ def luck_explains(apart: float, changed: int, rows: int) -> bool:
     return changed <= MOST_CHANGED * rows and abs(apart) <= 3 * math.sqrt(changed) / rows
 
 
-def answered_otherwise(mine: Path, theirs: Path) -> tuple[int, int]:
+def count_changed_answers(mine: Path, theirs: Path) -> tuple[int, int]:
     """Count how many rows got another answer, and how many there are."""
     first, second = (list(read_jsonl(one.with_suffix(".predictions.jsonl"))) for one in (mine, theirs))
     second = align_rows(second, first, str(theirs))
@@ -121,4 +121,4 @@ if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("mine", type=Path, help="a results folder")
     arguments.add_argument("theirs", type=Path, help="another one")
-    print(or_exit(main, arguments.parse_args()))
+    print(call_or_exit(main, arguments.parse_args()))

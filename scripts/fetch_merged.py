@@ -10,14 +10,20 @@ from typing import Any
 
 import torch
 
-from lib.core.cli import fail, parser, progress, run, settings_argument
-from lib.core.files import published_directory
+from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
+from lib.core.files import publish_directory
 from lib.core.paths import check_model_folder
 from lib.data.tokenizer import load_tokenizer
 from lib.data.tokenizer_trial import HARD_TEXTS
-from lib.models.import_checkpoint import Source, causal_config, check_no_pointers, import_safetensors, weight_files
-from lib.models.safetensors_streaming import read_weight, stored_weights
-from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
+from lib.models.import_checkpoint import (
+    Source,
+    check_no_pointers,
+    find_weight_files,
+    import_safetensors,
+    load_causal_config,
+)
+from lib.models.safetensors_streaming import locate_weights, read_weight
+from lib.provenance.manifests import build_manifest_path, read_manifest, write_manifest
 
 _SAME = (
     "model_type",
@@ -38,15 +44,15 @@ def main(args: argparse.Namespace) -> None:
     if not args.path.is_dir():
         fail("no such folder", "check finetune.merged", at=args.path)
     check_model_folder(args.path)
-    weights, gguf = weight_files([file.name for file in args.path.iterdir()], str(args.path))
+    weights, gguf = find_weight_files([file.name for file in args.path.iterdir()], str(args.path))
     if gguf:
         fail("it is a GGUF file", "give it as base_model.path with finetune.method: none", at=args.path)
     source = Source(args.path, str(args.path), weights, None, {})
     check_no_pointers(source.folder, source.files, source.label)
     try_configuration(source)
-    check_config(causal_config(source), args.base, args.path)
-    with published_directory(args.merged) as folder:
-        parameters = sum(weight.elements for weight in stored_weights(args.base).values())
+    check_config(load_causal_config(source), args.base, args.path)
+    with publish_directory(args.merged) as folder:
+        parameters = sum(weight.elements for weight in locate_weights(args.base).values())
         facts = import_safetensors(source, folder, parameters)
         check_tokenizer(folder, args.base, args.path)
         changed = check_weights(folder, args.base, args.path)
@@ -55,11 +61,11 @@ def main(args: argparse.Namespace) -> None:
             fail("all its weights are the base model's", hint, at=args.path)
     write_manifest(
         args.merged,
-        inputs={"base": manifest_path(args.base)},
+        inputs={"base": build_manifest_path(args.base)},
         settings=args.settings,
         extra={"dtype": facts["dtype"], "weights_changed": changed},
     )
-    progress(f"fetch_merged: {changed} weights differ from the base model's")
+    report_progress(f"fetch_merged: {changed} weights differ from the base model's")
 
 
 def check_config(theirs: Any, base: Path, label: Path) -> None:
@@ -104,7 +110,7 @@ def check_weights(folder: Path, base: Path, label: Path) -> int:
 
     Raises `UserError` when names or shapes are others.
     """
-    ours, theirs = stored_weights(base), stored_weights(folder)
+    ours, theirs = locate_weights(base), locate_weights(folder)
     if different := sorted(ours.keys() ^ theirs.keys()):
         fail(f"{different[0]} is in one of the two models only", "name the base model that it was made from", at=label)
     changed = 0
@@ -118,8 +124,8 @@ def check_weights(folder: Path, base: Path, label: Path) -> int:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="merged, versions")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="merged, versions")
     arguments.add_argument("--path", type=Path, required=True, help="folder of the fine-tuned model")
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     arguments.add_argument(

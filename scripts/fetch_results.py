@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from lib.azure import blobs
-from lib.core.cli import fail, parser, progress, run
+from lib.core.cli import build_parser, fail, report_progress, run
 from lib.provenance.manifests import STAMP
 
 SHOWN = (
@@ -28,14 +28,14 @@ def main(args: argparse.Namespace) -> None:
         os.environ[blobs.ACCOUNT] = args.account
     below = SHOWN if args.shown else [name.rstrip("/") for name in args.only] or ("",)
     folder = blobs.place(args.storage)
-    with blobs.explained_storage_errors(args.storage):
-        found = {path: size for path, size in blobs.listed(folder, below).items() if Path(path).name != STAMP}
+    with blobs.explain_storage_errors(args.storage):
+        found = {path: size for path, size in blobs.list_blobs(folder, below).items() if Path(path).name != STAMP}
         for name in () if args.shown else below:
             if not any(path.startswith(name) for path in found):
                 hint = "give your profile's default-storage-prefix and the results folder, and what is in it"
                 fail(f"there is no {name}" if name else "there is nothing", hint, at=args.storage)
         fetched = [path for path, size in found.items() if _bring(folder, path, size, args.results / path)]
-    progress(f"fetch_results: {len(fetched)} of {len(found)} files were new; they are in {args.results}")
+    report_progress(f"fetch_results: {len(fetched)} of {len(found)} files were new; they are in {args.results}")
 
 
 def _bring(folder: blobs.Place, path: str, size: int, target: Path) -> bool:
@@ -49,7 +49,7 @@ def _bring(folder: blobs.Place, path: str, size: int, target: Path) -> bool:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
+    arguments = build_parser(__doc__)
     arguments.add_argument("--storage", required=True, help="az://CONTAINER/PREFIX/results")
     arguments.add_argument("--results", type=Path, default=Path("results"), help="folder to write to")
     arguments.add_argument("--account", help=f"storage account; left out: {blobs.ACCOUNT}")

@@ -10,9 +10,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from lib.core.cli import fail, parser, run
-from lib.core.files import published, sha256_file
-from lib.sources.pypi import package_file
+from lib.core.cli import build_parser, fail, run
+from lib.core.files import publish_file, sha256_file
+from lib.sources.pypi import fetch_package_file
 
 PACKAGE = {
     "name": "vaderSentiment",
@@ -26,28 +26,28 @@ CUT = 0.5
 
 def main(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        source = package_file(**PACKAGE, into=Path(scratch))
+        source = fetch_package_file(**PACKAGE, into=Path(scratch))
         if (found := sha256_file(source)) != FILE_SHA256:
             fail(f"{source.name} has sha256 {found}, not {FILE_SHA256}", "the package was changed: do not use it")
-        rows = [tweet(line) for line in source.read_text(encoding="utf-8").splitlines()]
-    with published(args.output) as partial:
+        rows = [parse_tweet(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    with publish_file(args.output) as partial:
         # One row a line, so that the line numbers of the audit mean something.
         lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
         partial.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
-def tweet(line: str) -> dict[str, str]:
+def parse_tweet(line: str) -> dict[str, str]:
     """One row of the source: `id TAB mean rating TAB text`."""
     id_, rating, text = line.split("\t", maxsplit=2)
-    return {"id": id_, "text": text, "sentiment": sentiment(float(rating))}
+    return {"id": id_, "text": text, "sentiment": classify_rating(float(rating))}
 
 
-def sentiment(rating: float) -> str:
+def classify_rating(rating: float) -> str:
     """positive from 0.5 up, negative from -0.5 down, neutral between."""
     return "positive" if rating >= CUT else "negative" if rating <= -CUT else "neutral"
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
+    arguments = build_parser(__doc__)
     arguments.add_argument("--output", type=Path, required=True, help="the JSON file to write")
     run(arguments, main)

@@ -3,34 +3,34 @@
 import argparse
 from pathlib import Path
 
-from lib.core.cli import parser, progress, run
-from lib.core.files import published_directory
-from lib.core.layout import results_argument
-from lib.evaluation.selection import selected
-from lib.provenance.manifests import link_files, manifest_path, read_manifest, write_manifest
+from lib.core.cli import build_parser, report_progress, run
+from lib.core.files import publish_directory
+from lib.core.layout import add_results_argument
+from lib.evaluation.selection import load_selection
+from lib.provenance.manifests import build_manifest_path, link_files, read_manifest, write_manifest
 
 
 def main(args: argparse.Namespace) -> None:
-    selection = selected(args.selection)
+    selection = load_selection(args.selection)
     folders = {name: args.results.folder(selection["run"], name) for name in ("adapter", "merged")}
     there = {name: folder for name, folder in folders.items() if folder.is_dir()}
-    with published_directory(args.output) as output:
+    with publish_directory(args.output) as output:
         for name, folder in there.items():
             (output / name).mkdir()
             link_files(folder, read_manifest(folder)["files"], output / name)
     write_manifest(
         args.output,
-        inputs={name: manifest_path(folder) for name, folder in there.items()} | {"selection": args.selection},
+        inputs={name: build_manifest_path(folder) for name, folder in there.items()} | {"selection": args.selection},
         settings={},
         extra={"run": selection["run"]},
     )
-    progress(f"keep_selected: {' and '.join(there) or 'nothing to keep'} of run {selection['run']}")
+    report_progress(f"keep_selected: {' and '.join(there) or 'nothing to keep'} of run {selection['run']}")
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
+    arguments = build_parser(__doc__)
     arguments.add_argument("--selection", type=Path, required=True, help="selection.json")
-    results_argument(arguments)
+    add_results_argument(arguments)
     arguments.add_argument(
         "--output", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
     )

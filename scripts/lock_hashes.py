@@ -15,7 +15,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 from packaging.utils import parse_wheel_filename
 
-from lib.core.cli import fail, or_exit
+from lib.core.cli import call_or_exit, fail
 from lib.core.escaping import escape_controls
 from lib.sources.lock_file import LOCKS, TORCH_CPU, Entry, format_lock, read_lock
 from lib.sources.package_index import REMEDY, PackageFile, PackageIndex
@@ -92,4 +92,4 @@ def _state_hash(index: PackageIndex, file: PackageFile) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(or_exit(main))
+    sys.exit(call_or_exit(main))

@@ -1,6 +1,6 @@
 """Add a LoRA adapter to the base weights: W + scale * B A, in float32, rounded once.
 
-DoRA's rows are then scaled to their learnt length. An adapter that was trained on a 4-bit base (QLoRA) is added
+DoRA's rows are then scaled to their learned length. An adapter that was trained on a 4-bit base (QLoRA) is added
 either to the original weights or to what the 4 bits stand for, which is what it was trained on: `settings.into`.
 
 The base's files are copied and the adapted weights written over theirs, one at a time: memory holds a
@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from lib.core.cli import fail, loaded, parser, progress, run, settings_argument
-from lib.core.files import published_directory, read_json, sha256_file
+from lib.core.cli import build_parser, fail, parse_settings, report_loaded, report_progress, run
+from lib.core.files import publish_directory, read_json, sha256_file
 from lib.data.corpus import read_rows
 from lib.data.tokenizer import load_tokenizer
 from lib.hardware.device import use_threads
 from lib.hardware.memory import LIBRARIES_MB, require_memory, return_freed_memory
-from lib.models.adapters import adapted_weights
-from lib.models.loading import Quantization, linear_weights, rounded_to_4_bits
-from lib.models.safetensors_streaming import empty_model, read_weight, stored_weights, streamed_model
-from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
+from lib.models.adapters import map_adapted_weights
+from lib.models.loading import Quantization, list_linear_weights, round_to_4_bits
+from lib.models.safetensors_streaming import build_empty_model, locate_weights, read_weight, stream_model
+from lib.provenance.manifests import build_manifest_path, read_manifest, write_manifest
 
 _CHECKED_ROWS = 8
 # Largest difference of logits, relative to the largest logit: float32 sums in another order, and the
@@ -40,16 +40,16 @@ def main(args: argparse.Namespace) -> None:
     use_threads(args.threads)
     for folder in (args.base, args.adapter):
         read_manifest(folder)
-    if read_manifest(args.adapter)["inputs"]["base"] != sha256_file(manifest_path(args.base)):
+    if read_manifest(args.adapter)["inputs"]["base"] != sha256_file(build_manifest_path(args.base)):
         fail("it was trained on another base model", "merge it into that one, or train it anew", at=args.adapter)
-    loaded()
-    matrix = 4 * max(weight.elements for weight in stored_weights(args.base).values())
+    report_loaded()
+    matrix = 4 * max(weight.elements for weight in locate_weights(args.base).values())
     require_memory(LIBRARIES_MB + matrix / 1e6, "merge_adapter")
-    quantization = read_manifest(args.adapter)["quantization"] if args.settings["into"] == "dequantised" else None
-    with published_directory(args.merged) as folder:
+    quantization = read_manifest(args.adapter)["quantization"] if args.settings["into"] == "dequantized" else None
+    with publish_directory(args.merged) as folder:
         changed, dtype = merge(args.base, args.adapter, folder, quantization)
-        difference = logit_difference(args.base, args.adapter, folder, args.rows, quantization)
-        progress(f"merge_adapter: {changed} weights changed, logits differ by {difference:.1e} of the largest")
+        difference = measure_logit_difference(args.base, args.adapter, folder, args.rows, quantization)
+        report_progress(f"merge_adapter: {changed} weights changed, logits differ by {difference:.1e} of the largest")
         if not difference <= _TOLERANCE[dtype]:
             fail(
                 f"the merged model differs from base and adapter by {difference:.1e} of the largest logit"
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
             )
     write_manifest(
         args.merged,
-        inputs={"base": manifest_path(args.base), "adapter": manifest_path(args.adapter)},
+        inputs={"base": build_manifest_path(args.base), "adapter": build_manifest_path(args.adapter)},
         settings=args.settings,
         extra={"dtype": str(dtype).removeprefix("torch."), "weights_changed": changed},
     )
@@ -72,15 +72,15 @@ def merge(base: Path, adapter: Path, output: Path, quantization: Quantization | 
     Returns the number of weights changed and the dtype they are stored in. Raises `UserError` when a
     part of the adapter fits no weight of the base.
     """
-    scale = adapter_scale(read_json(adapter / "adapter_config.json"))
-    stored, parts = stored_weights(base), stored_weights(adapter)
+    scale = compute_adapter_scale(read_json(adapter / "adapter_config.json"))
+    stored, parts = locate_weights(base), locate_weights(adapter)
     try:
-        adapted = adapted_weights(set(parts))
+        adapted = map_adapted_weights(set(parts))
     except ValueError as unknown:
         fail(f"it holds {unknown}, which is no low-rank matrix", "only LoRA, rsLoRA and DoRA can be merged", at=adapter)
     if left := adapted.keys() - stored.keys():
         fail(f"{min(left)} of the adapter is not in the base model", "train on this base model", at=adapter)
-    rounded = linear_weights(empty_model(base)) & stored.keys() if quantization else set()
+    rounded = list_linear_weights(build_empty_model(base)) & stored.keys() if quantization else set()
     for file in sorted(base.iterdir()):
         if file.is_file() and not file.name.startswith("."):
             shutil.copyfile(file, output / file.name)
@@ -89,7 +89,7 @@ def merge(base: Path, adapter: Path, output: Path, quantization: Quantization | 
         original = read_weight(stored[name], name)
         weight, dtype = original.float(), original.dtype
         if quantization and name in rounded:
-            weight = rounded_to_4_bits(weight, quantization)
+            weight = round_to_4_bits(weight, quantization)
         if name in adapted:
             a, b, *magnitude = (read_weight(parts[part], part) for part in adapted[name] if part)
             weight = add_low_rank(weight, a, b, scale, *magnitude)
@@ -99,8 +99,8 @@ def merge(base: Path, adapter: Path, output: Path, quantization: Quantization | 
     return len(adapted.keys() | rounded), dtype
 
 
-def adapter_scale(config: dict[str, Any]) -> float:
-    """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA (Kalajdzievski 2023)."""
+def compute_adapter_scale(config: dict[str, Any]) -> float:
+    """alpha / r, or alpha / sqrt(r) for rank-stabilized LoRA (Kalajdzievski 2023)."""
     rank = config["r"]
     return config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
@@ -115,20 +115,20 @@ def add_low_rank(
     return merged * (magnitude.float() / merged.norm(dim=1))[:, None]
 
 
-def logit_difference(
+def measure_logit_difference(
     base: Path, adapter: Path, merged: Path, rows: Path, quantization: Quantization | None = None
 ) -> float:
     """Largest difference of logits on the last position of some prompts, relative to the largest logit."""
     tokenizer = load_tokenizer(merged)
     prompts = tokenizer.encode_batch([row["prompt"] for row in read_rows(rows)[:_CHECKED_ROWS]])
     # peft's own forward, not the formula above
-    expected = last_logits(streamed_model(base, adapter, quantization), prompts)
-    found = last_logits(streamed_model(merged), prompts)
+    expected = compute_last_logits(stream_model(base, adapter, quantization), prompts)
+    found = compute_last_logits(stream_model(merged), prompts)
     return float((expected - found).abs().max() / expected.abs().max())
 
 
 @torch.inference_mode()
-def last_logits(model: Any, prompts: list[list[int]]) -> torch.Tensor:
+def compute_last_logits(model: Any, prompts: list[list[int]]) -> torch.Tensor:
     """Logits behind each prompt, [prompts, vocabulary], in one pass.
 
     Prompts are filled up on the right, where a causal model does not look back from.
@@ -141,8 +141,8 @@ def last_logits(model: Any, prompts: list[list[int]]) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="into, versions")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="into, versions")
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     arguments.add_argument("--adapter", type=Path, required=True, help="folder of the adapter")
     arguments.add_argument("--rows", type=Path, required=True, help="corpus rows whose prompts are compared")

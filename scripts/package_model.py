@@ -5,39 +5,50 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import NO_TELEMETRY, parser, progress, run
+from lib.core.cli import NO_TELEMETRY, build_parser, report_progress, run
 from lib.core.escaping import escape_markdown
-from lib.core.files import published_directory, read_json
+from lib.core.files import publish_directory, read_json
 from lib.data.tokenizer_check import describe_check
 from lib.evaluation.registry import MAIN_METRIC
-from lib.evaluation.selection import selected
+from lib.evaluation.selection import load_selection
 from lib.onnx.packaged import read_genai_config, read_packaged_template
-from lib.provenance.manifests import RUN_CARD, link_files, load_manifest, manifest_path, read_manifest, write_manifest
+from lib.provenance.manifests import (
+    RUN_CARD,
+    build_manifest_path,
+    link_files,
+    load_manifest,
+    read_manifest,
+    write_manifest,
+)
 from lib.provenance.notices import find_notices
-from lib.report.formatting import interval, metric, said
+from lib.report.formatting import format_interval, format_metric, format_term
 
 
 def main(args: argparse.Namespace) -> None:
     manifest, template = read_manifest(args.assembled), read_packaged_template(args.assembled)
     read_genai_config(args.assembled)
     inputs = {
-        "assembled": manifest_path(args.assembled),
+        "assembled": build_manifest_path(args.assembled),
         "base": args.base_manifest,
         "selection": args.selection,
         "summary": args.summary,
     }
-    with published_directory(args.output) as folder:
+    with publish_directory(args.output) as folder:
         link_files(args.assembled, (*manifest["files"], RUN_CARD), folder)
-        card = model_card(
-            manifest, selected(args.selection), template, load_manifest(args.base_manifest), read_json(args.summary)
+        card = render_model_card(
+            manifest,
+            load_selection(args.selection),
+            template,
+            load_manifest(args.base_manifest),
+            read_json(args.summary),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
     facts = {key: manifest[key] for key in ("run", "variant")}
     write_manifest(args.output, inputs=inputs, settings={}, extra=facts)
-    progress(f"package_model: {manifest['run']}/{manifest['variant']}, {manifest['size_bytes'] / 1e6:.1f} MB")
+    report_progress(f"package_model: {manifest['run']}/{manifest['variant']}, {manifest['size_bytes'] / 1e6:.1f} MB")
 
 
-def model_card(
+def render_model_card(
     model: dict[str, Any],
     selection: dict[str, Any],
     template: dict[str, Any],
@@ -90,8 +101,8 @@ def _scores(task: str, summary: dict[str, Any]) -> str:
     name = MAIN_METRIC[task]
     stages = {"this model": summary["model"], **summary["baselines"], "base": summary["base"]}
     lines = [
-        f"- {escape_markdown(said(stage))}: {said(name)} {metric(name, splits['test'][name])}, 95 % interval"
-        f" {interval(name, splits['test']) or 'unknown'}"
+        f"- {escape_markdown(format_term(stage))}: {format_term(name)} {format_metric(name, splits['test'][name])}, 95"
+        f" % interval {format_interval(name, splits['test']) or 'unknown'}"
         for stage, splits in stages.items()
     ]
     return "\n".join([f"{summary['model']['test']['n']:,} rows, scored once:", "", *lines])
@@ -111,7 +122,7 @@ def _provenance(base: dict[str, Any]) -> str:
         return ""
     return (
         f"\n\nIts weights had been quantized to {escape_markdown(stored)} by those who published it and were"
-        " dequantised before fine-tuning: what they lost then is lost here too."
+        " dequantized before fine-tuning: what they lost then is lost here too."
     )
 
 
@@ -127,7 +138,7 @@ def _list(facts: dict[str, Any], before: str = "") -> str:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
+    arguments = build_parser(__doc__)
     arguments.add_argument("--assembled", type=Path, required=True, help="folder that assemble_model wrote")
     arguments.add_argument("--selection", type=Path, required=True, help="selection.json")
     arguments.add_argument("--base-manifest", type=Path, required=True, help="base.manifest.json")

@@ -24,18 +24,18 @@ from typing import Any, cast
 
 import numpy as np
 
-from lib.core.cli import fail, parser, run
+from lib.core.cli import build_parser, fail, run
 from lib.core.escaping import escape_controls
 from lib.data.readers import SUFFIXES, read_rows
-from lib.data.rows import MISSING, as_text, column, describe_value
+from lib.data.rows import MISSING, convert_to_text, describe_value, get_column
 from lib.data.templates import Template, render_completion, render_prompt
 from lib.data.tokenizer import Tokenizer
-from lib.data.tokenizer_trial import TRIED_TEXTS, sample_text
-from lib.data.truncation import shortened
-from lib.data.value_limits import cut_value, most_characters
+from lib.data.tokenizer_trial import TRIED_TEXTS, join_values
+from lib.data.truncation import shorten_values
+from lib.data.value_limits import compute_max_characters, cut_value
 from lib.evaluation.scoring import answer_text, encode_choices
-from lib.onnx.packaged import load_packaged_tokenizer, read_packaged_template, tokenizer_errors
-from lib.onnx.runtime import OnnxModel, Reader, load_onnx, runtime_errors
+from lib.onnx.packaged import explain_tokenizer_errors, load_packaged_tokenizer, read_packaged_template
+from lib.onnx.runtime import OnnxModel, Reader, explain_runtime_errors, load_onnx
 
 _PARQUET = ("pyarrow", "datasets")  # the second for files that it wrote itself
 
@@ -53,27 +53,29 @@ def main(args: argparse.Namespace) -> None:
     template = read_packaged_template(args.model)
     inputs = list(read_inputs(args.text, args.file, template["columns"]))
     first = inputs[:TRIED_TEXTS]
-    tokenizer = load_packaged_tokenizer(args.model, [sample_text(one.row) for one in first])
+    tokenizer = load_packaged_tokenizer(args.model, [join_values(one.row) for one in first])
     if not inputs:
         fail("nothing to answer", 'give a text, as in: predict.py --model MODEL "text", or --file with some lines')
     optional = template.get("optional_columns", ())
-    values = [checked_values(one, template["columns"], tokenizer, optional) for one in inputs]
-    with tokenizer_errors(args.model):
-        prompts = [fitting_prompt(one, given, template, tokenizer) for one, given in zip(inputs, values, strict=True)]
+    values = [check_values(one, template["columns"], tokenizer, optional) for one in inputs]
+    with explain_tokenizer_errors(args.model):
+        prompts = [
+            render_fitting_prompt(one, given, template, tokenizer) for one, given in zip(inputs, values, strict=True)
+        ]
     model = load_onnx(args.model, args.threads)
     ask = classify if template["task"] == "classification" else generate
-    with tokenizer_errors(args.model), runtime_errors("cannot run it", at=args.model):
+    with explain_tokenizer_errors(args.model), explain_runtime_errors("cannot run it", at=args.model):
         for given, result in zip(values, ask(model, tokenizer, template, prompts), strict=True):
-            print(as_json(given, result) if args.json else as_line(result), flush=True)
+            print(format_json(given, result) if args.json else format_line(result), flush=True)
 
 
-def as_json(given: dict[str, str], result: dict[str, Any]) -> str:
+def format_json(given: dict[str, str], result: dict[str, Any]) -> str:
     """Return an answer with its input as one line of JSON."""
     asked = next(iter(given.values())) if len(given) == 1 else given
     return escape_controls(json.dumps({"input": asked, **result}, ensure_ascii=False))
 
 
-def as_line(result: dict[str, Any]) -> str:
+def format_line(result: dict[str, Any]) -> str:
     """Return an answer as a person reads it, always in one line."""
     if "label" in result:
         return f"{escape_controls(result['label'])}\t{result['probability']:.4f}"
@@ -122,19 +124,19 @@ def read_lines(file: Path) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
 
 
-def checked_values(
+def check_values(
     one: Input, columns: Sequence[str], tokenizer: Tokenizer, optional: Sequence[str] = ()
 ) -> dict[str, str]:
     """The model's columns as text, under the rules of the training data. Raises `UserError`."""
     control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
     values = {}
     for name in columns:
-        value = column(one.row, name)
+        value = get_column(one.row, name)
         if value is MISSING and name in optional:
             value = ""
         if value is MISSING:
             fail(f"no column {name!r}", f"it has {', '.join(one.row) or 'none'}", at=one.at, line=one.line)
-        text = as_text(value)
+        text = convert_to_text(value)
         if text is None:
             fail(f"column {name!r} is {describe_value(value)}", "give text", at=one.at, line=one.line)
         if not text and name not in optional:
@@ -151,10 +153,10 @@ def checked_values(
     return values
 
 
-def fitting_prompt(one: Input, values: dict[str, str], template: dict[str, Any], tokenizer: Tokenizer) -> str:
+def render_fitting_prompt(one: Input, values: dict[str, str], template: dict[str, Any], tokenizer: Tokenizer) -> str:
     """The prompt; an input longer than in training is cut as there, or refused with `UserError`."""
     filled = cast(Template, template)
-    values = _bounded_values(one, values, template)
+    values = _bound_values(one, values, template)
     answers = template["labels"] or [""]
     longest = max(answers, key=lambda answer: len(tokenizer.encode(render_completion(filled, answer))))
     limit = template["max_length"]
@@ -163,17 +165,17 @@ def fitting_prompt(one: Input, values: dict[str, str], template: dict[str, Any],
         return render_prompt(filled, values)
     cut = None
     if template["truncation"] != "reject":
-        cut = shortened(tokenizer, filled, values, longest, max_length=limit, side=template["truncation"])
+        cut = shorten_values(tokenizer, filled, values, longest, max_length=limit, side=template["truncation"])
     if cut is None:
         fail(f"{tokens} tokens with its answer, the model takes {limit}", "shorten the text", at=one.at, line=one.line)
     return render_prompt(filled, cut)
 
 
-def _bounded_values(one: Input, values: dict[str, str], template: dict[str, Any]) -> dict[str, str]:
+def _bound_values(one: Input, values: dict[str, str], template: dict[str, Any]) -> dict[str, str]:
     """Return the values without what the model has no room for, before a tokenizer reads them."""
     limit, side = template["max_length"], template["truncation"]
     for name, text in values.items():
-        if side == "reject" and len(text) > most_characters(limit):
+        if side == "reject" and len(text) > compute_max_characters(limit):
             what = f"{name!r} has {len(text):,} characters, the model takes {limit} tokens with its answer"
             fail(what, "shorten the text", at=one.at, line=one.line)
     return {name: cut_value(text, limit, side) for name, text in values.items()}
@@ -210,7 +212,7 @@ def generate(
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
+    arguments = build_parser(__doc__)
     arguments.add_argument("--model", type=Path, required=True, help="folder of the packaged model")
     arguments.add_argument("text", nargs="*", metavar="TEXT", help="inputs, where the model takes one column")
     arguments.add_argument("--file", type=Path, help="inputs: text lines, .jsonl, .json, .csv or .parquet")

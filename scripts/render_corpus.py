@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib.core.cli import UserError, fail, parser, progress, run, settings_argument
-from lib.core.files import published, read_json, read_jsonl
+from lib.core.cli import UserError, build_parser, fail, parse_settings, report_progress, run
+from lib.core.files import publish_file, read_json, read_jsonl
 from lib.core.layout import SCORED_SPLITS, SPLITS
 from lib.data.templates import Template, compile_template, render_chats, render_completion, render_prompt
-from lib.data.tokenizer import Tokenizer, completion_ids, load_tokenizer
-from lib.data.truncation import shortened
-from lib.data.value_limits import batched_by_size
+from lib.data.tokenizer import Tokenizer, encode_completion, load_tokenizer
+from lib.data.truncation import shorten_values
+from lib.data.value_limits import batch_by_size
 
 _MOST_CHOICES, _FEW_CHOICES = 200, 1  # labels that are all put behind each prompt; of more, so many behind each
 _CHAT_ROWS = 1000  # rows that are compared with the tokenizer's own chat template, at least
@@ -33,22 +33,22 @@ def main(args: argparse.Namespace) -> None:
         limits["optional_columns"] = data["optional_columns"]
     with ExitStack() as stack:
         # The first to enter is the last to be renamed.
-        whole = stack.enter_context(published(args.template))
+        whole = stack.enter_context(publish_file(args.template))
         whole.write_text(json.dumps({**template, **limits}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial = {split: stack.enter_context(published(getattr(args, split))) for split in SPLITS}
+        partial = {split: stack.enter_context(publish_file(getattr(args, split))) for split in SPLITS}
         files = {split: stack.enter_context(open(path, "w", encoding="utf-8")) for split, path in partial.items()}
         count = 0
-        for row, prompt, completion in _rendered(args.kept, tokenizer, template, corpus, split_of):
+        for row, prompt, completion in _render_rows(args.kept, tokenizer, template, corpus, split_of):
             if row["id"] not in split_of:
                 fail(f"has no row {row['id']}", "it is of another run: make it again", at=args.split)
             label = {"label": row["target"]} if task == "classification" else {}
             record = {"id": row["id"], "prompt": prompt, "completion": completion, **label}
             files[split_of[row["id"]]].write(json.dumps(record, ensure_ascii=False) + "\n")
             count += 1
-    progress(f"render_corpus: {count} rows")
+    report_progress(f"render_corpus: {count} rows")
 
 
-def _rendered(
+def _render_rows(
     kept: Path, tokenizer: Tokenizer, template: Template, corpus: dict[str, Any], split_of: dict[str, str]
 ) -> Iterator[tuple[dict[str, Any], str, str]]:
     """Yield each row with its prompt and completion, of which the tokenizer has read all that is asked of it later.
@@ -58,8 +58,8 @@ def _rendered(
     choices = [render_completion(template, label) for label in template["labels"] or []]
     count = scored = 0
     rows = read_jsonl(kept)
-    for batch in batched_by_size(rows, lambda row: len(row["target"]) + sum(map(len, row["values"].values()))):
-        values, encoded = _fitting_values(batch, tokenizer, template, corpus)
+    for batch in batch_by_size(rows, lambda row: len(row["target"]) + sum(map(len, row["values"].values()))):
+        values, encoded = _fit_values(batch, tokenizer, template, corpus)
         if corpus["template"] == "chat" and count < _CHAT_ROWS:
             _check_chat(batch, values, tokenizer, template, corpus)
         prompts = [render_prompt(template, inputs) for inputs in values]
@@ -87,12 +87,12 @@ class Text(NamedTuple):
     def check_seam(self, whole: list[int]) -> None:
         """Raise `UserError` that names the row when prompt and completion join at their seam."""
         try:
-            completion_ids(self.prompt, self.completion, self.head, whole)
+            encode_completion(self.prompt, self.completion, self.head, whole)
         except UserError as error:
             fail(str(error), at=self.row["file"], line=self.row["line"])
 
 
-def _fitting_values(
+def _fit_values(
     rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, template: Template, corpus: dict[str, Any]
 ) -> tuple[list[dict[str, str]], list[list[int]]]:
     """Return the input values of each row, those of too long ones shortened, and the ids of prompt and completion."""
@@ -105,7 +105,7 @@ def _fitting_values(
     encoded = tokenizer.encode_batch([text(row, row["values"]) for row in rows])
     for place, row in enumerate(rows):
         if side != "reject" and len(encoded[place]) > max_length:
-            short = shortened(tokenizer, template, row["values"], row["target"], max_length=max_length, side=side)
+            short = shorten_values(tokenizer, template, row["values"], row["target"], max_length=max_length, side=side)
             if short is None:
                 what = "the row does not fit into corpus.max_length"
                 fail(what, "audit the data again", at=row["file"], line=row["line"])
@@ -148,7 +148,7 @@ def _check_choices(texts: Sequence[Text], choices: Sequence[str], scored: int, t
         for place, text in enumerate(texts, start=scored)
         for choice in _choices_of_prompt(choices, place)
     )
-    for some in batched_by_size(tried, lambda text: len(text.prompt) + len(text.completion)):
+    for some in batch_by_size(tried, lambda text: len(text.prompt) + len(text.completion)):
         encoded = tokenizer.encode_batch([text.prompt + text.completion for text in some])
         for text, whole in zip(some, encoded, strict=True):
             text.check_seam(whole)
@@ -163,8 +163,8 @@ def _choices_of_prompt(choices: Sequence[str], place: int) -> Sequence[str]:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="JSON: task, data, corpus")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="JSON: task, data, corpus")
     arguments.add_argument("--audit", type=Path, required=True)
     arguments.add_argument("--kept", type=Path, required=True)
     arguments.add_argument("--split", type=Path, required=True)

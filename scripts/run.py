@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from lib.core.cli import UserError, error_line, fail
+from lib.core.cli import UserError, fail, format_error
 from lib.core.escaping import escape_controls
 from lib.core.failures import describe_failure, find_failure
 from lib.core.locks import WORKSPACE_LOCK, is_still_there, open_lock, try_lock
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         check_configuration(arguments)
         lock = hold_workspace()
     except UserError as error:
-        print(error_line(error), file=sys.stderr)
+        print(format_error(error), file=sys.stderr)
         return 1
     options = [*_cores(arguments), *arguments]
     if any(Path(".snakemake/locks").glob("*")):  # first: behind `--` it would be a target
@@ -87,10 +87,10 @@ def _reason(lines: list[str]) -> str:
     """Why Snakemake stopped, where no script says it."""
     known = [f"error: {advice}" for text, advice in STOPPED.items() if any(text in line for line in lines)]
     failures = filter(None, (find_failure(Exception(line)) for line in reversed(lines)))
-    known += [error_line(describe_failure(failure, "this machine")) for failure in failures]
+    known += [format_error(describe_failure(failure, "this machine")) for failure in failures]
     said = (line.strip() for line in reversed(lines) if line.strip() and not line.startswith('  File "'))
     last = next(said, "it said nothing")
-    return next(iter(known), error_line(f"the workflow stopped: {last}; see above"))
+    return next(iter(known), format_error(f"the workflow stopped: {last}; see above"))
 
 
 class Run:
@@ -197,7 +197,7 @@ def follow(command: list[str], run: Run) -> int:
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # an exception would lose what is being read
         signal.signal(signal.SIGINT, on_interrupt)
     with open(reading, encoding="utf-8", errors="replace") as events:
-        for source, line in merge(output=without_interrupts(process.stdout, interrupted), events=events):
+        for source, line in merge(output=drop_interrupts(process.stdout, interrupted), events=events):
             if source == "events":
                 run.take_event(json.loads(line))
             elif source == "output":
@@ -231,7 +231,7 @@ def merge(**sources: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield name, line
 
 
-def without_interrupts(lines: Iterable[str], interrupted: threading.Event) -> Iterator[str]:
+def drop_interrupts(lines: Iterable[str], interrupted: threading.Event) -> Iterator[str]:
     """The lines, after a Ctrl-C without Python's tracebacks: of what starts or ends, and mixed with other lines.
 
     What such a traceback names besides the interrupt itself stays.

@@ -16,16 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import write_json, write_jsonl
 from lib.core.layout import SCORED_SPLITS, SPLITS
 from lib.data.corpus import load_template, read_rows
-from lib.data.template_inversion import input_text, target_text, word_places
+from lib.data.template_inversion import extract_input, extract_target, find_word_places
 from lib.data.templates import Template
 from lib.evaluation.answers import Prediction
-from lib.evaluation.bootstrap import point_estimate
-from lib.evaluation.many_labels import LabelFinder, nearest_centroids
-from lib.evaluation.metrics import quality, statistics
+from lib.evaluation.bootstrap import compute_point_estimate
+from lib.evaluation.many_labels import LabelFinder, find_nearest_centroids
+from lib.evaluation.metrics import build_statistics, measure_quality
 
 _MOST_LABELS = 1000
 _MOST_WEIGHTS = 20_000_000  # of the regression, whose solver holds some 25 numbers for each
@@ -54,8 +54,8 @@ def _qualities(
     """Quality by baseline and split."""
     samples = settings["evaluate"]["bootstrap_samples"]
     result: dict[str, dict[str, Any]] = {}
-    for (name, split), part in _grouped(predictions).items():
-        measured = quality(template["task"], part, template["labels"], seed=settings["seed"], samples=samples)
+    for (name, split), part in _group_predictions(predictions).items():
+        measured = measure_quality(template["task"], part, template["labels"], seed=settings["seed"], samples=samples)
         result.setdefault(name, {})[split] = measured["quality"]
     return result
 
@@ -64,17 +64,17 @@ def _without_label_word(
     predictions: Sequence[Prediction], rows: Sequence[dict[str, Any]], template: Template
 ) -> dict[str, Any]:
     """By split and baseline: accuracy on the n rows whose text does not hold the word of their own label."""
-    hidden = {row["id"] for row in rows if not word_places(row["label"], input_text(template, row["prompt"]))}
+    hidden = {row["id"] for row in rows if not find_word_places(row["label"], extract_input(template, row["prompt"]))}
     result: dict[str, Any] = {split: {"n": 0, "accuracy": {}} for split in SCORED_SPLITS}
     kept = [row for row in predictions if row["id"] in hidden]
-    for (name, split), part in _grouped(kept).items():
-        accuracy = point_estimate(statistics(template["task"], part, template["labels"])["accuracy"])
+    for (name, split), part in _group_predictions(kept).items():
+        accuracy = compute_point_estimate(build_statistics(template["task"], part, template["labels"])["accuracy"])
         result[split]["n"] = len(part)
         result[split]["accuracy"][name] = accuracy
     return result
 
 
-def _grouped(predictions: Sequence[Prediction]) -> dict[tuple[str, str], list[Prediction]]:
+def _group_predictions(predictions: Sequence[Prediction]) -> dict[tuple[str, str], list[Prediction]]:
     groups: dict[tuple[str, str], list[Prediction]] = {}
     for row in predictions:
         groups.setdefault((row["baseline"], row["split"]), []).append(row)
@@ -91,18 +91,18 @@ def _classify(
     if len(counts) < 2:
         fail("all training rows have the same label", "bring rows of at least two labels")
     majority = max(sorted(counts), key=lambda label: counts[label])
-    texts = [input_text(template, row["prompt"]) for _, row in scored]
+    texts = [extract_input(template, row["prompt"]) for _, row in scored]
     finder = LabelFinder(labels)
     guesses: dict[str, list[tuple[str, dict[str, float] | None]]] = {
         "majority": [(majority, None) for _ in texts],
         "keyword": [(finder.most_frequent(text, majority), None) for text in texts],
     }
-    known = [input_text(template, row["prompt"]) for row in train], [row["label"] for row in train]
-    if learnt := _tfidf_logreg(*known, texts, labels, seed):
-        guesses["tfidf_logreg"] = learnt
+    known = [extract_input(template, row["prompt"]) for row in train], [row["label"] for row in train]
+    if learned := _tfidf_logreg(*known, texts, labels, seed):
+        guesses["tfidf_logreg"] = learned
     else:
-        progress("score_baselines: too many labels and terms for logistic regression: nearest centroid instead")
-        guesses["nearest_centroid"] = [(label, None) for label in nearest_centroids(*known, texts)]
+        report_progress("score_baselines: too many labels and terms for logistic regression: nearest centroid instead")
+        guesses["nearest_centroid"] = [(label, None) for label in find_nearest_centroids(*known, texts)]
     return [
         {"baseline": name, "split": split, **_label_prediction(row, *guess)}
         for name, found in guesses.items()
@@ -139,11 +139,11 @@ def _copy_answers(
     from sklearn.neighbors import NearestNeighbors
 
     tfidf = _tfidf()
-    questions = tfidf.fit_transform([input_text(template, row["prompt"]) for row in train])
-    neighbours = NearestNeighbors(n_neighbors=1, metric="cosine").fit(questions)
-    asked = tfidf.transform([input_text(template, row["prompt"]) for _, row in scored])
-    nearest = neighbours.kneighbors(asked, return_distance=False)[:, 0]
-    answers = [target_text(template, row["completion"]) for row in train]
+    questions = tfidf.fit_transform([extract_input(template, row["prompt"]) for row in train])
+    neighbors = NearestNeighbors(n_neighbors=1, metric="cosine").fit(questions)
+    asked = tfidf.transform([extract_input(template, row["prompt"]) for _, row in scored])
+    nearest = neighbors.kneighbors(asked, return_distance=False)[:, 0]
+    answers = [extract_target(template, row["completion"]) for row in train]
     return [
         {"baseline": "nearest_question", "split": split, **_text_prediction(row, template, answers[index])}
         for (split, row), index in zip(scored, nearest, strict=True)
@@ -152,7 +152,7 @@ def _copy_answers(
 
 def _keep_first_answers(predictions: list[Prediction], greedy_rows: int) -> None:
     """Models answer freely on the first rows of a split only, so baselines are measured on the same."""
-    for part in _grouped(predictions).values():
+    for part in _group_predictions(predictions).values():
         for row in part[greedy_rows:]:
             row["answer"] = None
 
@@ -181,7 +181,7 @@ def _label_prediction(row: dict[str, Any], predicted: str, log_probs: dict[str, 
 def _text_prediction(row: dict[str, Any], template: Template, answer: str) -> Prediction:
     return {
         "id": row["id"],
-        "reference": target_text(template, row["completion"]),
+        "reference": extract_target(template, row["completion"]),
         "answer": answer,
         "stopped": None,
         "log_prob": None,
@@ -190,8 +190,8 @@ def _text_prediction(row: dict[str, Any], template: Template, answer: str) -> Pr
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, seed, evaluate")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="task, seed, evaluate")
     for split in SPLITS:
         arguments.add_argument(f"--{split}", type=Path, required=True, help=f"corpus rows of {split}")
     arguments.add_argument("--template", type=Path, required=True)

@@ -8,7 +8,7 @@ reference. Both: free greedy answers on the first rows, which show whether the m
 import argparse
 from pathlib import Path
 
-from lib.core.cli import loaded, parser, run, settings_argument
+from lib.core.cli import build_parser, parse_settings, report_loaded, run
 from lib.core.layout import SPLITS
 from lib.data.corpus import load_template, read_rows
 from lib.data.tokenizer import load_tokenizer
@@ -30,7 +30,7 @@ def main(args: argparse.Namespace) -> None:
     model = load_model(args.model, quantization=quantization)
     if args.adapter:
         model = load_adapter(model, args.adapter)
-    loaded()
+    report_loaded()
     evaluate = args.settings["evaluate"]
     score = score_labels if template["task"] == "classification" else score_references
     predictions = score(model, tokenizer, template, rows, evaluate["batch_size"])
@@ -48,8 +48,8 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, seed, evaluate, versions")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="task, seed, evaluate, versions")
     arguments.add_argument("--model", type=Path, required=True, help="folder of the model")
     arguments.add_argument("--adapter", type=Path, help="folder of an adapter to put on it")
     arguments.add_argument("--rows", type=Path, required=True, help="corpus/SPLIT.jsonl")

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import fail, loaded, parser, progress, run, settings_argument
+from lib.core.cli import build_parser, fail, parse_settings, report_loaded, report_progress, run
 from lib.core.layout import SPLITS
 from lib.data.corpus import load_template, read_rows
-from lib.data.template_inversion import target_text
+from lib.data.template_inversion import extract_target
 from lib.data.templates import Template
-from lib.data.tokenizer import Tokenizer, encode_pairs, first_difference, load_tokenizer
+from lib.data.tokenizer import Tokenizer, encode_pairs, find_first_difference, load_tokenizer
 from lib.evaluation.onnx_scorer import open_scorer
 from lib.evaluation.scoring import answer_limit, answer_text, encode_choices, write_score
 from lib.onnx.packaged import load_packaged_tokenizer
@@ -32,10 +32,10 @@ def main(args: argparse.Namespace) -> None:
     template, tokenizer = load_template(args.template), load_tokenizer(args.tokenizer)
     rows = read_rows(args.rows)
     model = load_onnx(args.model, args.threads)
-    loaded()
+    report_loaded()
     check_shipped_tokenizer(load_packaged_tokenizer(args.model), tokenizer, args.rows, rows)
     score = score_labels if template["task"] == "classification" else score_references
-    predictions = list(with_progress(score(model, tokenizer, template, rows, args.settings["evaluate"]), len(rows)))
+    predictions = list(report_each(score(model, tokenizer, template, rows, args.settings["evaluate"]), len(rows)))
     write_score(
         output=args.output,
         predictions_file=args.predictions,
@@ -53,7 +53,7 @@ def check_shipped_tokenizer(shipped: Tokenizer, trained: Tokenizer, file: Path, 
     for texts in ([row["prompt"] for row in rows], [row["prompt"] + row["completion"] for row in rows]):
         pairs = zip(trained.encode_batch(texts), shipped.encode_batch(texts), strict=True)
         for line, (expected, found) in enumerate(pairs, start=1):
-            place = first_difference(expected, found)
+            place = find_first_difference(expected, found)
             if place is not None:
                 fail(
                     f"the model's tokenizer reads token {place} as {shipped.describe(found, place)},"
@@ -103,7 +103,7 @@ def score_references(
         answer, stopped = answer_text(tokenizer, template, reader.answer(limit)) if asked else (None, None)
         yield {
             "id": row["id"],
-            "reference": target_text(template, row["completion"]),
+            "reference": extract_target(template, row["completion"]),
             "answer": answer,
             "stopped": stopped,
             "log_prob": reader.log_probs(first, [completion])[0],
@@ -111,19 +111,19 @@ def score_references(
         }
 
 
-def with_progress(predictions: Iterator[Row], count: int) -> Iterator[Row]:
+def report_each(predictions: Iterator[Row], count: int) -> Iterator[Row]:
     """`predictions`, with a line about progress now and then."""
     said = time.monotonic()
     for number, prediction in enumerate(predictions, start=1):
         if time.monotonic() - said > 20:
-            progress(f"score_onnx: {number} of {count} rows")
+            report_progress(f"score_onnx: {number} of {count} rows")
             said = time.monotonic()
         yield prediction
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="task, seed, evaluate, versions")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="task, seed, evaluate, versions")
     arguments.add_argument("--model", type=Path, required=True, help="folder of the ONNX model")
     arguments.add_argument("--tokenizer", type=Path, required=True, help="folder of the base model, for its tokenizer")
     arguments.add_argument("--rows", type=Path, required=True, help="corpus/SPLIT.jsonl")

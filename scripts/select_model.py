@@ -19,21 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import read_json, read_jsonl, sha256_file, write_json
-from lib.core.layout import Layout, results_argument
+from lib.core.layout import Layout, add_results_argument
 from lib.evaluation.answers import Prediction
-from lib.evaluation.bootstrap import Statistic, bootstrap_replicates, percentile_interval_95
+from lib.evaluation.bootstrap import Statistic, bootstrap_replicates, compute_percentile_interval_95
 from lib.evaluation.comparison import (
     RankedModel,
     align_rows,
+    compute_sample_size_from_interval,
     find_dominators,
     rank_candidates,
-    sample_size_from_interval,
 )
-from lib.evaluation.metrics import statistics
+from lib.evaluation.metrics import build_statistics
 from lib.evaluation.registry import METRICS, SELECTED_BY
-from lib.provenance.manifests import manifest_path
+from lib.provenance.manifests import build_manifest_path
 
 _CONSTRAINTS = (  # setting, key in the speed file, unit, whether the setting is an upper limit
     ("max_size_mb", "size_mb", "MB", True),
@@ -69,7 +69,7 @@ class Candidate:
 
     @property
     def ci95(self) -> list[float] | None:
-        return percentile_interval_95(self.bootstrap)
+        return compute_percentile_interval_95(self.bootstrap)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -77,17 +77,17 @@ def main(args: argparse.Namespace) -> None:
     settings["selection"]["metric"] = settings["selection"]["metric"] or SELECTED_BY[settings["task"]]
     metric, runs = settings["selection"]["metric"], {one["name"]: one for one in settings["runs"]}
     candidates = _read_candidates(args.results, settings)
-    reasons = {candidate.name: _broken_constraints(candidate, settings["selection"]) for candidate in candidates}
+    reasons = {candidate.name: _find_broken_constraint(candidate, settings["selection"]) for candidate in candidates}
     feasible = _by_quality([candidate for candidate in candidates if not reasons[candidate.name]])
     chosen, why, compared = None, "no variant keeps every constraint", []
     if feasible:
         chosen, why, lost = _choose(feasible, metric)
         reasons |= lost | {chosen.name: why}
-        compared = [_compared(chosen, other) for other in feasible if other is not chosen]
-    above = dict(zip([one.name for one in feasible], _dominating(feasible), strict=True))
+        compared = [_compare_candidates(chosen, other) for other in feasible if other is not chosen]
+    above = dict(zip([one.name for one in feasible], _find_dominating(feasible), strict=True))
     entries = [_entry(one, reasons[one.name], one is chosen, above) for one in candidates]
     entries += [
-        _unscored(name, variant, f"its provider {provider} is not run here")
+        _describe_unscored(name, variant, f"its provider {provider} is not run here")
         for name in runs
         for variant, provider in settings["unscored"].items()
     ]
@@ -103,10 +103,10 @@ def main(args: argparse.Namespace) -> None:
             "metric": metric,
             "compared": compared,
             "candidates": entries,
-            "ranking": _ranking(candidates, runs, settings["seed"]),
+            "ranking": _rank_runs(candidates, runs, settings["seed"]),
         },
     )
-    progress(f"select_model: {chosen.name if chosen else 'none'}: {why}")
+    report_progress(f"select_model: {chosen.name if chosen else 'none'}: {why}")
 
 
 def _read_candidates(layout: Layout, settings: dict[str, Any]) -> list[Candidate]:
@@ -123,11 +123,11 @@ def _read_candidates(layout: Layout, settings: dict[str, Any]) -> list[Candidate
     facts: list[dict[str, Any]] = []
     for run_name, variant in ((one["name"], variant) for one in settings["runs"] for variant in settings["scored"]):
         stage = f"onnx-{variant}"
-        score = _read_score(layout.score(run_name, stage), manifest_path(layout.folder(run_name, stage)), metric)
+        score = _read_score(layout.score(run_name, stage), build_manifest_path(layout.folder(run_name, stage)), metric)
         rows = list(read_jsonl(layout.predictions(run_name, stage)))
         first = first or rows
         rows = align_rows(rows, first, f"{run_name}/{variant}")
-        measured.append(statistics(settings["task"], rows, score.get("labels"))[metric])
+        measured.append(build_statistics(settings["task"], rows, score.get("labels"))[metric])
         facts.append(
             {
                 "run": run_name,
@@ -156,7 +156,7 @@ def _read_score(score_file: Path, manifest_file: Path, metric: str) -> dict[str,
     return score
 
 
-def _broken_constraints(candidate: Candidate, selection: dict[str, Any]) -> str:
+def _find_broken_constraint(candidate: Candidate, selection: dict[str, Any]) -> str:
     """Why the variant cannot be chosen, or nothing."""
     metric, least = METRICS[selection["metric"]].spoken, selection["min_quality"]
     if candidate.value is None:
@@ -181,7 +181,7 @@ def _choose(order: list[Candidate], metric: str) -> tuple[Candidate, str, dict[s
     metric = METRICS[metric].spoken
     lost, equal = {}, []
     for place, one in enumerate(order):
-        better = _shown_better(order[:place], one)
+        better = _find_better(order[:place], one)
         if better:
             found = _range(_difference(better, one))
             lost[one.name] = f"{metric} {one.value:.3f} is below {better.name}'s {better.value:.3f}{found}"
@@ -207,7 +207,7 @@ def _by_quality(candidates: list[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda one: (-(one.value or 0.0), *_thrift(one)))
 
 
-def _shown_better(others: Sequence[Candidate], one: Candidate) -> Candidate | None:
+def _find_better(others: Sequence[Candidate], one: Candidate) -> Candidate | None:
     """The first of `others` that is shown to be better than `one`."""
     for start in range(0, len(others), _AT_ONCE):
         some = others[start : start + _AT_ONCE]
@@ -237,7 +237,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names) if more <= 1 else f"{', '.join(names[:_NAMED])} and {more} more"
 
 
-def _compared(chosen: Candidate, other: Candidate) -> dict[str, Any]:
+def _compare_candidates(chosen: Candidate, other: Candidate) -> dict[str, Any]:
     """Chosen minus other by the metric, whether the rows tell them apart, and about how many rows would."""
     low, high = _difference(chosen, other)
     difference = (chosen.value or 0.0) - (other.value or 0.0)
@@ -247,18 +247,18 @@ def _compared(chosen: Candidate, other: Candidate) -> dict[str, Any]:
         "difference": difference,
         "difference_ci95": [low, high],
         "is_significant": not low <= 0 <= high,
-        "rows_needed": sample_size_from_interval(difference, (low, high), chosen.measured),
+        "rows_needed": compute_sample_size_from_interval(difference, (low, high), chosen.measured),
     }
 
 
 def _difference(best: Candidate, other: Candidate) -> list[float]:
     """95 % interval of best minus other, on the same resampled rows."""
-    found = percentile_interval_95(best.bootstrap - other.bootstrap)
+    found = compute_percentile_interval_95(best.bootstrap - other.bootstrap)
     assert found is not None
     return found
 
 
-def _dominating(feasible: Sequence[Candidate]) -> list[str | None]:
+def _find_dominating(feasible: Sequence[Candidate]) -> list[str | None]:
     """For each the best by the metric of those on the Pareto front that dominate it. feasible: best first."""
     values = [[one.value or 0.0, *(sign * one.speed[key] for key, sign in _SPEED.items())] for one in feasible]
     return [None if place is None else feasible[place].name for place in find_dominators(np.array(values))]
@@ -280,7 +280,7 @@ def _entry(one: Candidate, reason: str, chosen: bool, above: dict[str, str | Non
     }
 
 
-def _unscored(run_name: str, variant: str, reason: str) -> dict[str, Any]:
+def _describe_unscored(run_name: str, variant: str, reason: str) -> dict[str, Any]:
     return {
         "run": run_name,
         "variant": variant,
@@ -293,7 +293,7 @@ def _unscored(run_name: str, variant: str, reason: str) -> dict[str, Any]:
     }
 
 
-def _ranking(candidates: Sequence[Candidate], runs: dict[str, dict[str, Any]], seed: int) -> list[dict[str, Any]]:
+def _rank_runs(candidates: Sequence[Candidate], runs: dict[str, dict[str, Any]], seed: int) -> list[dict[str, Any]]:
     members = [
         RankedModel(runs[one.run]["group"], one.variant, runs[one.run]["seed"], one.value, one.bootstrap)
         for one in candidates
@@ -322,14 +322,14 @@ def _range(found: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
+    arguments = build_parser(__doc__)
     arguments.add_argument(
         "--settings",
-        type=settings_argument,
+        type=parse_settings,
         required=True,
         help="task, seed, selection, evaluate; runs: name, group and seed of each;"
         " scored: variants that may be chosen; unscored: the provider of each that was built and not scored here",
     )
-    results_argument(arguments)
+    add_results_argument(arguments)
     arguments.add_argument("--output", type=Path, required=True, help="selection.json")
     run(arguments, main)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from lib.core.cli import fail, or_exit
+from lib.core.cli import call_or_exit, fail
 from lib.core.escaping import escape_controls
 from lib.sources.lock_file import Entry, format_lock, read_lock
 
@@ -36,15 +36,15 @@ def main() -> None:
         install_without_torch(entries)
     else:
         install_all(lock)
-    pip("--no-deps", "--no-index", "--no-build-isolation", "--editable", str(ROOT / "src"))
+    run_pip("--no-deps", "--no-index", "--no-build-isolation", "--editable", str(ROOT / "src"))
 
 
 def install_all(lock: Mapping[str, Entry]) -> None:
     """Install every package of the lock, torch first."""
-    if installed_version("torch").partition("+")[0] != lock["torch"].pin.lstrip("="):
+    if find_installed_version("torch").partition("+")[0] != lock["torch"].pin.lstrip("="):
         install_torch(lock["torch"])
     locks = ["requirements.lock", *(["envs/cuda/torch.lock"] if needs_cuda_libraries() else [])]
-    pip("--require-hashes", "--no-build-isolation", *(word for name in locks for word in ("-r", str(ROOT / name))))
+    run_pip("--require-hashes", "--no-build-isolation", *(word for name in locks for word in ("-r", str(ROOT / name))))
 
 
 def install_without_torch(entries: Sequence[Entry]) -> None:
@@ -52,12 +52,12 @@ def install_without_torch(entries: Sequence[Entry]) -> None:
     others = [entry for entry in entries if entry.name != "torch"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        pip_entries(others, "--dry-run", "--ignore-installed", "--report", str(report))
+        install_entries(others, "--dry-run", "--ignore-installed", "--report", str(report))
         chosen = json.loads(report.read_text(encoding="utf-8"))["install"]
     needs = {one["metadata"]["name"]: one["metadata"].get("requires_dist", []) for one in chosen}
     left_out = find_dependents("torch", needs)
     print(escape_controls(f"without torch, and what needs it: {' '.join(sorted(left_out))}"))
-    pip_entries([entry for entry in others if normalize_name(entry.name) not in left_out])
+    install_entries([entry for entry in others if normalize_name(entry.name) not in left_out])
 
 
 def find_dependents(name: str, needs: Mapping[str, Sequence[str]]) -> set[str]:
@@ -88,7 +88,9 @@ def install_torch(entry: Entry) -> None:
     """Install the build of torch that pip chooses by its settings. Raises `UserError` if its hash is not locked."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        pip("--dry-run", "--ignore-installed", "--no-deps", "--only-binary=:all:", "--report", str(report), entry.line)
+        run_pip(
+            "--dry-run", "--ignore-installed", "--no-deps", "--only-binary=:all:", "--report", str(report), entry.line
+        )
         chosen = json.loads(report.read_text(encoding="utf-8"))["install"][0]
     offered, sha256 = chosen["metadata"]["version"], chosen["download_info"]["archive_info"]["hashes"]["sha256"]
     if sha256 not in entry.hashes:
@@ -101,18 +103,18 @@ def install_torch(entry: Entry) -> None:
 
 def install_entry(entry: Entry, hashes: list[str]) -> None:
     """Install one package, nothing that it needs, from a wheel with one of these hashes."""
-    pip_entries([entry._replace(hashes=hashes)], "--only-binary=:all:")
+    install_entries([entry._replace(hashes=hashes)], "--only-binary=:all:")
 
 
-def pip_entries(entries: Sequence[Entry], *words: str) -> None:
+def install_entries(entries: Sequence[Entry], *words: str) -> None:
     """Run `pip install` on packages, each with one of its hashes, and on nothing that they need."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
         file.write(format_lock([], list(entries), [entry.hashes for entry in entries]))
         file.flush()
-        pip("--require-hashes", "--no-deps", "--no-build-isolation", *words, "-r", file.name)
+        run_pip("--require-hashes", "--no-deps", "--no-build-isolation", *words, "-r", file.name)
 
 
-def installed_version(name: str) -> str:
+def find_installed_version(name: str) -> str:
     """Return the version of a package that is installed, or nothing."""
     importlib.invalidate_caches()
     try:
@@ -126,7 +128,7 @@ def needs_cuda_libraries() -> bool:
     return sys.platform == "linux" and any(line.startswith("nvidia-") for line in requires("torch") or [])
 
 
-def pip(*words: str) -> None:
+def run_pip(*words: str) -> None:
     """Run `pip install`; it says itself what is wrong. Raises `SystemExit` when it fails."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words]
     if (code := subprocess.run(command).returncode) != 0:
@@ -134,4 +136,4 @@ def pip(*words: str) -> None:
 
 
 if __name__ == "__main__":
-    or_exit(main)
+    call_or_exit(main)

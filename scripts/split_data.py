@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import fail, parser, progress, run, settings_argument
+from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import read_json, read_jsonl, sha256_text, write_json
 from lib.core.layout import SCORED_SPLITS, SPLITS
 
@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
         "rows": dict(sorted(places.items())),
     }
     write_json(args.output, result)
-    progress("split_data: " + ", ".join(f"{counts[split]} {split}" for split in SPLITS))
+    report_progress("split_data: " + ", ".join(f"{counts[split]} {split}" for split in SPLITS))
 
 
 def _split(rows: Iterable[dict[str, Any]], seed: int, shares: dict[str, float], *, classified: bool) -> dict[str, str]:
@@ -47,7 +47,7 @@ def _split(rows: Iterable[dict[str, Any]], seed: int, shares: dict[str, float], 
         strata[_majority(cluster) if classified else ""].append(sorted(row["id"] for row in cluster))
     places: dict[str, str] = {}
     for _, stratum in sorted(strata.items()):
-        for ids, split in _assigned(stratum, seed, shares):
+        for ids, split in _assign_clusters(stratum, seed, shares):
             places.update(dict.fromkeys(ids, split))
     return places
 
@@ -57,7 +57,9 @@ def _majority(cluster: Iterable[dict[str, Any]]) -> str:
     return min(counts, key=lambda label: (-counts[label], label))
 
 
-def _assigned(clusters: Sequence[list[str]], seed: int, shares: dict[str, float]) -> Iterable[tuple[list[str], str]]:
+def _assign_clusters(
+    clusters: Sequence[list[str]], seed: int, shares: dict[str, float]
+) -> Iterable[tuple[list[str], str]]:
     """Give each cluster of a stratum (sorted ids) to a split.
 
     Large clusters first, in an order drawn from the seed; each goes where the most is missing in
@@ -104,8 +106,8 @@ def _refuse_gaps(
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="JSON: seed, task, split")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="JSON: seed, task, split")
     arguments.add_argument("--audit", type=Path, required=True)
     arguments.add_argument("--kept", type=Path, required=True)
     arguments.add_argument("--output", type=Path, required=True)

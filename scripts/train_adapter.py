@@ -22,11 +22,11 @@ import torch
 
 from lib.core import distributed
 from lib.core.checksums import find_fault, remove, write_checksums
-from lib.core.cli import Stopped, fail, loaded, parser, progress, run, settings_argument
+from lib.core.cli import Stopped, build_parser, fail, parse_settings, report_loaded, report_progress, run
 from lib.core.files import (
-    canonical_json,
-    published,
-    published_directory,
+    dump_canonical_json,
+    publish_directory,
+    publish_file,
     read_json,
     sha256_file,
     sha256_text,
@@ -34,34 +34,40 @@ from lib.core.files import (
 )
 from lib.core.progress_lock import hold_progress
 from lib.data.corpus import load_template, read_rows
-from lib.data.tokenizer import load_tokenizer, max_tokens
+from lib.data.tokenizer import load_tokenizer, read_max_tokens
 from lib.evaluation.registry import SELECTED_BY
-from lib.evaluation.torch_scorer import task_quality
-from lib.hardware.device import matmul_peak, training_dtype, use_threads
-from lib.hardware.memory import peak_rss_mb
+from lib.evaluation.torch_scorer import measure_task_quality
+from lib.hardware.device import choose_training_dtype, measure_matmul_peak, use_threads
+from lib.hardware.memory import measure_peak_rss_mb
 from lib.models.adapters import write_adapter_config
 from lib.models.loading import load_model
-from lib.provenance.code_closure import code_closure, hash_code
-from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
+from lib.provenance.code_closure import find_code_closure, hash_code
+from lib.provenance.manifests import build_manifest_path, read_manifest, write_manifest
 from lib.training import batching
-from lib.training.callbacks import Copied, TimeLimit, last_checkpoint, stopped_early, validations
+from lib.training.callbacks import (
+    CheckpointMirror,
+    TimeLimit,
+    find_last_checkpoint,
+    has_stopped_early,
+    list_validations,
+)
 from lib.training.methods import METHODS, choose_quantization
-from lib.training.trainer import AdapterTrainer, adapter_trainer
+from lib.training.trainer import AdapterTrainer, build_adapter_trainer
 
 
 def main(args: argparse.Namespace) -> None:
-    distributed.join()
-    use_threads(max(1, args.threads // distributed.size_here()))
+    distributed.init()
+    use_threads(max(1, args.threads // distributed.get_local_world_size()))
     read_manifest(args.base)
-    key = progress_key(args)
+    key = compute_progress_key(args)
     work = args.work / key
-    deadline = time_limit(args.limit)
+    deadline = find_deadline(args.limit)
     with hold_mirrored_progress(args.mirror, work, deadline) as saved:
-        if not distributed.agreed(has_result(work) if distributed.rank() == 0 else None):
+        if not distributed.broadcast(has_result(work) if distributed.get_rank() == 0 else None):
             train(args, work, TimeLimit(deadline), saved)
         else:
-            progress(f"train_adapter: this adapter is already trained ({work})")
-        if distributed.rank() == 0:
+            report_progress(f"train_adapter: this adapter is already trained ({work})")
+        if distributed.get_rank() == 0:
             saved()
             publish(args, work / "result")
         distributed.wait_for_all()
@@ -71,13 +77,13 @@ def main(args: argparse.Namespace) -> None:
 def hold_mirrored_progress(mirror: str | None, work: Path, deadline: float | None) -> Iterator[Callable[[], None]]:
     """Hold the progress, here and in the storage, for all processes; yields what copies it there."""
     with ExitStack() as stack:
-        saved: Callable[[], None] = _nothing
-        if distributed.rank() == 0:
+        saved: Callable[[], None] = _copy_nothing
+        if distributed.get_rank() == 0:
             stack.enter_context(hold_progress(work, deadline))
             if mirror:
-                from lib.azure.checkpoint_mirror import mirrored
+                from lib.azure.checkpoint_mirror import mirror_checkpoints
 
-                saved = stack.enter_context(mirrored(f"{mirror}/{work.name}", work, deadline)).save
+                saved = stack.enter_context(mirror_checkpoints(f"{mirror}/{work.name}", work, deadline)).save
         yield saved
 
 
@@ -87,16 +93,16 @@ def has_result(work: Path) -> bool:
     if not result.exists():
         return False
     if fault := find_fault(result):
-        progress(f"train_adapter: {result} is not used: {fault}; training again")
+        report_progress(f"train_adapter: {result} is not used: {fault}; training again")
         remove(result)
     return fault is None
 
 
-def _nothing() -> None:
+def _copy_nothing() -> None:
     """What copies progress that is kept nowhere else."""
 
 
-def time_limit(minutes: float | None) -> float | None:
+def find_deadline(minutes: float | None) -> float | None:
     """Return when a scheduler kills this job: `minutes` after the start, or what Slurm says; None: never.
 
     By the monotonic clock, which goes on evenly when somebody sets the time of day.
@@ -107,7 +113,7 @@ def time_limit(minutes: float | None) -> float | None:
     return time.monotonic() + min(left) if left else None
 
 
-def progress_key(args: argparse.Namespace) -> str:
+def compute_progress_key(args: argparse.Namespace) -> str:
     """Hash of all that determines the adapter's bytes; the number of threads and paths do not count."""
     script = Path(__file__).resolve()
     parts = {
@@ -115,10 +121,10 @@ def progress_key(args: argparse.Namespace) -> str:
         "train": sha256_file(args.train),
         "validation": sha256_file(args.validation),
         "template": sha256_file(args.template),
-        "base": sha256_file(manifest_path(args.base)),
-        "code": hash_code((script, *code_closure(script))),
+        "base": sha256_file(build_manifest_path(args.base)),
+        "code": hash_code((script, *find_code_closure(script))),
     }
-    return sha256_text(canonical_json(parts))[:16]
+    return sha256_text(dump_canonical_json(parts))[:16]
 
 
 def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callable[[], None]) -> None:
@@ -132,7 +138,7 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
     evaluate = args.settings["evaluate"] | {"batch_size": settings["per_device_eval_batch_size"]}
     template = load_template(args.template)
     tokenizer = load_tokenizer(args.base)
-    longest = max_tokens(args.base)  # of the built model: better said now than after the training
+    longest = read_max_tokens(args.base)  # of the built model: better said now than after the training
     rows = {name: read_rows(path) for name, path in (("train", args.train), ("validation", args.validation))}
     encoded = {
         name: batching.encode_rows(tokenizer, part, loss=settings["loss"], max_length=longest)
@@ -141,12 +147,14 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
     if settings["corpus_strategy"] == "join":
         encoded = {name: batching.join_rows(part, settings["source_max_len"]) for name, part in encoded.items()}
 
-    dtype = training_dtype(settings["dtype"])
+    dtype = choose_training_dtype(settings["dtype"])
     set_seed(seed)
-    model = lora_model(load_model(args.base, dtype, choose_quantization(settings)), settings)
+    model = build_lora_model(load_model(args.base, dtype, choose_quantization(settings)), settings)
     classes = [row["label"] for row in rows["train"]] if settings["class_balance"] != "none" else None
-    by_task = partial(task_quality, tokenizer=tokenizer, template=template, rows=rows["validation"], evaluate=evaluate)
-    trainer = adapter_trainer(
+    by_task = partial(
+        measure_task_quality, tokenizer=tokenizer, template=template, rows=rows["validation"], evaluate=evaluate
+    )
+    trainer = build_adapter_trainer(
         model,
         encoded,
         settings,
@@ -155,22 +163,26 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
         pad_id=min(tokenizer.end_ids),
         measure=by_task if settings["metric_for_best_model"] == "task" else None,
         classes=classes,
-        more=[limit, Copied(saved)],
+        more=[limit, CheckpointMirror(saved)],
     )
-    if distributed.rank():  # no two processes drop the same values; the seed itself is the first one's
-        torch.manual_seed(seed + 1_000_003 * distributed.rank())
-    progress(
+    if distributed.get_rank():  # no two processes drop the same values; the seed itself is the first one's
+        torch.manual_seed(seed + 1_000_003 * distributed.get_rank())
+    report_progress(
         f"train_adapter: {len(encoded['train'])} sequences, {count_trainable(model):,} trainable parameters, {dtype}"
     )
-    loaded()
-    trainer.train(resume_from_checkpoint=distributed.agreed(last_checkpoint(work) if distributed.rank() == 0 else None))
+    report_loaded()
+    trainer.train(
+        resume_from_checkpoint=distributed.broadcast(
+            find_last_checkpoint(work) if distributed.get_rank() == 0 else None
+        )
+    )
     if limit.stopped:
         raise Stopped(f"the time is up at step {trainer.state.global_step} of {trainer.state.max_steps}, and saved")
 
-    facts = training_facts(trainer, model, dtype, settings, classes)
-    if distributed.rank():
+    facts = describe_training(trainer, model, dtype, settings, classes)
+    if distributed.get_rank():
         return
-    with published_directory(work / "result") as result:
+    with publish_directory(work / "result") as result:
         save_adapter(model, result / "adapter")
         write_json(result / "training.json", facts)
         write_checksums(result)
@@ -178,7 +190,7 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
         shutil.rmtree(folder)
 
 
-def lora_model(model: Any, settings: dict[str, Any]) -> Any:
+def build_lora_model(model: Any, settings: dict[str, Any]) -> Any:
     """The base model with fresh, seeded LoRA layers. Raises `UserError` when a target names no layer.
 
     The layers of all methods are peft's.
@@ -215,7 +227,7 @@ def count_trainable(model: Any) -> int:
     return sum(part.numel() for part in model.parameters() if part.requires_grad)
 
 
-def training_facts(
+def describe_training(
     trainer: AdapterTrainer, model: Any, dtype: torch.dtype, settings: dict[str, Any], classes: list[str] | None
 ) -> dict[str, Any]:
     """What the report says about the training: curve, choice of the checkpoint, tokens, speed, memory.
@@ -234,8 +246,8 @@ def training_facts(
         if isinstance(part, torch.nn.Linear) and "lora_" not in name and "lm_head" not in name
     )
     operations = 4 * (spent.computed_tokens * body + spent.targets * head)
-    (peak,) = distributed.total([matmul_peak(dtype)])
-    best = next(entry for entry in validations(state) if entry["step"] == state.best_global_step)
+    (peak,) = distributed.all_reduce_sum([measure_matmul_peak(dtype)])
+    best = next(entry for entry in list_validations(state) if entry["step"] == state.best_global_step)
     metrics = [*SELECTED_BY.values(), "loss"]
     best_by = next(name for name in metrics if f"eval_{name}" in best)
     return {
@@ -244,7 +256,7 @@ def training_facts(
         "best_validation_loss": best["eval_loss"],
         "best_by": best_by,
         "best_value": best[f"eval_{best_by}"],
-        "stopped_early": stopped_early(state, settings["early_stopping_patience"]),
+        "stopped_early": has_stopped_early(state, settings["early_stopping_patience"]),
         "epochs": state.epoch,
         "sequences": trainer.order.rows,
         "class_balance": balance_facts(settings["class_balance"], classes) if classes else None,
@@ -253,13 +265,13 @@ def training_facts(
         "supervised_tokens": spent.targets,
         "trainable_parameters": count_trainable(model),
         "dtype": str(dtype).removeprefix("torch."),
-        "processes": distributed.size(),
+        "processes": distributed.get_world_size(),
         "threads": torch.get_num_threads(),
         "seconds": round(spent.seconds, 2),
         "tokens_per_second": round(spent.real_tokens / spent.seconds, 2),
         "matmul_peak_gflops": round(peak / 1e9, 1),
         "matmul_peak_share": round(operations / spent.seconds / peak, 4),
-        "peak_rss_mb": round(max(distributed.gathered(peak_rss_mb())), 1),
+        "peak_rss_mb": round(max(distributed.all_gather(measure_peak_rss_mb())), 1),
         "curve": [
             {"step": entry["step"], name: entry[name]}
             for entry in state.log_history
@@ -273,14 +285,14 @@ def balance_facts(balance: str, classes: list[str]) -> dict[str, Any]:
     """Training rows of each class, and what makes up for their numbers. balance: weight or oversample."""
     rows = dict(sorted(Counter(classes).items()))
     if balance == "weight":
-        return {"method": balance, "rows": rows, "weights": batching.class_weights(classes)}
+        return {"method": balance, "rows": rows, "weights": batching.compute_class_weights(classes)}
     return {"method": balance, "rows": rows, "draws_per_epoch": dict.fromkeys(rows, max(rows.values()))}
 
 
 def publish(args: argparse.Namespace, result: Path) -> None:
-    with published_directory(args.adapter) as folder:
+    with publish_directory(args.adapter) as folder:
         shutil.copytree(result / "adapter", folder, dirs_exist_ok=True)
-    with published(args.training) as partial:
+    with publish_file(args.training) as partial:
         shutil.copyfile(result / "training.json", partial)
     write_manifest(
         args.adapter,
@@ -288,7 +300,7 @@ def publish(args: argparse.Namespace, result: Path) -> None:
             "train": args.train,
             "validation": args.validation,
             "template": args.template,
-            "base": manifest_path(args.base),
+            "base": build_manifest_path(args.base),
         },
         settings=args.settings,
         extra={
@@ -299,8 +311,8 @@ def publish(args: argparse.Namespace, result: Path) -> None:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="seed, finetune, evaluate, ...")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="seed, finetune, evaluate, ...")
     arguments.add_argument("--train", type=Path, required=True, help="corpus/train.jsonl")
     arguments.add_argument("--validation", type=Path, required=True, help="corpus/validation.jsonl")
     arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")

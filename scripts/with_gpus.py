@@ -9,13 +9,13 @@ import argparse
 import os
 import shutil
 
-from lib.core.cli import die_with_parent, fail, or_exit, progress
+from lib.core.cli import call_or_exit, die_with_parent, fail, report_progress
 from lib.hardware.gpu_locks import claim
 
 
 def main(args: argparse.Namespace) -> None:
     cards = claim(args.gpus)
-    progress(f"runs on {', '.join(cards)}")
+    report_progress(f"runs on {', '.join(cards)}")
     program = shutil.which(args.program) or fail("no such program", at=args.program)
     os.execv(program, [args.program, *args.arguments])
 
@@ -26,4 +26,4 @@ if __name__ == "__main__":
     arguments.add_argument("program")
     arguments.add_argument("arguments", nargs=argparse.REMAINDER, help="of the program")
     die_with_parent()  # also while it waits
-    or_exit(main, arguments.parse_args())
+    call_or_exit(main, arguments.parse_args())

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import parser, progress, run
+from lib.core.cli import build_parser, report_progress, run
 from lib.core.escaping import escape_formula
-from lib.core.files import published, read_json, read_jsonl, write_json
-from lib.core.layout import results_argument
+from lib.core.files import publish_file, read_json, read_jsonl, write_json
+from lib.core.layout import add_results_argument
 from lib.evaluation.registry import METRICS, SELECTED_BY
 
 _CURVE = {
@@ -37,12 +37,12 @@ def main(args: argparse.Namespace) -> None:
     write_table(args.learning_curve, _CURVE, ([point.get(key) for key in _CURVE.values()] for point in points))
     rows = (row for row in read_jsonl(args.model_predictions) if "label" in row)
     write_table(args.confusion, ("actual", "predicted"), ([row["label"], row["predicted"]] for row in rows))
-    write_table(args.variants, _VARIANT, variants(summary))
-    write_json(args.metrics, metrics(summary))
-    progress(f"write_plots: {args.metrics} and 3 tables in {args.variants.parent}")
+    write_table(args.variants, _VARIANT, list_variants(summary))
+    write_json(args.metrics, list_metrics(summary))
+    report_progress(f"write_plots: {args.metrics} and 3 tables in {args.variants.parent}")
 
 
-def metrics(summary: dict[str, Any]) -> dict[str, Any]:
+def list_metrics(summary: dict[str, Any]) -> dict[str, Any]:
     """The packaged model on test rows and on validation rows, what it must be worth more than, size, speed, verdict."""
     chosen, model = summary["selected"], summary["model"]
     run_facts = summary["runs"][chosen["run"]]
@@ -61,7 +61,7 @@ def metrics(summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def variants(summary: dict[str, Any]) -> Iterable[list[Any]]:
+def list_variants(summary: dict[str, Any]) -> Iterable[list[Any]]:
     """A line for each variant that was scored, in the order of the summary."""
     for one in summary["selected"]["candidates"]:
         if one["value"] is not None:
@@ -70,7 +70,7 @@ def variants(summary: dict[str, Any]) -> Iterable[list[Any]]:
 
 def write_table(path: Path, head: Iterable[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV table; None is an empty cell, and no text is a formula to a spreadsheet."""
-    with published(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
+    with publish_file(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         file.write(_csv_line(head))
         file.writelines(_csv_line(map(escape_formula, row)) for row in rows)
 
@@ -82,7 +82,7 @@ def _csv_line(cells: Iterable[Any]) -> str:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
+    arguments = build_parser(__doc__)
     for name, what in {
         "summary": "summary.json",
         "model-predictions": "predictions of the packaged model on test rows",
@@ -92,5 +92,5 @@ if __name__ == "__main__":
         "variants": "table to write",
     }.items():
         arguments.add_argument(f"--{name}", type=Path, required=True, help=what)
-    results_argument(arguments)
+    add_results_argument(arguments)
     run(arguments, main)

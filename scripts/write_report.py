@@ -7,41 +7,41 @@ answered by one sentence, then come the numbers. Sentences follow from the numbe
 import argparse
 from pathlib import Path
 
-from lib.core.cli import parser, run, settings_argument
-from lib.core.files import published
-from lib.core.layout import results_argument
-from lib.report.choice import head, which_model
-from lib.report.cost import how_long_and_how_big
-from lib.report.data_quality import what_is_wrong_with_the_data
-from lib.report.errors import what_is_wrong
+from lib.core.cli import build_parser, parse_settings, run
+from lib.core.files import publish_file
+from lib.core.layout import add_results_argument
+from lib.report.choice import build_head, show_choice
+from lib.report.cost import show_cost
+from lib.report.data_quality import show_data_quality
+from lib.report.errors import show_errors
 from lib.report.evidence import read_evidence
-from lib.report.origin import which_bytes
+from lib.report.origin import show_origin
 from lib.report.page import render
-from lib.report.stages import what_quantization_cost
-from lib.report.worth import how_sure, worth_it
+from lib.report.stages import show_quantization_cost
+from lib.report.worth import show_uncertainty, show_worth
 
 QUESTIONS = (
-    which_model,
-    worth_it,
-    how_sure,
-    what_quantization_cost,
-    what_is_wrong,
-    what_is_wrong_with_the_data,
-    how_long_and_how_big,
-    which_bytes,
+    show_choice,
+    show_worth,
+    show_uncertainty,
+    show_quantization_cost,
+    show_errors,
+    show_data_quality,
+    show_cost,
+    show_origin,
 )
 
 
 def main(args: argparse.Namespace) -> None:
     evidence = read_evidence(args)
-    html = render([question(evidence) for question in QUESTIONS], head(evidence))
-    with published(args.output) as partial:
+    html = render([question(evidence) for question in QUESTIONS], build_head(evidence))
+    with publish_file(args.output) as partial:
         partial.write_text(html, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
-    arguments.add_argument("--settings", type=settings_argument, required=True, help="the whole configuration")
+    arguments = build_parser(__doc__)
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="the whole configuration")
     for name, what in {
         "summary": "summary.json",
         "selection": "selection.json",
@@ -59,5 +59,5 @@ if __name__ == "__main__":
     }.items():
         arguments.add_argument(f"--{name}", type=Path, required=True, help=what)
     arguments.add_argument("--calibrated", nargs="*", default=[], metavar="VARIANT", help="whose weights were rounded")
-    results_argument(arguments)
+    add_results_argument(arguments)
     run(arguments, main)

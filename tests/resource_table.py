@@ -1,7 +1,7 @@
 """What each rule of the demo asks for under each profile, as Snakemake renders it: `python tests/resource_table.py`
 writes `golden/resources.json`, which test_profiles.py compares.
 
-Snakemake drops misspelt keys of a profile without a word; here they are missed.
+Snakemake drops misspelled keys of a profile without a word; here they are missed.
 """
 
 import json

@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT / "scripts"), str(HERE.parent)]
 from bench import machine, markdown_table  # noqa: E402
 
 from lib.core.files import read_json, read_jsonl  # noqa: E402
-from lib.evaluation.comparison import compare_stages, difference  # noqa: E402
+from lib.evaluation.comparison import compare_stages, measure_difference  # noqa: E402
 from lib.provenance.manifests import write_manifest  # noqa: E402
 
 HEAD = [
@@ -84,7 +84,7 @@ def olive_line(name: str, olive: Path, results: Path, work: Path, max_steps: int
 def gained(theirs: Path, ours: Path) -> str:
     """Points of accuracy that ours has more on the same rows, with a 95 % interval and the exact paired test."""
     pair = [list(read_jsonl(path)) for path in (theirs, ours)]
-    found = difference("classification", *pair, name="Olive", seed=0, samples=2000)
+    found = measure_difference("classification", *pair, name="Olive", seed=0, samples=2000)
     p = compare_stages("classification", *pair, name="Olive")["against"]["mcnemar_p"]
     low, high = found["difference_ci95"]["accuracy"]
     return f"{100 * found['difference']['accuracy']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], p = {p:.2g}"

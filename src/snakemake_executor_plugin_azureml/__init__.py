@@ -19,7 +19,12 @@ from snakemake_interface_executor_plugins.jobs import JobExecutorInterface
 from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase
 
 from snakemake_executor_plugin_azureml.secrets import check_no_secrets
-from snakemake_executor_plugin_azureml.specification import JobSpecification, named_words, parse_inputs, parse_outputs
+from snakemake_executor_plugin_azureml.specification import (
+    JobSpecification,
+    parse_inputs,
+    parse_named_words,
+    parse_outputs,
+)
 
 _LONGEST_PAUSE = 600  # seconds between two looks at the jobs while the service does not answer
 
@@ -73,7 +78,7 @@ class ExecutorSettings(ExecutorSettingsBase):
         "Experiment that the jobs are listed under (default: snakemake).", env_var=True
     )
     identity: Optional[str] = _setting(
-        "Who jobs are towards storage: managed (the default: the identity of the compute), managed:CLIENT_ID (one of "
+        "Who jobs are toward storage: managed (the default: the identity of the compute), managed:CLIENT_ID (one of "
         "several user-assigned ones), user (the person who submits), or token (the workspace's token).",
         env_var=True,
     )
@@ -100,7 +105,7 @@ class ExecutorSettings(ExecutorSettingsBase):
             raise WorkflowError(
                 f"--azureml-identity: {self.identity} is not managed, managed:CLIENT_ID, user or token."
             )
-        named_words(self.tags, "--azureml-tags")
+        parse_named_words(self.tags, "--azureml-tags")
         parse_inputs(self.inputs, "--azureml-inputs")
         parse_outputs(self.outputs, "--azureml-outputs")
         if self.conda_file is not None and not self.conda_file.is_file():

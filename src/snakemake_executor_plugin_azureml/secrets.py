@@ -41,14 +41,14 @@ _SWITCH = re.compile(r"true|false|yes|no|on|off|none|", re.IGNORECASE)
 def check_no_secrets(variables: Mapping[str, str]) -> None:
     """Raises `WorkflowError`, which names no value, for the first variable that seems to hold a secret."""
     for name, value in variables.items():
-        if seems_secret(name, value):
+        if is_secret(name, value):
             raise WorkflowError(
                 f"{name} seems to be a secret, and everybody who sees a job of Azure Machine Learning can read its "
                 "environment variables; take it out of --envvars, and let jobs read it from Key Vault themselves."
             )
 
 
-def seems_secret(name: str, value: str) -> bool:
+def is_secret(name: str, value: str) -> bool:
     """Return whether a variable holds a secret, by the shape of its value or by its name."""
     if _is_place(value):
         return False

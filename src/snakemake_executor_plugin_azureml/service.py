@@ -178,7 +178,7 @@ class Service:
                 raise WorkflowError(f"Azure does not know who you are ({_first_line(error)}); run: az login") from None
             except AzureError as error:
                 if not _is_transient(error) or attempt == _ATTEMPTS - 1:
-                    raise WorkflowError(_explained(error)) from None
+                    raise WorkflowError(_explain_error(error)) from None
                 time.sleep(min(max(pause, _retry_after(error) or 0), _LONGEST_PAUSE))
                 pause *= 2
         raise AssertionError("the last attempt returns or raises")
@@ -190,7 +190,7 @@ def _is_transient(error: AzureError) -> bool:
     return isinstance(error, ServiceRequestError | ServiceResponseError)
 
 
-def _explained(error: AzureError) -> str:
+def _explain_error(error: AzureError) -> str:
     status = getattr(error, "status_code", None)
     if status == 403:
         return f"access is refused ({_first_line(error)}); you need the role AzureML Data Scientist in the workspace"

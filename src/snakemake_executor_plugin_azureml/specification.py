@@ -19,7 +19,7 @@ class JobInput(NamedTuple):
     uri: str
 
 
-def named_words(words: str | None, where: str) -> dict[str, str]:
+def parse_named_words(words: str | None, where: str) -> dict[str, str]:
     """NAME=VALUE words as a dictionary. Raises `WorkflowError`, which says `where`."""
     named: dict[str, str] = {}
     for word in (words or "").split():
@@ -35,10 +35,10 @@ def named_words(words: str | None, where: str) -> dict[str, str]:
 def parse_inputs(words: str | None, where: str) -> dict[str, JobInput]:
     """NAME=TYPE:MODE:URI words. Raises `WorkflowError`, which says `where`."""
     inputs = {}
-    for name, value in named_words(words, where).items():
+    for name, value in parse_named_words(words, where).items():
         kind, _, rest = value.partition(":")
         mode, _, uri = rest.partition(":")
-        address = azureml_address(uri)
+        address = normalize_address(uri)
         if kind not in _INPUT_TYPES or mode not in _INPUT_MODES or address is None:
             raise WorkflowError(
                 f"{where}: {name}={value} is not NAME=TYPE:MODE:URI with a type of {', '.join(_INPUT_TYPES)}, a mode "
@@ -51,15 +51,15 @@ def parse_inputs(words: str | None, where: str) -> dict[str, JobInput]:
 def parse_outputs(words: str | None, where: str) -> dict[str, str]:
     """NAME=URI words. Raises `WorkflowError`, which says `where`."""
     outputs = {}
-    for name, uri in named_words(words, where).items():
-        address = azureml_address(uri)
+    for name, uri in parse_named_words(words, where).items():
+        address = normalize_address(uri)
         if address is None:
             raise WorkflowError(f"{where}: {name}={uri} does not begin with azureml:.")
         outputs[name] = address
     return outputs
 
 
-def azureml_address(uri: str) -> str | None:
+def normalize_address(uri: str) -> str | None:
     """Return an address with its scheme as Azure's client wants it, in lower case; None for another scheme."""
     scheme, colon, rest = uri.partition(":")
     return f"azureml:{rest}" if colon and scheme.lower() == "azureml" else None
@@ -136,7 +136,7 @@ class JobSpecification:
             shm_size=settings.shm_size,
             minutes=int(resources["runtime"]) if resources.get("runtime") else None,
             description=description,
-            tags={**named_words(settings.tags, "--azureml-tags"), **tags},
+            tags={**parse_named_words(settings.tags, "--azureml-tags"), **tags},
             inputs=inputs,
             outputs=outputs,
         )

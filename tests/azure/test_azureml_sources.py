@@ -11,21 +11,21 @@ from pathlib import Path
 import fetch_model
 import pytest
 import yaml
-from control import derived
+from permuted_label_control import derive_configuration
 
 from lib.azure.machine_learning import (
     ModelVersion,
     StoredPath,
     Workspace,
-    job_address,
-    job_type,
+    build_job_address,
+    choose_job_type,
     parse_data,
     parse_model,
 )
 from lib.config.schema import Config
 from lib.core.cli import UserError
 from lib.core.files import read_json, sha256_file
-from lib.models.mlflow import flat_folder
+from lib.models.mlflow import flatten_model_folder
 from lib.provenance.lineage import sha256_of
 from lib.report.choice import _base_name
 from snakemake_executor_plugin_azureml.specification import parse_inputs
@@ -57,9 +57,9 @@ def test_addresses_of_models():
 
 
 def test_a_job_names_a_model_of_its_workspace_in_azures_own_way():
-    assert job_address("azureml://models/mine/versions/2") == "azureml:mine:2"
-    assert job_address(REGISTRY) == REGISTRY
-    assert job_address(f"{LONG}models/mine/versions/2") == f"{LONG}models/mine/versions/2"
+    assert build_job_address("azureml://models/mine/versions/2") == "azureml:mine:2"
+    assert build_job_address(REGISTRY) == REGISTRY
+    assert build_job_address(f"{LONG}models/mine/versions/2") == f"{LONG}models/mine/versions/2"
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_a_job_names_a_model_of_its_workspace_in_azures_own_way():
 )
 def test_an_address_that_the_configuration_takes_is_one_that_a_job_takes(written, address):
     """The words of an address in any case; names keep theirs."""
-    assert job_address(written) == address
+    assert build_job_address(written) == address
     assert parse_model(written)
-    (given,) = parse_inputs(f"model=uri_file:download:{job_address(written)}", "here").values()
+    (given,) = parse_inputs(f"model=uri_file:download:{build_job_address(written)}", "here").values()
     assert given.uri == address
 
 
@@ -158,10 +158,10 @@ def packed(base: Path, folder: Path, layout: str) -> Path:
 
 
 def test_what_a_job_takes_the_model_for():
-    assert job_type(REGISTRY, "mlflow_model") == "mlflow_model"
-    assert job_type("azureml://models/mine/versions/2", "custom_model") == "custom_model"
-    assert job_type("azureml://Datastores/d/paths/model", "mlflow_model") == "uri_folder"
-    assert job_type("azureml://datastores/d/paths/model.gguf", "mlflow_model") == "uri_file"
+    assert choose_job_type(REGISTRY, "mlflow_model") == "mlflow_model"
+    assert choose_job_type("azureml://models/mine/versions/2", "custom_model") == "custom_model"
+    assert choose_job_type("azureml://Datastores/d/paths/model", "mlflow_model") == "uri_folder"
+    assert choose_job_type("azureml://datastores/d/paths/model.gguf", "mlflow_model") == "uri_file"
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def test_packages_without_a_model_are_told(tmp_path, mlmodel, said, monkeypatch)
     scratch.mkdir()
     (folder / "MLmodel").write_text(mlmodel if isinstance(mlmodel, str) else yaml.safe_dump(mlmodel))
     with pytest.raises(UserError, match=said) as error:
-        flat_folder(folder, scratch, REGISTRY)
+        flatten_model_folder(folder, scratch, REGISTRY)
     assert str(error.value).startswith(f"{REGISTRY}: ")
     assert not (tmp_path / "executed").exists()
 
@@ -344,7 +344,9 @@ def test_the_control_takes_the_place_of_azures_sources():
     del config["data"]["files"], config["base_model"]["path"]
     config["data"] |= {"source": FILE, "sha256": "0" * 64}
     config["base_model"] |= {"source": REGISTRY, "sha256": "0" * 64, "asset_type": "custom_model"}
-    changed = Config.model_validate(derived(Config.model_validate(config), "results-control", Path("rows.jsonl")))
+    changed = Config.model_validate(
+        derive_configuration(Config.model_validate(config), "results-control", Path("rows.jsonl"))
+    )
     assert (changed.data.files, changed.base_model.path) == (["rows.jsonl"], "results/base")
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lib.config.loader import check_yaml, load_config
-from lib.core.cli import UserError, error_line, fail, or_exit
+from lib.core.cli import UserError, call_or_exit, fail, format_error
 from lib.evaluation.registry import find_metrics
 from support.paths import ROOT
 
@@ -177,14 +177,14 @@ def test_a_quoted_column_is_no_other_column(tmp_path):
 def test_a_long_error_keeps_its_place_and_its_hint():
     with pytest.raises(UserError) as error:
         fail("class 'x' has 1 row; " * 99 + "\nand so on", "mend the data or the configuration", at="data.json", line=7)
-    line = error_line(error.value)
+    line = format_error(error.value)
     assert len(line) == 500
     assert line.startswith("error: data.json:7: class 'x' has 1 row; class")
     assert line.endswith(" and so on; mend the data or the configuration")
     with pytest.raises(SystemExit, match=re.escape(line)):
-        or_exit(fail, str(error.value))
+        call_or_exit(fail, str(error.value))
     short = "error: data.json: the audit stops here; mend it"
-    assert error_line(UserError(short.removeprefix("error: "))) == short
+    assert format_error(UserError(short.removeprefix("error: "))) == short
 
 
 @pytest.mark.parametrize("task", ["classification", "generation"])

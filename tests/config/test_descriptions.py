@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.config.schema import Config, config_schema
+from lib.config.schema import Config, build_json_schema
 from lib.config.variants import Section
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +22,7 @@ KEYS = [(section, key) for section in sections() for key in section.model_fields
 
 
 def test_all_sections_are_looked_at():
-    schema = config_schema()
+    schema = build_json_schema()
     assert {section.__name__ for section in sections()} == {*schema["$defs"], Config.__name__}
     assert len(KEYS) > 100
 
@@ -57,7 +57,7 @@ def test_editor_and_reference_show_the_descriptions():
 def test_a_type_is_told_in_words():
     from lib.config.reference import render_reference
 
-    table = render_reference(config_schema())
+    table = render_reference(build_json_schema())
     for row in (
         "| `seed` | list of integers, at least 0 | `[]` |",
         "| `validation` | number, above 0, below 1 | `0.1` |",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lib.core.cli import UserError
-from lib.core.files import published_directory, read_json, read_jsonl
+from lib.core.files import publish_directory, read_json, read_jsonl
 from lib.provenance.manifests import write_manifest
 from support.paths import SCRIPTS
 
@@ -15,12 +15,12 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {scripts!r})
 from pathlib import Path
-from lib.core.cli import parser, run
+from lib.core.cli import build_parser, run
 
 def main(args):
     raise ValueError("header too large")
 
-arguments = parser("")
+arguments = build_parser("")
 arguments.add_argument("--model", type=Path)
 arguments.add_argument("--more", type=Path, nargs="*")
 run(arguments, main)
@@ -29,7 +29,7 @@ run(arguments, main)
 
 @pytest.fixture
 def model(tmp_path) -> Path:
-    with published_directory(tmp_path / "model") as partial:
+    with publish_directory(tmp_path / "model") as partial:
         (partial / "config.json").write_text("{}")
         (partial / "weights").write_bytes(bytes(100))
     write_manifest(tmp_path / "model", inputs={}, settings={})

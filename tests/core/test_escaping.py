@@ -10,7 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from lib.core import cli
-from lib.core.cli import UserError, error_line
+from lib.core.cli import UserError, format_error
 from lib.core.escaping import escape_controls, escape_formula, escape_markdown
 from support.paths import SCRIPTS
 
@@ -37,18 +37,27 @@ def test_ordinary_text_keeps_its_bytes(text):
 @pytest.mark.parametrize("control", CONTROLS, ids=ascii)
 def test_no_control_character_reaches_a_terminal(control, capfd, monkeypatch):
     monkeypatch.setattr(cli, "_terminal", sys.stderr)
-    cli.progress(f"a label: {control}]0;title")
+    cli.report_progress(f"a label: {control}]0;title")
     said = capfd.readouterr().err
     assert said.endswith("title\n")
     assert said.count("\n") == 1
-    for line in (said.rstrip("\n"), error_line(UserError(f"FILE: {control}x")), escape_markdown(control)):
+    for line in (said.rstrip("\n"), format_error(UserError(f"FILE: {control}x")), escape_markdown(control)):
         assert line.isprintable()
     assert json.loads(f'"{escape_controls(control)}"') == control
 
 
 def test_every_print_of_a_script_escapes():
     """What passes on the output of other programs, or says nothing of a file, is named here."""
-    plain = {"run.py", "predict.py", "adopt.py", "generate.py", "pypi.py", "helpers.py", "build_onnx.py", "cli.py"}
+    plain = {
+        "run.py",
+        "predict.py",
+        "adopt.py",
+        "render_generated.py",
+        "pypi.py",
+        "helpers.py",
+        "build_onnx.py",
+        "cli.py",
+    }
     prints = [
         (file.name, ast.unparse(node))
         for file in SCRIPTS.rglob("*.py")
@@ -101,4 +110,4 @@ def test_two_labels_stay_two():
     ],
 )
 def test_an_error_repeats_no_secret_of_an_address(said, shown):
-    assert shown in error_line(said)
+    assert shown in format_error(said)

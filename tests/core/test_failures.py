@@ -17,7 +17,7 @@ from lib.core import failures
 from lib.core.checksums import write_checksums
 from lib.core.cli import UserError, fail
 from lib.core.failures import describe_failure, find_failure, find_failure_behind, is_full
-from lib.core.files import published, published_directory, write_json
+from lib.core.files import publish_directory, publish_file, write_json
 from support.paths import SCRIPTS
 from support.python_code import script_with
 
@@ -53,7 +53,7 @@ def blame(path: Path) -> None:
         fail(f"the builder refuses it: {error}", "change the options of this variant")
 
 
-@pytest.mark.parametrize("publish", [published, published_directory])
+@pytest.mark.parametrize("publish", [publish_file, publish_directory])
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_a_full_disk_is_told_for_every_library_and_nothing_is_left(small_disk, write, publish):
     path = small_disk / "weights"
@@ -131,7 +131,7 @@ def test_what_a_script_blames_on_its_input_is_told_as_what_it_is():
 
 
 def test_a_log_on_a_full_disk_does_not_swallow_the_error():
-    done = script_with("def main(args):\n    progress('begun'); raise KeyError('x')", "--log", "/dev/full")
+    done = script_with("def main(args):\n    report_progress('begun'); raise KeyError('x')", "--log", "/dev/full")
     assert (done.returncode, done.stderr) == (1, f"begun\nerror: -c: {FULL}\n")
     done = script_with("def main(args):\n    raise KeyError('x')", "--log", "/dev/full")
     assert (done.returncode, done.stderr) == (1, "error: -c: unexpected KeyError: 'x'; see /dev/full\n")
@@ -139,7 +139,7 @@ def test_a_log_on_a_full_disk_does_not_swallow_the_error():
 
 def test_output_that_was_not_wholly_written_is_no_success():
     code = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r})\nfrom lib.core.cli import *\n"
-    code += "run(parser('x'), lambda args: sys.stdout.write('label'))"  # which stays in the buffer
+    code += "run(build_parser('x'), lambda args: sys.stdout.write('label'))"  # which stays in the buffer
     buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -154,7 +154,7 @@ def test_without_a_temporary_folder_one_is_asked_for(monkeypatch):
     monkeypatch.setenv("TMPDIR", "/proc/none")
     with pytest.raises(FileNotFoundError) as caught, tempfile.TemporaryDirectory():
         pass
-    assert failures.temporary_folder() == Path("/proc/none")
+    assert failures.find_temporary_folder() == Path("/proc/none")
     assert describe_failure(find_failure(caught.value), "script") == (
         "/proc/none: Permission denied; mend the permissions, then start again"
     )
@@ -190,7 +190,7 @@ def test_a_published_file_is_on_the_disk_before_its_name_is(tmp_path, order):
 
 def test_a_published_folder_is_on_the_disk_before_its_name_is(tmp_path, order):
     """Each file and each folder that names it, then the rename, then the folder that names the whole."""
-    with published_directory(tmp_path / "model") as partial:
+    with publish_directory(tmp_path / "model") as partial:
         (partial / "onnx").mkdir()
         for name in ("config.json", "onnx/weights"):
             (partial / name).write_text("bytes")

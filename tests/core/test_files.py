@@ -11,22 +11,22 @@ import pytest
 
 from lib.core.cli import UserError, place_of
 from lib.core.files import (
-    canonical_json,
-    published,
-    published_directory,
+    dump_canonical_json,
+    publish_directory,
+    publish_file,
     read_json,
     read_jsonl,
     write_json,
     write_jsonl,
 )
-from lib.provenance.manifests import manifest_path, read_manifest, write_manifest
+from lib.provenance.manifests import build_manifest_path, read_manifest, write_manifest
 from support.python_code import script_with
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     write_json(tmp_path / "a.json", {"old": True})
     try:
-        with published(tmp_path / "a.json") as partial:
+        with publish_file(tmp_path / "a.json") as partial:
             partial.write_text("half")
             raise RuntimeError
     except RuntimeError:
@@ -38,7 +38,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_a_failed_directory_leaves_the_old_one_and_nothing_else(tmp_path):
     for content in ("old", "half"):
         try:
-            with published_directory(tmp_path / "model") as partial:
+            with publish_directory(tmp_path / "model") as partial:
                 (partial / "weights").write_text(content)
                 if content == "half":
                     raise RuntimeError
@@ -51,13 +51,13 @@ def test_a_failed_directory_leaves_the_old_one_and_nothing_else(tmp_path):
 def test_what_a_killed_process_left_is_removed_and_an_old_manifest_too(tmp_path):
     (tmp_path / "model.partial.1").mkdir()
     (tmp_path / "model.manifest.json").write_text("{}")
-    with published_directory(tmp_path / "model") as partial:
+    with publish_directory(tmp_path / "model") as partial:
         (partial / "weights").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_published_files_can_be_read_by_others(tmp_path):
-    with published_directory(tmp_path / "model") as partial:
+    with publish_directory(tmp_path / "model") as partial:
         (partial / "weights").touch(mode=0o600)
     assert (tmp_path / "model/weights").stat().st_mode & 0o777 == 0o644
 
@@ -66,11 +66,11 @@ def test_a_manifest_is_equal_for_equal_bytes_and_ignores_snakemakes_time_stamp(t
     texts = []
     for name in ("one", "two"):
         folder = tmp_path / name / "model"
-        with published_directory(folder) as partial:
+        with publish_directory(folder) as partial:
             (partial / "weights").write_text("bytes")
         (folder / ".snakemake_timestamp").write_text(name)
         write_manifest(folder, inputs={}, settings={"seed": 0})
-        texts.append(manifest_path(folder).read_text())
+        texts.append(build_manifest_path(folder).read_text())
     assert texts[0] == texts[1]
     (tmp_path / "one/model/weights").unlink()
     with pytest.raises(UserError, match="weights is missing"):
@@ -78,8 +78,8 @@ def test_a_manifest_is_equal_for_equal_bytes_and_ignores_snakemakes_time_stamp(t
 
 
 def test_canonical_json_tells_swapped_values_apart_and_ignores_the_order_of_keys():
-    assert canonical_json({"r": 16, "alpha": 32}) == canonical_json({"alpha": 32, "r": 16})
-    assert canonical_json({"r": 16, "alpha": 32}) != canonical_json({"r": 32, "alpha": 16})
+    assert dump_canonical_json({"r": 16, "alpha": 32}) == dump_canonical_json({"alpha": 32, "r": 16})
+    assert dump_canonical_json({"r": 16, "alpha": 32}) != dump_canonical_json({"r": 32, "alpha": 16})
 
 
 def test_a_cut_jsonl_file_is_named_with_its_line(tmp_path):
@@ -205,7 +205,7 @@ def test_what_lies_where_a_folder_is_written_makes_way_and_no_link_is_followed(t
         "file": lambda: place.write_text("old"),
         "folder": place.mkdir,
     }[what]()
-    with published_directory(tmp_path / "made") as folder:
+    with publish_directory(tmp_path / "made") as folder:
         (folder / "new").write_text("new")
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["new"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "own"]

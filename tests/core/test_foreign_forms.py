@@ -15,8 +15,8 @@ import yaml
 
 from lib.core.cli import UserError
 from lib.core.files import sha256_text
-from lib.core.forms import open_record, read_form
-from lib.provenance.lineage import broken_links, read_lineage
+from lib.core.forms import allow_open_object, read_form
+from lib.provenance.lineage import find_broken_links, read_lineage
 from lib.provenance.manifests import STAMP, read_manifest, write_manifest
 from lib.workflow.snakemake_metadata import agree, find_recorded_outputs
 
@@ -68,14 +68,14 @@ def read_as_manifest(folder: Path, text: str) -> None:
 
 
 def trace_lineage(folder: Path, text: str) -> None:
-    """What trace.py, run.py and adopt.py do with it."""
-    from trace import tree
+    """What trace_lineage.py, run.py and adopt.py do with it."""
+    from trace_lineage import draw_tree
 
     (folder / "results/lineage.json").write_text(text)
     lineage = read_lineage(Path("results"))
-    list(broken_links(lineage, lineage.by_output))
+    list(find_broken_links(lineage, lineage.by_output))
     for path in lineage.by_output:
-        list(tree(lineage, path))
+        list(draw_tree(lineage, path))
 
 
 def plan(folder: Path, text: str) -> None:
@@ -84,27 +84,27 @@ def plan(folder: Path, text: str) -> None:
 
 
 def read_selection(folder: Path, text: str) -> None:
-    from lib.evaluation.selection import selected
+    from lib.evaluation.selection import load_selection
 
     (folder / "selection.json").write_text(text)
-    selected(folder / "selection.json")
+    load_selection(folder / "selection.json")
 
 
 def read_config(folder: Path, text: str) -> None:
-    from lib.data.tokenizer import end_token_ids, max_tokens
-    from lib.models.import_checkpoint import Source, causal_config
+    from lib.data.tokenizer import read_end_token_ids, read_max_tokens
+    from lib.models.import_checkpoint import Source, load_causal_config
 
     (folder / "config.json").write_text(text)
-    end_token_ids(folder)
-    max_tokens(folder)
-    causal_config(Source(folder, "model", [], None, {}))
+    read_end_token_ids(folder)
+    read_max_tokens(folder)
+    load_causal_config(Source(folder, "model", [], None, {}))
 
 
 def read_genai_config(folder: Path, text: str) -> None:
-    from lib.data.tokenizer import end_token_ids
+    from lib.data.tokenizer import read_end_token_ids
 
     (folder / "genai_config.json").write_text(text)
-    end_token_ids(folder)
+    read_end_token_ids(folder)
 
 
 def read_weight_index(folder: Path, text: str) -> None:
@@ -206,12 +206,12 @@ def test_a_base_folder_with_json_of_other_types_is_one_line(tiny_llama, tmp_path
     """Through the whole of fetch_model, and nothing stays of it."""
     import fetch_model
 
-    from lib.models.safetensors_streaming import stored_weights
+    from lib.models.safetensors_streaming import locate_weights
 
     folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     whole = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps(whole | changed if isinstance(changed, dict) else changed))
-    count = sum(weight.elements for weight in stored_weights(tiny_llama).values())
+    count = sum(weight.elements for weight in locate_weights(tiny_llama).values())
     settings = {"source": {"path": "model"}, "parameters": count, "versions": {}}
     with pytest.raises(UserError) as caught:
         fetch_model.main(argparse.Namespace(settings=settings, path=folder, output=tmp_path / "base"))
@@ -307,4 +307,4 @@ def test_a_plan_names_a_pipe_that_lies_where_a_job_writes(project, put):
 def test_a_pipe_in_place_of_json_is_one_line_and_no_wait(project, name):
     os.mkfifo(project / name)
     with pytest.raises(UserError, match="it is no regular file; remove it"):
-        read_form(project / name, open_record())
+        read_form(project / name, allow_open_object())

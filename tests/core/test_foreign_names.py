@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lib.core.cli import UserError, error_line
+from lib.core.cli import UserError, format_error
 from lib.core.layout import Layout
-from lib.provenance.manifests import link_files, load_manifest, manifest_path, read_manifest, write_manifest
+from lib.provenance.manifests import build_manifest_path, link_files, load_manifest, read_manifest, write_manifest
 from support.hostile_names import HOSTILE_NAMES
 from support.paths import SCRIPTS
 
@@ -36,14 +36,14 @@ def read_index(folder: Path, name: Any) -> None:
 
 
 def choose_weights(folder: Path, name: str) -> None:
-    from lib.models.import_checkpoint import weight_files
+    from lib.models.import_checkpoint import find_weight_files
 
-    weight_files([f"{name}/model-1.safetensors"], "model")
+    find_weight_files([f"{name}/model-1.safetensors"], "model")
 
 
 def read_manifest_of(folder: Path, name: str) -> None:
-    manifest_path(folder).write_text(json.dumps(MANIFEST | {"files": {name: ZERO}}))
-    load_manifest(manifest_path(folder))
+    build_manifest_path(folder).write_text(json.dumps(MANIFEST | {"files": {name: ZERO}}))
+    load_manifest(build_manifest_path(folder))
 
 
 def link_by_manifest(folder: Path, name: str) -> None:
@@ -53,10 +53,10 @@ def link_by_manifest(folder: Path, name: str) -> None:
 
 
 def read_selection(folder: Path, name: Any) -> None:
-    from lib.evaluation.selection import selected
+    from lib.evaluation.selection import load_selection
 
     (folder / "selection.json").write_text(json.dumps({"run": "lora", "variant": name or "", "rejected": []}))
-    selected(folder / "selection.json")
+    load_selection(folder / "selection.json")
 
 
 def find_run(folder: Path, name: Any) -> None:
@@ -86,7 +86,7 @@ class Container:
 def list_blobs(folder: Path, name: str) -> None:
     from lib.azure import blobs
 
-    blobs.listed(blobs.Place(Container(f"results/{name}/x"), "results"))
+    blobs.list_blobs(blobs.Place(Container(f"results/{name}/x"), "results"))
 
 
 def retrieve_blobs(folder: Path, name: str) -> None:
@@ -110,11 +110,11 @@ def download_blob(folder: Path, name: str) -> None:
 
 
 def read_mlmodel(folder: Path, name: Any) -> None:
-    from lib.models.mlflow import flat_folder
+    from lib.models.mlflow import flatten_model_folder
 
     flavors = {"hftransformersv2": {"model_data": name or ".."}}
     (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": flavors}))
-    flat_folder(folder, folder, "model")
+    flatten_model_folder(folder, folder, "model")
 
 
 def read_external_data(folder: Path, name: str) -> None:
@@ -190,8 +190,8 @@ def test_every_reader_of_names_refuses_the_hostile_ones(tmp_path, reader, name):
     folder.mkdir(parents=True)
     with pytest.raises(UserError) as caught:
         reader(folder, name)
-    assert len(error_line(caught.value).splitlines()) == 1
-    assert "\x1b" not in error_line(caught.value)
+    assert len(format_error(caught.value).splitlines()) == 1
+    assert "\x1b" not in format_error(caught.value)
     assert {path.name for path in tmp_path.rglob("*") if not path.is_relative_to(folder)} <= {
         "deep",
         "folder",
@@ -217,21 +217,21 @@ def give_merged(folder: Path) -> None:
 
 
 def give_adapter(folder: Path) -> None:
-    from fetch_adapter import adapter_config
+    from fetch_adapter import read_adapter_config
 
-    adapter_config(folder)
+    read_adapter_config(folder)
 
 
 def give_registry_model(folder: Path) -> None:
-    from fetch_model import azure_source
+    from fetch_model import open_azure_source
 
     scratch = folder.with_name("scratch")
     scratch.mkdir()
-    azure_source("azureml://registries/r/models/m/versions/1", None, scratch)
+    open_azure_source("azureml://registries/r/models/m/versions/1", None, scratch)
 
 
 def give_results(folder: Path) -> None:
-    manifest_path(folder).write_text(json.dumps(MANIFEST | {"files": {"generation_config.json": ZERO}}))
+    build_manifest_path(folder).write_text(json.dumps(MANIFEST | {"files": {"generation_config.json": ZERO}}))
     read_manifest(folder)
 
 

@@ -15,10 +15,10 @@ from lib.core import limits
 from lib.core.cli import UserError
 from lib.core.limits import Limits, run_limited
 from lib.data.chat_templates import render_conversations
-from lib.data.template_inversion import extract_answer, input_text
+from lib.data.template_inversion import extract_answer, extract_input
 from lib.data.tokenizer import load_tokenizer
 from lib.data.tokenizer_trial import check_tokenizer_file
-from lib.data.value_limits import batched_by_size
+from lib.data.value_limits import batch_by_size
 from lib.models.adapter_trial import check_fields, try_patterns
 from support import hostile_calls
 from support.changed_tokenizers import changed_tokenizer, replace
@@ -309,7 +309,7 @@ def test_a_prompt_of_many_columns_that_does_not_fit_is_told_at_once(between):
     """As a regular expression it takes for ever: there are 2000^30 ways to divide this prompt."""
     segments = [{"column": "x"}, {"text": between}] * 30
     with pytest.raises(UserError, match="does not follow the template"):
-        input_text({"prompt": [*segments, {"text": "!"}]}, "a " * 1000)
+        extract_input({"prompt": [*segments, {"text": "!"}]}, "a " * 1000)
 
 
 def test_a_template_that_ends_with_a_book_is_searched_as_far_as_the_answer_goes():
@@ -323,11 +323,11 @@ def test_a_template_that_ends_with_a_book_is_searched_as_far_as_the_answer_goes(
 )
 def test_the_header_of_pulled_weights_is_read_within_bounds(tmp_path, length, content):
     """Of weights that are there already only headers are read, without the library's checks."""
-    from lib.models.safetensors_streaming import stored_weights
+    from lib.models.safetensors_streaming import locate_weights
 
     (tmp_path / "model.safetensors").write_bytes(length.to_bytes(8, "little") + content)
     with pytest.raises(UserError, match="not a safetensors file"):
-        stored_weights(tmp_path)
+        locate_weights(tmp_path)
 
 
 # Who runs foreign programs: the pattern, and the files where it may stand, each behind a child or with what was made
@@ -370,5 +370,5 @@ def test_foreign_programs_run_behind_these_doors_alone(pattern):
 
 
 def test_a_batch_ends_at_a_thousand_rows_or_half_a_million_characters():
-    batches = batched_by_size([200_000] * 7 + [1] * 2500, lambda size: size)
+    batches = batch_by_size([200_000] * 7 + [1] * 2500, lambda size: size)
     assert [len(batch) for batch in batches] == [3, 3, 1000, 1000, 501]

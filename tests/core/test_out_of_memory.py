@@ -8,7 +8,7 @@ from support.paths import SCRIPTS
 SCRIPT = f"""
 import resource, sys
 sys.path.insert(0, {str(SCRIPTS)!r})
-from lib.core.cli import parser, run
+from lib.core.cli import build_parser, run
 
 kept = []
 
@@ -24,7 +24,7 @@ def main(args):
     while True:
         kept.append(object())
 
-run(parser(""), main)
+run(build_parser(""), main)
 """
 
 

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from lib.core.cli import UserError
-from lib.core.paths import check_bare_name, check_model_folder, check_name, check_plain_files, path_below
+from lib.core.paths import check_bare_name, check_model_folder, check_name, check_plain_files, resolve_below
 from support.hostile_names import HOSTILE_NAMES
 
 
@@ -35,9 +35,9 @@ def test_no_part_of_a_path_below_a_folder_is_a_link(tmp_path):
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path / "outside")
     with pytest.raises(UserError, match="link/file is a link"):
-        path_below(folder, "link/file", at="index.json")
+        resolve_below(folder, "link/file", at="index.json")
     (tmp_path / "named").symlink_to(folder)  # by a person
-    assert path_below(tmp_path / "named", "file", at="index.json") == tmp_path / "named/file"
+    assert resolve_below(tmp_path / "named", "file", at="index.json") == tmp_path / "named/file"
 
 
 @pytest.mark.parametrize("check", [check_plain_files, check_model_folder])

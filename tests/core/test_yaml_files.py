@@ -9,7 +9,7 @@ import run
 import yaml
 
 from lib.config.loader import check_yaml, load_config
-from lib.core.cli import UserError, error_line
+from lib.core.cli import UserError, format_error
 from lib.core.yaml_files import find_fault, load_yaml
 from support.paths import ROOT
 
@@ -61,7 +61,7 @@ def refusal(path: Path) -> str:
     with pytest.raises(UserError) as told:
         check_yaml(path)
     assert time.monotonic() - begin < 20
-    assert error_line(told.value).isprintable()
+    assert format_error(told.value).isprintable()
     return str(told.value)
 
 

@@ -12,9 +12,17 @@ from lib.core.cli import UserError
 from lib.core.files import write_jsonl
 from lib.data import near_duplicates, text_index
 from lib.data.audit_verdict import judge_audit
-from lib.data.labels import caseless_value, label_value, quoted
-from lib.data.near_duplicates import _comparable, cluster_numbers, similar_pairs
-from lib.data.rows import MISSING, NOT_TEXT, as_text, column, normalise, reachable_names, record_id
+from lib.data.labels import normalize_caseless, normalize_label, quote
+from lib.data.near_duplicates import _comparable, find_similar_pairs, number_clusters
+from lib.data.rows import (
+    MISSING,
+    NOT_TEXT,
+    compute_row_id,
+    convert_to_text,
+    get_column,
+    list_reachable_names,
+    normalize,
+)
 from lib.data.text_index import choose_bands
 from lib.data.tokenizer import Tokenizer
 from support.data_stages import CORPUS, DATA, audit, row
@@ -99,21 +107,21 @@ def test_control_tokens_are_stripped_until_none_is_left(tmp_path, tiny_phi3):
 
 
 def test_ids_fold_what_does_not_matter_and_tell_columns_apart():
-    assert record_id({"a": " x\u00a0 y\n", "b": "é"}) == record_id({"b": "e\u0301", "a": "x y"})
-    assert record_id({"a": "x", "b": "y"}) != record_id({"a": "y", "b": "x"})
-    assert record_id({"a": "X"}) != record_id({"a": "x"})
-    assert normalise("\u2003a\r\n b ") == "a b"
+    assert compute_row_id({"a": " x\u00a0 y\n", "b": "é"}) == compute_row_id({"b": "e\u0301", "a": "x y"})
+    assert compute_row_id({"a": "x", "b": "y"}) != compute_row_id({"a": "y", "b": "x"})
+    assert compute_row_id({"a": "X"}) != compute_row_id({"a": "x"})
+    assert normalize("\u2003a\r\n b ") == "a b"
 
 
 def test_columns_by_name_first_then_by_dots():
     nested = {"user.name": "flat", "user": {"name": "deep", "age": {"years": 3}, "x.y": [{"z": 4}, [5]]}, "text": "t"}
-    assert column(nested, "user.name") == "flat"
-    assert [column(nested, name) for name in ("user.age.years", "user.x.y.0.z", "user.x.y.1.0")] == [3, 4, 5]
+    assert get_column(nested, "user.name") == "flat"
+    assert [get_column(nested, name) for name in ("user.age.years", "user.x.y.0.z", "user.x.y.1.0")] == [3, 4, 5]
     gone = ("user.gone", "text.x", "gone", "text.0", "user.0", "user.x.y.2", "user.x.y.-1", "user.x.y.z", "user.x.y.²")
-    assert [column(nested, name) for name in gone] == [MISSING] * len(gone)
+    assert [get_column(nested, name) for name in gone] == [MISSING] * len(gone)
     names = ["user.name", "user.name", "user.age.years", "user.x.y.0.z", "user.x.y.1.0", "text"]
-    assert list(reachable_names(nested)) == names
-    assert [as_text(value) for value in (None, " a ", 7, False, [], {})] == ["", "a", "7", "false", None, None]
+    assert list(list_reachable_names(nested)) == names
+    assert [convert_to_text(value) for value in (None, " a ", 7, False, [], {})] == ["", "a", "7", "false", None, None]
 
 
 def test_nested_columns_reach_the_corpus(tmp_path, tiny_phi3):
@@ -162,11 +170,11 @@ ONE_LABEL = {
 @pytest.mark.parametrize("case", ONE_LABEL)
 def test_spellings_of_one_label_stop_the_run_until_the_configuration_says_what_they_are(tmp_path, tiny_phi3, case):
     first, second, plain = ONE_LABEL[case]
-    texts = [as_text(first), as_text(second)]
+    texts = [convert_to_text(first), convert_to_text(second)]
     rows = [row(f"text number {n}", [first, second, "other"][n % 3]) for n in range(9)]
     result, _, _ = audit(tmp_path, tiny_phi3, rows, min_rows_per_class=5)
     (reason,) = result["verdict"]["reasons"]
-    assert all(f"{quoted(text)} (3 rows)" in reason for text in texts)
+    assert all(f"{quote(text)} (3 rows)" in reason for text in texts)
     assert " are one label: under data, labels: {" in reason
     found = result["label_spellings"]["one_label"]
     assert found["groups"] == [dict.fromkeys(sorted(texts), 3)]
@@ -196,8 +204,8 @@ def test_spellings_of_one_label_stop_the_run_until_the_configuration_says_what_t
     ],
 )
 def test_labels_that_mean_different_things_are_told_apart(one, other):
-    assert label_value(one) != label_value(other)
-    assert caseless_value(one) != caseless_value(other)
+    assert normalize_label(one) != normalize_label(other)
+    assert normalize_caseless(one) != normalize_caseless(other)
 
 
 @pytest.mark.parametrize(("one", "other"), [("Calm", "calm"), ("STRASSE", "straße"), ("calm", "ｃalm")])
@@ -384,10 +392,10 @@ def jaccard(one: str, other: str) -> float:
 
 
 def clusters(texts: list[str], threshold: float, folder: Path, *, seed: int = 1) -> list[int]:
-    pairs = similar_pairs(iter(texts), threshold, seed=seed, folder=folder).pairs
+    pairs = find_similar_pairs(iter(texts), threshold, seed=seed, folder=folder).pairs
     assert all(jaccard(texts[one], texts[other]) >= threshold for one, other in pairs)
     assert len({frozenset(pair) for pair in pairs}) == len(pairs)
-    return cluster_numbers(len(texts), pairs)
+    return number_clusters(len(texts), pairs)
 
 
 def clusters_by_brute_force(texts: list[str], threshold: float) -> list[int]:
@@ -398,7 +406,7 @@ def clusters_by_brute_force(texts: list[str], threshold: float) -> list[int]:
         if jaccard(texts[one], texts[other]) >= threshold
     ]
     assert len(every) > 5
-    return cluster_numbers(len(texts), every)
+    return number_clusters(len(texts), every)
 
 
 def some_words(rng: random.Random) -> list[str]:
@@ -480,7 +488,7 @@ def test_rare_shingles_miss_no_similar_pair(tmp_path, monkeypatch, threshold):
     texts += [text[: rng.randint(len(text) // 2, len(text))] for text in texts]
     rng.shuffle(texts)
     monkeypatch.setattr(near_duplicates, "_FEW_EACH", -1)
-    monkeypatch.setattr(near_duplicates, "pair_neighbours", lambda keys: [])
+    monkeypatch.setattr(near_duplicates, "pair_neighbors", lambda keys: [])
     monkeypatch.setattr(near_duplicates, "count_across_groups", lambda keys, roots: 1 << 60)
     assert clusters(texts, threshold, tmp_path) == clusters_by_brute_force(texts, threshold)
 
@@ -492,7 +500,7 @@ def test_a_crowd_just_below_the_threshold_grows_with_its_texts_and_not_with_thei
     form = " ".join("".join(rng.choices("abcdefghij", k=6)) for _ in range(24))
     for count in (400, 1600):
         texts = [f"{form} {' '.join(''.join(rng.choices('klmnopqrst', k=6)) for _ in range(5))}" for _ in range(count)]
-        assert similar_pairs(texts, 0.8, seed=1, folder=tmp_path) == ([], 0)
+        assert find_similar_pairs(texts, 0.8, seed=1, folder=tmp_path) == ([], 0)
     assert done[1600] < 6 * done[400]
 
 
@@ -502,7 +510,7 @@ def test_pairs_that_are_too_many_to_compare_are_told(tmp_path, monkeypatch, caps
     form = " ".join(rng.choices(words, k=40))
     texts = [f"{form} {' '.join(rng.choices(words, k=7))}" for _ in range(150)]
     monkeypatch.setattr(near_duplicates, "_most_work", lambda count: -1)
-    found = similar_pairs(texts, 0.8, seed=1, folder=tmp_path)
+    found = find_similar_pairs(texts, 0.8, seed=1, folder=tmp_path)
     assert near_duplicates.describe_uncompared(found) == {"near_duplicates_not_compared": found.uncompared}
     near_duplicates.tell_uncompared("audit_data", found)
     assert f"{found.uncompared:,} pairs of texts were not compared" in capsys.readouterr().err
@@ -580,7 +588,7 @@ def test_no_copy_of_the_texts_stays_behind(tmp_path):
 def test_thousands_of_copies_of_one_form_are_compared_a_few_times_each(tmp_path, monkeypatch):
     compared = count_comparisons(monkeypatch)
     form = "Dear customer, we are sorry to tell you that your parcel is late and will be there on day number "
-    pairs = similar_pairs((form + str(number) for number in range(3000)), 0.8, seed=1, folder=tmp_path).pairs
+    pairs = find_similar_pairs((form + str(number) for number in range(3000)), 0.8, seed=1, folder=tmp_path).pairs
     assert len(pairs) == 2999
     assert 3000 < sum(compared) < 5 * 3000
 

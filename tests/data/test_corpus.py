@@ -167,7 +167,7 @@ LONG = [
     "The train left the station at noon and nobody waved from the platform.",
     "A letter without a stamp lay on the kitchen table for three whole weeks.",
     "Behind the mountain the river turns north and the road ends in the reeds.",
-    "My neighbour paints every fence in the street in a different shade of blue.",
+    "My neighbor paints every fence in the street in a different shade of blue.",
     "Nine candles, one cake and not a single guest had come by eight o'clock.",
     "We counted the lighthouse flashes until the storm took the light away too.",
 ]

@@ -348,14 +348,14 @@ def test_a_cell_behind_the_named_columns_is_a_broken_row(tmp_path):
     assert refusal(tmp_path, "a.csv", "v1,v2,,\ncalm,one,,\ncalm,two, too,\n").startswith("a.csv:3: 4 cells, but the")
 
 
-LABELLED = [
+LABELED = [
     {"t": "007", "label": "angry", "all": ["calm", "angry"]},
     {"t": "NA", "label": "calm", "all": []},
     {"t": "c", "label": None, "all": ["angry"]},
 ]
 
 
-def labelled_dataset():
+def labeled_dataset():
     import datasets
 
     names = datasets.ClassLabel(names=["calm", "angry"])
@@ -366,8 +366,8 @@ def labelled_dataset():
 
 def test_labels_of_a_dataset_keep_their_names(tmp_path):
     path = tmp_path / "a.parquet"
-    labelled_dataset().to_parquet(path)
-    assert [row["row"] for row in fetch_source(tmp_path, {"files": ["a.parquet"]}, [path])] == LABELLED
+    labeled_dataset().to_parquet(path)
+    assert [row["row"] for row in fetch_source(tmp_path, {"files": ["a.parquet"]}, [path])] == LABELED
 
 
 def test_json_lines_stream(tmp_path):
@@ -396,7 +396,7 @@ def test_package_file_is_read_like_any_other(tmp_path, monkeypatch):
         (into / "rows.csv").write_text("t\nx\n")
         return into / "rows.csv"
 
-    monkeypatch.setattr(pypi, "package_file", package_file)
+    monkeypatch.setattr(pypi, "fetch_package_file", package_file)
     rows = fetch_source(tmp_path, {"package": asked}, [])
     assert rows == [{"file": "some-data:some/rows.csv", "line": 2, "row": {"t": "x"}}]
 
@@ -421,7 +421,7 @@ def fetch_hub(hub: FakeHub, tmp_path: Path, revision: str = COMMIT, split: str =
 
 def hub_files() -> dict[str, bytes]:
     buffer = io.BytesIO()
-    labelled_dataset().to_parquet(buffer)
+    labeled_dataset().to_parquet(buffer)
     return {"train-00000-of-00001.parquet": buffer.getvalue(), "README.md": b"---\n---\n"}
 
 
@@ -430,7 +430,7 @@ def test_hub_rows_at_their_commit(hub, tmp_path):
     done = fetch_hub(hub, tmp_path, HF_TOKEN="hf_secret")
     assert done.returncode == 0, done.stderr
     rows = list(read_jsonl(tmp_path / "rows.jsonl"))
-    assert places(rows) == list(enumerate(LABELLED, start=1))
+    assert places(rows) == list(enumerate(LABELED, start=1))
     assert rows[0]["file"] == f"team/rows@{repository.commit}:train"
     assert "hf_secret" not in (tmp_path / "rows.jsonl").read_text() + (tmp_path / "log").read_text()
 

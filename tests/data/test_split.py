@@ -7,7 +7,7 @@ import pytest
 
 from lib.core.cli import UserError
 from lib.core.files import write_json
-from lib.data.rows import record_id
+from lib.data.rows import compute_row_id
 from support.data_stages import SHARES, split
 
 
@@ -18,7 +18,7 @@ def kept(*groups: tuple[str, int, int]) -> list[dict]:
         for _ in range(clusters):
             for place in range(size):
                 values = {"phrase": f"{cluster} {place}"}
-                id_ = record_id({**values, "tone": label})
+                id_ = compute_row_id({**values, "tone": label})
                 rows.append({"id": id_, "values": values, "target": label, "cluster": cluster})
             cluster += 1
     return rows

@@ -8,17 +8,17 @@ import pytest
 
 from lib.core.cli import UserError
 from lib.data.templates import (
-    columns_of,
     compile_template,
+    format_placeholder,
+    list_columns,
+    list_template_columns,
     parse_segments,
-    placeholder,
     render_chats,
     render_completion,
     render_prompt,
-    template_columns,
 )
 from lib.data.tokenizer import encode_pairs, load_tokenizer
-from lib.data.truncation import shortened
+from lib.data.truncation import shorten_values
 
 CHAT = {"template": "chat", "text_template": None, "system": None, "user": "Classify: {phrase}"}
 TEXT = {"text_template": "### Text: {phrase}\n### The tone is:\n{tone}"}
@@ -47,7 +47,7 @@ def test_segments_name_columns_also_with_spaces_and_dots():
         {"column": "user.name"},
         {"column": "Best Answer"},
     ]
-    assert columns_of(segments) == ["Best Answer", "user.name"]
+    assert list_columns(segments) == ["Best Answer", "user.name"]
 
 
 NAMES = [
@@ -67,7 +67,7 @@ NAMES += [".a", "a..b", "a\\b", "__class__", " a ", "ümläut", "a\nb", "}", "a]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_column_can_be_written_quoted_or_as_it_is(name):
-    assert parse_segments(f"{{{{{placeholder(name)}: {{{json.dumps(name)}}}}}}}") == [
+    assert parse_segments(f"{{{{{format_placeholder(name)}: {{{json.dumps(name)}}}}}}}") == [
         {"text": "{"},
         {"column": name},
         {"text": ": "},
@@ -100,8 +100,8 @@ def test_anything_but_a_column_is_refused(text, what):
 
 
 def test_columns_of_a_section_leave_the_target_out():
-    assert template_columns({"text_template": "{b} {a} {b} {tone}"}, "tone") == ["b", "a"]
-    assert template_columns({"system": "{s}", "user": "{u}"}, "tone") == ["s", "u"]
+    assert list_template_columns({"text_template": "{b} {a} {b} {tone}"}, "tone") == ["b", "a"]
+    assert list_template_columns({"system": "{s}", "user": "{u}"}, "tone") == ["s", "u"]
 
 
 @pytest.mark.parametrize("value", STRANGE)
@@ -199,7 +199,7 @@ def test_end_token_of_the_text_template_itself_is_not_doubled(tiny_phi3):
 
 @pytest.mark.parametrize("answered", ["", "{{ m.content }} {{ m.content }}", "{{ eos_token }}{{ m.content }}"])
 def test_chat_template_that_does_not_write_the_answer_once_is_refused(tiny_llama, tmp_path, answered):
-    """Left out, written twice, or behind an end token: nothing could be learnt from such rows."""
+    """Left out, written twice, or behind an end token: nothing could be learned from such rows."""
     source = f"{{% for m in messages %}}{{% if m.role == 'user' %}}U{{% else %}}{answered}{{% endif %}}{{% endfor %}}"
     with pytest.raises(UserError, match="writes the answer [02] times before its end token; use corpus.text_template"):
         compiled({**CHAT, "user": "x"}, with_chat_template(tiny_llama, tmp_path, source))
@@ -287,7 +287,7 @@ def test_truncation_takes_from_the_longest_value_only(tiny_phi3, side, max_lengt
     tokenizer, template = compiled(TWO, tiny_phi3)
     long = "The old dog 🙂 never came home again " * 8
     values = {"context": long.strip(), "phrase": "He laughed."}
-    fitted = shortened(tokenizer, template, values, "joy", max_length=max_length, side=side)
+    fitted = shorten_values(tokenizer, template, values, "joy", max_length=max_length, side=side)
     tokens = len(tokenizer.encode(render_prompt(template, fitted) + render_completion(template, "joy")))
     assert max_length - 4 < tokens <= max_length  # as much as fits: an emoji of 4 tokens goes as a whole
     assert fitted["phrase"] == "He laughed."
@@ -298,5 +298,5 @@ def test_truncation_takes_from_the_longest_value_only(tiny_phi3, side, max_lengt
 def test_truncation_never_touches_what_fits_nor_what_cannot(tiny_phi3):
     tokenizer, template = compiled(TWO, tiny_phi3)
     values = {"context": "🙂", "phrase": "no"}
-    assert shortened(tokenizer, template, values, "joy", max_length=99, side="right") == values
-    assert shortened(tokenizer, template, values, "joy" * 50, max_length=20, side="right") is None
+    assert shorten_values(tokenizer, template, values, "joy", max_length=99, side="right") == values
+    assert shorten_values(tokenizer, template, values, "joy" * 50, max_length=20, side="right") is None

@@ -105,7 +105,7 @@ def test_regression_has_log_probabilities_of_all_labels_and_is_the_same_again(ba
     assert first == baselines(CLASSES, TRAIN, VALIDATION, VALIDATION)
 
 
-def test_nothing_is_learnt_from_the_rows_that_are_scored(baselines):
+def test_nothing_is_learned_from_the_rows_that_are_scored(baselines):
     only_in_test = [tone(n, f"zebra zebra {n}", "joy") for n in range(30, 60)]
     _, with_zebras = baselines(CLASSES, TRAIN, VALIDATION, only_in_test)
     _, without = baselines(CLASSES, TRAIN, VALIDATION, VALIDATION)

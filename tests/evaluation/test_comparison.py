@@ -9,21 +9,21 @@ from scipy.stats import binom, norm
 from lib.evaluation.bootstrap import (
     bootstrap_interval,
     bootstrap_replicates,
-    percentile_interval_95,
-    point_estimate,
-    ratio,
+    build_ratio,
+    compute_percentile_interval_95,
+    compute_point_estimate,
 )
 from lib.evaluation.comparison import (
     RankedModel,
-    difference,
+    compute_minimum_detectable_effect,
+    compute_sample_size_from_interval,
+    estimate_rows_needed,
     find_dominators,
-    minimum_detectable_effect,
+    measure_difference,
     rank_candidates,
-    rows_needed,
-    sample_size_from_interval,
 )
-from lib.evaluation.metrics import quality, statistics
-from lib.evaluation.reliability import calibration
+from lib.evaluation.metrics import build_statistics, measure_quality
+from lib.evaluation.reliability import measure_reliability
 
 
 def rows(wrong: set[int], n: int = 400) -> list[dict]:
@@ -49,11 +49,14 @@ def generated(answers: list[str | None]) -> list[dict]:
 
 def test_the_difference_is_that_of_the_scores_and_its_interval_is_paired():
     before, after = rows(set(range(30))), rows(set(range(20, 40)))  # wins 20, losses 10 of 400
-    found = difference("classification", before, after[::-1], name="x", seed=0, samples=4000)
-    scores = [quality("classification", part, ["no", "yes"], seed=0, samples=10)["quality"] for part in (before, after)]
+    found = measure_difference("classification", before, after[::-1], name="x", seed=0, samples=4000)
+    scores = [
+        measure_quality("classification", part, ["no", "yes"], seed=0, samples=10)["quality"]
+        for part in (before, after)
+    ]
     for name in ("accuracy", "macro_f1"):
         assert found["difference"][name] == pytest.approx(scores[1][name] - scores[0][name])
-    assert found["rows_needed"] == rows_needed(20, 10, 400)
+    assert found["rows_needed"] == estimate_rows_needed(20, 10, 400)
     # A win adds 1, a loss takes 1: the standard error follows from their shares.
     error = math.sqrt((30 / 400 - (10 / 400) ** 2) / 400)
     expected = (0.025 - 1.96 * error, 0.025 + 1.96 * error)
@@ -62,19 +65,19 @@ def test_the_difference_is_that_of_the_scores_and_its_interval_is_paired():
 
 def test_a_difference_of_answers_counts_the_rows_that_both_answered():
     before, after = generated(["blue car", "x", "x"]), generated(["blue car", "blue car", None])
-    found = difference("generation", before, after, name="x", seed=0, samples=100)
+    found = measure_difference("generation", before, after, name="x", seed=0, samples=100)
     assert found["difference"]["exact_match"] == pytest.approx(0.5)  # 2 of 2 against 1 of 2
     assert found["difference"]["perplexity"] == 0  # every row has one
     ends = found["difference_ci95"]["chrf"]
-    assert found["rows_needed"] == sample_size_from_interval(found["difference"]["chrf"], ends, 2)
-    nothing = difference("generation", before, generated([None, None, None]), name="x", seed=0, samples=100)
+    assert found["rows_needed"] == compute_sample_size_from_interval(found["difference"]["chrf"], ends, 2)
+    nothing = measure_difference("generation", before, generated([None, None, None]), name="x", seed=0, samples=100)
     assert nothing["difference"]["chrf"] is nothing["difference_ci95"]["chrf"] is nothing["rows_needed"] is None
 
 
 @pytest.mark.parametrize(("wins", "losses", "n"), [(37, 14, 420), (104, 59, 630), (12, 8, 200)])
 def test_as_many_rows_as_said_show_the_difference_4_times_in_5(wins, losses, n):
     """Power of McNemar's test without its discreteness (mid-p), computed over the number of discordant rows."""
-    needed = rows_needed(wins, losses, n)
+    needed = estimate_rows_needed(wins, losses, n)
     counts = np.arange(needed + 1)
     chances = binom.pmf(counts, needed, (wins + losses) / n)
     power = sum(
@@ -97,27 +100,29 @@ def _power(discordant: int, share: float) -> float:
 
 def test_rows_needed_by_hand():
     # One of two rows differs: (1.96 sqrt(.5) + .84 sqrt(.5 - .25))^2 / .25 = 13.06
-    assert rows_needed(1, 0, 2) == rows_needed(0, 1, 2) == 14
+    assert estimate_rows_needed(1, 0, 2) == estimate_rows_needed(0, 1, 2) == 14
 
 
 def test_equal_stages_need_no_number_of_rows():
-    assert rows_needed(9, 9, 100) is None
-    assert rows_needed(0, 0, 100) is None
-    assert sample_size_from_interval(0.0, (-0.1, 0.1), 100) is None
+    assert estimate_rows_needed(9, 9, 100) is None
+    assert estimate_rows_needed(0, 0, 100) is None
+    assert compute_sample_size_from_interval(0.0, (-0.1, 0.1), 100) is None
 
 
 def test_rows_from_an_interval_agree_with_rows_from_counts():
     before, after = rows(set(range(60))), rows(set(range(30, 60)) | set(range(100, 115)))  # wins 30, losses 15
-    old, new = (statistics("classification", part, ["no", "yes"])["accuracy"] for part in (before, after))
+    old, new = (build_statistics("classification", part, ["no", "yes"])["accuracy"] for part in (before, after))
     found = bootstrap_interval(new, seed=0, samples=8000, minus=old)
-    assert sample_size_from_interval(15 / 400, found, 400) == pytest.approx(rows_needed(30, 15, 400), rel=0.1)
+    assert compute_sample_size_from_interval(15 / 400, found, 400) == pytest.approx(
+        estimate_rows_needed(30, 15, 400), rel=0.1
+    )
 
 
 def test_the_least_difference_shown_is_the_one_that_needs_these_rows():
     """With as many discordant rows, a difference of that size needs about the rows that there are."""
-    least = minimum_detectable_effect(30, 30, 1000)
+    least = compute_minimum_detectable_effect(30, 30, 1000)
     moved = round(least * 1000 / 2)
-    assert rows_needed(30 + moved, 30 - moved, 1000) == pytest.approx(1000, rel=0.06)
+    assert estimate_rows_needed(30 + moved, 30 - moved, 1000) == pytest.approx(1000, rel=0.06)
 
 
 def members(chances: dict[str, list[float]], n: int = 400, seed: int = 3, samples: int = 2000) -> list[RankedModel]:
@@ -129,10 +134,10 @@ def members(chances: dict[str, list[float]], n: int = 400, seed: int = 3, sample
         for group, seeds in chances.items()
         for number, chance in enumerate(seeds)
     }
-    measured = [ratio(values, np.ones(n)) for values in right.values()]
+    measured = [build_ratio(values, np.ones(n)) for values in right.values()]
     drawn = bootstrap_replicates(measured, seed=0, samples=samples)
     return [
-        RankedModel(group, "int4", number, point_estimate(one), values)
+        RankedModel(group, "int4", number, compute_point_estimate(one), values)
         for (group, number), one, values in zip(right, measured, drawn, strict=True)
     ]
 
@@ -156,7 +161,7 @@ def test_a_group_that_is_truly_better_is_first_and_shown_to_be():
 def test_with_one_seed_the_interval_is_that_of_the_rows():
     one, other = found = members({"a": [0.85], "b": [0.75]})
     last = rank_candidates(found, seed=0)[-1]
-    assert last["difference_ci95"] == percentile_interval_95(other.bootstrap - one.bootstrap)
+    assert last["difference_ci95"] == compute_percentile_interval_95(other.bootstrap - one.bootstrap)
     assert last["sd"] is None
 
 
@@ -219,12 +224,14 @@ def test_the_ranking_does_not_depend_on_the_order_of_its_members():
 
 def test_replicates_are_those_of_the_intervals():
     before, after = rows(set(range(30))), rows(set(range(20, 45)))
-    old, new = (statistics("classification", part, ["no", "yes"])["macro_f1"] for part in (before, after))
+    old, new = (build_statistics("classification", part, ["no", "yes"])["macro_f1"] for part in (before, after))
     drawn = bootstrap_replicates([old, new], seed=4, samples=300)
     assert drawn.shape == (2, 300)
-    assert percentile_interval_95(drawn[0]) == bootstrap_interval(old, seed=4, samples=300)
-    assert percentile_interval_95(drawn[1] - drawn[0]) == bootstrap_interval(new, seed=4, samples=300, minus=old)
-    assert percentile_interval_95(np.full(5, np.nan)) is None
+    assert compute_percentile_interval_95(drawn[0]) == bootstrap_interval(old, seed=4, samples=300)
+    assert compute_percentile_interval_95(drawn[1] - drawn[0]) == bootstrap_interval(
+        new, seed=4, samples=300, minus=old
+    )
+    assert compute_percentile_interval_95(np.full(5, np.nan)) is None
 
 
 def test_the_front_holds_what_nothing_dominates():
@@ -246,7 +253,7 @@ def test_calibration_by_hand():
         }
         for p, ok in zip(said, right, strict=True)
     ]
-    found = calibration(planted, seed=0, samples=100)
+    found = measure_reliability(planted, seed=0, samples=100)
     assert [(one["low"], one["high"], one["n"], one["right"]) for one in found["bins"]] == [
         (0.5, 0.6, 2, 0.5),
         (0.95, 1.0, 2, 1.0),  # certainty is in the last range

@@ -9,10 +9,10 @@ from sklearn.metrics import f1_score, precision_recall_fscore_support
 
 from lib.core.cli import UserError
 from lib.evaluation import bootstrap, metrics
-from lib.evaluation.answers import parse_answer, token_f1
+from lib.evaluation.answers import compute_token_f1, parse_answer
 from lib.evaluation.bootstrap import bootstrap_interval
-from lib.evaluation.comparison import compare_stages, mcnemar_p
-from lib.evaluation.metrics import quality, statistics
+from lib.evaluation.comparison import compare_stages, compute_mcnemar_p
+from lib.evaluation.metrics import build_statistics, measure_quality
 
 LABELS = ["a", "b", "c"]
 # (true, predicted): a is right 3 of 4 times, b 2 of 4, c 1 of 2.
@@ -38,7 +38,7 @@ def planted() -> list[dict]:
 
 
 def measured(rows: list[dict], **more) -> dict:
-    return quality("classification", rows, LABELS, **{"seed": 0, "samples": 500, **more})
+    return measure_quality("classification", rows, LABELS, **{"seed": 0, "samples": 500, **more})
 
 
 def generated(number: int, answer: str | None, reference: str, log_prob: float = -1.0, tokens: int = 1) -> dict:
@@ -98,7 +98,7 @@ def test_bootstrap_in_pieces_draws_every_row_equally_often(monkeypatch):
 def test_difference_of_two_stages_is_measured_on_the_same_rows():
     before = planted()
     after = [row(n, pair[0], pair[0] if n == 9 else pair[1]) for n, pair in enumerate(PLANTED)]  # one row mended
-    old, new = (statistics("classification", rows, LABELS)["accuracy"] for rows in (before, after))
+    old, new = (build_statistics("classification", rows, LABELS)["accuracy"] for rows in (before, after))
     low, high = bootstrap_interval(new, seed=0, samples=2000, minus=old)
     assert low == 0  # no draw can make the mended stage worse; independent draws would
     assert 0.2 < high < 0.5
@@ -110,7 +110,7 @@ def test_difference_of_two_stages_is_measured_on_the_same_rows():
     [(0, 0, 1.0), (3, 3, 1.0), (5, 0, 2 / 2**5), (1, 7, 2 * (1 + 8) / 2**8)],
 )
 def test_mcnemar_by_hand(wins, losses, p):
-    assert mcnemar_p(wins, losses) == pytest.approx(p)
+    assert compute_mcnemar_p(wins, losses) == pytest.approx(p)
 
 
 def test_comparison_counts_flips_wins_and_losses_and_ignores_the_order_of_rows():
@@ -126,7 +126,7 @@ def test_comparison_counts_flips_wins_and_losses_and_ignores_the_order_of_rows()
     assert result["kl"] == pytest.approx(0.3 * (0.8 - 0.1) * math.log(8))
 
 
-def test_kl_normalises_over_the_labels_and_is_directed():
+def test_kl_normalizes_over_the_labels_and_is_directed():
     before, after = row(0, "a", "a"), row(0, "a", "a")
     before["log_probs"] = {"a": -5 + math.log(0.9), "b": -5 + math.log(0.1)}
     after["log_probs"] = {"b": math.log(0.5) - 700, "a": math.log(0.5) - 700}  # exp alone would underflow
@@ -181,7 +181,7 @@ def test_generation_by_hand():
         generated(1, "a dog", "the dog ran!", log_prob=-4.0, tokens=2),
         generated(2, None, "not asked", log_prob=-6.0, tokens=6),
     ]
-    result = quality("generation", rows, None, seed=0, samples=200)
+    result = measure_quality("generation", rows, None, seed=0, samples=200)
     values = result["quality"]
     assert result["answered"] == 2
     assert values["exact_match"] == 0.5
@@ -196,14 +196,14 @@ def test_chrf_is_that_of_sacrebleu_over_the_answered_rows():
 
     rows = [generated(0, "a small house", "a small mouse"), generated(1, "yes", "no"), generated(2, None, "never")]
     expected = CHRF().corpus_score(["a small house", "yes"], [["a small mouse", "no"]]).score
-    assert quality("generation", rows, None, seed=0, samples=50)["quality"]["chrf"] == pytest.approx(expected)
+    assert measure_quality("generation", rows, None, seed=0, samples=50)["quality"]["chrf"] == pytest.approx(expected)
     unanswered = [generated(0, None, "never")]
-    assert quality("generation", unanswered, None, seed=0, samples=50)["quality"]["chrf"] is None
+    assert measure_quality("generation", unanswered, None, seed=0, samples=50)["quality"]["chrf"] is None
 
 
 def test_baselines_without_probabilities_have_no_perplexity():
     rows = [{**generated(0, "yes", "yes"), "log_prob": None, "tokens": None, "stopped": None}]
-    values = quality("generation", rows, None, seed=0, samples=10)["quality"]
+    values = measure_quality("generation", rows, None, seed=0, samples=10)["quality"]
     assert values["perplexity"] is values["stop_rate"] is None
 
 
@@ -216,9 +216,9 @@ def test_comparison_of_generated_texts_counts_rows_that_came_nearer():
 
 
 def test_token_f1_ignores_case_punctuation_and_articles():
-    assert token_f1("The Cat!", "a cat") == 1
-    assert token_f1("", "cat") == 0
-    assert token_f1("नमस्ते।", "नमस्ते") == 1  # vowel signs are part of a word
+    assert compute_token_f1("The Cat!", "a cat") == 1
+    assert compute_token_f1("", "cat") == 0
+    assert compute_token_f1("नमस्ते।", "नमस्ते") == 1  # vowel signs are part of a word
 
 
 def test_many_labels_are_measured_as_few_are_without_a_table_of_all_pairs(monkeypatch):
@@ -230,13 +230,13 @@ def test_many_labels_are_measured_as_few_are_without_a_table_of_all_pairs(monkey
          "stopped": None, "log_probs": None}
         for n in range(500)
     ]  # fmt: skip
-    sparse = metrics.quality("classification", rows, labels, seed=1, samples=40)
+    sparse = metrics.measure_quality("classification", rows, labels, seed=1, samples=40)
     monkeypatch.setattr(metrics, "MANY_LABELS", 1000)
-    dense = metrics.quality("classification", rows, labels, seed=1, samples=40)
+    dense = metrics.measure_quality("classification", rows, labels, seed=1, samples=40)
     table = dense.pop("confusion")
     assert sorted(sparse.pop("confusion")) == [
         [true, said, count] for true, row in enumerate(table) for said, count in enumerate(row) if count
     ]
     assert sparse == dense
     many = [f"label {number}" for number in range(50_000)]
-    assert metrics.quality("classification", rows, many, seed=1, samples=40)["quality"]["n"] == 500
+    assert metrics.measure_quality("classification", rows, many, seed=1, samples=40)["quality"]["n"] == 500

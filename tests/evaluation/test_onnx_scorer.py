@@ -9,7 +9,7 @@ import pytest
 
 from lib.evaluation import onnx_scorer
 from lib.evaluation.onnx_scorer import Scorer, open_scorer
-from lib.onnx.runtime import Reader, load_onnx, log_softmax
+from lib.onnx.runtime import Reader, compute_log_softmax, load_onnx
 from support.onnx_samples import build, write_corpus
 
 
@@ -59,7 +59,7 @@ def test_the_prompt_is_read_once_and_answers_go_side_by_side(folder, monkeypatch
     list(scorer.log_probs(rows))
     prompts, answers = calls[: len(rows)], calls[len(rows) :]
     assert [shape[0] for shape in prompts] == [1] * len(rows)
-    assert prompts[2][1] == 28, "what neighbours begin with is not read again"
+    assert prompts[2][1] == 28, "what neighbors begin with is not read again"
     # Seven rows with answers of 2, 3 and 5 ids: four steps for all, whatever their number.
     assert answers == [(21, 1), (14, 1), (7, 1), (7, 1)]
 
@@ -72,7 +72,9 @@ def test_the_head_runs_on_the_last_id_of_a_prompt(tiny_model, tmp_path, precisio
     logits, _ = scorer._run(np.array([prompt]), np.array([len(prompt)]), scorer._cache)
     assert logits.shape[:2] == (1, 1)
     whole = Reader(load_onnx(folder, 1), 64).read(prompt)
-    assert np.abs(log_softmax(logits[0, 0]) - log_softmax(whole)).max() < (1e-4 if precision == "fp32" else 5e-2)
+    assert np.abs(compute_log_softmax(logits[0, 0]) - compute_log_softmax(whole)).max() < (
+        1e-4 if precision == "fp32" else 5e-2
+    )
 
 
 def test_a_model_with_other_inputs_is_not_scored_wrongly(folder, tmp_path):

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from lib.config.loader import load_config
-from lib.evaluation.bootstrap import ratio
+from lib.evaluation.bootstrap import build_ratio
 from lib.evaluation.comparison import compare_stages_with_intervals
-from lib.evaluation.metrics import quality
+from lib.evaluation.metrics import measure_quality
 from lib.evaluation.registry import METRICS, Metric, find_metrics
 from lib.report import formatting
 from support.paths import ROOT
@@ -38,7 +38,7 @@ def new(monkeypatch) -> Metric:
     """A metric that nothing else knows: the share of free answers with an o."""
 
     def measure(answered):
-        return ratio(
+        return build_ratio(
             np.array([float("o" in (row["answer"] or "")) for row in answered.predictions]), answered.has_answer
         )
 
@@ -52,7 +52,7 @@ def new(monkeypatch) -> Metric:
 
 def test_a_new_entry_reaches_scores_comparisons_configuration_and_words(new):
     before, after = predictions(["joy", "fear", "fear", None]), predictions(["joy", "joy", "fear", None])
-    score = quality("classification", after, LABELS, seed=0, samples=50)["quality"]
+    score = measure_quality("classification", after, LABELS, seed=0, samples=50)["quality"]
     assert score["with_o"] == pytest.approx(2 / 3)
     assert 0 <= score["with_o_ci95"][0] < score["with_o_ci95"][1] <= 1
     compared = compare_stages_with_intervals("classification", before, after, name="x", seed=0, samples=50)
@@ -61,8 +61,8 @@ def test_a_new_entry_reaches_scores_comparisons_configuration_and_words(new):
     values = yaml.safe_load((ROOT / "config.yaml").read_text())
     values.update(selection={"metric": "with_o"}, gate={"minimum": {"with_o": 0.5}})
     assert load_config(values, []).selection.metric == "with_o"
-    assert formatting.metric("with_o", 0.5) == "0.50"
-    assert formatting.points_of("with_o") == "points of answers with an o"
+    assert formatting.format_metric("with_o", 0.5) == "0.50"
+    assert formatting.name_points("with_o") == "points of answers with an o"
 
 
 def test_a_metric_is_named_nowhere_but_in_the_registry():

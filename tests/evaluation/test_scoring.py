@@ -11,11 +11,11 @@ from transformers import GenerationConfig
 
 from lib.core.cli import UserError
 from lib.core.files import read_json, read_jsonl
-from lib.data.template_inversion import fixed_texts, target_text
+from lib.data.template_inversion import extract_fixed_texts, extract_target
 from lib.data.templates import compile_template, render_completion, render_prompt
 from lib.data.tokenizer import Tokenizer, encode_pairs, load_tokenizer
 from lib.evaluation import torch_scorer
-from lib.evaluation.metrics import quality
+from lib.evaluation.metrics import measure_quality
 from lib.evaluation.scoring import answer_text, encode_choices
 from lib.models.loading import load_model
 from support.tiny_models import TEXTS, tiny_tokenizer
@@ -85,7 +85,7 @@ def test_references_have_the_probability_of_the_whole_sequence(scored):
 def test_free_answers_equal_greedy_decoding_row_by_row(scored):
     model, tokenizer, _, rows, _ = scored
     prompts = tokenizer.encode_batch([row["prompt"] for row in rows[:5]])
-    together = torch_scorer.greedy(model, tokenizer, prompts, 5)
+    together = torch_scorer.decode_greedily(model, tokenizer, prompts, 5)
     for prompt, answer in zip(prompts, together, strict=True):
         ids = list(prompt)
         while len(ids) < len(prompt) + 5 and (len(ids) == len(prompt) or ids[-1] not in tokenizer.end_ids):
@@ -98,11 +98,11 @@ def test_free_answers_do_not_follow_the_base_models_own_settings(scored):
     """Its repetition_penalty, say, which ONNX Runtime is not given."""
     model, tokenizer, _, rows, _ = scored
     prompts = tokenizer.encode_batch([row["prompt"] for row in rows[:3]])
-    expected, own = torch_scorer.greedy(model, tokenizer, prompts, 12), model.generation_config
+    expected, own = torch_scorer.decode_greedily(model, tokenizer, prompts, 12), model.generation_config
     other = GenerationConfig(**own.to_diff_dict() | {"repetition_penalty": 9.0, "num_beams": 3})
     model.generation_config = other
     try:
-        assert torch_scorer.greedy(model, tokenizer, prompts, 12) == expected
+        assert torch_scorer.decode_greedily(model, tokenizer, prompts, 12) == expected
         assert model.generation_config is other
     finally:
         model.generation_config = own
@@ -179,13 +179,13 @@ def test_a_model_that_says_the_completion_is_perfect(asked):
     """Whatever the template writes around the answer and whatever the answer is, in every engine's only functions."""
     tokenizer, template, prompt = asked
     rows = [{"id": answer, "prompt": prompt, "completion": render_completion(template, answer)} for answer in ANSWERS]
-    predictions = [torch_scorer.unscored_reference(row, template) for row in rows]
+    predictions = [torch_scorer.build_unscored_prediction(row, template) for row in rows]
     assert [row["reference"] for row in predictions] == ANSWERS
     pairs = encode_pairs(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
     for row, (_, ids) in zip(predictions, pairs, strict=True):
         row["answer"], row["stopped"] = answer_text(tokenizer, template, [*ids, 5, 6])
         row |= {"log_prob": -1.0, "tokens": len(ids)}
-    measured = quality("generation", predictions, None, seed=0, samples=50)["quality"]
+    measured = measure_quality("generation", predictions, None, seed=0, samples=50)["quality"]
     assert {name: measured[name] for name in ("exact_match", "chrf", "stop_rate")} == {
         **{"exact_match": 1.0, "chrf": pytest.approx(100), "stop_rate": 1.0}
     }, [(row["reference"], row["answer"]) for row in predictions]
@@ -193,7 +193,7 @@ def test_a_model_that_says_the_completion_is_perfect(asked):
         {**row, "label": row["reference"], "predicted": row["reference"], "log_probs": dict.fromkeys(ANSWERS, -1.0)}
         for row in predictions
     ]
-    measured = quality("classification", labels, ANSWERS, seed=0, samples=50)["quality"]
+    measured = measure_quality("classification", labels, ANSWERS, seed=0, samples=50)["quality"]
     assert (measured["greedy_accuracy"], measured["invalid_rate"]) == (1.0, 0.0)
 
 
@@ -209,7 +209,10 @@ def test_an_answer_that_was_cut_off_loses_what_it_has_of_the_text_behind(asked):
     tokenizer, template, prompt = asked
     [(_, whole), (_, said)] = encode_pairs(
         tokenizer,
-        [(prompt, render_completion(template, "Open it, 2 <")), (prompt, fixed_texts(template)[0] + "Open it, 2 <")],
+        [
+            (prompt, render_completion(template, "Open it, 2 <")),
+            (prompt, extract_fixed_texts(template)[0] + "Open it, 2 <"),
+        ],
     )
     for size in range(len(said), len(whole)):
         assert answer_text(tokenizer, template, whole[:size]) == ("Open it, 2 <", False)
@@ -222,13 +225,13 @@ def test_every_engine_takes_references_and_answers_by_the_same_functions():
     import score_onnx
 
     assert {module.answer_text for module in (torch_scorer, score_onnx, predict)} == {answer_text}
-    assert {module.target_text for module in (torch_scorer, score_onnx, score_baselines)} == {target_text}
+    assert {module.extract_target for module in (torch_scorer, score_onnx, score_baselines)} == {extract_target}
 
 
 def test_a_completion_of_another_template_is_refused(asked):
     _, template, _ = asked
     with pytest.raises(UserError, match="'Open the window' does not follow the template"):
-        target_text(template, "Open the window")
+        extract_target(template, "Open the window")
 
 
 def test_the_score_names_the_bytes_it_is_of(tiny_llama, tmp_path):

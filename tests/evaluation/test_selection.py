@@ -6,8 +6,8 @@ import pytest
 
 from lib.core.files import write_json, write_jsonl
 from lib.core.layout import Layout
-from lib.evaluation.metrics import quality
-from lib.provenance.manifests import manifest_path
+from lib.evaluation.metrics import measure_quality
+from lib.provenance.manifests import build_manifest_path
 from support.candidates import LABELS, predictions, write_candidate
 
 SELECTION = {
@@ -241,7 +241,7 @@ def test_the_default_metric_is_macro_f1(select):
 
 def test_a_score_of_other_bytes_or_without_the_metric_is_refused(select, tmp_path, run_script):
     select({"one": ({1}, 100, {})})
-    write_json(manifest_path(Layout(tmp_path).folder("lora", "onnx-one")), {"name": "built anew"})
+    write_json(build_manifest_path(Layout(tmp_path).folder("lora", "onnx-one")), {"name": "built anew"})
     done = run_script("select_model", *again(tmp_path, ["one"]), check=False)
     assert done.returncode == 1
     assert "scored was another model" in done.stderr
@@ -255,7 +255,7 @@ def test_a_score_of_other_bytes_or_without_the_metric_is_refused(select, tmp_pat
 def gate(tmp_path, run_script):
     def run(check: bool = True, model=frozenset(range(10)), rival=frozenset(range(20)), **settings):
         rows = predictions(set(model))
-        measured = quality("classification", rows, LABELS, seed=0, samples=50)
+        measured = measure_quality("classification", rows, LABELS, seed=0, samples=50)
         write_json(tmp_path / "score", measured)
         write_jsonl(tmp_path / "predictions", rows)
         others = []

@@ -135,28 +135,28 @@ def load_configuration() -> None:
     from snakemake.common.configfile import load_configfile
 
     from lib.config.loader import check_yaml, load_config
-    from lib.core.cli import or_exit
-    from lib.core.files import canonical_json, sha256_text
+    from lib.core.cli import call_or_exit
+    from lib.core.files import dump_canonical_json, sha256_text
 
     path = Path("config.yaml")
-    or_exit(check_yaml, path)
-    config = or_exit(load_config, load_configfile(path), [path])
-    text = canonical_json([config.model_dump(mode="json"), list(config.runs), list(config.every_variant)])
+    call_or_exit(check_yaml, path)
+    config = call_or_exit(load_config, load_configfile(path), [path])
+    text = dump_canonical_json([config.model_dump(mode="json"), list(config.runs), list(config.every_variant)])
     print(sha256_text(text))  # the configuration may hold a planted secret
 
 
 def load_address() -> None:
     """Do what the Snakefile does with addresses, and what a job does with that of a secret."""
-    from lib.azure.identity import vault_secret
-    from lib.azure.machine_learning import job_address, job_type
-    from lib.core.cli import or_exit
+    from lib.azure.identity import read_vault_secret
+    from lib.azure.machine_learning import build_job_address, choose_job_type
+    from lib.core.cli import call_or_exit
 
     load_configuration()
     values = json.loads(Path("config.yaml").read_text(encoding="utf-8"))
     if "source" in values["base_model"]:
-        or_exit(job_type, values["base_model"]["source"], "mlflow_model")
+        call_or_exit(choose_job_type, values["base_model"]["source"], "mlflow_model")
     for section in ("data", "base_model"):
         if "source" in values[section]:
-            or_exit(job_address, values[section]["source"])
+            call_or_exit(build_job_address, values[section]["source"])
     if "vault" in values:
-        or_exit(vault_secret, values["vault"])
+        call_or_exit(read_vault_secret, values["vault"])

@@ -340,7 +340,7 @@ def read_manifests(scene: Scene) -> Iterator[list[str]]:
     if rule := scene.note.get("rule"):
         yield words_of(scene, rule, output=f"out/{rule}")
         shutil.rmtree(scene.workspace / "out")
-    yield ["scripts/trace.py", "--verify"]
+    yield ["scripts/trace_lineage.py", "--verify"]
 
 
 def change_lineage(scene: Scene) -> None:
@@ -348,8 +348,8 @@ def change_lineage(scene: Scene) -> None:
 
 
 def read_lineage(scene: Scene) -> Iterator[list[str]]:
-    yield ["scripts/trace.py", "results/gate.json"]
-    yield ["scripts/trace.py", "--verify"]
+    yield ["scripts/trace_lineage.py", "results/gate.json"]
+    yield ["scripts/trace_lineage.py", "--verify"]
 
 
 def change_package(scene: Scene) -> None:

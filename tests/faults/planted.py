@@ -40,8 +40,8 @@ PLANTS = {
     # A disk that is full passes for one that has room.
     "swallowed error": Plant(
         "scripts/lib/core/files.py",
-        "with published(path) as partial,",
-        "with __import__('contextlib').suppress(OSError), published(path) as partial,",
+        "with publish_file(path) as partial,",
+        "with __import__('contextlib').suppress(OSError), publish_file(path) as partial,",
         "disk full in results | fetch_data",
     ),
 }

@@ -18,7 +18,7 @@ from lib.azure.machine_learning import parse_data, parse_model  # noqa: E402
 from lib.config.loader import check_yaml, load_config  # noqa: E402
 from lib.core.cli import UserError  # noqa: E402
 from lib.core.files import read_json, read_jsonl  # noqa: E402
-from lib.core.paths import check_name, path_below  # noqa: E402
+from lib.core.paths import check_name, resolve_below  # noqa: E402
 from lib.data.readers import read_rows  # noqa: E402
 from lib.data.templates import parse_segments  # noqa: E402
 from lib.provenance.lineage import read_lineage  # noqa: E402
@@ -58,7 +58,7 @@ def admit_name(data: bytes) -> None:
     name = data.decode("utf-8", "surrogateescape")
     with suppress(UserError):
         check_name(name, at="index")
-        assert path_below(Path("/folder"), name, at="index").as_posix() == f"/folder/{name}"
+        assert resolve_below(Path("/folder"), name, at="index").as_posix() == f"/folder/{name}"
         assert name.isprintable() or " " in name
 
 

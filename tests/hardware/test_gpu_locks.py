@@ -13,7 +13,7 @@ import pytest
 
 from lib.core.cli import UserError
 from lib.hardware import gpu_locks
-from lib.hardware.resources import gpus
+from lib.hardware.resources import count_gpus
 from support.paths import SCRIPTS
 
 SHOW = "import os, sys; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); sys.stdin.read()"
@@ -188,8 +188,10 @@ def test_a_hostile_folder_of_locks_is_left_for_one_of_the_users_own(one_card, tm
     assert gpu_locks.claim(1, one_card) == ["GPU-1"]
     (said,) = capfd.readouterr().err.splitlines()
     assert str(one_card) in said
-    assert f"(the GPUs' locks now lie in {gpu_locks.own_place()}: jobs of other users are not seen)" in said
-    assert gpu_locks._free_cards(1, ["GPU-1"], gpu_locks.own_place(), shared=False) is None, "the lock is held there"
+    assert f"(the GPUs' locks now lie in {gpu_locks.find_own_lock_folder()}: jobs of other users are not seen)" in said
+    assert gpu_locks._free_cards(1, ["GPU-1"], gpu_locks.find_own_lock_folder(), shared=False) is None, (
+        "the lock is held there"
+    )
     assert (tmp_path / "other").stat().st_mode & 0o7777 == 0o700, "what is not ours keeps its mode"
     assert not list((tmp_path / "other").iterdir())
 
@@ -314,4 +316,4 @@ def test_without_any_card_a_job_that_needs_one_ends(monkeypatch, tmp_path):
     ],
 )
 def test_gpus_of_a_job_by_its_resources(resources, expected):
-    assert gpus(resources) == expected
+    assert count_gpus(resources) == expected

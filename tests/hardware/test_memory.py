@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lib.core.cli import UserError
-from lib.hardware.memory import available_mb, require_memory
+from lib.hardware.memory import measure_available_mb, require_memory
 from support.paths import ROOT, SCRIPTS
 
 GB = 10**9
@@ -28,7 +28,7 @@ def made_root(root: Path, group: str = "0::/", **files: object) -> Path:
 
 
 def test_swap_counts_and_a_machine_without_limits_gives_what_is_available(tmp_path):
-    assert available_mb(made_root(tmp_path)) == pytest.approx(3000, abs=1)
+    assert measure_available_mb(made_root(tmp_path)) == pytest.approx(3000, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -38,23 +38,23 @@ def test_the_limit_of_a_group_or_of_one_above_it_counts_and_file_pages_are_free(
     files = {"memory.max": GB, "memory.current": 900 * 10**6}
     stat = "anon 5\nactive_file 100000000\ninactive_file 200000000\nshmem 7"
     names = {f"./{folder}/{name}": value for name, value in {**files, "memory.stat": stat}.items()}
-    assert available_mb(made_root(tmp_path, group, **names)) == pytest.approx(400 + 1000, abs=1)
+    assert measure_available_mb(made_root(tmp_path, group, **names)) == pytest.approx(400 + 1000, abs=1)
 
 
 def test_limits_of_version_1_count_and_no_limit_is_none(tmp_path):
     files = {"memory.limit_in_bytes": GB, "memory.usage_in_bytes": GB // 2, "memory.stat": "total_active_file 0"}
     named = {f"memory/{name}": value for name, value in files.items()}
-    assert available_mb(made_root(tmp_path / "1", "4:memory:/x", **named)) == pytest.approx(500 + 1000, abs=1)
+    assert measure_available_mb(made_root(tmp_path / "1", "4:memory:/x", **named)) == pytest.approx(500 + 1000, abs=1)
     free = {"memory.max": "max", "memory.current": 5, "memory.stat": ""}
-    assert available_mb(made_root(tmp_path / "2", **free)) == pytest.approx(3000, abs=1)
+    assert measure_available_mb(made_root(tmp_path / "2", **free)) == pytest.approx(3000, abs=1)
 
 
 def test_a_system_that_does_not_tell_refuses_nothing(tmp_path):
-    assert available_mb(tmp_path) == float("inf")
+    assert measure_available_mb(tmp_path) == float("inf")
 
 
 def test_too_little_memory_is_one_line_with_both_figures():
-    free = available_mb()
+    free = measure_available_mb()
     require_memory(free / 2, "build_onnx")
     with pytest.raises(UserError, match=r"^build_onnx: needs about \d+\.\d GB of memory, \d+\.\d GB are free; stop "):
         require_memory(3 * free, "build_onnx")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.provenance.manifests import manifest_path, read_manifest
+from lib.provenance.manifests import build_manifest_path, read_manifest
 from support.fake_hub import COMMIT, FakeHub
 from support.fetching import download, edit_json, fetch_path, parameters, refused
 from support.paths import ROOT
@@ -374,7 +374,7 @@ def test_a_gated_model_needs_the_token_of_the_environment(hub, tiny_llama, count
     assert_refused(done, tmp_path, "the token in HF_TOKEN has no access")
     done = fetch_hub(hub, tmp_path, counts["llama"], HF_TOKEN="secret-of-mine")
     assert done.returncode == 0, done.stderr
-    written = [(tmp_path / "log.txt"), manifest_path(tmp_path / "base"), *(tmp_path / "base").iterdir()]
+    written = [(tmp_path / "log.txt"), build_manifest_path(tmp_path / "base"), *(tmp_path / "base").iterdir()]
     assert not [path.name for path in written if b"secret-of-mine" in path.read_bytes()]
 
 

@@ -189,7 +189,7 @@ def test_texts_are_normalized_as_transformers_own_tokenizer_of_the_model_does(na
 
 
 def test_a_file_without_a_pre_tokenizer_gets_llama_cpps_default_and_a_line_says_so(capsys, monkeypatch):
-    monkeypatch.setattr("lib.models.gguf_tokenizer.progress", print)
+    monkeypatch.setattr("lib.models.gguf_tokenizer.report_progress", print)
     unnamed = load_gguf_tokenizer(byte_level(None, ["h e"]), "old.gguf").backend_tokenizer
     assert "old.gguf: names no pre-tokenizer" in capsys.readouterr().out
     assert [piece for piece, _ in unnamed.pre_tokenizer.pre_tokenize_str("x = 12345")] == [*"xĠ=Ġ", "123", "45"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lib.core.cli import UserError
 from lib.models.loading import load_adapter, load_model
-from lib.models.safetensors_streaming import streamed_model
+from lib.models.safetensors_streaming import stream_model
 from support.adapters import merged, taught
 from support.changed_models import Tensors, change, spoiled
 from support.fetching import fetch_path, parameters
@@ -61,7 +61,7 @@ SPOILED = {
     ),
     "lost-shard": (drop("layers.1."), ("6 missing (model.layers.1.input_layernorm.weight first)", "a part of it")),
     "lost-head": (drop(HEAD), ("1 missing (lm_head.weight first)", "tie_word_embeddings: true")),
-    "misspelt": (
+    "misspelled": (
         rename(lambda name: name.replace("layers.1.mlp.down_proj", "layers.1.mlp.dwn_proj")),
         ("1 missing (model.layers.1.mlp.down_proj.weight first)", "1 foreign (model.layers.1.mlp.dwn_proj.weight"),
     ),
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_is_not_whole_is_refused_before_anything_is_made(tiny_
     assert not list(tmp_path.glob("base*"))
 
 
-@pytest.mark.parametrize("load", [load_model, streamed_model])
+@pytest.mark.parametrize("load", [load_model, stream_model])
 @pytest.mark.parametrize("case", SPOILED)
 def test_a_checkpoint_that_is_not_whole_is_not_loaded(tiny_phi3, tmp_path, case, load):
     spoil, words = SPOILED[case]
@@ -188,7 +188,7 @@ def test_buffers_that_older_versions_stored_are_passed_over(tiny_llama, tmp_path
     model = spoiled(tiny_llama, tmp_path / "model", add("model.layers.0.self_attn.rotary_emb.inv_freq", 8))
     fetch_path(model, tmp_path / "base", parameters(tiny_llama))
     load_model(tmp_path / "base")
-    streamed_model(tmp_path / "base")
+    stream_model(tmp_path / "base")
 
 
 def test_an_index_does_not_lead_out_of_the_folder(tiny_phi3, count, tmp_path):
@@ -253,6 +253,6 @@ def changed_adapter(adapter: Path, folder: Path, function: Callable[[Tensors], T
 def test_an_adapter_that_is_not_whole_is_not_loaded(tiny_phi3, adapter, tmp_path, spoil, words, streamed):
     """peft leaves its start values in what a file lacks: B is zero there, and the layer does nothing."""
     mine = changed_adapter(adapter, tmp_path / "mine", spoil)
-    load = streamed_model if streamed else lambda base, path: load_adapter(load_model(base), path)
+    load = stream_model if streamed else lambda base, path: load_adapter(load_model(base), path)
     load(tiny_phi3, adapter)
     assert_refused(lambda: load(tiny_phi3, mine), mine, *words)

@@ -17,10 +17,10 @@ from azure.identity import ClientSecretCredential
 from azure.storage.blob import ContainerSasPermissions, PublicAccess, generate_container_sas
 
 from lib.azure import identity, machine_learning
-from lib.azure.machine_learning import data_file, model_files, parse_data
+from lib.azure.machine_learning import fetch_data_file, fetch_model_files, parse_data
 from lib.core.cli import UserError
-from lib.core.files import canonical_json, read_json, sha256_text
-from lib.provenance.manifests import file_hashes
+from lib.core.files import dump_canonical_json, read_json, sha256_text
+from lib.provenance.manifests import hash_files
 from support.workspaces import parameters_of
 
 from .azurite import ACCOUNT, KEY
@@ -102,13 +102,13 @@ def service(plane, azurite, monkeypatch, tmp_path) -> Iterator[Service]:
     for name, value in {"SUBSCRIPTION_ID": SUBSCRIPTION, "RESOURCE_GROUP": GROUP, "WORKSPACE": WORKSPACE}.items():
         monkeypatch.setenv(f"SNAKEMAKE_AZUREML_{name}", value)
     monkeypatch.chdir(tmp_path)
-    identity.credential.cache_clear()
+    identity.get_credential.cache_clear()
     with Service(plane.folder / "certificate.pem") as service:
         monkeypatch.setenv("AZUREML_DEV_URL_MFE", service.url)
         cloud = environments._environments["AzureCloud"]
         monkeypatch.setitem(cloud, environments.EndpointURLS.REGISTRY_DISCOVERY_ENDPOINT, f"{service.url}/")
         yield service
-    identity.credential.cache_clear()
+    identity.get_credential.cache_clear()
 
 
 @pytest.fixture
@@ -163,21 +163,21 @@ def inside(folder: Path) -> dict[str, bytes]:
 def test_rows_by_key_or_signature(service, azurite, container, scratch, kept, path, capsys):
     azurite.put(container, {path: ROWS, f"{path}.old": b"other"})
     secret = {"key": KEY} if kept == "AccountKey" else {"sasToken": signature(container)}
-    file = data_file(add_datastore(service, azurite, container, kept, **secret) + path, scratch)
+    file = fetch_data_file(add_datastore(service, azurite, container, kept, **secret) + path, scratch)
     assert (file.name, inside(scratch)) == ("rows.jsonl", {"rows.jsonl": ROWS})
     assert capsys.readouterr().out == "", "nothing but the progress, which goes to the terminal"
 
 
 def test_a_datastore_that_keeps_nothing_is_opened_by_who_asks(service, azurite, container):
     uri = add_datastore(service, azurite, container, "None")
-    assert machine_learning._container(parse_data(f"{uri}rows.jsonl")).credential is identity.credential()
+    assert machine_learning._container(parse_data(f"{uri}rows.jsonl")).credential is identity.get_credential()
 
 
 def test_who_may_not_read_the_key_may_still_read_files(service, azurite, container):
     uri = add_datastore(service, azurite, container)
     service.answer("POST /datastores/store/listSecrets", status=403, **REFUSAL)
     service.answers["GET /datastores/store"][1]["properties"]["protocol"] = "https"
-    assert machine_learning._container(parse_data(f"{uri}rows.jsonl")).credential is identity.credential()
+    assert machine_learning._container(parse_data(f"{uri}rows.jsonl")).credential is identity.get_credential()
 
 
 def test_a_data_lake_is_read_as_blobs_by_its_service_principal(service, azurite, container):
@@ -202,7 +202,7 @@ def test_a_folder_of_a_datastore(service, azurite, container, scratch):
     blobs = azurite.client().get_container_client(container)  # as accounts with folders list each of these
     for folder in ("m/data", "m/data/model"):
         blobs.upload_blob(folder, b"", metadata={"hdi_isfolder": "true"})
-    assert inside(model_files(f"{uri}m/", scratch)) == MODEL
+    assert inside(fetch_model_files(f"{uri}m/", scratch)) == MODEL
 
 
 def test_the_workspace_of_a_config_json(service, azurite, container, scratch, monkeypatch):
@@ -211,12 +211,12 @@ def test_the_workspace_of_a_config_json(service, azurite, container, scratch, mo
     known = {"subscription_id": SUBSCRIPTION, "resource_group": GROUP, "workspace_name": WORKSPACE}
     Path("config.json").write_text(json.dumps(known))
     azurite.put(container, {"rows.jsonl": ROWS})
-    assert data_file(add_datastore(service, azurite, container) + "rows.jsonl", scratch).read_bytes() == ROWS
+    assert fetch_data_file(add_datastore(service, azurite, container) + "rows.jsonl", scratch).read_bytes() == ROWS
 
 
 def test_a_single_file_of_a_datastore(service, azurite, container, scratch):
     azurite.put(container, {"m/tiny.gguf": b"GGUF"})
-    assert inside(model_files(add_datastore(service, azurite, container) + "m/tiny.gguf", scratch)) == {
+    assert inside(fetch_model_files(add_datastore(service, azurite, container) + "m/tiny.gguf", scratch)) == {
         "tiny.gguf": b"GGUF"
     }
 
@@ -226,7 +226,7 @@ def test_a_model_of_the_workspace(service, azurite, container, scratch):
     azurite.put(container, {f"models/x/{name}": content for name, content in MODEL.items()})
     long = f"azureml:/{SCOPE.partition('/providers')[0]}/workspaces/{WORKSPACE}/datastores/store/paths/models/x"
     service.answer("GET /models/tiny/versions/3", {"modelType": "mlflow_model", "modelUri": long, "flavors": {}})
-    assert inside(model_files("azureml://models/tiny/versions/3", scratch)) == MODEL
+    assert inside(fetch_model_files("azureml://models/tiny/versions/3", scratch)) == MODEL
 
 
 def add_registry(service, azurite, container: str, signed: bool = True) -> None:
@@ -250,7 +250,7 @@ def test_a_model_of_a_registry(service, azurite, container, scratch, signed):
     if not signed:
         blobs = azurite.client().get_container_client(container)
         blobs.set_container_access_policy({}, public_access=PublicAccess.CONTAINER)
-    assert inside(model_files(REGISTRY, scratch)) == MODEL
+    assert inside(fetch_model_files(REGISTRY, scratch)) == MODEL
 
 
 def test_a_big_file_does_not_pass_through_memory(service, azurite, container, scratch):
@@ -263,7 +263,7 @@ def test_a_big_file_does_not_pass_through_memory(service, azurite, container, sc
     uri = add_datastore(service, azurite, container)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = peak_mb()
-    model_files(f"{uri}m", scratch)
+    fetch_model_files(f"{uri}m", scratch)
     assert (scratch / "model.safetensors").stat().st_size == size
     assert peak_mb() - before < 128
 
@@ -282,7 +282,7 @@ def test_a_downloaded_model_is_the_one_that_a_job_is_given(
     azurite.put(container, {f"models/tiny/{name}": content for name, content in inside(tiny_llama).items()})
     source = {
         "source": f"azureml:/{SCOPE.partition('/providers')[0]}/workspaces/{WORKSPACE}/datastores/{container}/paths/models",
-        "sha256": sha256_text(canonical_json(file_hashes(tiny_llama))),
+        "sha256": sha256_text(dump_canonical_json(hash_files(tiny_llama))),
     }
     settings = {"source": source, "parameters": parameters_of(tiny_llama), "versions": {}}
     command = ["fetch_model", "--settings", settings, "--output"]
@@ -300,7 +300,7 @@ def test_a_downloaded_model_is_the_one_that_a_job_is_given(
 def refused(uri: str, scratch: Path) -> str:
     """What a person is told: one line, which begins with the address."""
     with pytest.raises(UserError) as error:
-        model_files(uri, scratch)
+        fetch_model_files(uri, scratch)
     said = str(error.value)
     assert "\n" not in said
     return said

@@ -13,7 +13,7 @@ import pytest
 from azure.storage.blob import BlobLeaseClient
 
 from lib.azure import blobs, checkpoint_mirror
-from lib.azure.checkpoint_mirror import mirrored
+from lib.azure.checkpoint_mirror import mirror_checkpoints
 from lib.core.checksums import find_fault, write_checksums
 from lib.core.cli import Stopped, UserError
 from support.training import adapter_hash, make_corpus, train_command
@@ -39,13 +39,13 @@ def result(work: Path) -> Path:
 
 def test_progress_is_restored_where_there_is_none(container, tmp_path):
     url = f"az://{container}/progress/key"
-    with mirrored(url, tmp_path / "a") as one:
+    with mirror_checkpoints(url, tmp_path / "a") as one:
         checkpoint(tmp_path / "a", 5)
         one.save()
         checkpoint(tmp_path / "a", 10, "better")
         checkpoint(tmp_path / "a", 15, whole=False)
         one.save()
-    with mirrored(url, tmp_path / "b"):
+    with mirror_checkpoints(url, tmp_path / "b"):
         assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["checkpoint-10", "checkpoint-5"], (
             "the best one may not be the last"
         )
@@ -53,11 +53,11 @@ def test_progress_is_restored_where_there_is_none(container, tmp_path):
 
 
 def test_a_checkpoint_that_was_not_wholly_copied_does_not_count(azurite, container, tmp_path):
-    with mirrored(f"az://{container}/progress/key", tmp_path / "a") as one:
+    with mirror_checkpoints(f"az://{container}/progress/key", tmp_path / "a") as one:
         checkpoint(tmp_path / "a", 5)
         one.save()
     azurite.put(container, {"progress/key/checkpoint-10/model": b"2"})
-    with mirrored(f"az://{container}/progress/key", tmp_path / "b"):
+    with mirror_checkpoints(f"az://{container}/progress/key", tmp_path / "b"):
         assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["checkpoint-5"]
 
 
@@ -65,34 +65,34 @@ def test_a_checkpoint_that_was_not_wholly_copied_does_not_count(azurite, contain
 @pytest.mark.parametrize("make", [result, lambda work: checkpoint(work, 10)], ids=["result", "checkpoint"])
 def test_progress_that_has_other_bytes_in_the_storage_is_not_used(azurite, container, tmp_path, capfd, make, content):
     url = f"az://{container}/progress/key"
-    with mirrored(url, tmp_path / "a") as one:
+    with mirror_checkpoints(url, tmp_path / "a") as one:
         folder = make(tmp_path / "a")
         name = "training.json" if folder.name == "result" else "model.safetensors"
         one.save()
     blob = azurite.client().get_blob_client(container, f"progress/key/{folder.name}/{name}")
     blob.delete_blob() if content is None else blob.upload_blob(content, overwrite=True)
-    with mirrored(url, tmp_path / "b") as other:
+    with mirror_checkpoints(url, tmp_path / "b") as other:
         assert f"{folder.name} of the storage is not used: {name} " in capfd.readouterr().err
         assert list((tmp_path / "b").iterdir()) == []
         assert set(azurite.blobs(container, "progress/key/")) == {"progress/key/lock"}
         make(tmp_path / "b")
         other.save()
-    with mirrored(url, tmp_path / "c"):
+    with mirror_checkpoints(url, tmp_path / "c"):
         assert find_fault(tmp_path / "c" / folder.name) is None, "what was made anew is kept"
 
 
 def test_progress_that_is_damaged_here_comes_from_the_storage(container, tmp_path):
     url = f"az://{container}/progress/key"
-    with mirrored(url, tmp_path) as one:
+    with mirror_checkpoints(url, tmp_path) as one:
         folder = checkpoint(tmp_path, 10)
         one.save()
     (folder / "model.safetensors").write_text("Weights")
-    with mirrored(url, tmp_path):
+    with mirror_checkpoints(url, tmp_path):
         assert (folder / "model.safetensors").read_text() == "weights"
 
 
 def test_old_checkpoints_go(azurite, container, tmp_path):
-    with mirrored(f"az://{container}/progress/key", tmp_path) as one:
+    with mirror_checkpoints(f"az://{container}/progress/key", tmp_path) as one:
         old = checkpoint(tmp_path, 5)
         one.save()
         checkpoint(tmp_path, 10)
@@ -115,11 +115,11 @@ def test_a_second_one_waits_until_the_first_has_ended(container, tmp_path, capfd
     url, order = f"az://{container}/progress/key", []
 
     def second() -> None:
-        with mirrored(url, tmp_path / "b"):
+        with mirror_checkpoints(url, tmp_path / "b"):
             order.append("second")
             assert (tmp_path / "b/result/training.json").is_file()
 
-    with mirrored(url, tmp_path / "a") as one:
+    with mirror_checkpoints(url, tmp_path / "a") as one:
         thread = threading.Thread(target=second)
         thread.start()
         time.sleep(1)
@@ -135,9 +135,9 @@ def test_waiting_ends_with_the_time(container, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_mirror, "_POLL", 0.1)
     url = f"az://{container}/progress/key"
     with (
-        mirrored(url, tmp_path / "a"),
+        mirror_checkpoints(url, tmp_path / "a"),
         pytest.raises(Stopped, match="the time is up"),
-        mirrored(url, tmp_path / "b", time.monotonic()),
+        mirror_checkpoints(url, tmp_path / "b", time.monotonic()),
     ):
         pass
 
@@ -145,7 +145,7 @@ def test_waiting_ends_with_the_time(container, tmp_path, monkeypatch):
 def test_who_lost_the_lease_writes_nothing_more(azurite, container, tmp_path):
     """As after a node was paused for longer than a lease: another one has taken over."""
     lock = azurite.client().get_blob_client(container, "progress/key/lock")
-    with mirrored(f"az://{container}/progress/key", tmp_path) as one:
+    with mirror_checkpoints(f"az://{container}/progress/key", tmp_path) as one:
         BlobLeaseClient(lock).break_lease(lease_break_period=0)
         lock.acquire_lease(60)
         checkpoint(tmp_path, 5)
@@ -159,9 +159,9 @@ def test_a_lease_is_kept_alive(container, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_mirror, "_RENEW", 3.0)
     monkeypatch.setattr(checkpoint_mirror, "_POLL", 0.5)
     url = f"az://{container}/progress/key"
-    with mirrored(url, tmp_path / "a"):
+    with mirror_checkpoints(url, tmp_path / "a"):
         end = time.monotonic() + 20
-        with pytest.raises(Stopped), mirrored(url, tmp_path / "b", end):
+        with pytest.raises(Stopped), mirror_checkpoints(url, tmp_path / "b", end):
             pass
         assert time.monotonic() > end
 
@@ -184,7 +184,7 @@ with checkpoint_mirror.mirrored("az://{container}/progress/key", Path({str(tmp_p
     assert process.stdout.readline() == "held\n"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    with mirrored(f"az://{container}/progress/key", tmp_path / "b", time.monotonic() + 60):
+    with mirror_checkpoints(f"az://{container}/progress/key", tmp_path / "b", time.monotonic() + 60):
         pass
 
 
@@ -197,7 +197,7 @@ with checkpoint_mirror.mirrored("az://{container}/progress/key", Path({str(tmp_p
     ],
 )
 def test_wrong_places_are_told(tmp_path, url, said):
-    with pytest.raises(UserError, match=said), mirrored(url, tmp_path):
+    with pytest.raises(UserError, match=said), mirror_checkpoints(url, tmp_path):
         pass
 
 

@@ -17,7 +17,7 @@ from snakemake.jobs import Job
 from snakemake.persistence.file import FilePersistence
 
 from lib.core.files import sha256_file
-from lib.provenance.lineage import Lineage, lineage_text, sha256_of
+from lib.provenance.lineage import Lineage, format_lineage, sha256_of
 from lib.workflow.azure_storage_plugin import list_once, mend_storage_plugin
 from lib.workflow.remote_storage import sync_metadata_before_run
 
@@ -55,7 +55,9 @@ def stored(module: ModuleType, container: str, path: str, local: Path):
 def test_a_directory_is_found(as_it_is, mended, container, tmp_path):
     write_files(tmp_path / "here" / container / "model", a="1", b="2")
     stored(mended, container, "model", tmp_path / "here").store_object()
-    assert not stored(as_it_is, container, "model", tmp_path / "new").exists(), "the plugin has learnt it: mend it less"
+    assert not stored(as_it_is, container, "model", tmp_path / "new").exists(), (
+        "the plugin has learned it: mend it less"
+    )
     assert stored(mended, container, "model", tmp_path / "new").exists()
     assert not stored(mended, container, "mod", tmp_path / "new").exists(), "a beginning of a name is no directory"
     assert not stored(mended, "no-such-container", "model", tmp_path / "new").exists()
@@ -78,10 +80,10 @@ def test_a_new_directory_takes_its_old_manifest_away(mended, azurite, container,
     assert set(azurite.blobs(container)) == {"model/a", "model-2.manifest.json"}
 
 
-def test_a_directory_is_removed_and_its_neighbours_are_not(as_it_is, mended, azurite, container, tmp_path):
+def test_a_directory_is_removed_and_its_neighbors_are_not(as_it_is, mended, azurite, container, tmp_path):
     azurite.put(container, {"model/a": b"1", "model/deep/b": b"2", "model-2/a": b"3", "model.json": b"4"})
     stored(as_it_is, container, "model", tmp_path).remove()
-    assert len(azurite.blobs(container)) == 4, "the plugin has learnt it: mend it less"
+    assert len(azurite.blobs(container)) == 4, "the plugin has learned it: mend it less"
     stored(mended, container, "model", tmp_path).remove()
     assert set(azurite.blobs(container)) == {"model-2/a", "model.json"}
     stored(mended, container, "model.json", tmp_path).remove()
@@ -160,7 +162,7 @@ def test_a_plan_lists_the_storage_once(as_it_is, mended, azurite, container, tmp
 
     cache = IOCache(0)
     asyncio.run(stored(as_it_is, container, "project/results/a", tmp_path).inventory(cache))
-    assert not cache.exists_in_storage, "the plugin has learnt it: mend it less"
+    assert not cache.exists_in_storage, "the plugin has learned it: mend it less"
     # Put back at the end of this test, for those that come after it.
     monkeypatch.setattr(mended.StorageObject, "inventory", mended.StorageObject.inventory)
     monkeypatch.setattr(mended.StorageObject, "get_inventory_parent", mended.StorageObject.get_inventory_parent)
@@ -179,7 +181,7 @@ def test_a_plan_lists_the_storage_once(as_it_is, mended, azurite, container, tmp
 
 @pytest.fixture
 def unpatched_later(monkeypatch) -> None:
-    """What this process's Snakemake has learnt in a test, others do not know."""
+    """What this process's Snakemake has learned in a test, others do not know."""
     for owner, names in (
         (_IOFile, ("is_newer", "is_checksum_eligible", "checksum")),
         (Job, ("postprocess",)),
@@ -207,7 +209,7 @@ def test_given_files_are_held_against_what_jobs_of_another_machine_read(
     }
     job = {"rule": "fetch", "outputs": {"results/made": sha256}, "record": record}
     job["sources"] = {"model": sha256_of(Path("model"))}  # as an older version wrote it
-    text = lineage_text(Lineage({"results/made": job}))
+    text = format_lineage(Lineage({"results/made": job}))
     with azurite.client().get_container_client(container) as folder:
         folder.upload_blob("project/results/made", b"a,b", metadata={"sha256": sha256})
         folder.upload_blob("project/results/lineage.json", text)

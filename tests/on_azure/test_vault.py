@@ -10,7 +10,7 @@ import pytest
 
 from lib.azure import identity
 from lib.core.cli import UserError
-from lib.sources.huggingface import hub_token
+from lib.sources.huggingface import read_hub_token
 
 pytestmark = pytest.mark.azure
 
@@ -65,27 +65,27 @@ def vault(plane, monkeypatch) -> Iterator[str]:
     context.load_cert_chain(certificate, certificate.with_suffix(".key"))
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    identity.credential.cache_clear()
-    identity.vault_secret.cache_clear()
+    identity.get_credential.cache_clear()
+    identity.read_vault_secret.cache_clear()
     monkeypatch.delenv("HF_TOKEN", raising=False)
     yield f"https://127.0.0.1:{server.server_port}/secrets"
     server.shutdown()
     server.server_close()
-    identity.credential.cache_clear()
+    identity.get_credential.cache_clear()
 
 
 def test_the_token_comes_from_the_vault(vault, plane, monkeypatch):
     monkeypatch.setenv("SLMFLOW_HF_TOKEN_SECRET", f"{vault}/hf-token")
-    assert hub_token() == "hf_from_the_vault"
+    assert read_hub_token() == "hf_from_the_vault"
     assert plane.tokens, "by the managed identity"
     monkeypatch.setenv("HF_TOKEN", "hf_of_my_own")
-    assert hub_token() == "hf_of_my_own"
+    assert read_hub_token() == "hf_of_my_own"
 
 
 def test_an_identity_that_was_chosen_for_the_job_is_the_one_that_asks(vault, plane, monkeypatch):
     monkeypatch.setenv("DEFAULT_IDENTITY_CLIENT_ID", "5af10000-0000-4000-8000-00000000000a")
     monkeypatch.setenv("SLMFLOW_HF_TOKEN_SECRET", f"{vault}/hf-token")
-    assert hub_token() == "hf_from_the_vault"
+    assert read_hub_token() == "hf_from_the_vault"
     assert {client for _, client in plane.tokens} == {"5af10000-0000-4000-8000-00000000000a"}
 
 
@@ -101,7 +101,7 @@ def test_an_identity_that_was_chosen_for_the_job_is_the_one_that_asks(vault, pla
 def test_what_the_vault_does_not_give_is_told(vault, name, said, monkeypatch):
     monkeypatch.setenv("SLMFLOW_HF_TOKEN_SECRET", f"{vault}/{name}")
     with pytest.raises(UserError, match=said):
-        hub_token()
+        read_hub_token()
 
 
 @pytest.mark.parametrize("url", ["hf_secret", "http://vault/secrets/a", "https://vault.vault.azure.net/keys/a"])
@@ -109,5 +109,5 @@ def test_what_is_no_secrets_address_is_told(url, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("SLMFLOW_HF_TOKEN_SECRET", url)
     with pytest.raises(UserError, match="the address of a secret is none; write https://VAULT") as error:
-        hub_token()
+        read_hub_token()
     assert url not in str(error.value), "it may be the secret itself"

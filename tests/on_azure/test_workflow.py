@@ -23,7 +23,7 @@ HERE = {
     "fetch_model",
     "select_model",
     "check_gate",
-    "summarise",
+    "summarize",
     "write_plots",
     "write_report",
     "enforce_gate",
@@ -121,7 +121,7 @@ def test_one_changed_parameter_makes_again_what_depends_on_it(ran):
     )
     assert changed.planned() == {
         "check_gate",
-        "summarise",
+        "summarize",
         "package_model",
         "write_plots",
         "write_report",
@@ -171,7 +171,7 @@ def test_bytes_that_no_job_wrote_are_made_again(ran, container, tmp_path):
 
 
 def test_fetched_results_are_those_of_a_run_here(ran):
-    """Snakemake has nothing to make, and every artefact leads back to its source."""
+    """Snakemake has nothing to make, and every artifact leads back to its source."""
     fetched = copy_tree(ran, "fetched")
     command = [sys.executable, "scripts/fetch_results.py", "--storage", f"az://{ran.container}/project/results"]
     done = subprocess.run(command, cwd=fetched.root, env=ran.env, capture_output=True, text=True)
@@ -179,7 +179,7 @@ def test_fetched_results_are_those_of_a_run_here(ran):
     assert (fetched.results / "model/genai_config.json").is_file()
     assert Workspace(fetched.root).planned() == set()
     verified = subprocess.run(
-        [sys.executable, "scripts/trace.py", "--verify"], cwd=fetched.root, capture_output=True, text=True
+        [sys.executable, "scripts/trace_lineage.py", "--verify"], cwd=fetched.root, capture_output=True, text=True
     )
     assert verified.returncode == 0, verified.stdout + verified.stderr
     again = subprocess.run(command, cwd=fetched.root, env=ran.env, capture_output=True, text=True)

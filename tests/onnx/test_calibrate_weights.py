@@ -1,4 +1,4 @@
-"""Calibrated int4: learnt on training rows alone, better than rounding, and built as it was learnt."""
+"""Calibrated int4: learned on training rows alone, better than rounding, and built as it was learned."""
 
 import argparse
 from pathlib import Path
@@ -12,8 +12,8 @@ from lib.core.cli import UserError
 from lib.core.files import read_json, read_jsonl, sha256_file
 from lib.data.tokenizer import load_tokenizer
 from lib.models.loading import load_model
-from lib.models.safetensors_streaming import read_weight, stored_weights
-from lib.onnx.graph import Graph, dequantised, gptq_values
+from lib.models.safetensors_streaming import locate_weights, read_weight
+from lib.onnx.graph import Graph, dequantize, dequantize_gptq
 from support.onnx_samples import build
 from support.training import make_corpus
 
@@ -50,14 +50,14 @@ def calibrated(tiny_llama, corpus, tmp_path_factory) -> Path:
 
 def weights_of(calibrated: Path) -> dict[str, np.ndarray]:
     """The values that a calibrated checkpoint stands for, by the name of the weight."""
-    stored = stored_weights(calibrated)
+    stored = locate_weights(calibrated)
     modules = [name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")]
 
     def raw(name: str) -> np.ndarray:
         return read_weight(stored[name], name).numpy()
 
     return {
-        f"{module}.weight": gptq_values(*(raw(f"{module}.{part}") for part in ("qweight", "scales", "qzeros")))
+        f"{module}.weight": dequantize_gptq(*(raw(f"{module}.{part}") for part in ("qweight", "scales", "qzeros")))
         for module in modules
     }
 
@@ -87,7 +87,7 @@ def test_every_linear_layer_is_calibrated_and_the_error_falls(tiny_llama, corpus
     for node in graph.quantized:
         name = node.strip("/").rpartition("/")[0].replace("/", ".").replace(".attn.", ".self_attn.") + ".weight"
         if name in values:
-            rounded[name] = dequantised(graph.read_quantized(node))
+            rounded[name] = dequantize(graph.read_quantized(node))
     assert len(rounded) == 8, "the builder joins q, k and v, which have no weight of their own there"
     calibrated_too = {name: values[name] for name in rounded}
     errors = [error_on(corpus / "train.jsonl", tiny_llama, part) for part in (calibrated_too, rounded)]
@@ -95,7 +95,7 @@ def test_every_linear_layer_is_calibrated_and_the_error_falls(tiny_llama, corpus
 
 
 def test_calibrated_weights_lie_on_a_4_bit_grid_near_the_original(tiny_llama, calibrated):
-    stored = stored_weights(tiny_llama)
+    stored = locate_weights(tiny_llama)
     for name, value in weights_of(calibrated).items():
         original = read_weight(stored[name], name).float().numpy()
         blocks = value.reshape(len(value), -1, 32)
@@ -122,7 +122,7 @@ def test_the_built_model_holds_the_calibrated_weights_bit_for_bit(tiny_llama, co
     assert manifest["compared"]["weights"] == manifest["compared"]["of_weights"] == 11
     assert manifest["inputs"].keys() == {"merged", "calibrated"}
     graph, values = Graph(folder / "model.onnx"), weights_of(calibrated)
-    found = [dequantised(graph.read_quantized(node)) for node in graph.quantized]
+    found = [dequantize(graph.read_quantized(node)) for node in graph.quantized]
     attention = [f"model.layers.{layer}.self_attn" for layer in (0, 1)]
     joined = [np.concatenate([values.pop(f"{name}.{part}_proj.weight") for part in "qkv"]) for name in attention]
     for value in [*values.values(), *joined]:

@@ -127,7 +127,7 @@ def test_fp32_logits_of_another_checkpoint_are_refused(tiny_llama, phi3_fp32, ph
 def test_quantized_weights_are_the_merged_ones_on_the_grid_that_was_asked_for(
     tiny_phi3, phi3_corpus, tmp_path, options, grid
 ):
-    from lib.onnx.graph import Graph, dequantised
+    from lib.onnx.graph import Graph, dequantize
 
     folder = build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / "int4", **options)
     assert manifest_of(folder)["grid"] == grid
@@ -137,7 +137,7 @@ def test_quantized_weights_are_the_merged_ones_on_the_grid_that_was_asked_for(
     node = next(name for name in graph.quantized if "layers.1/mlp/down_proj" in name)
     weight = graph.read_quantized(node)
     original = merged_weight(tiny_phi3, "model.layers.1.mlp.down_proj.weight")
-    values = dequantised(weight)
+    values = dequantize(weight)
     assert values.shape == original.shape == (64, 128)
     steps = np.repeat(np.abs(weight.scales), weight.codes.shape[2], axis=1)[:, :128]
     assert (np.abs(values - original) <= 1.01 * steps).all()
@@ -197,7 +197,7 @@ def test_a_build_of_which_nothing_could_be_compared_is_not_called_verified(
     """As when a builder names its nodes otherwise."""
     import build_onnx
 
-    monkeypatch.setattr(build_onnx, "merged_names", lambda node, names: [])
+    monkeypatch.setattr(build_onnx, "list_merged_names", lambda node, names: [])
     with pytest.raises(UserError, match="nothing of the built model could be compared with the merged one"):
         build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / "int4")
     assert not list(tmp_path.iterdir())
@@ -208,17 +208,17 @@ def test_a_build_of_which_nothing_could_be_compared_is_not_called_verified(
 def test_the_grid_check_tells_weights_and_grids_apart(tiny_phi3, phi3_corpus, tmp_path):
     import build_onnx
 
-    from lib.onnx.graph import Graph, grid_of, largest_error
+    from lib.onnx.graph import Graph, measure_largest_error, name_grid
 
     folder = build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / "int4")
     graph = Graph(folder / "model.onnx")
     weight = graph.read_quantized("/model/layers.0/attn/o_proj/MatMul_Q4")
     right = merged_weight(tiny_phi3, "model.layers.0.self_attn.o_proj.weight")
     other = merged_weight(tiny_phi3, "model.layers.1.self_attn.o_proj.weight")
-    assert largest_error(weight, right) <= 0.52
-    assert largest_error(weight, other) > 2
-    assert grid_of(weight, right) == "default"
-    assert grid_of(weight, other) == "other"
+    assert measure_largest_error(weight, right) <= 0.52
+    assert measure_largest_error(weight, other) > 2
+    assert name_grid(weight, right) == "default"
+    assert name_grid(weight, other) == "other"
     with pytest.raises(UserError, match="algo_config rtn gave weights on the grid default"):
         build_onnx.check_weights(graph, tiny_phi3, {"algo_config": "rtn"})
 
@@ -259,7 +259,7 @@ def test_a_lost_end_token_is_an_error(phi3_fp32, tmp_path):
 
     folder = shutil.copytree(phi3_fp32, tmp_path / "copy")
     with pytest.raises(UserError, match=r"lost the end tokens \[7\]"):
-        build_onnx.set_search(folder, frozenset({2, 3, 7}))
+        build_onnx.configure_search(folder, frozenset({2, 3, 7}))
 
 
 def test_unknown_node_names_are_refused(tiny_phi3, phi3_corpus, tmp_path):
@@ -303,14 +303,14 @@ def full_pass(folder: Path, prompt: list[int], answer: list[int]) -> float:
     """Log probability of `answer` from one pass over the whole sequence."""
     import onnxruntime_genai as og
 
-    from lib.onnx.runtime import log_softmax
+    from lib.onnx.runtime import compute_log_softmax
 
     model = og.Model(str(folder))
     params = og.GeneratorParams(model)
     params.set_search_options(max_length=len(prompt + answer))
     generator = og.Generator(model, params)
     generator.append_tokens(np.array(prompt + answer[:-1], dtype=np.int32))
-    rows = log_softmax(generator.get_output("logits")[0])[len(prompt) - 1 :]
+    rows = compute_log_softmax(generator.get_output("logits")[0])[len(prompt) - 1 :]
     return float(rows[np.arange(len(answer)), answer].sum())
 
 
@@ -580,7 +580,7 @@ def test_benchmark_measures_one_model_alone(run_script, phi3_fp32, phi3_corpus, 
 
 
 def test_peak_memory_is_not_that_of_the_parent():
-    inner = "from lib.hardware.memory import peak_rss_mb; print(peak_rss_mb())"
+    inner = "from lib.hardware.memory import measure_peak_rss_mb; print(measure_peak_rss_mb())"
     outer = (
         "import os, sys; large = bytearray(b'1') * 600_000_000\n"
         f"os.execv(sys.executable, [sys.executable, '-c', {inner!r}])"

@@ -14,7 +14,7 @@ import pytest
 from check_tokenizer import write_empty_model
 from onnx import TensorProto, helper
 
-from lib.core.cli import UserError, error_line
+from lib.core.cli import UserError, format_error
 from lib.evaluation.onnx_scorer import Scorer
 from lib.onnx.packaged import load_packaged_tokenizer, read_genai_config, read_packaged_template
 from lib.onnx.runtime import load_onnx, open_onnx
@@ -92,7 +92,7 @@ def refusal(folder: Path, check: Callable[[Path], Any] = ask) -> str:
     """Return the line that a folder is refused with; any other exception than `UserError` fails the test."""
     with pytest.raises(UserError) as caught:
         check(folder)
-    line = error_line(caught.value)
+    line = format_error(caught.value)
     assert line.isprintable()
     return line
 
@@ -179,7 +179,7 @@ def test_every_part_may_be_of_another_type(model, value):
         try:
             read_genai_config(model)
         except UserError as error:
-            lines.append(error_line(error))
+            lines.append(format_error(error))
     assert len(lines) > 35  # of 43: an empty list, for one, is among the values of some keys
     assert all(line.isprintable() for line in lines)
 

@@ -67,7 +67,7 @@ def test_the_package_is_the_selected_build_with_template_and_card(workspace, tin
     ):
         assert text in card
     assert "None" not in card
-    assert "dequantised" not in card
+    assert "dequantized" not in card
     assert str(tiny_phi3.parent) not in card
     assert str(workspace) not in card
 
@@ -243,10 +243,10 @@ def test_a_line_of_a_file_gives_one_line_of_output(model, tmp_path, end, as_json
 def test_an_answer_is_one_line_and_exact_as_json(result, line):
     import predict
 
-    assert predict.as_line(result) == line
+    assert predict.format_line(result) == line
     given = {"text": "x\u2029y"}
-    assert len(predict.as_json(given, result).splitlines()) == 1
-    assert json.loads(predict.as_json(given, result)) == {"input": "x\u2029y", **result}
+    assert len(predict.format_json(given, result).splitlines()) == 1
+    assert json.loads(predict.format_json(given, result)) == {"input": "x\u2029y", **result}
 
 
 @pytest.mark.parametrize("library", ["pyarrow", "datasets"])
@@ -342,7 +342,7 @@ def test_of_a_huge_input_the_tokenizer_reads_no_more_than_can_matter(monkeypatch
     import predict
 
     from lib.data.tokenizer import Tokenizer
-    from lib.data.value_limits import most_characters
+    from lib.data.value_limits import compute_max_characters
     from support.tiny_models import train_tokenizer
 
     read = []
@@ -362,12 +362,12 @@ def test_of_a_huge_input_the_tokenizer_reads_no_more_than_can_matter(monkeypatch
     one = predict.Input({"phrase": "first " + "a " * 1_000_000 + "last"}, "text 1")
     if side == "reject":
         with pytest.raises(UserError, match="text 1: 'phrase' has 2,000,010 characters, the model takes 16 tokens"):
-            predict.fitting_prompt(one, dict(one.row), template, tokenizer)
+            predict.render_fitting_prompt(one, dict(one.row), template, tokenizer)
         assert not read
     else:
-        prompt = predict.fitting_prompt(one, dict(one.row), template, tokenizer)
+        prompt = predict.render_fitting_prompt(one, dict(one.row), template, tokenizer)
         assert ("first" in prompt, "last" in prompt) == (side == "right", side == "left")
-        assert max(read) <= most_characters(16) + len("\njoy<e>")
+        assert max(read) <= compute_max_characters(16) + len("\njoy<e>")
 
 
 def test_several_columns_need_a_table(model, tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 
 from lib.config.variants import VALID_PRECISIONS, Variant
 from lib.core.files import read_json
-from lib.provenance.manifests import manifest_path
+from lib.provenance.manifests import build_manifest_path
 from support.onnx_samples import build, write_corpus
 
 MIXED = (None, "last_matmul:int8", "mixed_layers:int8", "last_matmul:int8,mixed_layers:int8")
@@ -56,7 +56,7 @@ def test_each_precision_of_a_provider_can_be_built(tiny_llama, tmp_path):
         for precision in precisions:
             output = tmp_path / f"{provider}-{precision}"
             build(tiny_llama, rows, output, execution_provider=provider, precision=precision)
-            assert read_json(manifest_path(output))["verified"] == (provider == "cpu")
+            assert read_json(build_manifest_path(output))["verified"] == (provider == "cpu")
 
 
 def test_a_precision_that_a_provider_cannot_run_is_refused():
@@ -104,16 +104,16 @@ def test_a_head_unlike_the_embeddings_is_kept_apart_from_them(tiny_llama, tiny_p
 
 def test_an_8_bit_head_is_nearer_to_the_checkpoint(tiny_phi3, tmp_path):
     """The same body, the head in 4 or in 8 bits or whole: what it adds to the error falls in that order."""
-    from lib.models.safetensors_streaming import read_weight, stored_weights
-    from lib.onnx.graph import Graph, dequantised
+    from lib.models.safetensors_streaming import locate_weights, read_weight
+    from lib.onnx.graph import Graph, dequantize
 
     rows = write_corpus(tmp_path / "corpus", tiny_phi3) / "rows.jsonl"
-    head = read_weight(stored_weights(tiny_phi3)["lm_head.weight"], "lm_head.weight").float().numpy()
+    head = read_weight(locate_weights(tiny_phi3)["lm_head.weight"], "lm_head.weight").float().numpy()
     errors = []
     for name, options in (("int4", {}), ("int8", {"matmul_mixed_precision": "last_matmul:int8"})):
         graph = Graph(build(tiny_phi3, rows, tmp_path / name, **options) / "model.onnx")
         node = next(node for node in graph.quantized if "lm_head" in node)
-        errors.append(float(np.abs(dequantised(graph.read_quantized(node)) - head).mean()))
+        errors.append(float(np.abs(dequantize(graph.read_quantized(node)) - head).mean()))
     whole = build(tiny_phi3, rows, tmp_path / "whole", nodes_to_exclude=["/lm_head/MatMul"])
     assert errors[1] < errors[0] / 8
     assert not any("lm_head" in node for node in Graph(whole / "model.onnx").quantized)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.provenance.code_closure import code_closure
+from lib.provenance.code_closure import find_code_closure
 from support.paths import ROOT, SCRIPTS
 from support.rules import RULE_SCRIPTS, TEXT
 
@@ -92,7 +92,7 @@ def test_the_walls_know_every_script_that_a_rule_starts():
 @pytest.mark.parametrize("name", STARTED)
 def test_no_script_of_a_rule_knows_the_workflow_the_configuration_or_the_resources(name):
     """An edit to how runs are planned, checked or given memory must retrain nothing."""
-    closure = code_closure(SCRIPTS / f"{name}.py")
+    closure = find_code_closure(SCRIPTS / f"{name}.py")
     assert closure
     assert [path.name for path in closure if package_of(path) in ("workflow", "config")] == []
     assert LIB / "hardware" / "resources.py" not in closure

@@ -12,7 +12,7 @@ import yaml
 from snakemake.resources import Resources
 
 from lib.hardware import resources
-from lib.provenance.code_closure import code_closure
+from lib.provenance.code_closure import find_code_closure
 from lib.sources.lock_file import read_lock
 from lib.workflow.helpers import choose_environment_file
 from support.paths import ROOT, SCRIPTS
@@ -20,7 +20,7 @@ from support.rules import RULE_SCRIPTS, TEXT, environments, pip_lines, rule_text
 
 
 def test_generated_files_are_up_to_date():
-    done = subprocess.run([sys.executable, SCRIPTS / "generate.py", "--check"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, SCRIPTS / "render_generated.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stderr}\nrun `make generated`"
 
 
@@ -48,7 +48,7 @@ MODULE_OF = {
 @pytest.mark.parametrize("name", RULE_SCRIPTS)
 def test_every_import_of_a_script_is_in_its_conda_environments(name):
     script = SCRIPTS / f"{name}.py"
-    needed = {m.partition(".")[0] for path in (script, *code_closure(script)) for m in imported(path)}
+    needed = {m.partition(".")[0] for path in (script, *find_code_closure(script)) for m in imported(path)}
     foreign = needed - set(sys.stdlib_module_names) - {"lib"} - OPTIONAL.get(name, set())
     for environment in environments(name):
         packages = {pin.partition("=")[0] for pin in pip_lines(environment)}
@@ -87,7 +87,7 @@ def test_the_closure_follows_imports_of_imports(tmp_path):
     (tmp_path / "lib/c.py").write_text("")
     (tmp_path / "lib/unused.py").write_text("")
     (tmp_path / "script.py").write_text("import lib.a\n")
-    assert [path.name for path in code_closure(tmp_path / "script.py")] == ["a.py", "b.py", "c.py"]
+    assert [path.name for path in find_code_closure(tmp_path / "script.py")] == ["a.py", "b.py", "c.py"]
 
 
 ENVIRONMENTS = sorted((ROOT / "envs").rglob("*.yaml"))
@@ -174,19 +174,23 @@ FINETUNE = {
 def test_memory_grows_with_the_model_and_lies_above_what_was_measured():
     """Measured peaks with SmolLM2-135M in fp32 on 2 cores: docs in lib/hardware/resources.py."""
     small, large = 134_515_008, 3_821_079_552
-    assert 2_000 < resources.train_mb(small, FINETUNE, 128) < 8_000
-    assert resources.train_mb(large, FINETUNE, 128) > 4 * large / 1e6
-    assert 776 < resources.merge_mb(361_800_000) < resources.merge_mb(large)  # it streams: less than the weights
-    for formula in (resources.fetch_model_mb, resources.build_mb, resources.score_mb):
+    assert 2_000 < resources.estimate_train_mb(small, FINETUNE, 128) < 8_000
+    assert resources.estimate_train_mb(large, FINETUNE, 128) > 4 * large / 1e6
+    assert (
+        776 < resources.estimate_merge_mb(361_800_000) < resources.estimate_merge_mb(large)
+    )  # it streams: less than the weights
+    for formula in (resources.estimate_fetch_model_mb, resources.estimate_build_mb, resources.estimate_score_mb):
         assert formula(small) < formula(large)
         assert formula(large) > 4 * large / 1e6
 
 
 def test_a_retry_gets_more_time():
-    first, second = (resources.train_minutes(134_515_008, 1.0, FINETUNE, attempt) for attempt in (1, 2))
+    first, second = (resources.estimate_train_minutes(134_515_008, 1.0, FINETUNE, attempt) for attempt in (1, 2))
     assert second > first > 10
 
 
 def test_steps_decide_over_epochs():
     steps = {**FINETUNE, "max_steps": 10}
-    assert resources.train_minutes(10**9, 1000.0, steps, 1) < resources.train_minutes(10**9, 1000.0, FINETUNE, 1)
+    assert resources.estimate_train_minutes(10**9, 1000.0, steps, 1) < resources.estimate_train_minutes(
+        10**9, 1000.0, FINETUNE, 1
+    )

@@ -1,6 +1,6 @@
 """Correctness traps that no other test file is about; tests/traps.md lists all of them with where each is caught.
 
-Most are tried on a model that has really learnt: which word stands in a text decides its label, and one
+Most are tried on a model that has really learned: which word stands in a text decides its label, and one
 label begins another.
 """
 
@@ -18,12 +18,12 @@ from lib.core.cli import UserError
 from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.data.templates import compile_template, render_completion, render_prompt
 from lib.data.tokenizer import load_tokenizer
-from lib.evaluation.answers import label_shares
-from lib.evaluation.metrics import quality
+from lib.evaluation.answers import compute_label_shares
+from lib.evaluation.metrics import measure_quality
 from lib.evaluation.scoring import encode_choices
 from lib.models.loading import load_adapter, load_model
-from lib.onnx.graph import Graph, dequantised
-from lib.provenance.manifests import manifest_path, write_manifest
+from lib.onnx.graph import Graph, dequantize
+from lib.provenance.manifests import build_manifest_path, write_manifest
 from lib.training import batching
 from support.learnable_task import LABELS, WORDS, with_louder_logits
 from support.onnx_samples import build, write_corpus
@@ -132,10 +132,10 @@ def learned(tiny_phi3, tmp_path_factory) -> Learned:
 
 
 def measured(predictions: list[dict[str, Any]]) -> dict[str, Any]:
-    return quality("classification", predictions, LABELS, seed=0, samples=50)
+    return measure_quality("classification", predictions, LABELS, seed=0, samples=50)
 
 
-# What is learnt
+# What is learned
 
 
 def test_a_taught_model_says_each_label_and_stops(learned):
@@ -179,8 +179,8 @@ def test_another_row_of_the_batch_changes_no_logits(tiny_model, tmp_path):
         for row in (rows[0], rows[1], rows[4])
     )
     size, model, logits = len(short["input_ids"]), load_model(tiny_model), []
-    for neighbours in ([one], [other], [other, one], []):
-        batch = batching.Collator(pad_id=2)([short, *neighbours])
+    for neighbors in ([one], [other], [other, one], []):
+        batch = batching.Collator(pad_id=2)([short, *neighbors])
         assert batch["position_ids"][0][batch["attention_mask"][0] == 1].tolist() == list(range(size))
         with torch.inference_mode():
             kept = batch | {"logits_to_keep": size}
@@ -212,11 +212,11 @@ def test_the_trainers_gradients_do_not_depend_on_accumulation(tiny_llama, tmp_pa
 
 def test_two_gpus_are_no_data_parallel(monkeypatch, tmp_path):
     """`nn.DataParallel` starts by itself where two GPUs are seen (31): averages wrong, and slower."""
-    from lib.training.trainer import training_arguments
+    from lib.training.trainer import build_training_arguments
 
     for name, value in {"is_available": True, "device_count": 2, "set_device": None}.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-    arguments = training_arguments({**FINETUNE, "max_steps": 1}, 0, tmp_path, torch.float32)
+    arguments = build_training_arguments({**FINETUNE, "max_steps": 1}, 0, tmp_path, torch.float32)
     assert arguments.device.type == "cuda", "the pretence works"
     assert arguments.n_gpu == 1
     assert arguments.train_batch_size == FINETUNE["per_device_train_batch_size"]
@@ -234,7 +234,7 @@ def test_phi3_mini_gets_an_adapter_on_each_projection():
     with torch.device("meta"):
         model = Phi3ForCausalLM(config)
         assert sum(part.numel() for part in model.parameters()) == 3_821_079_552
-        adapted = train_adapter.lora_model(model, {**FINETUNE, "r": 16})
+        adapted = train_adapter.build_lora_model(model, {**FINETUNE, "r": 16})
     names = {name.partition(".lora_A")[0] for name, _ in adapted.named_parameters() if ".lora_A" in name}
     kinds = [name.rpartition(".")[2] for name in names]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == dict.fromkeys(
@@ -257,7 +257,7 @@ def peft_adapter(base: Path, folder: Path, **options: Any) -> Path:
         if "lora_" in name:
             torch.nn.init.normal_(part, std=0.1)
     model.save_pretrained(folder)
-    write_manifest(folder, inputs={"base": manifest_path(base)}, settings={})
+    write_manifest(folder, inputs={"base": build_manifest_path(base)}, settings={})
     return folder
 
 
@@ -404,7 +404,7 @@ def test_training_and_use_read_the_same_ids(tiny_model, tmp_path):
     for raw in kept:
         row = rows[raw["id"]]
         trained = batching.encode_rows(load_tokenizer(tiny_model), [row], loss="completion", max_length=512)[0]
-        prompt = predict.fitting_prompt(predict.Input(raw["values"], "test"), raw["values"], template, tokenizer)
+        prompt = predict.render_fitting_prompt(predict.Input(raw["values"], "test"), raw["values"], template, tokenizer)
         asked = tokenizer.encode(prompt)
         assert asked == theirs.encode(prompt).tolist()
         assert asked == trained["input_ids"][: len(asked)]
@@ -420,7 +420,7 @@ def kl(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> float:
     """Mean KL(before || after) of the label probabilities, in nats."""
     total = 0.0
     for one, other in zip(before, after, strict=True):
-        old, new = label_shares(one["log_probs"]), label_shares(other["log_probs"])
+        old, new = compute_label_shares(one["log_probs"]), compute_label_shares(other["log_probs"])
         total += sum(old[label] * (np.log(old[label]) - np.log(new[label])) for label in LABELS)
     return total / len(before)
 
@@ -445,7 +445,7 @@ def test_answers_do_not_vary_though_the_base_model_samples(learned, tmp_path):
     write_manifest(base, inputs={}, settings={})
     tokenizer, model = load_tokenizer(base), load_model(base)
     prompts = tokenizer.encode_batch([row["prompt"] for row in learned.rows()[:3]])
-    answers = [torch_scorer.greedy(model, tokenizer, [ids], 6)[0] for _ in range(3) for ids in prompts]
+    answers = [torch_scorer.decode_greedily(model, tokenizer, [ids], 6)[0] for _ in range(3) for ids in prompts]
     onnx = load_onnx(build(base, learned.corpus / "validation.jsonl", tmp_path / "fp32", precision="fp32"), threads=1)
     reader = Reader(onnx, max(map(len, prompts)) + 6)
     said = [(reader.read(ids), reader.answer(6))[1] for _ in range(3) for ids in prompts]
@@ -533,9 +533,9 @@ def test_rows_that_no_block_divides_are_quantized_whole(tiny_llama, tmp_path, bl
     assert (weight.columns, weight.codes.shape[1]) == (100, -(-100 // block))
     steps = np.repeat(np.abs(weight.scales), block, axis=1)[:, :100]
     # The grid has one code less on one side of zero: there a value may lie a whole step away.
-    assert (np.abs(dequantised(weight) - original) <= 1.001 * steps).all()
+    assert (np.abs(dequantize(weight) - original) <= 1.001 * steps).all()
     inside = np.abs(original) < 6.9 * steps
-    assert (np.abs(dequantised(weight) - original)[inside] <= 0.51 * steps[inside]).all()
+    assert (np.abs(dequantize(weight) - original)[inside] <= 0.51 * steps[inside]).all()
 
 
 def weights_of(base: Path) -> dict[str, np.ndarray]:
@@ -575,7 +575,7 @@ def test_a_head_that_is_spared_is_spared(learned, tmp_path, options, step):
     folder = build(learned.merged, learned.corpus / "validation.jsonl", tmp_path / "int4", **options)
     head, graph = weights_of(learned.merged)["lm_head.weight"], Graph(folder / "model.onnx")
     nodes = [name for name in graph.quantized if "lm_head" in name]
-    found = dequantised(graph.read_quantized(nodes[0])) if nodes else fp32_weight(folder, "/lm_head/MatMul")
+    found = dequantize(graph.read_quantized(nodes[0])) if nodes else fp32_weight(folder, "/lm_head/MatMul")
     assert np.abs(found - head).max() <= step * np.abs(head).max()
     merged = learned.scored(load_model(learned.merged))
     assert kl(merged, learned.scored_onnx(folder)) < kl(merged, learned.scored_onnx(learned.int4))
@@ -603,7 +603,7 @@ def test_no_weight_depends_on_the_rows_that_a_build_is_checked_with(learned, tmp
     other = tmp_path / "rows.jsonl"
     write_jsonl(other, [{**row, "prompt": row["prompt"].replace("the", "42")} for row in learned.rows("train")])
     again = build(learned.merged, other, tmp_path / "int4")
-    assert manifest_path(again).read_bytes() == manifest_path(learned.int4).read_bytes()
+    assert build_manifest_path(again).read_bytes() == build_manifest_path(learned.int4).read_bytes()
 
 
 # Scores
@@ -630,9 +630,9 @@ def test_scores_and_package_name_one_template(learned, tmp_path):
     shutil.move(rows / "validation.jsonl", rows / "rows.jsonl")
     found, _ = score(learned.int4, learned.base, rows, tmp_path / "score.json")
     shutil.copytree(learned.int4, tmp_path / "runs/lora/onnx/int4")
-    shutil.copyfile(manifest_path(learned.int4), tmp_path / "runs/lora/onnx/int4.manifest.json")
+    shutil.copyfile(build_manifest_path(learned.int4), tmp_path / "runs/lora/onnx/int4.manifest.json")
     model = package(tmp_path, learned.base, learned.corpus)
-    packaged = read_json(manifest_path(model))["files"]["template.json"]
+    packaged = read_json(build_manifest_path(model))["files"]["template.json"]
     assert packaged == found["inputs"]["template"] == sha256_file(learned.corpus / "template.json")
 
 

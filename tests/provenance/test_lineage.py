@@ -1,4 +1,4 @@
-"""Every number leads back to its sources, and no wrong artefact is taken for a right one, on real Snakemake runs."""
+"""Every number leads back to its sources, and no wrong artifact is taken for a right one, on real Snakemake runs."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from lib.core.files import read_json, sha256_file, write_json
-from lib.provenance.lineage import broken_links, read_lineage, walk
+from lib.provenance.lineage import find_broken_links, read_lineage, walk
 from lib.workflow.snakemake_metadata import UNKNOWN, agree, open_metadata
 from support.workspaces import Workspace
 
@@ -27,7 +27,7 @@ def inside(workspace, monkeypatch) -> Workspace:
 
 
 def trace(workspace: Workspace, *words: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "scripts/trace.py", *words]
+    command = [sys.executable, "scripts/trace_lineage.py", *words]
     return subprocess.run(command, cwd=workspace.root, capture_output=True, text=True)
 
 
@@ -46,7 +46,7 @@ def put_from_elsewhere(results: Path, elsewhere: Path) -> None:
 # The chain
 
 
-def test_every_artefact_is_known_with_its_bytes(inside):
+def test_every_artifact_is_known_with_its_bytes(inside):
     lineage = read_lineage(Path("results"))
     inside_folders = [path for path in lineage.by_output if Path(path).is_dir()]
     for path in Path("results").rglob("*"):
@@ -110,7 +110,7 @@ def test_verify_checks_everything(inside):
     assert "lead back to 2 sources" in done.stdout
 
 
-def test_any_changed_byte_of_any_artefact_is_found(inside):
+def test_any_changed_byte_of_any_artifact_is_found(inside):
     """Times stay, so that the bytes alone can tell."""
     lineage = read_lineage(Path("results"))
     files = [
@@ -125,11 +125,11 @@ def test_any_changed_byte_of_any_artefact_is_found(inside):
         place = len(whole) // 2
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-        broken = [one.path for one in broken_links(lineage, sorted(lineage.by_output))]
+        broken = [one.path for one in find_broken_links(lineage, sorted(lineage.by_output))]
         assert any(file.is_relative_to(path) for path in broken), file
         file.write_bytes(whole)
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert list(broken_links(lineage, sorted(lineage.by_output))) == []
+    assert list(find_broken_links(lineage, sorted(lineage.by_output))) == []
 
 
 @pytest.mark.parametrize("source", ["rows", "scripts/lib/training/batching.py"])

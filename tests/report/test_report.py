@@ -9,7 +9,7 @@ import pytest
 
 from lib.core.files import sha256_file
 from lib.evaluation.registry import MAIN_METRIC
-from lib.provenance.code_closure import code_closure
+from lib.provenance.code_closure import find_code_closure
 from lib.report import findings, formatting, plots, timings
 from lib.report.evidence import SHOWN, Evidence
 from support.made_run import NASTY
@@ -106,10 +106,10 @@ def test_the_head_says_whether_to_ship_and_has_the_numbers(made, page):
     main = MAIN_METRIC[made.task]
     head = page.text.split(QUESTIONS["model"])[0]
     for value in (
-        formatting.metric(main, model["test"][main]),
-        formatting.interval(main, model["test"]),
-        formatting.number(model["size_mb"], 1),
-        formatting.number(model["tokens_per_second"], 1),
+        formatting.format_metric(main, model["test"][main]),
+        formatting.format_interval(main, model["test"]),
+        formatting.format_number(model["size_mb"], 1),
+        formatting.format_number(model["tokens_per_second"], 1),
         summary["verdict"]["text"],
     ):
         assert value in head
@@ -167,7 +167,7 @@ def test_the_plot_of_many_variants_shows_the_best_and_says_so(made_sweep, sweep_
 
 def test_the_ranking_of_a_sweep_is_there_with_its_sentence(made_sweep, sweep_html):
     ranking, text = made_sweep.read("summary.json")["ranking"], Page(sweep_html).text
-    assert findings.ranked("macro_f1", ranking) in text
+    assert findings.describe_ranking("macro_f1", ranking) in text
     for one in ranking:
         shown = f"{one['group']}/{one['variant']} {len(one['seeds'])} {one['mean']:.3f} {'–' if one['sd'] is None else format(one['sd'], '.3f')}"
         assert shown in text
@@ -254,9 +254,9 @@ def test_an_old_report_is_not_a_job_of_this_one(made):
 
 def test_jobs_side_by_side_count_once_in_the_time_of_the_run():
     jobs = [timings.Job("a", 10, None, 100.0), timings.Job("b", 4, None, 103.0), timings.Job("c", 5, None, 108.0)]
-    found = timings.whole(jobs)
+    found = timings.sum_whole_run(jobs)
     assert (found.busy, found.between, list(found.breaks)) == (13, 0, [])
-    apart = timings.whole([*jobs, timings.Job("d", 1, None, 120.0), timings.Job("e", 1, None, 1000.0)])
+    apart = timings.sum_whole_run([*jobs, timings.Job("d", 1, None, 120.0), timings.Job("e", 1, None, 1000.0)])
     assert (apart.busy, apart.between, list(apart.breaks)) == (15, 7, [879])
 
 
@@ -322,7 +322,7 @@ def against(wins: int, losses: int, p: float, name: str = "merged", n: int = 200
 )
 def test_the_sentence_about_a_stage_follows_its_numbers(wins, losses, p, expected):
     quality = {"n": 200, "flips": wins + losses, "kl": 0.01, "against": against(wins, losses, p)}
-    sentence = findings.stage_cost("classification", "int4", quality)
+    sentence = findings.describe_stage_cost("classification", "int4", quality)
     assert expected in sentence
     assert sentence.startswith("int4 against merged: ")
 
@@ -358,14 +358,14 @@ def summary(
     ],
 )
 def test_the_sentence_about_the_baseline_follows_its_numbers(tfidf, expected):
-    assert findings.worth_it("classification", summary(tfidf), "200 test rows").startswith(expected)
+    assert findings.describe_worth("classification", summary(tfidf), "200 test rows").startswith(expected)
 
 
 def test_baselines_that_are_not_beaten_are_named():
-    text = " ".join(findings.all_rivals("classification", summary((60, 20, 0.001), keyword=(10, 60, 0.0001))))
+    text = " ".join(findings.describe_rivals("classification", summary((60, 20, 0.001), keyword=(10, 60, 0.0001))))
     assert "better, by more than chance explains, than TF-IDF + logistic regression (0.600) and untouched" in text
     assert "It is worse than label word in text (1.050)." in text
-    text = " ".join(findings.all_rivals("classification", summary((30, 20, 0.2))))
+    text = " ".join(findings.describe_rivals("classification", summary((30, 20, 0.2))))
     assert "It is not shown to be better than TF-IDF + logistic regression (0.750)." in text
 
 
@@ -375,10 +375,10 @@ def test_a_nearest_centroid_is_never_called_a_regression():
 
     made = summary((90, 10, 0.0001), first="nearest_centroid")
     told = [
-        findings.worth_it("classification", made, "200 test rows"),
-        findings.verdict("classification", made)[0],
+        findings.describe_worth("classification", made, "200 test rows"),
+        findings.state_verdict("classification", made)[0],
         package_model._scores("classification", made | {"model": made["model"]}),
-        formatting.check_name("accuracy_above_nearest_centroid"),
+        formatting.format_check_name("accuracy_above_nearest_centroid"),
     ]
     assert all("TF-IDF + nearest centroid" in text.replace("\\", "") for text in told)
     assert not any("regression" in text for text in told)
@@ -416,21 +416,21 @@ def test_a_nearest_centroid_is_never_called_a_regression():
     ],
 )
 def test_the_verdict_needs_the_gate_and_every_baseline(tfidf, checks, good, expected):
-    text, ship = findings.verdict("classification", summary(tfidf, checks=tuple(checks)))
+    text, ship = findings.state_verdict("classification", summary(tfidf, checks=tuple(checks)))
     assert expected in text
     assert ship is good
 
 
 def test_what_the_rows_cannot_show_is_said_with_the_number_of_rows_that_could():
-    shown = findings.what_rows_show("classification", against(60, 20, 0.001), 200, "TF-IDF")
+    shown = findings.describe_power("classification", against(60, 20, 0.001), 200, "TF-IDF")
     assert "about 320 rows would have been enough" in shown
-    open_ = findings.what_rows_show("classification", against(30, 20, 0.2), 200, "TF-IDF")
+    open_ = findings.describe_power("classification", against(30, 20, 0.2), 200, "TF-IDF")
     # 2.8 sqrt(50 / 200 / 200)
     assert (
         "200 rows show a difference of 9.9 points 4 times in 5. If the difference is as large as it looks here, about 320"
         in open_
     )
-    assert "nothing says how many could show one" in findings.what_rows_show(
+    assert "nothing says how many could show one" in findings.describe_power(
         "classification", against(9, 9, 1.0), 200, "TF-IDF"
     )
     one = {"run": "lora", "variant": "fp32", "difference": -0.01, "difference_ci95": [-0.03, 0.01]}
@@ -474,12 +474,12 @@ def rank(group: str, mean: float, told_apart: bool | None, seeds: int = 1) -> di
     ],
 )
 def test_the_sentence_about_the_ranking_says_what_is_noise(ranking, expected):
-    assert findings.ranked("macro_f1", ranking) == expected
+    assert findings.describe_ranking("macro_f1", ranking) == expected
 
 
 def test_many_equal_settings_are_counted_and_the_many_comparisons_are_said():
     ranking = [rank("best", 0.8, None), *(rank(f"s{number}", 0.79, False) for number in range(10))]
-    text = findings.ranked("macro_f1", ranking)
+    text = findings.describe_ranking("macro_f1", ranking)
     assert "from s0/int4, s1/int4, s2/int4, s3/int4 and 6 more: for all we know these differences are noise." in text
     assert "Each of the 10 intervals stands for itself" in text
 
@@ -500,10 +500,10 @@ def test_many_equal_settings_are_counted_and_the_many_comparisons_are_said():
     ],
 )
 def test_the_sentence_about_the_merge_follows_its_numbers(difference, ends, expected):
-    values = {"original": 0.78, "dequantised": 0.78 + difference}
-    merge = {"chosen": "dequantised", "metric": "macro_f1", "values": values, "difference": difference}
+    values = {"original": 0.78, "dequantized": 0.78 + difference}
+    merge = {"chosen": "dequantized", "metric": "macro_f1", "values": values, "difference": difference}
     text = findings.merge_choice("q", merge | {"difference_ci95": ends, "is_significant": ends[0] > 0})
-    assert text.startswith("Of the two merges of run q the one into the dequantised weights was kept: macro-F1 0.800")
+    assert text.startswith("Of the two merges of run q the one into the dequantized weights was kept: macro-F1 0.800")
     assert text.endswith(expected)
 
 
@@ -514,15 +514,15 @@ def test_a_model_that_was_only_quantized_is_compared_with_the_base():
         "base": {"size_mb": 270.0},
         "runs": {"base": {"stages": {"onnx-int4": stage}}},
     }
-    text = findings.quantization("classification", found)
+    text = findings.describe_quantization("classification", found)
     assert text.startswith("Against the untouched base model, int4 costs between")
     assert text.endswith("it has 90\u00a0MB instead of 270\u00a0MB.")
 
 
 def test_the_commonest_mistake_is_named():
-    some, none = (findings.label_pairs(["a", "b"], table) for table in ([[5, 3], [1, 6]], [[5, 0], [0, 6]]))
-    assert findings.errors(some).endswith("get a wrong label, most often a called b (3 rows).")
-    assert findings.errors(none) == "Nothing: all 11 test rows get their own label."
+    some, none = (findings.list_label_pairs(["a", "b"], table) for table in ([[5, 3], [1, 6]], [[5, 0], [0, 6]]))
+    assert findings.describe_errors(some).endswith("get a wrong label, most often a called b (3 rows).")
+    assert findings.describe_errors(none) == "Nothing: all 11 test rows get their own label."
 
 
 @pytest.mark.parametrize(
@@ -530,7 +530,7 @@ def test_the_commonest_mistake_is_named():
     [((0.01, 0.1), "too sure"), ((-0.1, -0.01), "surer than it says"), ((-0.1, 0.1), "about right")],
 )
 def test_the_sentence_about_probabilities_follows_the_interval(ends, expected):
-    assert expected in findings.calibrated({"gap_ci95": ends, "said": 0.8, "right": 0.75})
+    assert expected in findings.describe_reliability({"gap_ci95": ends, "said": 0.8, "right": 0.75})
 
 
 def test_every_plot_has_its_numbers_in_a_closed_table(html):
@@ -543,19 +543,19 @@ def test_every_plot_has_its_numbers_in_a_closed_table(html):
 def test_every_module_of_the_report_is_an_input_of_its_rule():
     """The rule's inputs are computed from imports: a module that they missed could change without a new report."""
     modules = {path for path in (SCRIPTS / "lib/report").glob("*.py") if path.name != "__init__.py"}
-    assert modules <= set(code_closure(SCRIPTS / "write_report.py"))
+    assert modules <= set(find_code_closure(SCRIPTS / "write_report.py"))
 
 
 def test_ticks_are_round_and_enclose_the_data():
-    assert plots.nice_ticks(0.13, 0.92) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert plots.nice_ticks(0, 137) == [0, 50, 100, 150]
-    same = plots.nice_ticks(0.8, 0.8)
+    assert plots.choose_ticks(0.13, 0.92) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert plots.choose_ticks(0, 137) == [0, 50, 100, 150]
+    same = plots.choose_ticks(0.8, 0.8)
     assert same[0] < 0.8 < same[-1]
 
 
 def test_names_in_a_plot_are_escaped_and_keep_apart():
     points = [plots.Point(name, 100, 0.5, (0.4, 0.6), False) for name in ("<a>", "b & c")]
-    svg = plots.scatter(points, "size", "accuracy")
+    svg = plots.draw_scatter(points, "size", "accuracy")
     assert "&lt;a&gt;" in svg
     assert "b &amp; c" in svg
     heights = re.findall(r'class="halo" x="[\d.]+" y="([\d.]+)"', svg)
@@ -569,7 +569,7 @@ def spots(values: list[tuple[float, float]]) -> list[plots.Spot]:
 
 
 def test_names_beside_the_front_never_cover_each_other_however_close_the_dots():
-    svg = plots.front(spots([(92.1, 0.80 + n / 10000) for n in range(12)]), "size", "macro-F1")
+    svg = plots.draw_front(spots([(92.1, 0.80 + n / 10000) for n in range(12)]), "size", "macro-F1")
     heights = sorted(float(y) for y in re.findall(r'<text x="266" y="([\d.]+)"', svg))
     assert len(heights) == 12
     assert min(after - before for before, after in itertools.pairwise(heights)) >= 16.9
@@ -579,5 +579,5 @@ def test_names_beside_the_front_never_cover_each_other_however_close_the_dots():
 
 def test_the_front_joins_the_best_for_each_size():
     assert plots._staircase([(3, 0.9), (1, 0.5), (2, 0.4), (2, 0.7), (4, 0.8)]) == [(1, 0.5), (2, 0.7), (3, 0.9)]
-    svg = plots.front([one._replace(in_line=False) for one in spots([(1, 0.5), (2, 0.7)])], "size", "macro-F1")
+    svg = plots.draw_front([one._replace(in_line=False) for one in spots([(1, 0.5), (2, 0.7)])], "size", "macro-F1")
     assert 'class="front"' not in svg  # nothing keeps the constraints

@@ -168,7 +168,7 @@ def test_runs_that_were_not_trained_here_have_what_there_is(made_sweep):
     variants = ["onnx-int4", "onnx-int4-mixed", "onnx-fp32", "onnx-cuda-int4"]
     wanted = {
         "lora-r-8-seed-1": ("adapter", "merged"),
-        "qlora": ("adapter", "merged-original", "merged-dequantised", "merged"),
+        "qlora": ("adapter", "merged-original", "merged-dequantized", "merged"),
         "given-adapter": ("adapter", "merged"),
         "given-merged": ("merged",),
         "base": (),
@@ -188,7 +188,7 @@ def test_each_stage_of_any_run_is_compared_with_what_it_was_made_from(made_sweep
         for run, facts in made_sweep.read("summary.json")["runs"].items()
     }
     assert before["qlora"]["adapter"] == before["given-adapter"]["adapter"] == "base"
-    assert {before["qlora"][f"merged{kind}"] for kind in ("", "-original", "-dequantised")} == {"adapter"}
+    assert {before["qlora"][f"merged{kind}"] for kind in ("", "-original", "-dequantized")} == {"adapter"}
     assert before["given-merged"]["merged"] == "base"
     for run, names in before.items():
         assert {names[f"onnx-{variant}"] for variant in ("int4", "fp32")} == {"base" if run == "base" else "merged"}
@@ -200,7 +200,7 @@ def test_folders_that_are_gone_keep_their_size(made, tmp_path):
     for stage in ("adapter", "merged"):
         run.path(f"runs/lora/{stage}/weights.bin").unlink()
     run.path("summary.json").unlink()
-    run.summarise()
+    run.summarize()
     assert run.read("summary.json") == made.read("summary.json")
 
 
@@ -210,7 +210,7 @@ def test_the_last_lines_of_a_run_come_from_its_summary(made_sweep):
     assert text.startswith(f"chosen: {summary['selected']['run']}/{summary['selected']['variant']}. macro-F1 0.")
     assert summary["verdict"]["text"] in text
     assert summary["verdict"] == dict(
-        zip(("text", "ship"), findings.verdict("classification", summary), strict=True)
+        zip(("text", "ship"), findings.state_verdict("classification", summary), strict=True)
     )  # the report's own sentence
 
 
@@ -218,7 +218,7 @@ def test_a_score_of_another_model_is_refused(made, tmp_path):
     run = made.copied(tmp_path / "run")
     run.path("summary.json").unlink()
     run.path("assembled.manifest.json").write_text('{"files": {}}')
-    done = run.summarise(check=False)
+    done = run.summarize(check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(
         "error: scores/model.test.json: scored was another model than assembled.manifest.json"

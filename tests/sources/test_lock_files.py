@@ -6,9 +6,9 @@ import re
 import zipfile
 from pathlib import Path
 
-import generate
 import lock_hashes
 import pytest
+import render_generated
 import set_up
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -42,15 +42,15 @@ def test_the_lock_knows_torch_of_pypi_and_of_pytorchs_page():
     locked = read_locked_versions(ROOT / "requirements.lock")
     asked = ["snakemake", "torch", "transformers", "peft", "bitsandbytes", "datasets", "onnxruntime-genai", "dvc"]
     assert {*asked, "setuptools"} <= set(locked)
-    torch = generate.hashed_pins("requirements.lock")["torch"]
-    cpu = generate.hashed_pins("envs/torch-cpu.lock")["torch"]
+    torch = render_generated.parse_hashed_pins("requirements.lock")["torch"]
+    cpu = render_generated.parse_hashed_pins("envs/torch-cpu.lock")["torch"]
     assert len(cpu.hashes) == 6, "CPython 3.11 to 3.13 on x86_64 and aarch64"
     assert CPU_BUILD in cpu.hashes
     assert set(cpu.hashes) < set(torch.hashes)
     assert cpu.pin == f"{torch.pin}+cpu"
 
 
-@pytest.mark.parametrize("environment", generate.ENVIRONMENTS)
+@pytest.mark.parametrize("environment", render_generated.ENVIRONMENTS)
 def test_pip_takes_nothing_of_an_environment_without_a_hash(environment):
     """Each requirement has hashes, and a package without a wheel, whose build would need others, is none or named."""
     lines = pip_lines(ROOT / environment)
@@ -70,7 +70,7 @@ def test_the_environments_follow_from_their_own_python():
         "python_full_version == '3.11.0'": True,
         "python_version >= '3.12'": False,
     }
-    assert {marker: generate._applies(Requirement(f"packaging ; {marker}")) for marker in needs} == needs
+    assert {marker: render_generated._applies(Requirement(f"packaging ; {marker}")) for marker in needs} == needs
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_set_up_without_torch_installs_all_else_with_hashes(monkeypatch, capsys)
             install = [{"metadata": {"name": name, "requires_dist": lines}} for name, lines in NEEDS.items()]
             Path(words[words.index("--report") + 1]).write_text(json.dumps({"install": install}))
 
-    monkeypatch.setattr(set_up, "pip", pip)
+    monkeypatch.setattr(set_up, "run_pip", pip)
     set_up.install_without_torch(entries)
     (dry, _), (words, text) = runs
     assert "--dry-run" in dry

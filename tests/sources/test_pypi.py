@@ -20,7 +20,7 @@ import pytest
 
 from lib.core.cli import UserError
 from lib.sources import package_index
-from lib.sources.pypi import package_file
+from lib.sources.pypi import fetch_package_file
 from support.wheels import METADATA, make_wheel
 
 
@@ -113,8 +113,8 @@ def shelf(tmp_path, monkeypatch) -> Path:
 def test_the_hash_chooses_between_wheel_and_sdist(shelf, tmp_path):
     wheel = make_wheel(shelf, {"demo/a.txt": b"from the wheel"})
     sdist = make_sdist(shelf, {"data/a.txt": b"from the sdist"})
-    assert package_file("demo-data", "1.0", wheel, "demo/a.txt", tmp_path / "w").read_bytes() == b"from the wheel"
-    found = package_file("demo-data", "1.0", sdist, "demo_data-1.0/data/a.txt", tmp_path / "s")
+    assert fetch_package_file("demo-data", "1.0", wheel, "demo/a.txt", tmp_path / "w").read_bytes() == b"from the wheel"
+    found = fetch_package_file("demo-data", "1.0", sdist, "demo_data-1.0/data/a.txt", tmp_path / "s")
     assert found == tmp_path / "s" / "a.txt"
     assert found.read_bytes() == b"from the sdist"
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["a.txt"]  # no scratch left
@@ -130,7 +130,7 @@ def test_no_code_of_a_hostile_sdist_runs(index, pip_settings, tmp_path, link):
     link = link.format("demo_data-1.0.tar.gz", sha256, host=host)
     (folder / "simple/demo-data/index.html").write_text(f'<!DOCTYPE html><a class="x" href="{link}">demo</a>')
     pip_settings(f"[global]\nindex-url = http://ann:geheim@{host}/simple\n")
-    assert package_file("Demo.Data", "1.0", sha256, "demo_data-1.0/data/a.txt", tmp_path).read_bytes() == b"a"
+    assert fetch_package_file("Demo.Data", "1.0", sha256, "demo_data-1.0/data/a.txt", tmp_path).read_bytes() == b"a"
     assert not (folder / "files/backend-ran").exists()
 
 
@@ -138,7 +138,7 @@ def test_a_login_is_asked_for_and_never_shown(index, pip_settings, tmp_path):
     _, host = index
     pip_settings(f"[global]\nindex-url = http://ann:falsch@{host}/simple\n")
     with pytest.raises(UserError, match=r"127\.0\.0\.1.*HTTP 401, a login: it belongs into") as caught:
-        package_file("demo-data", "1.0", "0" * 64, "demo/a.txt", tmp_path / "out")
+        fetch_package_file("demo-data", "1.0", "0" * 64, "demo/a.txt", tmp_path / "out")
     assert "falsch" not in str(caught.value)
 
 
@@ -154,8 +154,8 @@ def test_an_index_on_disk_and_a_folder_are_looked_into_too(index, pip_settings, 
         f"extra-index-url =\n  {(folder / 'simple').as_uri()}\n  {(folder / 'files').as_uri()}\n"
         "[install]\nno-index = 1\n"
     )
-    assert package_file("demo-data", "1.0", wheel, "demo/a.txt", tmp_path).read_bytes() == b"a"
-    assert package_file("demo-data", "1.0", sdist, "demo_data-1.0/data/a.txt", tmp_path).read_bytes() == b"b"
+    assert fetch_package_file("demo-data", "1.0", wheel, "demo/a.txt", tmp_path).read_bytes() == b"a"
+    assert fetch_package_file("demo-data", "1.0", sdist, "demo_data-1.0/data/a.txt", tmp_path).read_bytes() == b"b"
 
 
 def test_what_would_fill_the_disk_is_refused(shelf, tmp_path, monkeypatch):
@@ -163,14 +163,14 @@ def test_what_would_fill_the_disk_is_refused(shelf, tmp_path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(package_index.shutil, "disk_usage", lambda folder: usage(12 << 20))
     with pytest.raises(UserError, match=r"demo-data-1\.0|demo_data-1\.0.* more than half of the free disk"):
-        package_file("demo-data", "1.0", sha256, "demo/zeros", tmp_path / "out")
+        fetch_package_file("demo-data", "1.0", sha256, "demo/zeros", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
     monkeypatch.setattr(package_index.shutil, "disk_usage", lambda folder: usage(21 << 20))
     with zipfile.ZipFile(shelf / "demo_data-1.0-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("demo/zeros", bytes(20 << 20))
     sha256 = hashlib.sha256((shelf / "demo_data-1.0-py3-none-any.whl").read_bytes()).hexdigest()
     with pytest.raises(UserError, match=r"demo/zeros in package demo-data 1\.0 takes more than half of the free disk"):
-        package_file("demo-data", "1.0", sha256, "demo/zeros", tmp_path / "out")
+        fetch_package_file("demo-data", "1.0", sha256, "demo/zeros", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -178,19 +178,22 @@ def test_without_pip_nobody_knows_where_packages_lie(tmp_path, monkeypatch):
     venv.create(tmp_path / "bare", with_pip=False)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bare/bin/python"))
     with pytest.raises(UserError, match=r"no pip whose settings name the package index; run: python -m ensurepip"):
-        package_file("demo-data", "1.0", "0" * 64, "demo/a.txt", tmp_path / "out")
+        fetch_package_file("demo-data", "1.0", "0" * 64, "demo/a.txt", tmp_path / "out")
 
 
 def test_an_archive_inside_the_package_is_reached_into(shelf, tmp_path):
     inner = tar_gz({"in/rows.tsv": b"1\t2\n"})
     sha256 = make_wheel(shelf, {"demo/more.tar.gz": inner})
-    assert package_file("demo-data", "1.0", sha256, "demo/more.tar.gz!in/rows.tsv", tmp_path).read_bytes() == b"1\t2\n"
+    assert (
+        fetch_package_file("demo-data", "1.0", sha256, "demo/more.tar.gz!in/rows.tsv", tmp_path).read_bytes()
+        == b"1\t2\n"
+    )
 
 
 def test_nothing_of_a_package_with_another_hash_is_run(shelf, tmp_path):
     make_sdist(shelf, {"data/a.txt": b"a"})
     with pytest.raises(UserError, match=r"demo-data 1\.0 has no file with sha256 0{64} .*do not use it"):
-        package_file("demo-data", "1.0", "0" * 64, "demo_data-1.0/data/a.txt", tmp_path / "out")
+        fetch_package_file("demo-data", "1.0", "0" * 64, "demo_data-1.0/data/a.txt", tmp_path / "out")
     assert not (shelf / "backend-ran").exists()
     assert not list((tmp_path / "out").iterdir())
 
@@ -211,7 +214,7 @@ def test_nothing_of_a_package_with_another_hash_is_run(shelf, tmp_path):
 def test_what_is_wrong_is_said_in_one_line(shelf, tmp_path, name, version, file, message):
     sha256 = make_wheel(shelf, {"demo/a.txt": b"a"})
     with pytest.raises(UserError, match=message) as caught:
-        package_file(name, version, sha256, file, tmp_path / "out")
+        fetch_package_file(name, version, sha256, file, tmp_path / "out")
     assert "\n" not in str(caught.value)
 
 
@@ -230,7 +233,7 @@ def test_what_is_wrong_is_said_in_one_line(shelf, tmp_path, name, version, file,
 def test_an_index_out_of_reach_is_not_called_an_unknown_package(pip_settings, tmp_path, settings, message):
     pip_settings(f"[global]\n{settings}\n")
     with pytest.raises(UserError, match=rf"out of reach \(.*{message}.*; check the network") as caught:
-        package_file("demo-data", "1.0", "0" * 64, "demo/a.txt", tmp_path)
+        fetch_package_file("demo-data", "1.0", "0" * 64, "demo/a.txt", tmp_path)
     assert "geheim" not in str(caught.value)
 
 
@@ -242,14 +245,14 @@ def test_a_link_in_an_archive_leads_nowhere(shelf, tmp_path):
         archive.addfile(link)
     sha256 = make_wheel(shelf, {"demo/evil.tar.gz": buffer.getvalue()})
     with pytest.raises(UserError, match="no file passwd"):
-        package_file("demo-data", "1.0", sha256, "demo/evil.tar.gz!passwd", tmp_path)
+        fetch_package_file("demo-data", "1.0", sha256, "demo/evil.tar.gz!passwd", tmp_path)
 
 
-def test_tweets_are_labelled_at_half_a_point():
-    from fetch_tweets import tweet
+def test_tweets_are_labeled_at_half_a_point():
+    from fetch_tweets import parse_tweet
 
-    assert tweet("7\t0.5\tA\ttab &amp; more") == {"id": "7", "text": "A\ttab &amp; more", "sentiment": "positive"}
-    assert [tweet(f"1\t{rating}\tx")["sentiment"] for rating in ("-0.5", "-0.49", "0.49", "2")] == [
+    assert parse_tweet("7\t0.5\tA\ttab &amp; more") == {"id": "7", "text": "A\ttab &amp; more", "sentiment": "positive"}
+    assert [parse_tweet(f"1\t{rating}\tx")["sentiment"] for rating in ("-0.5", "-0.49", "0.49", "2")] == [
         "negative",
         "neutral",
         "neutral",

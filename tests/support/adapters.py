@@ -14,11 +14,11 @@ IDS = torch.arange(5, 41).view(3, 12)
 
 def taught(base: Path, folder: Path, method: str, **changes: Any) -> tuple[Any, dict[str, Any] | None]:
     """An adapter of `method` that does something, saved to `folder`; the model with it, and its quantization."""
-    from train_adapter import lora_model, save_adapter
+    from train_adapter import build_lora_model, save_adapter
 
     settings = Finetune.model_validate({"method": method, "r": 4, "alpha": 6, **changes}).model_dump()
     torch.manual_seed(1)
-    model = lora_model(load_model(base, quantization=choose_quantization(settings)), settings)
+    model = build_lora_model(load_model(base, quantization=choose_quantization(settings)), settings)
     for name, part in model.named_parameters():
         if "lora_B" in name:
             part.data = 0.1 * torch.randn_like(part)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
-from lib.data.rows import record_id
+from lib.data.rows import compute_row_id
 
 DATA = {"target": "tone", "labels": None, "special_tokens": "reject", "near_duplicates": 0.8, "min_rows_per_class": 1}
 CORPUS = {
@@ -70,7 +70,7 @@ def kept_rows(phrases: list[str] = PHRASES) -> list[dict]:
     rows = []
     for index, phrase in enumerate(phrases):
         target = ("joy", "fear")[index % 2]
-        id_ = record_id({"phrase": phrase, "tone": target})
+        id_ = compute_row_id({"phrase": phrase, "tone": target})
         place = {"file": "data/a.json", "line": index + 10}
         rows.append({"id": id_, **place, "values": {"phrase": phrase}, "target": target, "cluster": index})
     return rows

@@ -41,8 +41,10 @@ def fetch_path(path: Path, out: Path, count: int) -> dict:
 
 def download(hub: FakeHub, tmp_path: Path, **environment) -> Path:
     """Download the files of the model a/b and nothing more, for what needs no torch; returns their folder."""
-    code = "import sys; from lib.sources.huggingface import download_files; from fetch_model import needed_files;"
-    code += f"print(download_files('a/b', '{COMMIT}', lambda names: needed_files(names, 'a/b')))"
+    code = (
+        "import sys; from lib.sources.huggingface import download_files; from fetch_model import select_needed_files;"
+    )
+    code += f"print(download_files('a/b', '{COMMIT}', lambda names: select_needed_files(names, 'a/b')))"
     environment = hub.environment(tmp_path / "home", PYTHONPATH=str(ROOT / "scripts"), **environment)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

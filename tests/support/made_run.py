@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lib.core.files import sha256_file, write_json, write_jsonl
-from lib.evaluation.bootstrap import bootstrap_interval, point_estimate
-from lib.evaluation.metrics import quality, statistics
+from lib.evaluation.bootstrap import bootstrap_interval, compute_point_estimate
+from lib.evaluation.metrics import build_statistics, measure_quality
 
 LABELS = ["negative", "neutral", "positive"]
 ALIKE = {"positive": 30, "Positive": 2}  # spellings of labels that differ by case alone
@@ -35,7 +35,7 @@ SELECTION = {
     "max_peak_rss_mb": None,
 }
 VARIANTS = {"int4": (92.1, 61.0), "int4-mixed": (121.4, 48.5), "fp32": (540.2, 21.7)}  # MB, tokens per second
-MERGES = ("original", "dequantised")
+MERGES = ("original", "dequantized")
 
 
 class Run(NamedTuple):
@@ -83,7 +83,7 @@ class MadeRun:
         self.score_baselines()
         self.select()
         self.check_gate(minimum={"accuracy": 0.5} if self.task == "classification" else {"chrf": 99.5})
-        self.summarise()
+        self.summarize()
         self.write_report()
         return self
 
@@ -164,9 +164,9 @@ class MadeRun:
             cwd=self.folder,
         )
 
-    def summarise(self, check: bool = True) -> Any:
+    def summarize(self, check: bool = True) -> Any:
         return self._run(
-            "summarise",
+            "summarize",
             "--audit",
             "data/audit.json",
             "--split",
@@ -348,8 +348,8 @@ class MadeRun:
 
     def _write_merge(self, run: str, stages: dict[str, list[dict[str, Any]]]) -> None:
         """What `choose_merge` says of the two merges."""
-        found = {kind: statistics(self.task, stages[f"merged-{kind}"], LABELS)["macro_f1"] for kind in MERGES}
-        values = {kind: point_estimate(one) or 0.0 for kind, one in found.items()}
+        found = {kind: build_statistics(self.task, stages[f"merged-{kind}"], LABELS)["macro_f1"] for kind in MERGES}
+        values = {kind: compute_point_estimate(one) or 0.0 for kind, one in found.items()}
         chosen, other = sorted(MERGES, key=lambda kind: -values[kind])
         ends = bootstrap_interval(found[chosen], seed=0, samples=500, minus=found[other]) or [0.0, 0.0]
         write_json(self.path(f"runs/{run}/merge.json"), {
@@ -358,7 +358,7 @@ class MadeRun:
 
     def _write_score(self, stage: str, split: str, predictions: list[dict[str, Any]], of: str) -> None:
         labels = LABELS if self.task == "classification" else None
-        measured = quality(self.task, predictions, labels, seed=0, samples=EVALUATE["bootstrap_samples"])
+        measured = measure_quality(self.task, predictions, labels, seed=0, samples=EVALUATE["bootstrap_samples"])
         inputs = {"model": sha256_file(self.path(f"{of}.manifest.json"))}
         name = self.path(f"scores/{stage}.{split}.json")
         write_json(name, {"stage": stage, "split": split, "task": self.task, **measured, "inputs": inputs})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lib.core.files import write_json
 from lib.core.layout import Layout
-from lib.provenance.manifests import manifest_path
+from lib.provenance.manifests import build_manifest_path
 
 PACKAGE_SETTINGS = {
     "task": "classification",
@@ -53,7 +53,7 @@ def package(folder: Path, base: Path, corpus: Path, selection: dict = SELECTION,
         argparse.Namespace(
             assembled=folder / "assembled",
             selection=folder / "selection.json",
-            base_manifest=manifest_path(base),
+            base_manifest=build_manifest_path(base),
             summary=folder / "summary.json",
             output=folder / "model",
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_adapter import lora_model
+from train_adapter import build_lora_model
 from transformers import TrainerCallback, set_seed
 
 from lib.core.files import read_json, read_jsonl
@@ -13,7 +13,7 @@ from lib.data.tokenizer import load_tokenizer
 from lib.evaluation import torch_scorer
 from lib.models.loading import load_model
 from lib.training import batching
-from lib.training.trainer import AdapterTrainer, adapter_trainer
+from lib.training.trainer import AdapterTrainer, build_adapter_trainer
 from support.training import EVALUATE, FINETUNE
 
 
@@ -29,12 +29,12 @@ class Taught:
             for name, rows in self.rows.items()
         }
         set_seed(0)
-        self.model = lora_model(load_model(base, dtype), self.settings)
+        self.model = build_lora_model(load_model(base, dtype), self.settings)
         self.work = work
 
     def trainer(self, measure: Any = None, *callbacks: TrainerCallback) -> AdapterTrainer:
         classes = [row["label"] for row in self.rows["train"]]
-        result = adapter_trainer(
+        result = build_adapter_trainer(
             *(self.model, self.encoded, self.settings),
             **{"seed": 0, "work": self.work, "pad_id": 2, "measure": measure, "classes": classes},
         )
@@ -44,7 +44,7 @@ class Taught:
 
     def task_quality(self) -> Any:
         made_of = {"tokenizer": self.tokenizer, "template": self.template, "rows": self.rows["validation"]}
-        return partial(torch_scorer.task_quality, **made_of, evaluate=EVALUATE)
+        return partial(torch_scorer.measure_task_quality, **made_of, evaluate=EVALUATE)
 
     def predictions(self, model: Any) -> list[dict[str, Any]]:
         return torch_scorer.score_labels(model, self.tokenizer, self.template, self.rows["validation"], 8)

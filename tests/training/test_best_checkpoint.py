@@ -17,11 +17,11 @@ from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.data.templates import compile_template, render_completion
 from lib.data.tokenizer import load_tokenizer
 from lib.evaluation import torch_scorer
-from lib.evaluation.metrics import quality
+from lib.evaluation.metrics import measure_quality
 from lib.evaluation.registry import SELECTED_BY
 from lib.models.loading import load_adapter, load_model
 from lib.training import packing
-from lib.training.callbacks import last_checkpoint, stopped_early, validations
+from lib.training.callbacks import find_last_checkpoint, has_stopped_early, list_validations
 from lib.training.trainer import AdapterTrainer
 from support.trainer import Taught, Weights, equal, trainable
 from support.training import EVALUATE, LABELS, adapter_hash, make_corpus, train, train_command
@@ -64,7 +64,7 @@ def test_probabilities_while_training_are_those_of_the_saved_adapter(tiny_model,
     found = taught.predictions(load_adapter(load_model(tiny_model), tmp_path / "adapter"))
     for while_training, afterwards in zip(seen[-1], found, strict=True):
         assert while_training["log_probs"] == pytest.approx(afterwards["log_probs"], abs=1e-5)
-    whole = quality("classification", found, LABELS, seed=0, samples=10)["quality"]
+    whole = measure_quality("classification", found, LABELS, seed=0, samples=10)["quality"]
     assert trainer.state.log_history[-2]["eval_macro_f1"] == whole["macro_f1"]
 
 
@@ -81,7 +81,7 @@ def test_chrf_while_training_is_that_of_the_first_rows_answers(tiny_llama, tmp_p
     predictions = torch_scorer.score_references(model, tokenizer, template, rows, 4)
     torch_scorer.add_answers(model, tokenizer, template, rows, predictions, EVALUATE)
     assert any(row["answer"] for row in predictions)
-    found = quality("generation", predictions, None, seed=0, samples=10)["quality"]["chrf"]
+    found = measure_quality("generation", predictions, None, seed=0, samples=10)["quality"]["chrf"]
     assert facts["best_value"] == pytest.approx(found, abs=1e-6)
     assert facts["class_balance"] is None
 
@@ -101,7 +101,7 @@ def test_blocks_of_joined_rows_are_chosen_by_the_rows_themselves(tiny_llama, tmp
     assert done.returncode == 0, done.stderr
     model, tokenizer = load_adapter(load_model(tiny_llama), tmp_path / "adapter"), load_tokenizer(tiny_llama)
     template, rows = read_json(corpus / "template.json"), list(read_jsonl(corpus / "validation.jsonl"))
-    found = quality(
+    found = measure_quality(
         "classification",
         torch_scorer.score_labels(model, tokenizer, template, rows, 8),
         **{"labels": LABELS, "seed": 0, "samples": 10},
@@ -147,7 +147,7 @@ def test_validation_leaves_everything_as_it_was(tiny_model, corpus, tmp_path, gr
     assert checked == [True, True]
 
 
-def test_neither_how_often_nor_by_what_is_validated_changes_what_is_learnt(tiny_model, corpus, tmp_path):
+def test_neither_how_often_nor_by_what_is_validated_changes_what_is_learned(tiny_model, corpus, tmp_path):
     """With dropout, which draws: the same weights, byte for byte, with 8 validations in between and with none."""
     last = []
     for number, eval_steps in enumerate((1, 100)):
@@ -204,7 +204,7 @@ def test_a_metric_that_does_not_move_leaves_the_choice_to_the_loss(tiny_llama, t
     taught = Taught(tiny_llama, corpus, tmp_path, eval_steps=1, max_steps=3, learning_rate=0.5, warmup_share=0.0)
     trainer = taught.trainer(lambda model: {"macro_f1": 0.5})
     trainer.train()
-    losses = {entry["step"]: entry["eval_loss"] for entry in validations(trainer.state)}
+    losses = {entry["step"]: entry["eval_loss"] for entry in list_validations(trainer.state)}
     assert trainer.state.best_global_step == min(losses, key=lambda step: losses[step]) < max(losses)
 
 
@@ -219,12 +219,12 @@ def test_it_stops_after_as_many_validations_without_a_better_one(tiny_llama, tmp
     trainer = taught.trainer(scripted(0.1, 0.6, 0.2, 0.7, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3))
     trainer.train()
     assert trainer.state.global_step == last_step
-    assert stopped_early(trainer.state, patience) == (patience is not None)
+    assert has_stopped_early(trainer.state, patience) == (patience is not None)
     assert trainer.state.best_global_step == (2 if patience == 1 else 4)
 
     again = Taught(tiny_llama, corpus, tmp_path / "work", **changes)
     resumed = again.trainer(scripted())
-    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "work"))
+    resumed.train(resume_from_checkpoint=find_last_checkpoint(tmp_path / "work"))
     assert resumed.state.global_step == last_step, "killed behind its last checkpoint it takes no more steps"
     assert equal(trainable(again.model), trainable(taught.model))
 
@@ -235,7 +235,7 @@ def test_a_run_killed_behind_its_last_step_takes_no_step_more(tiny_llama, tmp_pa
     taught, again = (Taught(tiny_llama, corpus, tmp_path / "work", max_steps=13) for _ in range(2))
     taught.trainer().train()
     resumed = again.trainer()
-    resumed.train(resume_from_checkpoint=last_checkpoint(tmp_path / "work"))
+    resumed.train(resume_from_checkpoint=find_last_checkpoint(tmp_path / "work"))
     assert resumed.state.global_step == 13
     assert equal(trainable(again.model), trainable(taught.model))
 
@@ -295,7 +295,7 @@ def test_loraplus_gives_the_b_matrices_their_own_learning_rate_over_a_resume_too
     taught.trainer(None, weights, rates).train()
     again, after, resumed = Taught(tiny_model, corpus, tmp_path / "resumed", **changes), Weights(), Rates()
     shutil.copytree(tmp_path / "calm" / "checkpoint-4", tmp_path / "resumed" / "checkpoint-4")
-    again.trainer(None, after, resumed).train(resume_from_checkpoint=last_checkpoint(tmp_path / "resumed"))
+    again.trainer(None, after, resumed).train(resume_from_checkpoint=find_last_checkpoint(tmp_path / "resumed"))
     assert list(resumed.by_step) == [4, 5, 6, 7]
     assert resumed.by_step == {step: found for step, found in rates.by_step.items() if step >= 4}
     assert equal(after.behind[8], weights.behind[8])

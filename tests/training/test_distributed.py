@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from lib.core import distributed
 from lib.core.cli import UserError
 from lib.core.files import read_json, sha256_file
-from lib.training.batching import EpochOrder, Shares, divided
+from lib.training.batching import DistributedBatchSampler, EpochOrder, split_batch
 from support.training import adapter_hash, make_corpus, train_command
 
 
@@ -35,19 +35,19 @@ def run(command: list[str], *more: str, **environment: str) -> subprocess.Comple
     ],
 )
 def test_all_processes_together_take_the_rows_that_one_takes(batch, accumulation, number, own):
-    assert divided(batch, accumulation, number) == own
+    assert split_batch(batch, accumulation, number) == own
 
 
 def test_rows_that_cannot_be_divided_are_refused():
     with pytest.raises(UserError, match=r"^finetune: 4 rows a step cannot be divided among 8 processes; let "):
-        divided(1, 4, 8)
+        split_batch(1, 4, 8)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_every_row_of_an_epoch_falls_to_one_process_and_all_take_as_many_batches(size):
     # 11 batches, which neither 2 nor 3 processes share evenly.
     order = EpochOrder(21, seed=1, batch=4)
-    shares = [Shares(order, 2, rank=rank, size=size, filler=21) for rank in range(size)]
+    shares = [DistributedBatchSampler(order, 2, rank=rank, size=size, filler=21) for rank in range(size)]
     for share in shares:
         share.set_epoch(3)
     taken = [list(share) for share in shares]
@@ -128,13 +128,13 @@ def test_weights_and_checkpointing_with_two_processes(tiny_llama, tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_what_the_processes_found_comes_together_in_the_order_of_the_rows(monkeypatch, size):
     rows = list(range(7))
-    monkeypatch.setattr(distributed, "size", lambda: size)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: size)
     shares = []
     for rank in range(size):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(distributed.share(rows))
-    monkeypatch.setattr(distributed, "gathered", lambda _: shares)
-    assert distributed.joined(shares[0]) == rows
+        monkeypatch.setattr(distributed, "get_rank", lambda rank=rank: rank)
+        shares.append(distributed.shard(rows))
+    monkeypatch.setattr(distributed, "all_gather", lambda _: shares)
+    assert distributed.gather_shards(shares[0]) == rows
 
 
 def test_an_error_of_several_processes_is_one_line_and_exit_code_1(tiny_llama, tmp_path):

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from lib.core.files import read_json, read_jsonl, write_jsonl
 from lib.models.loading import load_model
 from lib.training import batching, packing
-from lib.training.callbacks import last_checkpoint
+from lib.training.callbacks import find_last_checkpoint
 from support.trainer import Taught, Weights, equal
 from support.training import LABELS, adapter_hash, make_corpus, train
 
@@ -45,13 +45,13 @@ def uneven(tiny_model, tmp_path_factory) -> Path:
 def test_weights_are_scikit_learns_balanced_ones():
     labels = [label for label, count in ROWS.items() for _ in range(count)]
     expected = compute_class_weight("balanced", classes=np.array(LABELS), y=np.array(labels))
-    assert batching.class_weights(labels) == pytest.approx(dict(zip(LABELS, expected, strict=True)))
+    assert batching.compute_class_weights(labels) == pytest.approx(dict(zip(LABELS, expected, strict=True)))
 
 
 def gradients(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     labels, _, weights = batch.pop("labels"), batch.pop("real_tokens"), batch.pop("weights", None)
     model.zero_grad()
-    batching.completion_loss(model(**batch), labels, weights=weights).backward()
+    batching.compute_completion_loss(model(**batch), labels, weights=weights).backward()
     return torch.cat([part.grad.flatten() for part in model.parameters() if part.requires_grad])
 
 
@@ -67,7 +67,7 @@ def test_a_weight_of_two_is_a_row_that_is_there_twice(tiny_model, uneven, tmp_pa
     for row, example in zip(taught.rows["train"], taught.encoded["train"], strict=True):
         by_class[row["label"]].append(example)
     few, many = by_class["sadness"][:2], by_class["joyful"][:4]
-    weighted = batching.weighted([*few, *many], ["few"] * 2 + ["many"] * 4)
+    weighted = batching.weight_examples([*few, *many], ["few"] * 2 + ["many"] * 4)
     found = gradients(model, collate(weighted))
     repeated = gradients(model, collate([*few, *few, *many]))
     assert torch.allclose(found, repeated, atol=1e-5, rtol=1e-4)
@@ -149,7 +149,7 @@ def test_an_oversampled_run_resumes_to_the_same_weights(tiny_llama, tmp_path):
     assert max(weights.behind) == 2 * ceil(60 / 4)
     (tmp_path / "work" / "checkpoint-30" / "complete.json").unlink()  # as if cut short in the second epoch
     again, after = Taught(tiny_llama, corpus, tmp_path / "work", **changes), Weights()
-    again.trainer(None, after).train(resume_from_checkpoint=last_checkpoint(tmp_path / "work"))
+    again.trainer(None, after).train(resume_from_checkpoint=find_last_checkpoint(tmp_path / "work"))
     assert min(after.behind) == 17
     assert equal(after.behind[30], weights.behind[30])
 

@@ -13,7 +13,7 @@ from peft import LoraConfig
 
 from lib.config.schema import Finetune
 from lib.core.files import read_json, write_json
-from lib.models.loading import bitsandbytes_config, linear_weights, load_adapter, load_model
+from lib.models.loading import build_bitsandbytes_config, list_linear_weights, load_adapter, load_model
 from lib.training.methods import METHODS, choose_quantization, find_title
 from support.adapters import difference, merged, taught
 from support.paths import SCRIPTS
@@ -35,11 +35,11 @@ def test_the_merge_is_what_was_trained(tiny_model, tmp_path, method):
 def test_an_adapter_of_a_4_bit_base_merges_exactly_into_what_it_was_trained_on(
     tiny_model, tmp_path, quant_type, double_quant
 ):
-    """The 4-bit model with its adapter equals the merge into the dequantised base, and not that into the original."""
+    """The 4-bit model with its adapter equals the merge into the dequantized base, and not that into the original."""
     model, quantization = taught(
         tiny_model, tmp_path / "adapter", "qlora", quant_type=quant_type, double_quant=double_quant
     )
-    assert difference(model, merged(tiny_model, tmp_path / "adapter", tmp_path / "dequantised", quantization)) < 2e-6
+    assert difference(model, merged(tiny_model, tmp_path / "adapter", tmp_path / "dequantized", quantization)) < 2e-6
     original = merged(tiny_model, tmp_path / "adapter", tmp_path / "original")
     assert difference(model, original) > 1e-2
     assert difference(load_adapter(load_model(tiny_model), tmp_path / "adapter"), original) < 2e-6
@@ -97,12 +97,12 @@ def test_the_4_bit_base_computes_what_bitsandbytes_layers_compute(tiny_model, qu
         tiny_model,
         dtype=torch.float32,
         device_map={"": "cpu"},
-        quantization_config=bitsandbytes_config(quantization, dtype),
+        quantization_config=build_bitsandbytes_config(quantization, dtype),
     ).train()  # in evaluation some CPUs compute in bfloat16 whatever is asked
     ours = dict(load_model(tiny_model, dtype, quantization).named_modules())
     original = dict(load_model(tiny_model).named_parameters())
     layers = {name: part for name, part in theirs.named_modules() if isinstance(part, Linear4bit)}
-    assert len(layers) == len(linear_weights(load_model(tiny_model)))
+    assert len(layers) == len(list_linear_weights(load_model(tiny_model)))
     assert not any("lm_head" in name for name in layers)
     for name, layer in layers.items():
         x = torch.eye(layer.in_features, dtype=dtype)
@@ -121,7 +121,7 @@ def test_the_merge_check_itself_knows_every_method(tiny_llama, tmp_path):
     """Artifact to artifact: a 4-bit base, both merges, and a manifest that says which."""
     import merge_adapter
 
-    from lib.provenance.manifests import manifest_path, write_manifest
+    from lib.provenance.manifests import build_manifest_path, write_manifest
     from support.training import make_corpus
 
     corpus = make_corpus(tiny_llama, tmp_path / "corpus")
@@ -129,11 +129,11 @@ def test_the_merge_check_itself_knows_every_method(tiny_llama, tmp_path):
         _, quantization = taught(tiny_llama, tmp_path / method, method)
         write_manifest(
             tmp_path / method,
-            inputs={"base": manifest_path(tiny_llama)},
+            inputs={"base": build_manifest_path(tiny_llama)},
             settings={},
             extra={"dtype": "float32", "quantization": quantization},
         )
-        for into in ("original", "dequantised") if quantization else ("original",):
+        for into in ("original", "dequantized") if quantization else ("original",):
             merge_adapter.main(
                 Namespace(
                     settings={"into": into, "versions": {}},
@@ -145,7 +145,7 @@ def test_the_merge_check_itself_knows_every_method(tiny_llama, tmp_path):
                 )
             )
     changed = [
-        read_json(tmp_path / f"qlora-{into}.manifest.json")["weights_changed"] for into in ("original", "dequantised")
+        read_json(tmp_path / f"qlora-{into}.manifest.json")["weights_changed"] for into in ("original", "dequantized")
     ]
     assert changed == [14, 14]
 
@@ -161,7 +161,7 @@ def test_choosing_a_merge_goes_by_the_rows(tmp_path):
     from choose_merge import choose
 
     from lib.core.files import sha256_file
-    from lib.provenance.manifests import manifest_path, write_manifest
+    from lib.provenance.manifests import build_manifest_path, write_manifest
 
     def scored(kind: str, right: int) -> Path:
         folder = tmp_path / f"merged-{kind}"
@@ -178,18 +178,18 @@ def test_choosing_a_merge_goes_by_the_rows(tmp_path):
             }
             for number in range(200)
         ]
-        score = {"labels": ["a", "b"], "inputs": {"model": sha256_file(manifest_path(folder))}}
+        score = {"labels": ["a", "b"], "inputs": {"model": sha256_file(build_manifest_path(folder))}}
         write_json(tmp_path / f"merged-{kind}.validation.json", score)
         lines = "\n".join(json.dumps(row) for row in rows)
         (tmp_path / f"merged-{kind}.validation.predictions.jsonl").write_text(lines + "\n")
         return folder
 
     settings = {"task": "classification", "seed": 0, "metric": "accuracy", "evaluate": {"bootstrap_samples": 200}}
-    for right, chosen, apart in ((150, "original", True), (100, "dequantised", False)):
-        folders = {"original": scored("original", right), "dequantised": scored("dequantised", 100)}
+    for right, chosen, apart in ((150, "original", True), (100, "dequantized", False)):
+        folders = {"original": scored("original", right), "dequantized": scored("dequantized", 100)}
         found = choose(tmp_path, folders, copy.deepcopy(settings))
         assert (found["chosen"], found["is_significant"]) == (chosen, apart)
-        assert found["values"] == {"dequantised": 0.5, "original": right / 200}
+        assert found["values"] == {"dequantized": 0.5, "original": right / 200}
         assert found["difference_ci95"][0] <= found["difference"] <= found["difference_ci95"][1]
 
 

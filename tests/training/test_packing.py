@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from lib.data.tokenizer import shared_beginning
+from lib.data.tokenizer import find_shared_prefix
 from lib.models.loading import load_model
 from lib.training import batching, packing
 from lib.training.fused_lora import fuse_lora
@@ -42,7 +42,7 @@ def adapted(folder):
 
 def backward(model, batch):
     labels, _ = batch.pop("labels"), batch.pop("real_tokens")
-    loss = batching.completion_loss(model(**batch), labels, num_items_in_batch=1)
+    loss = batching.compute_completion_loss(model(**batch), labels, num_items_in_batch=1)
     loss.backward()
     return loss.detach(), {name: part.grad for name, part in model.named_parameters() if part.requires_grad}
 
@@ -89,9 +89,9 @@ def test_what_rows_share_is_computed_once():
 
 
 def test_a_row_keeps_a_token_of_its_own():
-    assert shared_beginning([[1, 2, 3], [1, 2, 3]]) == 2
-    assert shared_beginning([[1, 2, 3], [1]]) == 0
-    assert shared_beginning([[1, 2, 3], []]) == 0
+    assert find_shared_prefix([[1, 2, 3], [1, 2, 3]]) == 2
+    assert find_shared_prefix([[1, 2, 3], [1]]) == 0
+    assert find_shared_prefix([[1, 2, 3], []]) == 0
 
 
 def test_the_last_mlp_sees_only_tokens_whose_logits_are_needed(tiny_model):

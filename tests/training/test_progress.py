@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from lib.core.checksums import COMPLETE, find_fault, write_checksums
 from lib.core.cli import UserError
 from lib.core.files import write_json
-from lib.training.callbacks import drop_old_checkpoints, last_checkpoint
+from lib.training.callbacks import drop_old_checkpoints, find_last_checkpoint
 from support.trainer import Taught, Weights, equal, trainable
 from support.training import make_corpus
 
@@ -93,7 +93,7 @@ def test_a_training_goes_on_from_the_last_checkpoint_that_is_whole(tmp_path, cap
     for step in damaged:
         change(tmp_path / f"checkpoint-{step}" / WEIGHTS)
     (tmp_path / "checkpoint-of-mine").mkdir()
-    assert last_checkpoint(tmp_path) == (expected and str(tmp_path / f"checkpoint-{expected}"))
+    assert find_last_checkpoint(tmp_path) == (expected and str(tmp_path / f"checkpoint-{expected}"))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [f"checkpoint-{step}" for step in left] + ["checkpoint-of-mine"]
     )
@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_no_bytes(tiny_llama, corpus, t
     change(tmp_path / "moved/checkpoint-12/optimizer.pt")
 
     again = Taught(tiny_llama, corpus, tmp_path / "moved", max_steps=12)
-    start = last_checkpoint(tmp_path / "moved")
+    start = find_last_checkpoint(tmp_path / "moved")
     assert start == str(tmp_path / "moved/checkpoint-8")
     again.trainer(worse_each_time(98), after).train(resume_from_checkpoint=start)
     assert min(after.behind) == 9
@@ -144,7 +144,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_no_bytes(tiny_llama, corpus, t
     whole = Taught(tiny_llama, corpus, tmp_path / "moved", max_steps=12)  # all steps are done
     shutil.move(tmp_path / "moved", tmp_path / "twice")
     whole.work = tmp_path / "twice"
-    whole.trainer(worse_each_time()).train(resume_from_checkpoint=last_checkpoint(whole.work))
+    whole.trainer(worse_each_time()).train(resume_from_checkpoint=find_last_checkpoint(whole.work))
     assert equal(trainable(whole.model), weights.behind[4])
 
 

@@ -17,7 +17,7 @@ from lib.core.files import read_json, read_jsonl, write_json
 from lib.data.tokenizer import load_tokenizer
 from lib.models.loading import load_adapter, load_model
 from lib.training import batching
-from lib.training.callbacks import last_checkpoint
+from lib.training.callbacks import find_last_checkpoint
 from support.training import FINETUNE, adapter_hash, make_corpus, train, train_command
 
 
@@ -67,7 +67,7 @@ def test_a_batch_without_supervision_is_refused():
 def loss_of(model, examples) -> torch.Tensor:
     batch = batching.Collator(pad_id=2)(examples)
     labels, _ = batch.pop("labels"), batch.pop("real_tokens")
-    return batching.completion_loss(model(**batch), labels, num_items_in_batch=1)
+    return batching.compute_completion_loss(model(**batch), labels, num_items_in_batch=1)
 
 
 @pytest.mark.parametrize("loss", ["completion", "all"])
@@ -195,7 +195,7 @@ def test_a_checkpoint_cut_short_is_not_believed(tmp_path):
     for step in (4, 8):
         write_json(tmp_path / f"checkpoint-{step}" / "trainer_state.json", {"best_global_step": 4})
     write_checksums(tmp_path / "checkpoint-4")
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert find_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
     assert not (tmp_path / "checkpoint-8").exists()
 
 
@@ -263,8 +263,8 @@ def test_a_wrong_scale_is_caught_before_anything_is_published(tiny_model, corpus
     """Negative control: the parity check must fail when alpha is doubled behind its back."""
     import merge_adapter
 
-    scale = merge_adapter.adapter_scale
-    monkeypatch.setattr(merge_adapter, "adapter_scale", lambda config: 2 * scale(config))
+    scale = merge_adapter.compute_adapter_scale
+    monkeypatch.setattr(merge_adapter, "compute_adapter_scale", lambda config: 2 * scale(config))
     with pytest.raises(UserError, match="differs from base and adapter"):
         merge(tiny_model, trained, corpus, tmp_path / "merged")
     assert not list(tmp_path.iterdir())

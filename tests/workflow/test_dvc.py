@@ -148,7 +148,7 @@ def test_results_are_pulled_into_a_fresh_clone_and_adopted(clone):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing to be done" in done.stdout
     assert clone.planned("--", "evidence") == set()
-    verified = clone.tool(sys.executable, "scripts/trace.py", "--verify", check=False)
+    verified = clone.tool(sys.executable, "scripts/trace_lineage.py", "--verify", check=False)
     assert verified.returncode == 0, verified.stderr
     clone.configure(lambda config: config["finetune"].update(learning_rate=0.02))
     planned = clone.planned()
@@ -201,7 +201,7 @@ def test_tampered_stores_are_noticed(clone, committed):
     kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     try:
         done = clone.adopt("--pull")
-        verified = clone.tool(sys.executable, "scripts/trace.py", "--verify", check=False)
+        verified = clone.tool(sys.executable, "scripts/trace_lineage.py", "--verify", check=False)
     finally:
         kept.write_bytes(whole)
     assert done.returncode == 1, done.stdout

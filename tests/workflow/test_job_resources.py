@@ -39,16 +39,16 @@ def test_size_counts_files_here_and_in_a_storage(tmp_path):
 
 def test_memory_grows_with_each_attempt_whether_it_is_a_number_or_a_function():
     fixed, by_input = grow_memory(100), grow_memory(lambda wildcards, input: 50 * len(input))
-    assert fixed("wildcards", [1, 2], 1) == by_input("wildcards", [1, 2], 1) == estimates.grown(100, 1)
-    assert fixed("wildcards", [], 2) == estimates.grown(100, 2) > 100
+    assert fixed("wildcards", [1, 2], 1) == by_input("wildcards", [1, 2], 1) == estimates.grow_with_attempts(100, 1)
+    assert fixed("wildcards", [], 2) == estimates.grow_with_attempts(100, 2) > 100
 
 
 def test_rules_over_rows_get_what_the_rows_need():
-    assert estimate_data_memory(None, [Input()], 1) == estimates.grown(estimates.data_mb(3.0), 1)
-    assert estimate_data_minutes(None, [Input()], 2) == estimates.data_minutes(3.0, 2)
+    assert estimate_data_memory(None, [Input()], 1) == estimates.grow_with_attempts(estimates.estimate_data_mb(3.0), 1)
+    assert estimate_data_minutes(None, [Input()], 2) == estimates.estimate_data_minutes(3.0, 2)
     evaluate = {"greedy_rows": 5, "max_new_tokens": 8}
     asked = estimate_score_minutes(10**8, evaluate)(None, SimpleNamespace(rows=Input()), 1)
-    assert asked == estimates.score_minutes(10**8, 3.0, evaluate, 1)
+    assert asked == estimates.estimate_score_minutes(10**8, 3.0, evaluate, 1)
 
 
 def test_a_job_without_gpus_has_them_hidden():

@@ -15,13 +15,13 @@ from lib.config.loader import load_config
 from lib.core.cli import UserError
 from lib.core.files import read_json
 from lib.core.layout import Layout
-from lib.provenance.manifests import manifest_path
+from lib.provenance.manifests import build_manifest_path
 from lib.workflow.helpers import check_unquoted, find_path, find_project_folder, match_names
 from lib.workflow.rule_settings import check_argument_length
 from support.candidates import predictions, write_candidate
 from support.workspaces import HOSTILE, Workspace, copy_project, tiny_config, write_rows
 
-WHOLE_SWEEP = ["select_model", "keep_selected", "assemble_model", "summarise", "write_plots", "write_report"]
+WHOLE_SWEEP = ["select_model", "keep_selected", "assemble_model", "summarize", "write_plots", "write_report"]
 TARGETS = ["selected.manifest.json", "metrics.json", "report.html"]
 OTHERS = """
     base.manifest.json data/audit.json data/split.json corpus/leakage.json corpus/onnx_tokenizer.json
@@ -166,12 +166,12 @@ def made_up(config, layout: Layout) -> None:
     for run, facts in config.runs.items():
         for folder in (layout.folder(run, stage) for stage in facts.stages):
             folder.mkdir(parents=True)
-            empty(manifest_path(folder))
+            empty(build_manifest_path(folder))
         for stage in facts.stages:
             empty(layout.score(run, stage), layout.predictions(run, stage))
         empty(layout.training(run), layout.merge(run))
         for variant in config.every_variant:
-            empty(manifest_path(layout.calibrated(run, variant)))
+            empty(build_manifest_path(layout.calibrated(run, variant)))
             layout.folder(run, f"onnx-{variant}").mkdir(parents=True)
             for same, file in zip(files, candidate(layout, run, variant), strict=True):
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def empty(*files: Path) -> None:
 def candidate(layout: Layout, run: str, variant: str) -> list[Path]:
     stage = f"onnx-{variant}"
     scores = [layout.score(run, stage), layout.predictions(run, stage)]
-    return [*scores, layout.speed(run, variant), manifest_path(layout.folder(run, stage))]
+    return [*scores, layout.speed(run, variant), build_manifest_path(layout.folder(run, stage))]
 
 
 def test_every_command_about_a_whole_sweep_fits(big):

@@ -95,7 +95,7 @@ def test_what_python_says_of_a_ctrl_c_is_not_shown(interrupted, said, shown):
     event = threading.Event()
     if interrupted:
         event.set()
-    lines = run.without_interrupts(said.format(**says).splitlines(keepends=True), event)
+    lines = run.drop_interrupts(said.format(**says).splitlines(keepends=True), event)
     assert "".join(lines) == shown.format(**says)
 
 

@@ -81,7 +81,7 @@ def test_seeds_train_other_adapters_on_the_same_rows(workspace):
 def test_both_merges_of_a_4_bit_base_are_scored_and_the_better_one_is_built(workspace):
     for name in ("qlora-seed-0", "qlora-seed-1"):
         choice = read_json(workspace.results / f"runs/{name}/merge.json")
-        for kind in ("original", "dequantised"):
+        for kind in ("original", "dequantized"):
             score = read_json(workspace.results / f"scores/{name}/merged-{kind}.validation.json")
             assert score["quality"]["macro_f1"] == choice["values"][kind]
         chosen = read_json(workspace.results / f"runs/{name}/merged-{choice['chosen']}.manifest.json")
@@ -89,16 +89,16 @@ def test_both_merges_of_a_4_bit_base_are_scored_and_the_better_one_is_built(work
         assert merged["files"] == chosen["files"]
         assert choice["values"][choice["chosen"]] == max(choice["values"].values())
     summary = read_json(workspace.results / "summary.json")
-    assert summary["runs"]["qlora-seed-0"]["merge"]["chosen"] in ("original", "dequantised")
+    assert summary["runs"]["qlora-seed-0"]["merge"]["chosen"] in ("original", "dequantized")
     assert summary["runs"]["lora-seed-0"]["merge"] is None
 
 
 def test_an_adapter_of_a_4_bit_base_is_scored_as_it_was_trained(workspace):
-    """Equal to the merge into the dequantised base, in every row's probabilities."""
+    """Equal to the merge into the dequantized base, in every row's probabilities."""
     scores = workspace.results / "scores/qlora-seed-0"
     adapter, merged = (
         list(read_jsonl(scores / f"{stage}.validation.predictions.jsonl"))
-        for stage in ("adapter", "merged-dequantised")
+        for stage in ("adapter", "merged-dequantized")
     )
     for one, other in zip(adapter, merged, strict=True):
         assert one["log_probs"] == pytest.approx(other["log_probs"], abs=1e-3)
@@ -129,7 +129,7 @@ def test_only_the_selected_runs_weights_stay_and_nothing_is_made_again(workspace
     workspace.configure(lambda config: config.update(gate={"minimum": {"accuracy": 0.01}}))
     assert workspace.planned() == {
         "check_gate",
-        "summarise",
+        "summarize",
         "package_model",
         "write_plots",
         "write_report",

@@ -7,7 +7,7 @@ import pytest
 from snakemake.io import is_flagged
 
 from lib.config.sweep import Run
-from lib.workflow.stages import Stages, all_runs, list_manifests, share_calibrations
+from lib.workflow.stages import Stages, expand_runs, list_manifests, share_calibrations
 
 
 def run(method: str, **brought: str) -> Run:
@@ -44,12 +44,12 @@ class Wildcards(SimpleNamespace):
 
 def test_each_run_has_the_stages_that_its_method_makes():
     assert STAGES.trained == ["lora", "qlora"]
-    assert STAGES.merges == ["lora/merged", "qlora/merged-original", "qlora/merged-dequantised", "brought/merged"]
+    assert STAGES.merges == ["lora/merged", "qlora/merged-original", "qlora/merged-dequantized", "brought/merged"]
     assert STAGES.two_merges == ["qlora"]
     assert [name for name in STAGES.checkpoints if name.startswith(("qlora", "merged", "base"))] == [
         "qlora/adapter",
         "qlora/merged-original",
-        "qlora/merged-dequantised",
+        "qlora/merged-dequantized",
         "qlora/merged",
         "merged/merged",
     ]
@@ -133,6 +133,6 @@ def test_lists_of_a_whole_sweep():
 
 def test_files_of_all_runs_are_listed_when_a_job_is_planned():
     asked = []
-    files = all_runs(lambda: asked.append(1) or [Path("a"), "b"])
+    files = expand_runs(lambda: asked.append(1) or [Path("a"), "b"])
     assert asked == []
     assert files(None) == ["a", "b"]

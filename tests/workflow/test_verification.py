@@ -1,4 +1,4 @@
-"""`trace.py --verify` finds what was edited, added or lost in results, and takes nothing for it that belongs there."""
+"""`trace_lineage.py --verify` finds what was edited, added or lost in results, and takes nothing for it that belongs there."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ import pytest
 
 from lib.core import files as files_module
 from lib.core.cli import UserError
-from lib.core.files import canonical_json, read_json, sha256_file, write_json
+from lib.core.files import dump_canonical_json, read_json, sha256_file, write_json
 from lib.provenance.lineage import Job, Lineage, sha256_of, write_lineage
 from lib.provenance.manifests import write_manifest
 from lib.workflow.verification import UNTIMED
@@ -26,7 +26,7 @@ BASE, SPLIT, LINEAGE = RESULTS / "base", RESULTS / "data/split.json", RESULTS / 
 @pytest.fixture(scope="module")
 def trace() -> ModuleType:
     """The script; Python has a module of the same name."""
-    spec = importlib.util.spec_from_file_location("trace_script", SCRIPTS / "trace.py")
+    spec = importlib.util.spec_from_file_location("trace_script", SCRIPTS / "trace_lineage.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -70,7 +70,7 @@ def job(rule: str, outputs: list[str], settings: dict[str, Any], inputs: dict[st
         "rule": rule,
         "input": list(inputs),
         "input_checksums": {path: f"sha256:{sha256}" for path, sha256 in inputs.items()},
-        "params": [repr(canonical_json(settings))],
+        "params": [repr(dump_canonical_json(settings))],
         "record_format_version": 6,
     }
     hashes = {path: sha256_of(Path(path)) or "" for path in outputs}
@@ -216,7 +216,7 @@ KEPT: dict[str, Callable[[], object]] = {
 def test_what_belongs_there_is_no_false_alarm(verify, change):
     change()
     said = verify()
-    assert said.startswith("4 artefacts of 3 jobs lead back to 1 sources: rows.json")
+    assert said.startswith("4 artifacts of 3 jobs lead back to 1 sources: rows.json")
     assert ("no hashes of its own: an older version wrote it" in said) == (change is write_as_before)
 
 
@@ -228,7 +228,7 @@ def test_outputs_of_a_run_that_was_killed_are_known_by_snakemakes_record(verify)
 
     drop_job("split_data")
     open_metadata()._write_record(str(SPLIT), MetadataRecord.model_validate({"record_format_version": 6}))
-    assert verify().startswith("3 artefacts of 2 jobs")
+    assert verify().startswith("3 artifacts of 2 jobs")
 
 
 def test_another_folder_is_not_verified_in_place_of_this_one(verify, trace):
@@ -238,7 +238,7 @@ def test_another_folder_is_not_verified_in_place_of_this_one(verify, trace):
     ):
         trace.verify(Path("theirs"))
     Path("theirs").rename(RESULTS)
-    assert trace.verify(RESULTS.absolute()).startswith("4 artefacts")
+    assert trace.verify(RESULTS.absolute()).startswith("4 artifacts")
 
 
 def test_a_file_with_several_names_is_read_once(verify, monkeypatch):

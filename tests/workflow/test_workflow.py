@@ -32,7 +32,7 @@ AFTER_TRAINING = {
     "package_model",
     "keep_selected",
     "check_gate",
-    "summarise",
+    "summarize",
     "write_plots",
     "write_report",
     "enforce_gate",
@@ -193,7 +193,7 @@ def test_another_section_retrains_nothing(workspace):
 def test_the_gate_alone_reruns_only_the_verdict(workspace):
     workspace.configure(lambda config: config.update(gate={"minimum": {"accuracy": 0.01}}))
     assert workspace.planned() == {
-        *("check_gate", "summarise", "package_model", "write_plots", "write_report", "enforce_gate", "all")
+        *("check_gate", "summarize", "package_model", "write_plots", "write_report", "enforce_gate", "all")
     }
 
 

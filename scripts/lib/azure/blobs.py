@@ -19,9 +19,9 @@ from azure.core.exceptions import (
 )
 from azure.storage.blob import BlobServiceClient, ContainerClient
 
-from lib.azure.identity import credential
-from lib.core.cli import fail, first_line
-from lib.core.files import published, sha256_file
+from lib.azure.identity import get_credential
+from lib.core.cli import extract_first_line, fail
+from lib.core.files import publish_file, sha256_file
 from lib.core.paths import check_name
 
 ACCOUNT = "SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME"
@@ -53,11 +53,12 @@ def place(url: str) -> Place:
     if not account and _EMULATOR not in os.environ:
         fail("no storage account is named", f"set {ACCOUNT}, or give --account")
     return Place(
-        service(f"https://{account}.blob.core.windows.net", credential()).get_container_client(container), prefix
+        open_service(f"https://{account}.blob.core.windows.net", get_credential()).get_container_client(container),
+        prefix,
     )
 
 
-def service(url: str, key: Any) -> BlobServiceClient:
+def open_service(url: str, key: Any) -> BlobServiceClient:
     """The storage account of that address, opened by `key`, or the emulator."""
     if emulator := os.environ.get(_EMULATOR):
         return BlobServiceClient.from_connection_string(emulator)
@@ -65,22 +66,22 @@ def service(url: str, key: Any) -> BlobServiceClient:
 
 
 @contextmanager
-def explained_storage_errors(where: str) -> Iterator[None]:
+def explain_storage_errors(where: str) -> Iterator[None]:
     """Turn the errors of the storage into `UserError`s that say what to do."""
     try:
         yield
     except ResourceNotFoundError as error:
-        fail(f"the storage has no such container or blob ({first_line(error)})", "check the path", at=where)
+        fail(f"the storage has no such container or blob ({extract_first_line(error)})", "check the path", at=where)
     except ClientAuthenticationError as error:
-        fail(f"the storage does not know who you are ({first_line(error)})", "run: az login", at=where)
+        fail(f"the storage does not know who you are ({extract_first_line(error)})", "run: az login", at=where)
     except (ServiceRequestError, ServiceResponseError) as error:
-        fail(f"the storage does not answer ({first_line(error)})", "check account name and network", at=where)
+        fail(f"the storage does not answer ({extract_first_line(error)})", "check account name and network", at=where)
     except HttpResponseError as error:
         hint = "you need the role Storage Blob Data Contributor" if error.status_code == 403 else "start again later"
-        fail(f"the storage refuses ({first_line(error)})", hint, at=where)
+        fail(f"the storage refuses ({extract_first_line(error)})", hint, at=where)
 
 
-def listed(folder: Place, below: Iterable[str] = ("",)) -> dict[str, int]:
+def list_blobs(folder: Place, below: Iterable[str] = ("",)) -> dict[str, int]:
     """Return sizes in bytes by path relative to the folder, of all blobs whose path begins with one of `below`.
 
     Whoever may write to the storage chooses the names. Raises `UserError` for one that leads out of the folder.
@@ -90,11 +91,11 @@ def listed(folder: Place, below: Iterable[str] = ("",)) -> dict[str, int]:
         for blob in folder.container.list_blobs(name_starts_with=folder.name(start), include=["metadata"]):
             # Accounts with folders list each of them as an empty blob; so do some programs.
             if not blob.name.endswith("/") and "hdi_isfolder" not in (blob.metadata or {}):
-                found[relative_name(folder, blob.name)] = blob.size
+                found[make_relative_name(folder, blob.name)] = blob.size
     return found
 
 
-def relative_name(folder: Place, blob: str) -> str:
+def make_relative_name(folder: Place, blob: str) -> str:
     """Return a blob's path relative to its folder. Raises `UserError` when a file of that path would lie outside."""
     return check_name(blob.removeprefix(f"{folder.prefix}/" if folder.prefix else ""), at=folder.url)
 
@@ -104,7 +105,7 @@ def download(folder: Place, path: str, target: Path) -> None:
 
     Raises `UserError` when the bytes are not those whose sha256 was stated when they were uploaded.
     """
-    with published(target) as partial:
+    with publish_file(target) as partial:
         blob = folder.container.download_blob(folder.name(path), max_concurrency=_AT_A_TIME)
         with open(partial, "wb") as content:
             blob.readinto(content)

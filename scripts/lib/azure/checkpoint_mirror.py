@@ -18,7 +18,7 @@ from azure.storage.blob import BlobLeaseClient
 
 from lib.azure import blobs
 from lib.core.checksums import COMPLETE, find_fault, is_finished, remove
-from lib.core.cli import Stopped, progress
+from lib.core.cli import Stopped, report_progress
 from lib.core.progress_lock import repeat_meanwhile
 
 _LEASE = 60  # seconds until the lease of a holder that died is free again: the longest that Azure has
@@ -39,7 +39,7 @@ class Mirror:
 
         What this machine has itself, with the bytes that it was left with, is not brought again.
         """
-        paths = set(blobs.listed(self.folder))
+        paths = set(blobs.list_blobs(self.folder))
         self._whole = {name for name in _folders(paths) if f"{name}/{COMPLETE}" in paths}
         wanted = ["result"] if "result" in self._whole else sorted(self._whole, key=_step)
         for name in wanted:
@@ -52,12 +52,12 @@ class Mirror:
         for path in sorted(paths, key=lambda path: path == f"{name}/{COMPLETE}"):
             blobs.download(self.folder, path, self.work / path)
         if fault := find_fault(self.work / name):
-            progress(f"train_adapter: {name} of the storage is not used: {fault}")
+            report_progress(f"train_adapter: {name} of the storage is not used: {fault}")
             remove(self.work / name)
             self._delete(name)
             self._whole.discard(name)
         else:
-            progress(f"train_adapter: {name} came from the storage")
+            report_progress(f"train_adapter: {name} came from the storage")
 
     def save(self) -> None:
         """Make the blobs those that this machine has. Raises `Stopped` when another process has taken over."""
@@ -82,7 +82,7 @@ class Mirror:
 
     def _delete(self, name: str) -> None:
         blobs.delete(self.folder, f"{name}/{COMPLETE}")  # first: what is left is whole no more
-        for path in blobs.listed(self.folder, [f"{name}/"]):
+        for path in blobs.list_blobs(self.folder, [f"{name}/"]):
             blobs.delete(self.folder, path)
 
 
@@ -97,22 +97,22 @@ def _step(name: str) -> int:
 
 
 @contextmanager
-def mirrored(url: str, work: Path, deadline: float | None = None) -> Iterator[Mirror]:
+def mirror_checkpoints(url: str, work: Path, deadline: float | None = None) -> Iterator[Mirror]:
     """Hold the progress az://CONTAINER/PATH/KEY and restore it into `work`; wait while another process holds it.
 
     deadline: time of the monotonic clock from which on waiting is in vain. Raises `Stopped` then, and `UserError` when
     the storage refuses or does not answer.
     """
     folder = blobs.place(url)
-    with blobs.explained_storage_errors(url):
-        lease = _acquired(folder, deadline)
-        with _renewed(lease):
+    with blobs.explain_storage_errors(url):
+        lease = _acquire_lease(folder, deadline)
+        with _renew_lease(lease):
             mirror = Mirror(folder, work, lease)
             mirror.restore()
             yield mirror
 
 
-def _acquired(folder: blobs.Place, deadline: float | None) -> BlobLeaseClient:
+def _acquire_lease(folder: blobs.Place, deadline: float | None) -> BlobLeaseClient:
     lock = folder.container.get_blob_client(folder.name("lock"))
     try:
         lock.upload_blob(b"", overwrite=False)
@@ -129,7 +129,7 @@ def _acquired(folder: blobs.Place, deadline: float | None) -> BlobLeaseClient:
                 raise
         if not said:
             holder = lock.get_blob_properties().metadata.get("holder", "unknown")
-            progress(f"another process holds this adapter's progress; waiting for it: {holder}")
+            report_progress(f"another process holds this adapter's progress; waiting for it: {holder}")
             said = True
         if deadline is not None and time.monotonic() > deadline:
             raise Stopped("another process still holds this adapter's progress, and the time is up")
@@ -141,7 +141,7 @@ def _holder() -> str:
 
 
 @contextmanager
-def _renewed(lease: BlobLeaseClient) -> Iterator[None]:
+def _renew_lease(lease: BlobLeaseClient) -> Iterator[None]:
     def renew() -> None:
         with suppress(AzureError):  # away for a moment, or lost: the next save tells
             lease.renew()

@@ -1,4 +1,4 @@
-"""Who this process is towards Azure: a person after `az login`, or the managed identity of a job's compute."""
+"""Who this process is toward Azure: a person after `az login`, or the managed identity of a job's compute."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import Any
 
-from lib.core.cli import fail, first_line
+from lib.core.cli import extract_first_line, fail
 
 _SECRET = re.compile(r"((?i:https)://[\w.-]+(?::\d+)?)/secrets/([\w-]+)(?:/([\w-]+))?/?")
 
@@ -15,7 +15,7 @@ for _name in ("azure", "msal"):
 
 
 @cache
-def credential() -> Any:
+def get_credential() -> Any:
     """A credential for azure's clients (`DefaultAzureCredential`).
 
     Azure Machine Learning names an identity that was chosen for the job in DEFAULT_IDENTITY_CLIENT_ID.
@@ -27,7 +27,7 @@ def credential() -> Any:
 
 
 @cache
-def vault_secret(url: str) -> str:
+def read_vault_secret(url: str) -> str:
     """A secret of Key Vault by its address, https://VAULT.vault.azure.net/secrets/NAME, read once.
 
     Raises `UserError` when it is no such address, when there is no such secret, or when access is refused.
@@ -41,18 +41,21 @@ def vault_secret(url: str) -> str:
         fail("what is given as the address of a secret is none", "write https://VAULT.vault.azure.net/secrets/NAME")
     vault, name, version = parts.groups()
     try:
-        value = SecretClient(vault, credential()).get_secret(name, version).value
+        value = SecretClient(vault, get_credential()).get_secret(name, version).value
     except ResourceNotFoundError:
         fail(f"{vault} has no secret {name}", "check its name")
     except ClientAuthenticationError as error:
         fail(
-            f"{vault} does not know who asks ({first_line(error)})",
+            f"{vault} does not know who asks ({extract_first_line(error)})",
             "run: az login; in jobs, give the compute an identity",
         )
     except HttpResponseError as error:
-        fail(f"{vault} refuses the secret ({first_line(error)})", "who asks needs the role Key Vault Secrets User")
+        fail(
+            f"{vault} refuses the secret ({extract_first_line(error)})",
+            "who asks needs the role Key Vault Secrets User",
+        )
     except AzureError as error:
-        fail(f"{vault} does not answer ({first_line(error)})", "check its name and the network")
+        fail(f"{vault} does not answer ({extract_first_line(error)})", "check its name and the network")
     except ValueError as error:  # it asks for a token in another way, or for one of another service
-        fail(f"{vault} does not answer as a key vault does ({first_line(error)})", "check its name")
+        fail(f"{vault} does not answer as a key vault does ({extract_first_line(error)})", "check its name")
     return value or fail(f"the secret {name} of {vault} is empty", "write it again")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from lib.core.cli import fail, first_line, progress
+from lib.core.cli import extract_first_line, fail, report_progress
 from lib.core.paths import check_bare_name
 
 _WORKSPACE = (
@@ -76,7 +76,7 @@ def parse_model(uri: str) -> ModelVersion | StoredPath:
     )
 
 
-def job_address(uri: str) -> str:
+def build_job_address(uri: str) -> str:
     """The address as jobs want it: a model of the workspace that they run in has one of its own."""
     source = parse_model(uri)
     if isinstance(source, ModelVersion) and not source.registry and not source.workspace:
@@ -95,7 +95,7 @@ def _normalize(match: re.Match[str]) -> str:
     return result
 
 
-def job_type(uri: str, registered_as: str) -> str:
+def choose_job_type(uri: str, registered_as: str) -> str:
     """What a job takes the model for: what a version is registered as; what lies in a datastore is no asset."""
     source = parse_model(uri)
     if isinstance(source, ModelVersion):
@@ -115,7 +115,7 @@ def _workspace(match: re.Match[str]) -> Workspace | None:
     return Workspace(match["subscription"], match["group"], match["workspace"])
 
 
-def data_file(uri: str, scratch: Path) -> Path:
+def fetch_data_file(uri: str, scratch: Path) -> Path:
     """The file behind a datastore's address: where the job has it, or downloaded into `scratch`.
 
     Raises `UserError` when it is not there, or Azure refuses or does not answer.
@@ -123,18 +123,18 @@ def data_file(uri: str, scratch: Path) -> Path:
     file = _input_of_job("AZUREML_INPUT_DATA", uri)
     if file is None:
         stored = parse_data(uri)
-        with _explained(uri):
+        with _explain_errors(uri):
             file = _download_file(_container(stored), stored.path, scratch)
     if not file.is_file():
         fail("it is not a file", "name the one file that holds the rows", at=uri)
     return file
 
 
-def model_files(uri: str, scratch: Path) -> Path:
+def fetch_model_files(uri: str, scratch: Path) -> Path:
     """The files of a model, in the same way: a folder, or the one file that it is."""
     if given := _input_of_job("AZUREML_INPUT_MODEL", uri):
         return given
-    with _explained(uri):
+    with _explain_errors(uri):
         container, path = _place(parse_model(uri))
         _download(container, path, scratch)
     return scratch
@@ -151,11 +151,11 @@ def _download(container: Any, path: str, scratch: Path) -> None:
     """What is in a folder, or a file by its own name, into `scratch`."""
     from lib.azure import blobs
 
-    inside = blobs.listed(blobs.Place(container, path))
+    inside = blobs.list_blobs(blobs.Place(container, path))
     if not inside:
         _download_file(container, path, scratch)
         return
-    progress(f"downloading {len(inside)} files, {sum(inside.values()) / 1e6:.1f} MB")
+    report_progress(f"downloading {len(inside)} files, {sum(inside.values()) / 1e6:.1f} MB")
     for name in inside:
         _stream(container, f"{path}/{name}", scratch / name)
 
@@ -163,7 +163,9 @@ def _download(container: Any, path: str, scratch: Path) -> None:
 def _download_file(container: Any, path: str, scratch: Path) -> Path:
     folder, _, name = path.rpartition("/")
     file = scratch / check_bare_name(name, at=folder)
-    progress(f"downloading {file.name}, {container.get_blob_client(path).get_blob_properties().size / 1e6:.1f} MB")
+    report_progress(
+        f"downloading {file.name}, {container.get_blob_client(path).get_blob_properties().size / 1e6:.1f} MB"
+    )
     _stream(container, path, file)
     return file
 
@@ -214,7 +216,7 @@ def _registry_place(models: Any, registry: str, source: ModelVersion, address: s
 def _container(stored: StoredPath) -> Any:
     from azure.core.exceptions import HttpResponseError
 
-    from lib.azure.blobs import service
+    from lib.azure.blobs import open_service
 
     datastores = _client(stored.workspace).datastores
     try:
@@ -229,12 +231,12 @@ def _container(stored: StoredPath) -> Any:
         kind = str(getattr(datastore.type, "value", datastore.type))
         fail(f"the datastore {stored.datastore} is of the kind {kind}", "use one of Blob storage or Data Lake Gen2")
     account = f"{datastore.protocol}://{datastore.account_name}.blob.{datastore.endpoint}"
-    return service(account, _key(datastore)).get_container_client(name)
+    return open_service(account, _key(datastore)).get_container_client(name)
 
 
 def _key(datastore: Any) -> Any:
     """What opens a datastore: what it keeps for that, or else the identity of who asks."""
-    from lib.azure.identity import credential
+    from lib.azure.identity import get_credential
 
     kept = datastore.credentials
     if secret := getattr(kept, "client_secret", None):
@@ -243,33 +245,33 @@ def _key(datastore: Any) -> Any:
         return ClientSecretCredential(kept.tenant_id, kept.client_id, secret, authority=kept.authority_url)
     if key := getattr(kept, "account_key", None):
         return {"account_name": datastore.account_name, "account_key": key}  # not every address tells the name
-    return getattr(kept, "sas_token", None) or credential()
+    return getattr(kept, "sas_token", None) or get_credential()
 
 
 def _client(workspace: Workspace | None, registry: str | None = None) -> Any:
     """A client of a workspace (None: that of the environment, or of config.json as `az ml` keeps it) or a registry."""
     from azure.ai.ml import MLClient
 
-    from lib.azure.identity import credential
+    from lib.azure.identity import get_credential
 
     quiet: dict[str, Any] = {"enable_telemetry": False, "show_progress": False}
     if registry:
-        return MLClient(credential(), registry_name=registry, **quiet)
+        return MLClient(get_credential(), registry_name=registry, **quiet)
     values = workspace or [os.environ.get(f"SNAKEMAKE_AZUREML_{name}") for name in _VARIABLES]
     if all(values):
-        return MLClient(credential(), *values, **quiet)
+        return MLClient(get_credential(), *values, **quiet)
     try:
-        return MLClient.from_config(credential(), **quiet)
+        return MLClient.from_config(get_credential(), **quiet)
     except Exception as error:  # it has classes of its own for what is wrong with the file
         names = ", ".join(f"SNAKEMAKE_AZUREML_{name}" for name in _VARIABLES)
         fail(
-            f"it is not known which workspace is meant ({first_line(error)})",
+            f"it is not known which workspace is meant ({extract_first_line(error)})",
             f"set {names}, or write the address with subscription, resource group and workspace",
         )
 
 
 @contextlib.contextmanager
-def _explained(uri: str) -> Iterator[None]:
+def _explain_errors(uri: str) -> Iterator[None]:
     """Turn the errors of Azure's clients into `UserError`s that say what to do; their chatter goes into the log."""
     from azure.ai.ml.exceptions import MlException
     from azure.core.exceptions import (
@@ -281,12 +283,12 @@ def _explained(uri: str) -> Iterator[None]:
     try:
         yield
     except ResourceNotFoundError as error:
-        fail(f"it is not there ({first_line(error)})", "check the address", at=uri)
+        fail(f"it is not there ({extract_first_line(error)})", "check the address", at=uri)
     except HttpResponseError as error:
-        fail(f"Azure refuses it ({first_line(error)})", _hint(error), at=uri)
+        fail(f"Azure refuses it ({extract_first_line(error)})", _hint(error), at=uri)
     except AzureError as error:
         kind = "does not answer" if not isinstance(error, MlException) else "does not give it"
-        fail(f"Azure {kind} ({first_line(error)})", "check the address and the network", at=uri)
+        fail(f"Azure {kind} ({extract_first_line(error)})", "check the address and the network", at=uri)
 
 
 def _hint(error: Any) -> str:

@@ -72,7 +72,7 @@ def load_config(values: dict[str, Any], sources: list[Path]) -> Config:
         what, hint = _explain(first, path, _scalar(path, sources))
         # Contradictions are reported at the section that holds them, at the root those between sections; their message
         # starts with the key.
-        file, line, _ = _locate(_named_key(what) if first["type"] == "value_error" else path, sources)
+        file, line, _ = _locate(_find_named_keys(what) if first["type"] == "value_error" else path, sources)
         fail(what, hint, at=file, line=line)
 
 
@@ -187,7 +187,7 @@ def _section_below(section: Any, part: int | str) -> Any:
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
-def _named_key(what: str) -> list[str]:
+def _find_named_keys(what: str) -> list[str]:
     """The keys that a message starts with: `data: labels: ...` and `data.labels: ...`."""
     found = re.match(r"[\w.-]+(: [\w.-]+(?=:))*", what)
     return found[0].replace(": ", ".").split(".") if found else []

@@ -22,7 +22,7 @@ _WIDEST = 2**31 - 1  # bounds from here on are those of 32 bits and tell a reade
 def render_reference(schema: dict[str, Any]) -> str:
     """Return docs/configuration.md.
 
-    schema: JSON Schema of the configuration, as `config_schema` returns it.
+    schema: JSON Schema of the configuration, as `build_json_schema` returns it.
     """
     places = _find_sections(schema)
     parts = [_TITLE, _render_table("", schema, places)]

@@ -16,7 +16,7 @@ from lib.config.sources import BaseModelSource, Data, Share
 from lib.config.sweep import Run, expand_runs, expand_variants
 from lib.config.variants import Count, Section, Variant
 from lib.core.cli import UserError
-from lib.data.templates import columns_of, parse_segments, placeholder, template_columns
+from lib.data.templates import format_placeholder, list_columns, list_template_columns, parse_segments
 from lib.evaluation.registry import METRICS, SELECTED_BY, find_metrics
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -75,7 +75,7 @@ class Corpus(Section):
             raise ValueError("user: and system: belong to template: chat")
         for text in (self.user, self.system, self.text_template):
             if text:
-                _checked(parse_segments, text)
+                _check_text(parse_segments, text)
         return self
 
 
@@ -319,12 +319,12 @@ class Config(Section):
         return self
 
     def _check_columns(self) -> None:
-        columns = template_columns(self.corpus.model_dump(), self.data.target)
+        columns = list_template_columns(self.corpus.model_dump(), self.data.target)
         if not columns:
             raise ValueError("corpus: the template names no column besides the target, so every prompt is the same")
-        asked = columns_of(parse_segments(f"{self.corpus.system or ''}{self.corpus.user or ''}"))
+        asked = list_columns(parse_segments(f"{self.corpus.system or ''}{self.corpus.user or ''}"))
         if self.data.target in asked:
-            raise ValueError(f"corpus: the question holds {placeholder(self.data.target)}, which is the answer")
+            raise ValueError(f"corpus: the question holds {format_placeholder(self.data.target)}, which is the answer")
         for name in self.data.optional_columns or ():
             if name not in columns:
                 raise ValueError(f"data.optional_columns: the template asks for {', '.join(columns)}, not for {name}")
@@ -351,7 +351,7 @@ class Config(Section):
         """Every training of the sweep, or the one of `finetune`."""
         found = expand_runs(self.finetune.model_dump(), self.sweep.finetune, self.sweep.seed or [self.seed])
         return {
-            name: Run(run.group, run.seed, _validated(f"sweep.finetune ({name})", Finetune, run.finetune).model_dump())
+            name: Run(run.group, run.seed, _validate(f"sweep.finetune ({name})", Finetune, run.finetune).model_dump())
             for name, run in found.items()
         }
 
@@ -359,10 +359,10 @@ class Config(Section):
     def every_variant(self) -> dict[str, Variant]:
         """Every variant of the sweep, or those of `variants`."""
         found = expand_variants({name: one.model_dump() for name, one in self.variants.items()}, self.sweep.variants)
-        return {name: _validated(f"sweep.variants ({name})", Variant, values) for name, values in found.items()}
+        return {name: _validate(f"sweep.variants ({name})", Variant, values) for name, values in found.items()}
 
 
-def config_schema() -> dict[str, Any]:
+def build_json_schema() -> dict[str, Any]:
     """JSON Schema of the configuration, for editors."""
     return Config.model_json_schema()
 
@@ -375,10 +375,10 @@ def _check_values(where: str, kind: type[Section], section: Section, key: str, v
     if not values:
         raise ValueError(f"{where}: lists no value")
     for value in values:
-        _validated(where, kind, {**section.model_dump(), key: value})
+        _validate(where, kind, {**section.model_dump(), key: value})
 
 
-def _validated(where: str, kind: type[S], values: dict[str, Any]) -> S:
+def _validate(where: str, kind: type[S], values: dict[str, Any]) -> S:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -389,7 +389,7 @@ def _validated(where: str, kind: type[S], values: dict[str, Any]) -> S:
         raise ValueError(f"{where}: {reason}") from None
 
 
-def _checked(function: Any, text: str) -> None:
+def _check_text(function: Any, text: str) -> None:
     try:
         function(text)
     except UserError as error:

@@ -34,7 +34,7 @@ class Run:
         if not self.adapted:
             return ()
         quantized = METHODS[self.finetune["method"]].quantizes_base
-        return ("merged-original", "merged-dequantised") if quantized else ("merged",)
+        return ("merged-original", "merged-dequantized") if quantized else ("merged",)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ def expand_runs(finetune: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], 
     combinations get one name.
     """
     runs: dict[str, Run] = {}
-    for chosen in combinations(grid):
+    for chosen in list_combinations(grid):
         settings = {**finetune, **chosen}
         group = "-".join([_start(settings), *_words({key: chosen[key] for key in chosen if key != "method"})])
         for seed in seeds:
@@ -72,7 +72,7 @@ def expand_variants(
     """
     result: dict[str, dict[str, Any]] = {}
     for name, settings in variants.items():
-        for chosen in combinations(grids.get(name, {})):
+        for chosen in list_combinations(grids.get(name, {})):
             full = "-".join([name, *_words(chosen)])
             if full in result:
                 raise ValueError(f"sweep.variants: two combinations are both called {full}")
@@ -80,7 +80,7 @@ def expand_variants(
     return result
 
 
-def combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+def list_combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     """Every choice of one value for each key, the last key changing fastest; one empty choice without keys."""
     return (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
 

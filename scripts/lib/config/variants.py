@@ -125,7 +125,7 @@ class Variant(Section):
     @model_validator(mode="after")
     def _loadable(self) -> "Variant":
         """Refuse what the builder of onnxruntime-genai 0.18.0 refuses, or builds so that nothing can load it."""
-        for broken, reason in _broken_combinations(self):
+        for broken, reason in _find_broken_combinations(self):
             if broken:
                 raise ValueError(reason)
         return self
@@ -142,7 +142,7 @@ class Variant(Section):
         return self.execution_provider == "cpu" if self.score is None else self.score
 
 
-def _broken_combinations(variant: Variant) -> list[tuple[bool, str]]:
+def _find_broken_combinations(variant: Variant) -> list[tuple[bool, str]]:
     """What does not go together, with the reason and the way out."""
     mixed = variant.matmul_mixed_precision or ""
     int8 = variant.precision == "int8" or "int8" in mixed

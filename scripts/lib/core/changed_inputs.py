@@ -23,13 +23,13 @@ def describe_changed_input(args: argparse.Namespace) -> str | None:
 def find_changed_input(folders: Iterable[Path]) -> Path | None:
     """Return the first file of these folders whose hash is not the one in the folder's manifest."""
     for folder in folders:
-        for name, sha256 in _stated_files(folder).items():
+        for name, sha256 in _read_stated_files(folder).items():
             if _sha256(folder / name) != sha256:
                 return folder / name
     return None
 
 
-def _stated_files(folder: Path) -> dict[str, str]:
+def _read_stated_files(folder: Path) -> dict[str, str]:
     try:
         manifest = json.loads(folder.with_name(f"{folder.name}.manifest.json").read_bytes())
     except (OSError, ValueError):

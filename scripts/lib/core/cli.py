@@ -22,8 +22,7 @@ from typing import Any, NoReturn
 
 from lib.core.changed_inputs import describe_changed_input
 from lib.core.escaping import escape_controls, hide_secrets
-from lib.core.failures import describe_failure, find_failure, find_failure_behind, temporary_folder
-from lib.core.failures import place_of as place_of
+from lib.core.failures import describe_failure, find_failure, find_failure_behind, find_temporary_folder
 
 # Libraries load a million objects that all stay. Looking for garbage among them after every 700 new ones, as Python
 # does, takes a tenth to a sixth of the start-up of a script with PyTorch. Most garbage needs no looking: it goes when
@@ -58,7 +57,7 @@ def fail(what: str, hint: str = "", *, at: str | Path | None = None, line: int |
     raise UserError(f"{place}{what}" + (f"; {hint}" if hint else ""))
 
 
-def error_line(error: object) -> str:
+def format_error(error: object) -> str:
     """Return `error: …`, one line of at most 500 characters; of a longer one the middle goes, not place and hint.
 
     Control characters, which a name or a label may bring, are written out: no error acts on the terminal. Secrets in
@@ -71,26 +70,26 @@ def error_line(error: object) -> str:
     return f"{line[: _LONGEST_LINE - len(hint) - 3]} … {hint}"
 
 
-def or_exit(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def call_or_exit(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Call `function`; a `UserError` or a failure of the machine ends the program with its line (for the Snakefile)."""
     try:
         return function(*args, **options)
     except UserError as error:
-        sys.exit(error_line(error))
+        sys.exit(format_error(error))
     except OSError as error:
         if (failure := find_failure(error)) is None:
             raise
-        sys.exit(error_line(describe_failure(failure, "the machine", [Path()])))
+        sys.exit(format_error(describe_failure(failure, "the machine", [Path()])))
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
+def build_parser(description: str | None) -> argparse.ArgumentParser:
     """An argument parser with what every script takes: `--log`."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--log", type=Path, help="write everything that libraries print to this file")
     return result
 
 
-def settings_argument(text: str) -> dict[str, Any]:
+def parse_settings(text: str) -> dict[str, Any]:
     """Parse `--settings`: a JSON object, or `@FILE` that holds one.
 
     Raises `argparse.ArgumentTypeError` when it is neither.
@@ -104,7 +103,7 @@ def settings_argument(text: str) -> dict[str, Any]:
     return value
 
 
-def first_line(error: BaseException) -> str:
+def extract_first_line(error: BaseException) -> str:
     """What an error of a library says, cut to one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
@@ -112,7 +111,7 @@ def first_line(error: BaseException) -> str:
 _terminal = sys.stderr
 
 
-def progress(message: str) -> None:
+def report_progress(message: str) -> None:
     """One line for the person who waits, on the terminal and in the log; of several processes the first speaks."""
     if os.environ.get("RANK", "0") == "0":
         _say(message)
@@ -128,14 +127,14 @@ def _say(message: str) -> None:
 def _say_last(message: str) -> None:
     """Say it where that is still possible: the log may lie on the disk that is full."""
     with suppress(OSError):
-        _say(error_line(message))
+        _say(format_error(message))
 
 
 _loaded_at = 0.0
 _reserve = [bytes(4_000_000)]  # given back when memory runs out, so that the line which says so can be written
 
 
-def loaded() -> None:
+def report_loaded() -> None:
     """Say that libraries, model and inputs are there: what follows is work, not start-up.
 
     A script that never says so is loaded when `main` begins.
@@ -148,26 +147,26 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace],
     """Parse the command line, call `main`, and exit as the contract says (0, 1 or 75).
 
     The last line of the log of a run that went well is `time: started S start_up S work S`, in seconds:
-    when the process began (Unix time), from there until `loaded`, and from there to the end.
+    when the process began (Unix time), from there until `report_loaded`, and from there to the end.
     """
     die_with_parent()
     args = arguments.parse_args()
     if args.log:
         _redirect_output(args.log)
     name = Path(sys.argv[0]).stem
-    loaded()
+    report_loaded()
     try:
         main(args)
         if args.log and os.environ.get("RANK", "0") == "0":
             _log_times()
     except UserError as error:
-        failure = find_failure_behind(error, written_to(args))
+        failure = find_failure_behind(error, list_written_paths(args))
         _log_traceback(failure)
-        _say_last(describe_failure(failure, name, written_to(args)) if failure else str(error))
+        _say_last(describe_failure(failure, name, list_written_paths(args)) if failure else str(error))
         _exit(1)
     except Stopped as stopped:
         with suppress(OSError):
-            progress(f"{name}: {stopped}; start again to go on")
+            report_progress(f"{name}: {stopped}; start again to go on")
         _exit(75)
     except KeyboardInterrupt:
         _say_last(f"{name}: interrupted")
@@ -181,10 +180,10 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace],
     except SystemExit:
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
-        failure = find_failure(error, written_to(args))
+        failure = find_failure(error, list_written_paths(args))
         _log_traceback(error)
         _say_last(
-            describe_failure(failure, name, written_to(args))
+            describe_failure(failure, name, list_written_paths(args))
             if failure
             else describe_changed_input(args) or _describe_unexpected(name, error, args.log)
         )
@@ -192,10 +191,10 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace],
     _exit(0)
 
 
-def written_to(args: argparse.Namespace) -> list[Path]:
+def list_written_paths(args: argparse.Namespace) -> list[Path]:
     """Return where a script writes beside what `lib.core.files` publishes, which tells of its folder itself."""
     places = [vars(args).get(name) for name in ("work", "output", "log")]
-    return [*(place for place in places if isinstance(place, Path)), temporary_folder()]
+    return [*(place for place in places if isinstance(place, Path)), find_temporary_folder()]
 
 
 def _log_times() -> None:
@@ -252,7 +251,7 @@ def _exit(code: int) -> NoReturn:
 
 
 def _redirect_output(log: Path) -> None:
-    """Send file descriptors 1 and 2 to `log` and keep the terminal for `progress`."""
+    """Send file descriptors 1 and 2 to `log` and keep the terminal for `report_progress`."""
     global _terminal
     log.parent.mkdir(parents=True, exist_ok=True)
     _terminal = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")

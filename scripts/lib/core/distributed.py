@@ -64,7 +64,7 @@ def _run(processes: int, nodes: int, node: int) -> int:
     return 0
 
 
-def join() -> None:
+def init() -> None:
     """Meet the other processes, if a launcher started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
@@ -74,15 +74,15 @@ def join() -> None:
     PartialState(cpu=not torch.cuda.is_available(), timeout=_TIMEOUT)
 
 
-def rank() -> int:
+def get_rank() -> int:
     return _group().get_rank() if _group() else 0
 
 
-def size() -> int:
+def get_world_size() -> int:
     return _group().get_world_size() if _group() else 1
 
 
-def size_here() -> int:
+def get_local_world_size() -> int:
     """How many of the processes run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _group() else 1
 
@@ -92,7 +92,7 @@ def wait_for_all() -> None:
         group.barrier()
 
 
-def agreed(value: T) -> T:
+def broadcast(value: T) -> T:
     """What the first process has; all others wait for it."""
     if not (group := _group()):
         return value
@@ -101,28 +101,28 @@ def agreed(value: T) -> T:
     return values[0]
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """The value of each process."""
     if not (group := _group()):
         return [value]
-    values: list[Any] = [None] * size()
+    values: list[Any] = [None] * get_world_size()
     group.all_gather_object(values, value)
     return values
 
 
-def total(values: Sequence[float]) -> list[float]:
+def all_reduce_sum(values: Sequence[float]) -> list[float]:
     """Sums over all processes, number by number."""
-    return [sum(numbers) for numbers in zip(*gathered(list(values)), strict=True)]
+    return [sum(numbers) for numbers in zip(*all_gather(list(values)), strict=True)]
 
 
-def share(rows: Sequence[T]) -> Sequence[T]:
-    """The rows that fall to this process; `joined` puts what comes of them together again."""
-    return rows[rank() :: size()]
+def shard(rows: Sequence[T]) -> Sequence[T]:
+    """The rows that fall to this process; `gather_shards` puts what comes of them together again."""
+    return rows[get_rank() :: get_world_size()]
 
 
-def joined(found: Sequence[T]) -> list[T]:
-    """What all processes found for their `share`, in the order of the rows."""
-    parts = gathered(list(found))
+def gather_shards(found: Sequence[T]) -> list[T]:
+    """What all processes found for their `shard`, in the order of the rows."""
+    parts = all_gather(list(found))
     result: list[Any] = [None] * sum(map(len, parts))
     for number, part in enumerate(parts):
         result[number :: len(parts)] = part

@@ -47,13 +47,13 @@ def describe_failure(error: OSError, name: str, folders: Iterable[Path] = ()) ->
     name: what to name where the error names no file. folders: those that are written to, of which a full one is named.
     """
     assert error.errno is not None
-    place = place_of(error)
+    place = find_place(error)
     if not place and error.errno in NO_ROOM:
         place = next((str(folder) for folder in folders if is_full(folder)), "")
     return f"{place or name}: {os.strerror(error.errno)}; {_ADVICE[error.errno]}"
 
 
-def place_of(error: OSError) -> str:
+def find_place(error: OSError) -> str:
     """Return the file that an error is about, by its name in the end; empty where none is named."""
     return re.sub(r"\.partial\.\d+", "", str(error.filename or ""))
 
@@ -96,7 +96,7 @@ def is_full(folder: Path) -> bool:
     return room.f_bavail * room.f_frsize < _FULL or (room.f_files > 0 and room.f_favail == 0)
 
 
-def temporary_folder() -> Path:
+def find_temporary_folder() -> Path:
     """Return where temporary files go, also when nothing can be written there."""
     try:
         return Path(tempfile.gettempdir())
@@ -121,7 +121,7 @@ def _by_number(error: BaseException) -> OSError | None:
 def _by_text(error: BaseException) -> OSError | None:
     text, number = str(error)[:2000], None
     if text.startswith(f"[Errno {errno.ENOENT}] No usable temporary directory"):  # none that tempfile could write to
-        place = temporary_folder()
+        place = find_temporary_folder()
         return OSError(errno.ENOSPC if is_full(place) else errno.EACCES, "", str(place))
     number = next((number for number, pattern in _TEXT.items() if pattern.search(text)), None)
     if number is None and _SHORT_WRITE.search(text):

@@ -20,7 +20,7 @@ _NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.EACCES
 SAFETENSORS_INDEX = "model.safetensors.index.json"  # which file holds which tensor, by transformers' name
 
 
-def canonical_json(value: Any) -> str:
+def dump_canonical_json(value: Any) -> str:
     """JSON that is equal exactly when the values are equal: sorted keys, no white space."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
@@ -49,7 +49,7 @@ def sha256_text(text: str) -> str:
 
 
 @contextmanager
-def published(path: Path) -> Iterator[Path]:
+def publish_file(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file to; rename it into place when all went well.
 
     Nothing half-written stays: on an error the partial file is removed. The bytes are on the disk before the name is,
@@ -60,7 +60,7 @@ def published(path: Path) -> Iterator[Path]:
         fail("a folder lies where this file is written", "move it away", at=path)
     partial = _partial(path)
     try:
-        with explained_full_disk(path):
+        with explain_full_disk(path):
             yield partial
             sync(partial)
             os.replace(partial, path)
@@ -70,16 +70,16 @@ def published(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def published_directory(path: Path) -> Iterator[Path]:
+def publish_directory(path: Path) -> Iterator[Path]:
     """Yield an empty directory beside `path`; rename it to `path` when all went well.
 
     Files get mode 0644: libraries save weights as 0600, which another user or container cannot read. They are on the
-    disk before the directory has its name. Raises `OSError` as `published` does.
+    disk before the directory has its name. Raises `OSError` as `publish_file` does.
     """
     partial = _partial(path)
     partial.mkdir()
     try:
-        with explained_full_disk(path):
+        with explain_full_disk(path):
             yield partial
             for file in partial.rglob("*"):
                 if file.is_file():
@@ -95,7 +95,7 @@ def published_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def explained_full_disk(path: Path) -> Iterator[None]:
+def explain_full_disk(path: Path) -> Iterator[None]:
     """Raise `OSError` with the name of `path` for an error that came of a full disk, in whatever form."""
     try:
         yield
@@ -172,7 +172,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON with a stable order of keys, atomically."""
-    with published(path) as partial, open(partial, "w", encoding="utf-8") as file:
+    with publish_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)  # piece by piece: split.json names every row
         file.write("\n")
 
@@ -290,7 +290,7 @@ def _refuse(constant: str) -> Any:
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object a line, atomically; `rows` may be a generator."""
-    with published(path) as partial, open(partial, "w", encoding="utf-8") as file:
+    with publish_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

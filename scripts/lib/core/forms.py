@@ -56,17 +56,17 @@ NUMBER = allow("a number", lambda value: type(value) in (int, float) and abs(val
 SHA256 = allow("a sha256", lambda value: isinstance(value, str) and bool(re.fullmatch(r"[0-9a-f]{64}", value)))
 
 
-def bounded_integer(low: int = 0, high: int = LARGEST) -> Form:
+def allow_integer(low: int = 0, high: int = LARGEST) -> Form:
     """Allow whole numbers from `low` to `high`."""
     return allow(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
 
 
-def one_of(*values: str) -> Form:
+def allow_one_of(*values: str) -> Form:
     """Allow some texts."""
     return allow(" or ".join(map(json.dumps, values)), lambda value: isinstance(value, str) and value in values)
 
 
-def matching(pattern: str) -> Form:
+def allow_matching(pattern: str) -> Form:
     """Allow texts that a regular expression matches as a whole."""
     return allow(
         f"text of the form {pattern}", lambda value: isinstance(value, str) and bool(re.fullmatch(pattern, value))
@@ -85,7 +85,7 @@ def list_of(form: Form, least: int = 0) -> Form:
     return check
 
 
-def either(*forms: Form) -> Form:
+def allow_any_of(*forms: Form) -> Form:
     """Allow a value of any of the forms; the first says what is wrong with others."""
 
     def check(value: Any, name: str) -> str | None:
@@ -95,7 +95,7 @@ def either(*forms: Form) -> Form:
     return check
 
 
-def nullable(form: Form) -> Form:
+def allow_null(form: Form) -> Form:
     """Allow null, or a value of a form."""
 
     def check(value: Any, name: str) -> str | None:
@@ -104,7 +104,7 @@ def nullable(form: Form) -> Form:
     return check
 
 
-def object_of(form: Form) -> Form:
+def allow_object_of(form: Form) -> Form:
     """Allow objects with any keys whose values all have a form."""
 
     def check(value: Any, name: str) -> str | None:
@@ -116,10 +116,10 @@ def object_of(form: Form) -> Form:
     return check
 
 
-def record(required: Mapping[str, Form] = _NONE, optional: Mapping[str, Form] = _NONE) -> Form:
+def allow_object(required: Mapping[str, Form] = _NONE, optional: Mapping[str, Form] = _NONE) -> Form:
     """Allow objects with these keys and no others."""
     known = {**required, **optional}
-    inner = open_record(required, optional)
+    inner = allow_open_object(required, optional)
 
     def check(value: Any, name: str) -> str | None:
         unknown = next((key for key in value if key not in known), None) if isinstance(value, dict) else None
@@ -130,7 +130,7 @@ def record(required: Mapping[str, Form] = _NONE, optional: Mapping[str, Form] = 
     return check
 
 
-def open_record(required: Mapping[str, Form] = _NONE, optional: Mapping[str, Form] = _NONE) -> Form:
+def allow_open_object(required: Mapping[str, Form] = _NONE, optional: Mapping[str, Form] = _NONE) -> Form:
     """Allow objects with these keys; other keys are left to whoever reads them."""
     known = {**required, **optional}
 

@@ -1,4 +1,4 @@
-"""Where the artefacts of a results folder lie, above all those of which it has one for each run, stage or variant.
+"""Where the artifacts of a results folder lie, above all those of which it has one for each run, stage or variant.
 
 The rules say themselves where they write. Who reads what a whole sweep has written, rule or script, finds it by this:
 named one by one, the files of 200 runs would not fit into a command. A rule that wrote elsewhere would be found when
@@ -69,7 +69,7 @@ class Layout:
         return check_bare_name(name, at=self.results)
 
 
-def results_argument(arguments: argparse.ArgumentParser) -> None:
+def add_results_argument(arguments: argparse.ArgumentParser) -> None:
     """`--results FOLDER`, the layout of what a script reads."""
     arguments.add_argument(
         "--results",

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from lib.core.cli import UserError, die_with_parent, fail, first_line
+from lib.core.cli import UserError, die_with_parent, extract_first_line, fail
 
 _IDLE_SECONDS = 20  # a server without work ends: its libraries take memory that the work here needs
 _LONGEST_REPLY = 64 << 20  # characters of a result
@@ -98,7 +98,7 @@ def limit_memory(megabytes: int) -> None:
 
 
 @contextmanager
-def limited_memory(megabytes: int) -> Iterator[None]:
+def limit_memory_within(megabytes: int) -> Iterator[None]:
     """Limit the memory of this process, as `limit_memory` does, until the block ends."""
     if sys.platform != "linux":
         yield
@@ -256,4 +256,4 @@ def _reply(function: Callable[..., Any], arguments: Sequence[Any], megabytes: in
     except MemoryError:
         return "fault", json.dumps(f"needs more than {megabytes} MB of memory")
     except BaseException as error:  # pyo3's PanicException is no Exception
-        return "fault", json.dumps(f"fails: {type(error).__name__}: {first_line(error)}")
+        return "fault", json.dumps(f"fails: {type(error).__name__}: {extract_first_line(error)}")

@@ -74,7 +74,7 @@ def _find_text_fault(name: Any) -> str | None:
     return None
 
 
-def path_below(folder: Path, name: Any, *, at: str | Path, line: int | None = None) -> Path:
+def resolve_below(folder: Path, name: Any, *, at: str | Path, line: int | None = None) -> Path:
     """Return `folder / name`, to read or to write, for a name out of the file `at`.
 
     The folder itself may be a link, because a person named it; below it no part of the path may be one.
@@ -106,11 +106,11 @@ def check_model_folder(folder: Path) -> None:
     """
     folder = folder.resolve()
     for entry in _walk(folder, hidden=False):
-        if not (entry.is_symlink() and leads_to_hub_blob(Path(entry.path))):
+        if not (entry.is_symlink() and is_link_to_hub_blob(Path(entry.path))):
             _check_entry(entry, folder)
 
 
-def leads_to_hub_blob(link: Path) -> bool:
+def is_link_to_hub_blob(link: Path) -> bool:
     """Return whether a link of `REPOSITORY/snapshots/…` leads to a regular file in `REPOSITORY/blobs`."""
     parents = Path(os.path.abspath(link)).parents
     repository = next((folder.parent for folder in parents if folder.name == "snapshots"), None)

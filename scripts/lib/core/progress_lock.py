@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from lib.core.cli import Stopped, fail, progress
+from lib.core.cli import Stopped, fail, report_progress
 from lib.core.files import write_json
 from lib.core.locks import is_still_there, open_lock, try_lock
 from lib.core.regular_files import open_regular
@@ -45,7 +45,7 @@ def hold_progress(folder: Path, deadline: float | None = None) -> Iterator[None]
             os.close(lock)
         if not free and not said:
             holder = _read_holder(folder) or "unknown"
-            progress(f"another process holds this adapter's progress; waiting for it: {holder} ({folder})")
+            report_progress(f"another process holds this adapter's progress; waiting for it: {holder} ({folder})")
             said = True
         if deadline is not None and time.monotonic() > deadline:
             raise Stopped("another process still holds this adapter's progress, and the time is up")

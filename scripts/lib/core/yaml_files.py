@@ -163,7 +163,7 @@ class _Check:
         tag = event.tag
         if tag in (None, "!"):
             tag = self.loader.resolve(yaml.ScalarNode, event.value, event.implicit)
-        if (fault := text_fault(event.value)) is not None:
+        if (fault := find_text_fault(event.value)) is not None:
             self.fail(f"a text {fault}", "remove it", line)
         if _NUMBER.fullmatch(tag) and len(event.value) > _LONGEST_NUMBER:
             self.fail(f"a number of {len(event.value)} characters", "quote it if it is a text", line)
@@ -193,7 +193,7 @@ class _Check:
             self.open[-1].values += closed.values
 
 
-def text_fault(text: str) -> str | None:
+def find_text_fault(text: str) -> str | None:
     """Return what keeps a text from being passed on, or None."""
     if "\0" in text:
         return "holds a NUL character"
@@ -225,7 +225,7 @@ def find_fault(value: Any) -> str | None:
 
 def _scalar_fault(value: Hashable) -> str | None:
     if isinstance(value, str):
-        fault = text_fault(value)
+        fault = find_text_fault(value)
         return fault and f"a text in it {fault}"
     if isinstance(value, int) and abs(value) >= 10**_LONGEST_NUMBER:
         return "a number in it is too large"

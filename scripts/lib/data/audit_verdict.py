@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lib.data.labels import spelled
+from lib.data.labels import format_counts
 
 _MOST_REJECTED = 0.5  # where data.max_rejected is left out
 _FEW_ROWS = 3  # rows per class on average up to which the targets look like free answers
@@ -21,7 +21,7 @@ def judge_audit(
     return {"ok": not reasons, "reasons": reasons}
 
 
-def configuration_lines(spellings: Mapping[str, Any]) -> str:
+def describe_label_lines(spellings: Mapping[str, Any]) -> str:
     """Say which lines of the configuration join spellings of a label, and which keep them apart."""
     if len(spellings["join"] + spellings["keep"]) > _LONGEST:
         return "the lines for data.labels that join them or keep them apart stand in audit.json under label_spellings"
@@ -50,7 +50,7 @@ def _why_rejected(audit: Mapping[str, Any], examples: Mapping[str, str], data: M
 
 def _example(reason: str, audit: Mapping[str, Any], examples: Mapping[str, str], data: Mapping[str, Any]) -> str:
     if reason == "unknown_label" and len(audit["unknown_labels"]) > 1:
-        return f"found are {spelled(dict(list(audit['unknown_labels'].items())[:5]))}"
+        return f"found are {format_counts(dict(list(audit['unknown_labels'].items())[:5]))}"
     example = examples[reason]
     if reason in ("empty_value", "missing_column") and repr(data["target"]) not in example:
         return f"{example}; name it in data.optional_columns if it may be"
@@ -67,9 +67,9 @@ def _judge_spellings(audit: Mapping[str, Any]) -> list[str]:
     found = audit["label_spellings"] and audit["label_spellings"]["one_label"]
     if not found:
         return []
-    groups = [spelled(group) for group in found["groups"]]
+    groups = [format_counts(group) for group in found["groups"]]
     more = f", and {len(groups) - 3} more such groups" if len(groups) > 3 else ""
-    return [f"{'; '.join(f'{group} are one label' for group in groups[:3])}{more}: {configuration_lines(found)}"]
+    return [f"{'; '.join(f'{group} are one label' for group in groups[:3])}{more}: {describe_label_lines(found)}"]
 
 
 def _judge_classes(audit: Mapping[str, Any], min_rows: int) -> list[str]:

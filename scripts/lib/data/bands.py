@@ -10,7 +10,7 @@ from lib.data.shingles import Numbers
 _BLOCK = 1 << 14  # pairs handled at once
 
 
-def pair_neighbours(keys: NDArray[np.uint32]) -> Iterator[tuple[Numbers, Numbers]]:
+def pair_neighbors(keys: NDArray[np.uint32]) -> Iterator[tuple[Numbers, Numbers]]:
     """Yield texts that agree in a band and, ordered by this band and the next, stand side by side; in blocks."""
     for band, key in enumerate(keys.T):
         order = np.lexsort((keys[:, (band + 1) % keys.shape[1]], key))

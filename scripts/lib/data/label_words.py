@@ -5,7 +5,7 @@ from array import array
 from collections import Counter, defaultdict
 from typing import Any
 
-from lib.data.template_inversion import word_places
+from lib.data.template_inversion import find_word_places
 
 _SLOTS = 1 << 22  # of the table that counts words roughly
 
@@ -30,7 +30,7 @@ class LabelWords:
         self._enough = min((_enough(count) for count in classes.values()), default=0)
 
     def count(self, text: str, target: str) -> None:
-        self._own[target] += bool(word_places(target, text))
+        self._own[target] += bool(find_word_places(target, text))
         for word in _words(text):
             if self._rough[hash(word) % _SLOTS] >= self._enough:
                 self._by_word[word][target] += 1

@@ -23,16 +23,16 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from lib.core.cli import progress
-from lib.data.bands import count_across_groups, pair_across_groups, pair_neighbours
+from lib.core.cli import report_progress
+from lib.data.bands import count_across_groups, pair_across_groups, pair_neighbors
 from lib.data.groups import Groups
 from lib.data.prefix_filter import PrefixFilter
-from lib.data.rows import normalise
+from lib.data.rows import normalize
 from lib.data.shingles import Numbers
 from lib.data.text_index import TextIndex
 
 _FEW_EACH = 64  # candidates for each text that are compared without a search for a way to fewer
-_VAIN = 100  # comparisons in vain for each that joins two groups, at which neighbours are no longer compared
+_VAIN = 100  # comparisons in vain for each that joins two groups, at which neighbors are no longer compared
 _WORK_EACH, _LEAST_WORK = 200, 200_000_000  # see `_most_work`
 _AT_ONCE = 128  # pairs of short texts that are compared at once
 
@@ -44,7 +44,7 @@ class SimilarPairs(NamedTuple):
     uncompared: int
 
 
-def similar_pairs(texts: Iterable[str], threshold: float, *, seed: int, folder: Path) -> SimilarPairs:
+def find_similar_pairs(texts: Iterable[str], threshold: float, *, seed: int, folder: Path) -> SimilarPairs:
     """Pairs of places in `texts` whose similarity is at least `threshold`, enough to connect all such.
 
     A spanning forest: two texts are joined by a chain of pairs exactly when they are joined by a
@@ -62,7 +62,7 @@ def similar_pairs(texts: Iterable[str], threshold: float, *, seed: int, folder: 
                 index.add(text)
         del first
         index.finish()
-        for one, other in _joining_pairs(index):
+        for one, other in _find_joining_pairs(index):
             pairs.append((min(origins[one], origins[other]), max(origins[one], origins[other])))
         return SimilarPairs(pairs, index.uncompared)
 
@@ -74,13 +74,13 @@ def describe_uncompared(similar: SimilarPairs) -> dict[str, int]:
 
 def tell_uncompared(rule: str, similar: SimilarPairs) -> None:
     if similar.uncompared:
-        progress(
+        report_progress(
             f"{rule}: up to {similar.uncompared:,} pairs of texts were not compared, since too many share most of"
             " their words; some near-duplicates among them may have stayed apart"
         )
 
 
-def cluster_numbers(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
+def number_clusters(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
     """For each of `count` texts the number of its cluster; numbers count up in order of first texts."""
     groups = Groups(count)
     for one, other in pairs:
@@ -90,8 +90,8 @@ def cluster_numbers(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
 
 def _comparable(text: str) -> str:
     """Case-folded, without punctuation, white space folded; a text of punctuation only stays as it is."""
-    folded = normalise(text).casefold()
-    return normalise(folded.translate(_NO_PUNCTUATION)) or folded
+    folded = normalize(text).casefold()
+    return normalize(folded.translate(_NO_PUNCTUATION)) or folded
 
 
 class _NoPunctuation(dict[int, str]):
@@ -105,13 +105,13 @@ class _NoPunctuation(dict[int, str]):
 _NO_PUNCTUATION = _NoPunctuation()
 
 
-def _joining_pairs(index: TextIndex) -> Iterator[tuple[int, int]]:
+def _find_joining_pairs(index: TextIndex) -> Iterator[tuple[int, int]]:
     """Pairs of similar texts, each of which joins two groups that were apart."""
     groups = Groups(index.count)
     keys = index.keys()
-    # Neighbours first: that joins the many copies of one text in linear time; where few are similar, most is in vain.
+    # Neighbors first: that joins the many copies of one text in linear time; where few are similar, most is in vain.
     exact, joined = index.exact, 0
-    for left, right in pair_neighbours(keys):
+    for left, right in pair_neighbors(keys):
         for pair in _merge_similar(index, groups, left, right):
             joined += 1
             yield pair

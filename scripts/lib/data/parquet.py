@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import fail, first_line
-from lib.core.limits import limited_memory
+from lib.core.cli import extract_first_line, fail
+from lib.core.limits import limit_memory_within
 
 MOST_BYTES = 64_000_000  # of a value, on average over the values of a column in a row group
 _ROWS, _PIECE = 1000, 32_000_000  # rows and stated bytes that are in memory at a time
@@ -61,7 +61,7 @@ def _rows(file: Any, sizes: list[float], path: Path) -> Iterator[dict[str, Any]]
             batches = file.iter_batches(batch_size=rows, row_groups=[group], use_threads=False)
             while True:
                 try:
-                    with limited_memory(int(most_mb)):
+                    with limit_memory_within(int(most_mb)):
                         batch = next(batches, None)
                         piece = batch.to_pylist() if batch is not None else None
                 except MemoryError:
@@ -81,7 +81,7 @@ def _explain_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, pyarrow.ArrowException) as error:
-        fail(f"not Parquet: {first_line(error).rstrip('.')}", "write the file again", at=path)
+        fail(f"not Parquet: {extract_first_line(error).rstrip('.')}", "write the file again", at=path)
 
 
 def _dataset_features(metadata: Mapping[bytes, bytes]) -> Mapping[str, Any]:

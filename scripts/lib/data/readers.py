@@ -63,7 +63,7 @@ def read_rows(path: Path) -> Iterator[SourceRow]:
         case ".parquet":
             from lib.data.parquet import read_parquet
 
-            return typed_rows(*read_parquet(path))
+            return convert_typed_rows(*read_parquet(path))
         case _:
             fail("not a format that is read here", f"use {FORMATS}", at=path)
     return map(_shallow, rows)
@@ -91,15 +91,15 @@ def _is_deep(value: Any) -> bool:
     return True
 
 
-def json_ready(value: Any) -> Any:
+def convert_to_json(value: Any) -> Any:
     """Return a value as JSON: NaN, a missing number, is null; dates are ISO text.
 
     What JSON has no place for becomes `{NOT_TEXT: "bytes"}`: only a template that names the column is told of it.
     """
     if isinstance(value, dict):
-        return {_without_half_pairs(str(key)): json_ready(item) for key, item in value.items()}
+        return {_without_half_pairs(str(key)): convert_to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [json_ready(item) for item in value]
+        return [convert_to_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else {NOT_TEXT: "an infinite number"}
     if isinstance(value, (datetime, date, time)):
@@ -113,7 +113,7 @@ def json_ready(value: Any) -> Any:
     return {NOT_TEXT: type(value).__name__}
 
 
-def typed_rows(rows: Iterable[Mapping[str, Any]], features: Mapping[str, Any]) -> Iterator[SourceRow]:
+def convert_typed_rows(rows: Iterable[Mapping[str, Any]], features: Mapping[str, Any]) -> Iterator[SourceRow]:
     """Yield rows of Parquet or the hub, numbered from 1, labels by their names. features: those of `datasets`."""
     for number, row in enumerate(rows, start=1):
         named = {name: _with_label_names(value, features.get(name)) for name, value in row.items()}
@@ -122,7 +122,7 @@ def typed_rows(rows: Iterable[Mapping[str, Any]], features: Mapping[str, Any]) -
         elif _is_deep(named):
             yield SourceRow(number, {}, TOO_DEEP)
         else:
-            yield SourceRow(number, json_ready(named))
+            yield SourceRow(number, convert_to_json(named))
 
 
 def _with_label_names(value: Any, feature: Any) -> Any:
@@ -169,7 +169,7 @@ class _Json:
             self._problems.append(TOO_LARGE)
         if text.find("\\u", start, end) >= 0 and not _is_unicode(json.dumps(value, ensure_ascii=False)):
             self._is_json = False
-        return value if self._is_json else json_ready(value), end, self._problems[0] if self._problems else None
+        return value if self._is_json else convert_to_json(value), end, self._problems[0] if self._problems else None
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
@@ -266,18 +266,18 @@ def _read_json_list(path: Path) -> Iterator[SourceRow]:
                 row, place, problem = parser.read(text, place)
             except (ValueError, RecursionError) as error:
                 broken = error.pos if isinstance(error, json.JSONDecodeError) else place
-                _broken_list(path, text, broken, _reason(error))
+                _refuse_list(path, text, broken, _reason(error))
             yield SourceRow(line, row, problem)
             place = _skip_space(text, place)
             separator = text[place : place + 1]
             if separator not in (",", "]"):
-                _broken_list(path, text, place, "not JSON: no comma or ] behind the row")
+                _refuse_list(path, text, place, "not JSON: no comma or ] behind the row")
             place = _skip_space(text, place + 1)
             if separator == "]":
                 break
     place = _skip_space(text, place)
     if place < len(text):
-        _broken_list(path, text, place, "not JSON: something follows the list")
+        _refuse_list(path, text, place, "not JSON: something follows the list")
 
 
 def _skip_space(text: str, place: int) -> int:
@@ -285,7 +285,7 @@ def _skip_space(text: str, place: int) -> int:
     return space.end() if space else place
 
 
-def _broken_list(path: Path, text: str, place: int, what: str) -> NoReturn:
+def _refuse_list(path: Path, text: str, place: int, what: str) -> NoReturn:
     if place >= (end := len(text.rstrip())):
         place, what = end, "the list is cut: the file ends inside it"
     fail(
@@ -304,7 +304,7 @@ def _read_csv(path: Path) -> Iterator[SourceRow]:
     undecodable: list[int] = []
     encoding = _Encoding(path)
     with open(path, "rb") as file:
-        records = _csv_records(_decoded_lines(file, undecodable))
+        records = _csv_records(_decode_lines(file, undecodable))
         names: list[str] | None = None
         for line, cells, problem in records:
             if undecodable:
@@ -319,10 +319,10 @@ def _read_csv(path: Path) -> Iterator[SourceRow]:
                 problem = TOO_LARGE
             if problem is None and (missing > 0 or any(cell.strip() for cell in cells[len(names) :])):
                 problem = f"{len(cells)} cells, but the first row names {len(names)} columns"
-            yield SourceRow(line, {} if problem else _named_cells(names, cells), problem)
+            yield SourceRow(line, {} if problem else _name_cells(names, cells), problem)
 
 
-def _named_cells(names: list[str], cells: list[str]) -> dict[str, str]:
+def _name_cells(names: list[str], cells: list[str]) -> dict[str, str]:
     pairs = list(zip(names, cells, strict=False))  # more cells than names are empty
     nameless = {f"column {place}": cell for place, (name, cell) in enumerate(pairs, 1) if cell and not name}
     return nameless | {name: cell for name, cell in pairs if name}
@@ -346,7 +346,7 @@ def _csv_records(lines: Iterable[str]) -> Iterator[tuple[int, list[str], str | N
             yield line, cells, problem
 
 
-def _decoded_lines(file: Iterable[bytes], undecodable: list[int]) -> Iterator[str]:
+def _decode_lines(file: Iterable[bytes], undecodable: list[int]) -> Iterator[str]:
     """Lines as text; the numbers of those that are not UTF-8 go to `undecodable`."""
     for number, raw in enumerate(file, start=1):
         try:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.core.files import read_jsonl
-from lib.data.labels import label_by_spelling
-from lib.data.rows import MISSING, as_text, column, describe_value
-from lib.data.templates import Template, placeholder
+from lib.data.labels import map_spellings
+from lib.data.rows import MISSING, convert_to_text, describe_value, get_column
+from lib.data.templates import Template, format_placeholder
 from lib.data.tokenizer import Tokenizer
-from lib.data.value_limits import cut_value, most_characters
+from lib.data.value_limits import compute_max_characters, cut_value
 
 REASONS = (
     "unreadable",
@@ -55,7 +55,7 @@ def read_sources(
     """
     names, target = [*template["columns"], data["target"]], data["target"]
     control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
-    labels = label_by_spelling(data["labels"]) if data["labels"] else None
+    labels = map_spellings(data["labels"]) if data["labels"] else None
     for index, read in enumerate(read_jsonl(path)):
         if "error" in read:
             yield Source(index, read, Reason("unreadable", read["error"]))
@@ -64,7 +64,7 @@ def read_sources(
         if isinstance(values, Reason):
             yield Source(index, read, values)
             continue
-        values = _bounded_values(values, target, corpus)
+        values = _bound_values(values, target, corpus)
         if isinstance(values, Reason):
             yield Source(index, read, values)
             continue
@@ -77,9 +77,9 @@ def read_sources(
             yield Source(index, read, Reason("unknown_label", f"{spelling!r} is not in data.labels"), spelling)
 
 
-def _bounded_values(values: dict[str, str], target: str, corpus: dict[str, Any]) -> dict[str, str] | Reason:
+def _bound_values(values: dict[str, str], target: str, corpus: dict[str, Any]) -> dict[str, str] | Reason:
     """Return the values without what no row of `max_length` tokens has room for, or why the row is too long."""
-    most, side = most_characters(corpus["max_length"]), corpus["truncation"]
+    most, side = compute_max_characters(corpus["max_length"]), corpus["truncation"]
     for name, text in values.items():
         if len(text) > most and (side == "reject" or name == target):
             what = f"{name!r} has {len(text):,} characters, corpus.max_length {corpus['max_length']}"
@@ -96,12 +96,12 @@ def _values(
     """
     values: dict[str, str] = {}
     for name in names:
-        value = column(row, name)
+        value = get_column(row, name)
         if value is MISSING and name not in optional:
             return Reason("missing_column", f"no {name!r}")
-        text = "" if value is MISSING else as_text(value)
+        text = "" if value is MISSING else convert_to_text(value)
         if text is None:
-            hint = f", whose first value is {placeholder(f'{name}.0')}" if isinstance(value, list) else ""
+            hint = f", whose first value is {format_placeholder(f'{name}.0')}" if isinstance(value, list) else ""
             return Reason("not_text", f"{name!r} is {describe_value(value)}{hint}")
         # Tokenizers written in C end a text here. They read the other control characters as `tokenizers` does (tried
         # with ONNX Runtime GenAI for U+0001 to U+00A0), so those stay what they are: text.

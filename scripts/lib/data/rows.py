@@ -7,18 +7,18 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lib.core.files import canonical_json
+from lib.core.files import dump_canonical_json
 
 MISSING = object()
 NOT_TEXT = "not text"
 """The one key of what stands in a row for a value that JSON has no place for; its value says what that was."""
 
 
-def column(row: Any, name: str) -> Any:
+def get_column(row: Any, name: str) -> Any:
     """Value of a column, or `MISSING`. A dotted name that is no key reaches into objects, by number into lists."""
     value = _child(row, name)
     for dot in re.finditer(r"\.", name) if value is MISSING else ():
-        value = column(_child(row, name[: dot.start()]), name[dot.end() :])
+        value = get_column(_child(row, name[: dot.start()]), name[dot.end() :])
         if value is not MISSING:
             break
     return value
@@ -32,17 +32,17 @@ def _child(value: Any, name: str) -> Any:
     return MISSING
 
 
-def reachable_names(row: Mapping[str, Any]) -> Iterator[str]:
+def list_reachable_names(row: Mapping[str, Any]) -> Iterator[str]:
     """Yield the names that reach into a row: `user.name`, `messages.0.content`."""
     for name, value in row.items():
         inner = dict(enumerate(value)) if isinstance(value, list) else value
         if isinstance(inner, dict) and inner:
-            yield from (f"{name}.{below}" for below in reachable_names({str(key): inner[key] for key in inner}))
+            yield from (f"{name}.{below}" for below in list_reachable_names({str(key): inner[key] for key in inner}))
         else:
             yield name
 
 
-def as_text(value: Any) -> str | None:
+def convert_to_text(value: Any) -> str | None:
     """Text of a JSON value without outer white space: numbers and booleans as JSON writes them.
 
     None for lists and objects: how to read them as text is not ours to guess.
@@ -55,18 +55,18 @@ def as_text(value: Any) -> str | None:
 
 
 def describe_value(value: Any) -> str:
-    """Say what a value is that `as_text` has no text for."""
+    """Say what a value is that `convert_to_text` has no text for."""
     if isinstance(value, list):
         return "a list"
     return f"{value[NOT_TEXT]}, not text" if list(value) == [NOT_TEXT] else "a nested object"
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Unicode NFC, trimmed, white space folded: texts that differ only in this are the same text."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def record_id(values: Mapping[str, str]) -> str:
-    """sha256 of a record's normalised values by column name, whatever their order."""
-    normalised = {name: normalise(value) for name, value in values.items()}
-    return hashlib.sha256(canonical_json(normalised).encode()).hexdigest()
+def compute_row_id(values: Mapping[str, str]) -> str:
+    """sha256 of a record's normalized values by column name, whatever their order."""
+    normalized = {name: normalize(value) for name, value in values.items()}
+    return hashlib.sha256(dump_canonical_json(normalized).encode()).hexdigest()

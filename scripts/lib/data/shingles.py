@@ -37,7 +37,7 @@ def hash_shingles(texts: Sequence[str]) -> tuple[Hashes, Numbers]:
     return hashes & np.uint64((1 << TEXT_BITS) - 1), starts
 
 
-def odd_bits(numbers: Numbers, bits: int) -> NDArray[np.uint8]:
+def mark_odd_numbers(numbers: Numbers, bits: int) -> NDArray[np.uint8]:
     """Return a bit map: for each number below `bits` whether it occurs an odd number of times.
 
     The maps of two sets differ in as many bits as the sets differ in members, at most.

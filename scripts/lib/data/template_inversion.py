@@ -7,7 +7,7 @@ from lib.core.cli import fail
 from lib.data.templates import Template, render_completion
 
 
-def input_text(template: Template, prompt: str) -> str:
+def extract_input(template: Template, prompt: str) -> str:
     """Return the column values that a prompt was rendered from, one a line.
 
     Raises `UserError` when it was not rendered from the template.
@@ -41,7 +41,7 @@ def _pieces(template: Template) -> list[str]:
     return pieces
 
 
-def target_text(template: Template, completion: str) -> str:
+def extract_target(template: Template, completion: str) -> str:
     """Return the target that a completion was rendered from.
 
     Raises `UserError` when it was not rendered from the template.
@@ -59,7 +59,7 @@ def extract_answer(template: Template, text: str) -> str:
     answered with the target. Text before or behind the answer that a model leaves out is not missed. Without the end
     token the text was cut off, perhaps inside the text behind the answer.
     """
-    before, behind, end = fixed_texts(template)
+    before, behind, end = extract_fixed_texts(template)
     complete = text.endswith(end)
     answer = re.sub(rf"\A{_loose(before)}", "", text.removesuffix(end).strip())
     # No more of it than the answer has signs: a template may be somebody's, and end with a book.
@@ -72,7 +72,7 @@ def extract_answer(template: Template, text: str) -> str:
     return answer.strip()
 
 
-def fixed_texts(template: Template) -> tuple[str, str, str]:
+def extract_fixed_texts(template: Template) -> tuple[str, str, str]:
     """Return what a template writes before the answer and behind it, and the end token."""
     *segments, end = template["completion"]
     place = next(place for place, segment in enumerate(segments) if "column" in segment)
@@ -80,7 +80,7 @@ def fixed_texts(template: Template) -> tuple[str, str, str]:
     return before, behind, end["text"]
 
 
-def word_places(word: str, text: str) -> list[int]:
+def find_word_places(word: str, text: str) -> list[int]:
     """Return where `word` stands in `text` as a word of its own, whatever its case.
 
     Without a regular expression: to compile one for each of thousands of labels takes minutes.

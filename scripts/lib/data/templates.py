@@ -51,10 +51,10 @@ def parse_segments(text: str) -> list[Segment]:
         segments.append({"text": found["text"][0]} if found["text"] else {"column": _column_name(text, found)})
         end = found.end()
     segments.append({"text": text[end:]})
-    return _merged([segment for segment in segments if segment != {"text": ""}])
+    return _merge_texts([segment for segment in segments if segment != {"text": ""}])
 
 
-def placeholder(name: str) -> str:
+def format_placeholder(name: str) -> str:
     """Write the placeholder of a column, quoted where its name needs it."""
     is_plain = not (_NOT_PLAIN.search(name) or set(name) & {"{", "}"})
     return f"{{{name if is_plain else json.dumps(name, ensure_ascii=False)}}}"
@@ -72,22 +72,22 @@ def _column_name(text: str, found: re.Match[str]) -> str:
     elif _NOT_PLAIN.search(name):
         what = "has a format or conversion" if re.search("[:!]", name) else "is not a column"
         plain = _NOT_PLAIN.split(name)[0].strip() or "name"
-        hint = f"write {{{plain}}}, or quote a name that is written so: {placeholder(name)}"
+        hint = f"write {{{plain}}}, or quote a name that is written so: {format_placeholder(name)}"
         fail(f"template: {{{name}}} {what}", hint)
     if not name.strip():
         fail(f"template: {found[0]} names no column", "write the name of a column in braces")
     return name
 
 
-def columns_of(segments: list[Segment]) -> list[str]:
+def list_columns(segments: list[Segment]) -> list[str]:
     """Names of the columns in order of first use."""
     return list(dict.fromkeys(segment["column"] for segment in segments if "column" in segment))
 
 
-def template_columns(corpus: Mapping[str, Any], target: str) -> list[str]:
+def list_template_columns(corpus: Mapping[str, Any], target: str) -> list[str]:
     """Input columns that a `corpus:` section uses (without the target). Raises as `parse_segments`."""
     texts = [corpus.get("text_template"), corpus.get("system"), corpus.get("user")]
-    names = [name for text in texts if text for name in columns_of(parse_segments(text))]
+    names = [name for text in texts if text for name in list_columns(parse_segments(text))]
     return [name for name in dict.fromkeys(names) if name != target]
 
 
@@ -105,11 +105,11 @@ def compile_template(
     else:
         prompt, completion = _chat_template(corpus, tokenizer, target)
     if tokenizer.bos and not prompt[0].get("text", "").startswith(tokenizer.bos):
-        prompt = _merged([{"text": tokenizer.bos}, *prompt])
+        prompt = _merge_texts([{"text": tokenizer.bos}, *prompt])
     return {
         "task": task,
         "target": target,
-        "columns": columns_of(prompt),
+        "columns": list_columns(prompt),
         "prompt": prompt,
         "completion": completion,
         "labels": labels,
@@ -153,14 +153,14 @@ def _text_template(text: str, tokenizer: Tokenizer, target: str) -> tuple[list[S
     prompt, completion = segments[: places[0]], segments[places[0] :]
     if not prompt:
         fail("corpus.text_template has nothing before the target", "put the text that the model is asked before it")
-    return prompt, _ended(completion, tokenizer)
+    return prompt, _end_completion(completion, tokenizer)
 
 
 def _chat_template(corpus: Mapping[str, Any], tokenizer: Tokenizer, target: str) -> tuple[list[Segment], list[Segment]]:
     if tokenizer.chat_template is None:
         fail("corpus.template is chat, but the tokenizer has no chat template", "use corpus.text_template")
-    columns = template_columns(corpus, target)
-    if target in columns_of(parse_segments(f"{corpus.get('system') or ''}{corpus['user']}")):
+    columns = list_template_columns(corpus, target)
+    if target in list_columns(parse_segments(f"{corpus.get('system') or ''}{corpus['user']}")):
         fail(f"corpus.user or corpus.system names the target {{{target}}}", "the question must not hold its answer")
     marks = {name: f"\ue000{index}\ue001" for index, name in enumerate(columns)}
     messages = _messages(corpus, marks, _ANSWER)
@@ -168,7 +168,7 @@ def _chat_template(corpus: Mapping[str, Any], tokenizer: Tokenizer, target: str)
     if not whole.startswith(asked):
         fail("the chat template renders the question differently once it is answered", "use corpus.text_template")
     names = {mark: name for name, mark in marks.items()} | {_ANSWER: target}
-    return _cut(asked, names), _ended(_cut(whole[len(asked) :], names), tokenizer)
+    return _cut(asked, names), _end_completion(_cut(whole[len(asked) :], names), tokenizer)
 
 
 def _messages(corpus: Mapping[str, Any], values: Mapping[str, str], answer: str) -> list[dict[str, str]]:
@@ -185,7 +185,7 @@ def _cut(text: str, names: Mapping[str, str]) -> list[Segment]:
     return [{"column": names[part]} if part in names else {"text": part} for part in parts if part]
 
 
-def _ended(completion: list[Segment], tokenizer: Tokenizer) -> list[Segment]:
+def _end_completion(completion: list[Segment], tokenizer: Tokenizer) -> list[Segment]:
     """Cut the completion behind its first end token, or append the tokenizer's own; its last segment is that token.
 
     Raises `UserError` when no end token is known, or the answer does not stand before it exactly once.
@@ -202,7 +202,7 @@ def _ended(completion: list[Segment], tokenizer: Tokenizer) -> list[Segment]:
     answers = sum("column" in segment for segment in result)
     if answers != 1:
         fail(f"the template writes the answer {answers} times before its end token", "use corpus.text_template")
-    return [*_merged(result), {"text": end}]
+    return [*_merge_texts(result), {"text": end}]
 
 
 def _before_end(completion: list[Segment], ends: set[str]) -> tuple[list[Segment], str | None]:
@@ -217,7 +217,7 @@ def _before_end(completion: list[Segment], ends: set[str]) -> tuple[list[Segment
     return completion, None
 
 
-def _merged(segments: list[Segment]) -> list[Segment]:
+def _merge_texts(segments: list[Segment]) -> list[Segment]:
     """Join neighboring texts, so that equal templates are equal data."""
     result: list[Segment] = []
     for segment in segments:

@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.data.shingles import MOST_TEXTS, TEXT_BITS, Hashes, Numbers, hash_shingles, odd_bits
+from lib.data.shingles import MOST_TEXTS, TEXT_BITS, Hashes, Numbers, hash_shingles, mark_odd_numbers
 
 _PERMUTATIONS = 128
 _MISS = 1e-6
@@ -123,7 +123,7 @@ class TextIndex:
             rank = np.cumsum(widths == width) - 1
             own = widths[owner] == width
             places = rank[owner[own]] * bits + (shingles[own] & np.uint64(bits - 1)).astype(np.int64)
-            self._maps[width] += odd_bits(places, len(chosen) * bits).tobytes()
+            self._maps[width] += mark_odd_numbers(places, len(chosen) * bits).tobytes()
         self._width.frombytes(widths.astype(np.int8).tobytes())
         self._slot.frombytes(slots.tobytes())
 
@@ -206,7 +206,7 @@ class TextIndex:
             owner = np.repeat(np.arange(len(some)), np.diff(starts, append=len(shingles)))
             numbers = owner * _WIDE_BITS + (shingles & np.uint64(_WIDE_BITS - 1)).astype(np.int64)
             slots[some] = len(self._wide) * 8 // _WIDE_BITS + np.arange(len(some))
-            self._wide += odd_bits(numbers, len(some) * _WIDE_BITS).tobytes()
+            self._wide += mark_odd_numbers(numbers, len(some) * _WIDE_BITS).tobytes()
         self.work += 100 * len(missing)
 
     def _text(self, place: int) -> str:
@@ -235,7 +235,7 @@ class TextIndex:
         if self._cached > _CACHED:
             self._cache, self._cached = {}, len(shingles)
         numbers = (shingles & np.uint64(bits - 1)).astype(np.int64)
-        self._cache[place] = shingles, odd_bits(numbers, bits).view(np.uint64)
+        self._cache[place] = shingles, mark_odd_numbers(numbers, bits).view(np.uint64)
 
     def similar_short(self, pairs: Sequence[tuple[int, int]]) -> list[bool | None]:
         """Return what `similar` does, of the pairs of short texts: all at once, which takes half of the time.

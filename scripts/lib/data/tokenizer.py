@@ -12,14 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib.core.cli import fail
-from lib.core.forms import INTEGER, TEXT, bounded_integer, check_form, either, list_of, nullable, open_record, read_form
+from lib.core.forms import (
+    INTEGER,
+    TEXT,
+    allow_any_of,
+    allow_integer,
+    allow_null,
+    allow_open_object,
+    check_form,
+    list_of,
+    read_form,
+)
 from lib.data.tokenizer_trial import check_tokenizer_file
 
 if TYPE_CHECKING:  # who only names the type, as templates do, starts without the library
     import tokenizers
 
-_TOKEN_ID = bounded_integer(0, 2**32 - 1)
-_END = open_record(optional={"eos_token_id": nullable(either(_TOKEN_ID, list_of(_TOKEN_ID)))})
+_TOKEN_ID = allow_integer(0, 2**32 - 1)
+_END = allow_open_object(optional={"eos_token_id": allow_null(allow_any_of(_TOKEN_ID, list_of(_TOKEN_ID)))})
 
 
 @dataclass(frozen=True)
@@ -79,16 +89,16 @@ def load_tokenizer(model: Path, texts: Sequence[str] = ()) -> Tokenizer:
     backend.no_padding()
     backend.no_truncation()
     file = model / "tokenizer_config.json"
-    config = read_form(file, open_record()) if file.is_file() else {}
+    config = read_form(file, allow_open_object()) if file.is_file() else {}
     added = backend.get_added_tokens_decoder().values()
     variables = {
         key: name for key, value in config.items() if key.endswith("_token") and (name := _text(value)) is not None
     }
-    end_ids = end_token_ids(model)
+    end_ids = read_end_token_ids(model)
     eos = variables.get("eos_token") or backend.id_to_token(min(end_ids)) or ""
     return Tokenizer(
         backend=backend,
-        bos=_added_bos(backend, variables.get("bos_token")),
+        bos=_find_added_bos(backend, variables.get("bos_token")),
         eos=eos,
         end_ids=end_ids,
         control=tuple(sorted({token.content for token in added if token.special})),
@@ -97,7 +107,7 @@ def load_tokenizer(model: Path, texts: Sequence[str] = ()) -> Tokenizer:
     )
 
 
-def end_token_ids(model: Path) -> frozenset[int]:
+def read_end_token_ids(model: Path) -> frozenset[int]:
     """Ids that end a text: generation_config.json decides, config.json where it is silent.
 
     An ONNX folder has genai_config.json instead.
@@ -107,20 +117,20 @@ def end_token_ids(model: Path) -> frozenset[int]:
     for name in ("generation_config.json", "config.json", "genai_config.json"):
         if (model / name).is_file():
             nested = name == "genai_config.json"
-            config = read_form(model / name, open_record({"model": _END}) if nested else _END)
+            config = read_form(model / name, allow_open_object({"model": _END}) if nested else _END)
             value = (config["model"] if nested else config).get("eos_token_id")
             if value not in (None, []):
                 return frozenset([value] if isinstance(value, int) else value)
     fail("no eos_token_id in generation_config.json or config.json", "the model would never stop: add it", at=model)
 
 
-def max_tokens(model: Path) -> int:
+def read_max_tokens(model: Path) -> int:
     """Return how many tokens a model reads at most, by its config.json.
 
     A built model cannot read on behind a sliding window, so that is a limit, too.
     """
-    limits = dict.fromkeys(("max_position_embeddings", "sliding_window"), nullable(INTEGER))
-    config = read_form(model / "config.json", open_record(optional=limits))
+    limits = dict.fromkeys(("max_position_embeddings", "sliding_window"), allow_null(INTEGER))
+    config = read_form(model / "config.json", allow_open_object(optional=limits))
     return min(config.get(name) or 1 << 30 for name in limits)
 
 
@@ -133,11 +143,11 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list
     prompts = tokenizer.encode_batch([prompt for prompt, _ in pairs])
     wholes = tokenizer.encode_batch([prompt + completion for prompt, completion in pairs])
     return [
-        (head, completion_ids(*pair, head, whole)) for pair, head, whole in zip(pairs, prompts, wholes, strict=True)
+        (head, encode_completion(*pair, head, whole)) for pair, head, whole in zip(pairs, prompts, wholes, strict=True)
     ]
 
 
-def completion_ids(prompt: str, completion: str, head: list[int], whole: list[int]) -> list[int]:
+def encode_completion(prompt: str, completion: str, head: list[int], whole: list[int]) -> list[int]:
     """Return the ids of a completion behind its prompt. Raises `UserError` as `encode_pairs`.
 
     head, whole: the ids of the prompt, and of prompt and completion.
@@ -151,7 +161,7 @@ def completion_ids(prompt: str, completion: str, head: list[int], whole: list[in
     return whole[len(head) :]
 
 
-def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | None:
+def find_first_difference(expected: Sequence[int], found: Sequence[int]) -> int | None:
     """Return the place of the first id that differs, None where all are equal."""
     if list(expected) == list(found):
         return None
@@ -159,7 +169,7 @@ def first_difference(expected: Sequence[int], found: Sequence[int]) -> int | Non
     return next((place for place, (one, other) in pairs if one != other), min(len(expected), len(found)))
 
 
-def shared_beginning(rows: Sequence[Sequence[int]]) -> int:
+def find_shared_prefix(rows: Sequence[Sequence[int]]) -> int:
     """Number of ids that all rows begin with; each row keeps at least one id of its own."""
     most = max(0, min(map(len, rows)) - 1)
     first = rows[0]
@@ -173,7 +183,7 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _added_bos(backend: "tokenizers.Tokenizer", bos: str | None) -> str | None:
+def _find_added_bos(backend: "tokenizers.Tokenizer", bos: str | None) -> str | None:
     ids = backend.encode("a", add_special_tokens=True).ids
     return bos if bos is not None and ids and ids[0] == backend.token_to_id(bos) else None
 
@@ -185,8 +195,8 @@ def _chat_template(model: Path, config: dict[str, Any]) -> str | None:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             fail("not UTF-8 text", "save it again", at=path)
-    named = list_of(open_record(optional={"template": nullable(TEXT)}))
-    form = open_record(optional={"chat_template": nullable(either(TEXT, named))})
+    named = list_of(allow_open_object(optional={"template": allow_null(TEXT)}))
+    form = allow_open_object(optional={"chat_template": allow_null(allow_any_of(TEXT, named))})
     template = check_form(config, form, at=model / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):  # several named templates: the one called default
         found: dict[str, Any] = next((item for item in template if item.get("name") == "default"), {})

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import first_line
+from lib.core.cli import extract_first_line
 from lib.core.files import hash_once
 from lib.core.limits import FaultError, Limits, run_limited
 
@@ -40,7 +40,7 @@ HARD_TEXTS = (
 _RUNS = tuple(sign * 300 + end for sign in ("a", "A", "1", " ", "\n", "é", "語", "-", "a ") for end in ("", "!", "a"))
 
 
-def sample_text(row: Mapping[str, Any]) -> str:
+def join_values(row: Mapping[str, Any]) -> str:
     """Return what a child reads of a row: the beginning of its values."""
     return "\n".join(map(str, row.values()))[:_LONGEST_TEXT]
 
@@ -72,7 +72,7 @@ def _read_here(path: str, _digest: str, texts: list[str]) -> None:
     try:
         backend = tokenizers.Tokenizer.from_file(path)
     except Exception as error:  # of the library, without a class of its own
-        raise FaultError(f"cannot be read: {first_line(error)}") from None
+        raise FaultError(f"cannot be read: {extract_first_line(error)}") from None
     backend.no_padding()
     backend.no_truncation()
     ids = backend.get_vocab().values()

@@ -6,7 +6,7 @@ from lib.data.templates import Template, render_completion, render_prompt
 from lib.data.tokenizer import Tokenizer
 
 
-def shortened(
+def shorten_values(
     tokenizer: Tokenizer, template: Template, values: Mapping[str, str], answer: str, *, max_length: int, side: str
 ) -> dict[str, str] | None:
     """Input values with which prompt and answer take at most `max_length` tokens.

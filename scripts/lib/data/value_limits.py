@@ -15,20 +15,20 @@ and Phi-4); on average a token has 3 to 5 characters. So no row is refused or cu
 """
 
 
-def most_characters(max_length: int) -> int:
+def compute_max_characters(max_length: int) -> int:
     """Return how many characters of a value can matter to a row of `max_length` tokens."""
     return CHARACTERS_PER_TOKEN * max_length
 
 
 def cut_value(text: str, max_length: int, side: str) -> str:
     """Return the part of a value that truncation may leave: its start (`side` right) or its end (left)."""
-    most = most_characters(max_length)
+    most = compute_max_characters(max_length)
     if len(text) <= most:
         return text
     return (text[:most] if side == "right" else text[-most:]).strip()
 
 
-def batched_by_size(rows: Iterable[Row], size: Callable[[Row], int]) -> Iterator[list[Row]]:
+def batch_by_size(rows: Iterable[Row], size: Callable[[Row], int]) -> Iterator[list[Row]]:
     """Yield rows in batches that a tokenizer takes at once: 1000 of them, or 500,000 characters and a row.
 
     A tokenizer takes some 230 bytes of memory for each character while it reads.

@@ -18,7 +18,7 @@ def parse_answer(answer: str, labels: Sequence[str]) -> str | None:
     return next((label for label in labels if normalize_unicode(label) == text), None)
 
 
-def token_f1(answer: str, reference: str) -> float:
+def compute_token_f1(answer: str, reference: str) -> float:
     """Overlap of the words of two texts, as SQuAD measures it (lower case, without punctuation and articles)."""
     given, wanted = _squad_words(answer), _squad_words(reference)
     if not given or not wanted:
@@ -27,7 +27,7 @@ def token_f1(answer: str, reference: str) -> float:
     return 2 * common / (len(given) + len(wanted))
 
 
-def label_shares(log_probs: dict[str, float]) -> dict[str, float]:
+def compute_label_shares(log_probs: dict[str, float]) -> dict[str, float]:
     """Probability of each label when only the labels could be said."""
     shares = np.exp(log_normalize([list(log_probs.values())]))[0]
     return dict(zip(log_probs, shares.tolist(), strict=True))
@@ -60,6 +60,6 @@ def normalize_unicode(text: str) -> str:
 
 
 def _squad_words(text: str) -> list[str]:
-    """Words as SQuAD's official script normalises them, with the punctuation and symbols of any script."""
+    """Words as SQuAD's official script normalizes them, with the punctuation and symbols of any script."""
     kept = "".join(sign for sign in text.lower() if unicodedata.category(sign)[0] not in "PS")
     return [word for word in kept.split() if word not in ("a", "an", "the")]

@@ -27,7 +27,7 @@ class Statistic:
     value: Callable[[np.ndarray], np.ndarray]
 
 
-def ratio(numerator: np.ndarray, denominator: np.ndarray) -> Statistic:
+def build_ratio(numerator: np.ndarray, denominator: np.ndarray) -> Statistic:
     """The sum of (n,) numerators by the sum of (n,) denominators; undefined where that is 0."""
     return Statistic(np.column_stack([numerator, denominator]), lambda sums: divide(sums[..., 0], sums[..., 1]))
 
@@ -38,7 +38,7 @@ def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         return np.asarray(np.where(denominator > 0, numerator / denominator, np.nan))
 
 
-def point_estimate(statistic: Statistic) -> float | None:
+def compute_point_estimate(statistic: Statistic) -> float | None:
     """The metric on all rows, or None where it is undefined (no row has a free answer)."""
     value = float(statistic.value(statistic.rows.sum(axis=0)))
     return None if math.isnan(value) else value
@@ -49,7 +49,7 @@ def bootstrap_interval(
 ) -> list[float] | None:
     """95 % percentile bootstrap interval of a metric, or of `statistic` minus `minus` on the same rows."""
     drawn = bootstrap_replicates([statistic] if minus is None else [statistic, minus], seed=seed, samples=samples)
-    return percentile_interval_95(drawn[0] if minus is None else drawn[0] - drawn[1])
+    return compute_percentile_interval_95(drawn[0] if minus is None else drawn[0] - drawn[1])
 
 
 def bootstrap_replicates(measured: Sequence[Statistic], *, seed: int, samples: int) -> np.ndarray:
@@ -63,7 +63,7 @@ def bootstrap_replicates(measured: Sequence[Statistic], *, seed: int, samples: i
     return np.concatenate([np.stack([one.value(some @ one.rows) for one in measured]) for some in weights], axis=1)
 
 
-def percentile_interval_95(values: np.ndarray) -> list[float] | None:
+def compute_percentile_interval_95(values: np.ndarray) -> list[float] | None:
     """The 95 % percentile interval of (samples,) replicates, or None when each of them is undefined."""
     known = values[~np.isnan(values)]
     return [float(value) for value in np.percentile(known, [2.5, 97.5])] if len(known) else None

@@ -12,8 +12,8 @@ import numpy as np
 
 from lib.core.cli import fail
 from lib.evaluation.answers import Prediction, check_unique, log_normalize, normalize_whitespace
-from lib.evaluation.bootstrap import bootstrap_replicates, percentile_interval_95, point_estimate
-from lib.evaluation.metrics import statistics
+from lib.evaluation.bootstrap import bootstrap_replicates, compute_percentile_interval_95, compute_point_estimate
+from lib.evaluation.metrics import build_statistics
 from lib.evaluation.registry import MAIN_METRIC, find_metrics
 
 ALPHA = 0.05
@@ -63,16 +63,16 @@ def compare_stages(
     return {
         "flips": flips,
         "kl": _mean_kl(before, after) if task == "classification" else None,
-        "against": {"name": name, "wins": wins, "losses": losses, "mcnemar_p": mcnemar_p(wins, losses)},
+        "against": {"name": name, "wins": wins, "losses": losses, "mcnemar_p": compute_mcnemar_p(wins, losses)},
     }
 
 
 def compare_stages_with_intervals(
     task: str, before: Sequence[Prediction], after: Sequence[Prediction], *, name: str, seed: int, samples: int
 ) -> dict[str, Any]:
-    """Return what `compare` returns, with the differences and intervals of `difference` in `against`."""
+    """Return what `compare` returns, with the differences and intervals of `measure_difference` in `against`."""
     found = compare_stages(task, before, after, name=name)
-    found["against"] |= difference(task, before, after, name=name, seed=seed, samples=samples)
+    found["against"] |= measure_difference(task, before, after, name=name, seed=seed, samples=samples)
     return found
 
 
@@ -93,34 +93,38 @@ def is_better(against: dict[str, Any], metric: str) -> bool:
     return is_significant(against, metric) and against["difference"][metric] > 0
 
 
-def mcnemar_p(wins: int, losses: int) -> float:
+def compute_mcnemar_p(wins: int, losses: int) -> float:
     """Two-sided exact p of the hypothesis that a win is as likely as a loss; 1 without either."""
     from scipy.stats import binomtest
 
     return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
 
 
-def difference(
+def measure_difference(
     task: str, before: Sequence[Prediction], after: Sequence[Prediction], *, name: str, seed: int, samples: int
 ) -> dict[str, Any]:
     """How far `after` lies above the stage `before`, called `name`, on the same rows in any order.
 
     difference: each compared metric of `after` minus that of `before`, in the metric's own unit.
     difference_ci95: their 95 % percentile bootstrap intervals; in each resample both have the same rows.
-    rows_needed: about how many rows show a difference like that of the main metric, as `rows_needed` and, for
-    generation, `sample_size_from_interval` estimate it. None where a metric is undefined for one of the two. For
-    generation only the rows that both answered count. Raises `UserError` as `compare_stages` does.
+    rows_needed: about how many rows show a difference like that of the main metric, as `estimate_rows_needed` and, for
+    generation, `compute_sample_size_from_interval` estimate it. None where a metric is undefined for one of the two.
+    For generation only the rows that both answered count. Raises `UserError` as `compare_stages` does.
     """
     before, after = _same_answers(align_rows(before, after, name), after)
     labels = sorted({row[key] for row in (*before, *after) for key in ("label", "predicted") if key in row})
-    old, new = (statistics(task, rows, labels) for rows in (before, after))
-    points = {key: (point_estimate(old[key]), point_estimate(new[key])) for key in find_metrics(task, "is_compared")}
+    old, new = (build_statistics(task, rows, labels) for rows in (before, after))
+    points = {
+        key: (compute_point_estimate(old[key]), compute_point_estimate(new[key]))
+        for key in find_metrics(task, "is_compared")
+    }
     defined = {key: high - low for key, (low, high) in points.items() if low is not None and high is not None}
     ends: dict[str, list[float] | None] = dict.fromkeys(points)
     if defined:
         sides = bootstrap_replicates([side[key] for side in (new, old) for key in defined], seed=seed, samples=samples)
         ends |= {
-            key: percentile_interval_95(gap) for key, gap in zip(defined, np.subtract(*np.split(sides, 2)), strict=True)
+            key: compute_percentile_interval_95(gap)
+            for key, gap in zip(defined, np.subtract(*np.split(sides, 2)), strict=True)
         }
     return {
         "difference": {key: defined.get(key) for key in points},
@@ -157,7 +161,7 @@ def rank_candidates(members: Sequence[RankedModel], *, seed: int) -> list[dict[s
     result = []
     for key in order:
         values = [one.value for one in groups[key]]
-        ends = None if key == order[0] else percentile_interval_95(drawn[key] - drawn[order[0]])
+        ends = None if key == order[0] else compute_percentile_interval_95(drawn[key] - drawn[order[0]])
         result.append(
             {
                 "group": key[0],
@@ -185,7 +189,7 @@ def find_dominators(points: np.ndarray) -> list[int | None]:
     return [None if alone else int(np.argmax(over & front)) for alone, over in zip(front, above, strict=True)]
 
 
-def rows_needed(wins: int, losses: int, n: int) -> int | None:
+def estimate_rows_needed(wins: int, losses: int, n: int) -> int | None:
     """About how many rows show a difference like this one: two-sided at 95 %, with a power of 80 %.
 
     Out of n rows `wins` are right only after and `losses` right only before; these shares are taken as the
@@ -200,7 +204,7 @@ def rows_needed(wins: int, losses: int, n: int) -> int | None:
     return math.ceil((spread / gap) ** 2)
 
 
-def sample_size_from_interval(gap: float, ci95: Sequence[float], n: int) -> int | None:
+def compute_sample_size_from_interval(gap: float, ci95: Sequence[float], n: int) -> int | None:
     """About how many rows show the difference `gap` of any metric, which n rows give with the interval `ci95`.
 
     At 95 %, with a power of 80 %, if the true difference is the one seen: its standard error falls
@@ -210,7 +214,7 @@ def sample_size_from_interval(gap: float, ci95: Sequence[float], n: int) -> int 
     return math.ceil(n * ((_Z_95 + _Z_80) * error / gap) ** 2) if gap else None
 
 
-def minimum_detectable_effect(wins: int, losses: int, n: int) -> float:
+def compute_minimum_detectable_effect(wins: int, losses: int, n: int) -> float:
     """The smallest difference (share of rows) that n rows show 4 times in 5, when as many rows differ as here."""
     return (_Z_95 + _Z_80) * math.sqrt((wins + losses) / n / n)
 
@@ -243,10 +247,10 @@ def _rows_for(
     if gap is None or ci95 is None:
         return None
     if "label" not in after[0]:
-        return sample_size_from_interval(gap, ci95, sum(row["answer"] is not None for row in after))
+        return compute_sample_size_from_interval(gap, ci95, sum(row["answer"] is not None for row in after))
     right = [[row["predicted"] == row["label"] for row in rows] for rows in (before, after)]
     wins, losses = (sum(one > other for one, other in zip(*sides, strict=True)) for sides in (right[::-1], right))
-    return rows_needed(wins, losses, len(after))
+    return estimate_rows_needed(wins, losses, len(after))
 
 
 def _same_answers(

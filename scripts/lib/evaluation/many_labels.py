@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lib.data.template_inversion import word_places
+from lib.data.template_inversion import find_word_places
 
 _PRODUCTS = 4_000_000  # products that are in memory at a time
 _COMMON = 1000  # labels that a term may occur with: a more frequent one says little of any of them
@@ -30,7 +30,7 @@ class LabelFinder:
         """Return the label whose word stands most often in the text, among equals the first; else `otherwise`."""
         candidates = [label for word in {"", *_words(text)} for label in self._by_word.get(word, ())]
         candidates.sort(key=lambda label: self._order[label])
-        places = {label: found for label in candidates if (found := word_places(label, text))}
+        places = {label: found for label in candidates if (found := find_word_places(label, text))}
         return min(places, key=lambda label: (-len(places[label]), places[label][0]), default=otherwise)
 
 
@@ -38,7 +38,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def nearest_centroids(texts: Sequence[str], labels: Sequence[str], asked: Sequence[str]) -> list[str]:
+def find_nearest_centroids(texts: Sequence[str], labels: Sequence[str], asked: Sequence[str]) -> list[str]:
     """Return, for each asked text, the label whose texts' sum has the largest cosine to it.
 
     By TF-IDF of words and pairs of words. A text that shares no term with any label gets the most frequent one.

@@ -10,8 +10,14 @@ import numpy as np
 
 from lib.core.cli import fail
 from lib.evaluation.answers import Prediction, check_unique
-from lib.evaluation.bootstrap import Statistic, bootstrap_replicates, divide, percentile_interval_95, point_estimate
-from lib.evaluation.registry import MANY_LABELS, METRICS, Answered, find_metrics, number_labels
+from lib.evaluation.bootstrap import (
+    Statistic,
+    bootstrap_replicates,
+    compute_percentile_interval_95,
+    compute_point_estimate,
+    divide,
+)
+from lib.evaluation.registry import MANY_LABELS, METRICS, Answered, find_metrics, index_labels
 
 Quality = dict[str, Any]
 
@@ -25,7 +31,7 @@ def main_baseline(task: str, scored: Container[str]) -> str:
     return next(name for name in _BASELINES[task] if name in scored)
 
 
-def quality(
+def measure_quality(
     task: str, predictions: Sequence[Prediction], labels: list[str] | None, *, seed: int, samples: int
 ) -> dict[str, Any]:
     """Quality of one stage on one split, in the form of a score file.
@@ -33,16 +39,16 @@ def quality(
     Returns `quality` and `answered` (rows with a free answer); for classification also `labels`,
     `per_class` and `confusion` (row: true label, column: predicted label, in the order of `labels`; of more than
     `MANY_LABELS` labels instead the pairs that occur: `[number of the true label, of the predicted, rows]`).
-    Raises `UserError` as `statistics` does.
+    Raises `UserError` as `build_statistics` does.
     """
     values: Quality = {"n": len(predictions)}
-    measured = statistics(task, predictions, labels)
+    measured = build_statistics(task, predictions, labels)
     resampled = [name for name in measured if METRICS[name].has_interval]
     drawn = bootstrap_replicates([measured[name] for name in resampled], seed=seed, samples=samples)
     for name, statistic in measured.items():
-        values[name] = point_estimate(statistic)
+        values[name] = compute_point_estimate(statistic)
         if name in resampled:
-            values[f"{name}_ci95"] = percentile_interval_95(drawn[resampled.index(name)])
+            values[f"{name}_ci95"] = compute_percentile_interval_95(drawn[resampled.index(name)])
     result: dict[str, Any] = {
         "quality": {**values, **_NOT_COMPARED},
         "answered": sum(row["answer"] is not None for row in predictions),
@@ -54,7 +60,7 @@ def quality(
     return result
 
 
-def statistics(task: str, predictions: Sequence[Prediction], labels: list[str] | None) -> dict[str, Statistic]:
+def build_statistics(task: str, predictions: Sequence[Prediction], labels: list[str] | None) -> dict[str, Statistic]:
     """The metrics of `task` over these rows, by name.
 
     Free answers count only on the rows that have one. Raises `UserError` when there are no rows, a
@@ -73,10 +79,10 @@ def _confusion(predictions: Sequence[Prediction], labels: list[str]) -> Any:
     if size > MANY_LABELS:
         from scipy.sparse import coo_array
 
-        places = number_labels(predictions, labels)
+        places = index_labels(predictions, labels)
         return coo_array((np.ones(len(places[0]), dtype=int), places), shape=(size, size)).tocsr()
     matrix = np.zeros((size, size), dtype=int)
-    np.add.at(matrix, number_labels(predictions, labels), 1)
+    np.add.at(matrix, index_labels(predictions, labels), 1)
     return matrix
 
 

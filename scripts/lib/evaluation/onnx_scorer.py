@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from lib.core.paths import path_below
-from lib.data.tokenizer import shared_beginning
+from lib.core.paths import resolve_below
+from lib.data.tokenizer import find_shared_prefix
 from lib.hardware.memory import keep_freed_memory
 from lib.onnx.packaged import GENAI_CONFIG, read_genai_config
-from lib.onnx.runtime import OnnxModel, log_softmax
+from lib.onnx.runtime import OnnxModel, compute_log_softmax
 
 _KEPT_BYTES = 256 << 20  # keys and values of the answers that are computed side by side
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -37,12 +37,12 @@ class Answer:
 
 
 class Scorer:
-    """Scores answers with one session; computes what neighbouring prompts begin with once."""
+    """Scores answers with one session; computes what neighboring prompts begin with once."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         """Raises `ValueError` when the model takes more than ids, mask, positions, keys and values, or other types."""
         decoder = read_genai_config(folder)["model"]["decoder"]
-        file = path_below(folder, decoder["filename"], at=folder / GENAI_CONFIG)
+        file = resolve_below(folder, decoder["filename"], at=folder / GENAI_CONFIG)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -80,7 +80,7 @@ class Scorer:
         sums: dict[int, list[float]] = {}
         waiting: list[Answer] = []
         for number, (prompt, answers) in enumerate(rows):
-            first = log_softmax(self._read(prompt))
+            first = compute_log_softmax(self._read(prompt))
             sums[number] = [float(first[ids[0]]) for ids in answers]
             waiting += [
                 Answer((number, place), ids, len(prompt), self._cache)
@@ -95,7 +95,7 @@ class Scorer:
 
     def _read(self, prompt: Sequence[int]) -> np.ndarray:
         """Logits behind a prompt, [vocabulary]; its keys and values are kept."""
-        shared = shared_beginning([prompt, self._prompt])
+        shared = find_shared_prefix([prompt, self._prompt])
         known = {name: np.ascontiguousarray(states[:, :, :shared]) for name, states in self._cache.items()}
         logits, self._cache = self._run(np.array([prompt[shared:]]), np.array([len(prompt)]), known)
         self._prompt = prompt
@@ -117,7 +117,7 @@ class Scorer:
                 given = np.array([[one.ids[step]] for one in part])
                 lengths = np.array([one.behind + step + 1 for one in part])
                 logits, cache = self._run(given, lengths, cache, last=len(part[0].ids) == step + 2)
-                found = chosen_log_probs(logits[:, -1], [one.ids[step + 1] for one in part])
+                found = select_log_probs(logits[:, -1], [one.ids[step + 1] for one in part])
                 for one, value in zip(part, found.tolist(), strict=True):
                     sums[one.place[0]][one.place[1]] += value
 
@@ -173,7 +173,7 @@ def _with_last_logits(file: Path) -> bytes:
     return model.SerializeToString()
 
 
-def chosen_log_probs(logits: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+def select_log_probs(logits: np.ndarray, ids: Sequence[int]) -> np.ndarray:
     """Log probability of one id in each row of logits [rows, vocabulary]; [rows], summed in float64."""
     highest = logits.max(axis=-1)
     total = np.exp(logits - highest[:, None]).sum(axis=-1, dtype=np.float64)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from lib.core.cli import fail
-from lib.evaluation.answers import Prediction, normalize_unicode, normalize_whitespace, parse_answer, token_f1
-from lib.evaluation.bootstrap import Statistic, divide, ratio
+from lib.evaluation.answers import Prediction, compute_token_f1, normalize_unicode, normalize_whitespace, parse_answer
+from lib.evaluation.bootstrap import Statistic, build_ratio, divide
 
 MANY_LABELS = 200  # from here on sums over labels are sparse, and no confusion table is made
 
@@ -34,7 +34,7 @@ class Answered:
     @cached_property
     def label_numbers(self) -> tuple[np.ndarray, np.ndarray]:
         """The numbers of the true and of the predicted labels. Raises `UserError` for a label that is unknown."""
-        return number_labels(self.predictions, self.labels or [])
+        return index_labels(self.predictions, self.labels or [])
 
     @cached_property
     def answered_labels(self) -> list[str | None]:
@@ -90,7 +90,7 @@ class Metric:
 
 def measure_accuracy(answered: Answered) -> Statistic:
     truth, predicted = answered.label_numbers
-    return ratio((truth == predicted).astype(float), np.ones(len(truth)))
+    return build_ratio((truth == predicted).astype(float), np.ones(len(truth)))
 
 
 def measure_macro_f1(answered: Answered) -> Statistic:
@@ -106,20 +106,20 @@ def measure_macro_f1(answered: Answered) -> Statistic:
 
 def measure_greedy_accuracy(answered: Answered) -> Statistic:
     pairs = zip(answered.answered_labels, answered.predictions, strict=True)
-    return ratio(np.array([answer == row["label"] for answer, row in pairs], dtype=float), answered.has_answer)
+    return build_ratio(np.array([answer == row["label"] for answer, row in pairs], dtype=float), answered.has_answer)
 
 
 def measure_invalid_rate(answered: Answered) -> Statistic:
     """The share of free answers that are no label."""
     invalid = np.array([answer is None for answer in answered.answered_labels])
-    return ratio(answered.has_answer * invalid, answered.has_answer)
+    return build_ratio(answered.has_answer * invalid, answered.has_answer)
 
 
 def measure_stop_rate(answered: Answered) -> Statistic:
     """The share of free answers that end by themselves."""
     stopped = [row["stopped"] for row in answered.predictions]
     known = np.array([value is not None for value in stopped], dtype=float)
-    return ratio(np.array([bool(value) for value in stopped], dtype=float), known)
+    return build_ratio(np.array([bool(value) for value in stopped], dtype=float), known)
 
 
 def measure_chrf(answered: Answered) -> Statistic:
@@ -141,15 +141,15 @@ def measure_chrf(answered: Answered) -> Statistic:
 
 
 def measure_token_f1(answered: Answered) -> Statistic:
-    overlap = np.array([token_f1(answer, reference) for answer, reference in answered.pairs])
-    return ratio(overlap * answered.has_answer, answered.has_answer)
+    overlap = np.array([compute_token_f1(answer, reference) for answer, reference in answered.pairs])
+    return build_ratio(overlap * answered.has_answer, answered.has_answer)
 
 
 def measure_exact_match(answered: Answered) -> Statistic:
     exact = np.array(
         [normalize_whitespace(answer) == normalize_whitespace(reference) for answer, reference in answered.pairs]
     )
-    return ratio(exact * answered.has_answer, answered.has_answer)
+    return build_ratio(exact * answered.has_answer, answered.has_answer)
 
 
 def measure_perplexity(answered: Answered) -> Statistic:
@@ -205,7 +205,7 @@ def find_metrics(task: str, has: str | None = None) -> list[str]:
     ]
 
 
-def number_labels(predictions: Sequence[Prediction], labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def index_labels(predictions: Sequence[Prediction], labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the places among `labels` of the true and of the predicted labels.
 
     Raises `UserError` when a label is unknown or a log probability is not a finite number.

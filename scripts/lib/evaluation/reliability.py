@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from lib.evaluation.answers import Prediction, label_shares
-from lib.evaluation.bootstrap import bootstrap_interval, ratio
+from lib.evaluation.answers import Prediction, compute_label_shares
+from lib.evaluation.bootstrap import bootstrap_interval, build_ratio
 
 _SURENESS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)  # edges of the ranges of a probability
 
 
-def calibration(predictions: Sequence[Prediction], *, seed: int, samples: int) -> dict[str, Any]:
+def measure_reliability(predictions: Sequence[Prediction], *, seed: int, samples: int) -> dict[str, Any]:
     """Whether the probability of the predicted label is the share of rows on which that label is right.
 
     bins: for each range of the probability that holds rows: low, high, n, the mean probability said, and
     the share right. said, right: the same over all rows. gap: said minus right; gap_ci95: its bootstrap interval.
     """
-    said = np.array([label_shares(row["log_probs"])[row["predicted"]] for row in predictions])
+    said = np.array([compute_label_shares(row["log_probs"])[row["predicted"]] for row in predictions])
     right = np.array([row["predicted"] == row["label"] for row in predictions], dtype=float)
     bins = []
     for low, high in itertools.pairwise(_SURENESS):
@@ -31,5 +31,5 @@ def calibration(predictions: Sequence[Prediction], *, seed: int, samples: int) -
         "said": float(said.mean()),
         "right": float(right.mean()),
         "gap": float((said - right).mean()),
-        "gap_ci95": bootstrap_interval(ratio(said - right, np.ones_like(said)), seed=seed, samples=samples),
+        "gap_ci95": bootstrap_interval(build_ratio(said - right, np.ones_like(said)), seed=seed, samples=samples),
     }

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.files import sha256_file, write_json, write_jsonl
-from lib.data.template_inversion import extract_answer, fixed_texts
+from lib.data.template_inversion import extract_answer, extract_fixed_texts
 from lib.data.templates import Template, render_completion
 from lib.data.tokenizer import Tokenizer, encode_pairs
-from lib.evaluation.metrics import quality
-from lib.provenance.manifests import manifest_path
+from lib.evaluation.metrics import measure_quality
+from lib.provenance.manifests import build_manifest_path
 
 
 def encode_choices(
@@ -39,7 +39,7 @@ def answer_text(tokenizer: Tokenizer, template: Template, ids: Sequence[int]) ->
     if end is None:
         return extract_answer(template, tokenizer.decode(ids)), False
     # Whichever token ended it: to the template it is its own.
-    return extract_answer(template, tokenizer.decode(ids[:end]) + fixed_texts(template)[-1]), True
+    return extract_answer(template, tokenizer.decode(ids[:end]) + extract_fixed_texts(template)[-1]), True
 
 
 def write_score(
@@ -58,7 +58,7 @@ def write_score(
 
     inputs: files and model folders (hashed by their manifest), so a score names the bytes it is of.
     """
-    hashed = {name: manifest_path(path) if path.is_dir() else path for name, path in inputs.items()}
+    hashed = {name: build_manifest_path(path) if path.is_dir() else path for name, path in inputs.items()}
     write_jsonl(predictions_file, predictions)
     write_json(
         output,
@@ -66,7 +66,7 @@ def write_score(
             "stage": stage,
             "split": split,
             "task": template["task"],
-            **quality(
+            **measure_quality(
                 template["task"],
                 predictions,
                 template["labels"],

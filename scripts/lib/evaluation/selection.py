@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.cli import fail
-from lib.core.forms import TEXT, list_of, nullable, open_record, read_form
+from lib.core.forms import TEXT, allow_null, allow_open_object, list_of, read_form
 from lib.core.paths import check_bare_name
 
-_REJECTED = open_record(dict.fromkeys(("run", "variant", "reason"), TEXT))
-_FORM = open_record({"rejected": list_of(_REJECTED)}, dict.fromkeys(("run", "variant"), nullable(TEXT)))
+_REJECTED = allow_open_object(dict.fromkeys(("run", "variant", "reason"), TEXT))
+_FORM = allow_open_object({"rejected": list_of(_REJECTED)}, dict.fromkeys(("run", "variant"), allow_null(TEXT)))
 
 
-def selected(file: Path) -> dict[str, Any]:
+def load_selection(file: Path) -> dict[str, Any]:
     """Return the selection. Raises `UserError` with every rejection when nothing was selected."""
     selection: dict[str, Any] = read_form(file, _FORM)
     if selection.get("run") is None:

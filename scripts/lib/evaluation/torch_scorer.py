@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from lib.core import distributed
-from lib.core.cli import progress
-from lib.data.template_inversion import target_text
+from lib.core.cli import report_progress
+from lib.data.template_inversion import extract_target
 from lib.data.templates import Template
-from lib.data.tokenizer import Tokenizer, encode_pairs, shared_beginning
-from lib.evaluation.bootstrap import point_estimate
-from lib.evaluation.metrics import statistics
+from lib.data.tokenizer import Tokenizer, encode_pairs, find_shared_prefix
+from lib.evaluation.bootstrap import compute_point_estimate
+from lib.evaluation.metrics import build_statistics
 from lib.evaluation.registry import SELECTED_BY
 from lib.evaluation.scoring import answer_limit, answer_text, encode_choices
 
@@ -27,7 +27,7 @@ from lib.evaluation.scoring import answer_limit, answer_text, encode_choices
 _LAST = torch.tensor([-1])
 
 
-def task_quality(
+def measure_task_quality(
     model: Any, *, tokenizer: Tokenizer, template: Template, rows: Sequence[dict[str, Any]], evaluate: dict[str, Any]
 ) -> dict[str, float]:
     """The metric of `SELECTED_BY` by its name, from 0: macro-F1 (to 1) over all rows, chrF (to 100) of free answers.
@@ -37,14 +37,14 @@ def task_quality(
     """
     task = template["task"]
     if task == "classification":
-        found = score_labels(model, tokenizer, template, distributed.share(rows), evaluate["batch_size"])
+        found = score_labels(model, tokenizer, template, distributed.shard(rows), evaluate["batch_size"])
     else:
-        rows = distributed.share(rows[: evaluate["greedy_rows"]])
-        found = [unscored_reference(row, template) for row in rows]
+        rows = distributed.shard(rows[: evaluate["greedy_rows"]])
+        found = [build_unscored_prediction(row, template) for row in rows]
         add_answers(model, tokenizer, template, rows, found, evaluate)
-    predictions = distributed.joined(found)
+    predictions = distributed.gather_shards(found)
     name = SELECTED_BY[task]
-    value = point_estimate(statistics(task, predictions, template["labels"])[name])
+    value = compute_point_estimate(build_statistics(task, predictions, template["labels"])[name])
     assert value is not None, "a row was scored"
     return {name: value}
 
@@ -59,8 +59,8 @@ def score_labels(
     choices = encode_choices(tokenizer, template, [row["prompt"] for row in rows])
     beginning = read_beginning(model, [prompt for prompt, _ in choices])
     predictions: list[dict[str, Any]] = [{} for _ in rows]
-    for places in by_length([len(prompt) for prompt, _ in choices], batch_size):
-        scores = choice_log_probs(model, [choices[place] for place in places], beginning)
+    for places in batch_by_length([len(prompt) for prompt, _ in choices], batch_size):
+        scores = score_choices(model, [choices[place] for place in places], beginning)
         for place, values in zip(places, scores.tolist(), strict=True):
             log_probs = dict(zip(labels, values, strict=True))
             predictions[place] = {
@@ -85,7 +85,7 @@ class Beginning:
 @torch.inference_mode()
 def read_beginning(model: Any, prompts: Sequence[list[int]]) -> Beginning:
     """Run the ids that all prompts share once; each prompt keeps at least one id of its own."""
-    shared = shared_beginning(prompts)
+    shared = find_shared_prefix(prompts)
     if shared == 0:
         return Beginning(0, None)
     ids = torch.tensor([prompts[0][:shared]], device=model.device)
@@ -93,16 +93,14 @@ def read_beginning(model: Any, prompts: Sequence[list[int]]) -> Beginning:
 
 
 @torch.inference_mode()
-def choice_log_probs(
-    model: Any, batch: Sequence[tuple[list[int], list[list[int]]]], beginning: Beginning
-) -> torch.Tensor:
+def score_choices(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]], beginning: Beginning) -> torch.Tensor:
     """Summed log probability of each choice of each prompt: [prompts, choices].
 
     batch: prompt ids with the ids of their choices. What the prompts share is already run, the rest
     is run once; the tokens of each choice follow on its keys and values.
     """
     rests = [prompt[beginning.tokens :] for prompt, _ in batch]
-    ids, own_mask = padded(rests, max(map(len, rests)), model.device)
+    ids, own_mask = pad_left(rests, max(map(len, rests)), model.device)
     mask = torch.cat([torch.ones_like(own_mask[:, :1]).expand(-1, beginning.tokens), own_mask], dim=1)
     cache = copy.deepcopy(beginning.cache)
     if cache is not None:
@@ -110,7 +108,7 @@ def choice_log_probs(
     output = model(
         input_ids=ids,
         attention_mask=mask,
-        position_ids=positions(mask)[:, beginning.tokens :],
+        position_ids=compute_positions(mask)[:, beginning.tokens :],
         cache=cache,
         use_cache=True,
         logits_to_keep=_LAST,
@@ -122,12 +120,12 @@ def choice_log_probs(
     if max(map(len, answers)) > 1:
         # All choices of all prompts in one forward: a small one costs as much as reading the weights.
         output.cache.batch_repeat_interleave(count)
-        behind = following_log_probs(model, output.cache, mask.repeat_interleave(count, dim=0), answers)
+        behind = score_continuations(model, output.cache, mask.repeat_interleave(count, dim=0), answers)
         scores = scores + behind.reshape(-1, count)
     return scores.cpu()
 
 
-def following_log_probs(model: Any, cache: Any, mask: torch.Tensor, answers: Sequence[list[int]]) -> torch.Tensor:
+def score_continuations(model: Any, cache: Any, mask: torch.Tensor, answers: Sequence[list[int]]) -> torch.Tensor:
     """Log probability of the ids behind the first of each answer, [answers]; `cache` holds its prompt."""
     # Answers differ in length: the shorter are padded behind and not counted.
     width = max(map(len, answers)) - 1
@@ -144,7 +142,7 @@ def following_log_probs(model: Any, cache: Any, mask: torch.Tensor, answers: Seq
     output = model(
         input_ids=given,
         attention_mask=whole_mask,
-        position_ids=positions(whole_mask)[:, -width:],
+        position_ids=compute_positions(whole_mask)[:, -width:],
         cache=cache,
         use_cache=True,
     )
@@ -159,18 +157,18 @@ def score_references(
     """Log probability of each reference answer with its number of tokens, in the order of `rows`."""
     pairs = encode_pairs(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
     predictions: list[dict[str, Any]] = [{} for _ in rows]
-    for places in by_length([len(prompt) + len(answer) for prompt, answer in pairs], batch_size):
+    for places in batch_by_length([len(prompt) + len(answer) for prompt, answer in pairs], batch_size):
         sequences = [pairs[place][0] + pairs[place][1] for place in places]
         longest_answer = max(len(pairs[place][1]) for place in places)
-        ids, mask = padded(sequences, max(map(len, sequences)), model.device)
+        ids, mask = pad_left(sequences, max(map(len, sequences)), model.device)
         last = torch.arange(-longest_answer - 1, 0)
-        output = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), logits_to_keep=last)
+        output = model(input_ids=ids, attention_mask=mask, position_ids=compute_positions(mask), logits_to_keep=last)
         log_probs = output.logits[:, :-1].float().log_softmax(-1)
         targets = ids[:, -log_probs.shape[1] :]
         found = log_probs.gather(2, targets[:, :, None])[:, :, 0]
         for index, place in enumerate(places):
             size = len(pairs[place][1])
-            predictions[place] = unscored_reference(rows[place], template) | {
+            predictions[place] = build_unscored_prediction(rows[place], template) | {
                 "log_prob": float(found[index, -size:].sum()),
                 "tokens": size,
             }
@@ -192,18 +190,18 @@ def add_answers(
     choices = encode_choices(tokenizer, template, [asked[0]["prompt"]])[0][1] if template["labels"] else []
     limit = answer_limit(template, choices, evaluate["max_new_tokens"])
     prompts = tokenizer.encode_batch([row["prompt"] for row in asked])
-    for places in by_length([len(prompt) for prompt in prompts], evaluate["batch_size"]):
+    for places in batch_by_length([len(prompt) for prompt in prompts], evaluate["batch_size"]):
         batch = [prompts[place] for place in places]
-        for place, ids in zip(places, greedy(model, tokenizer, batch, limit), strict=True):
+        for place, ids in zip(places, decode_greedily(model, tokenizer, batch, limit), strict=True):
             predictions[place]["answer"], predictions[place]["stopped"] = answer_text(tokenizer, template, ids)
 
 
 @torch.inference_mode()
-def greedy(model: Any, tokenizer: Tokenizer, prompts: list[list[int]], limit: int) -> list[list[int]]:
+def decode_greedily(model: Any, tokenizer: Tokenizer, prompts: list[list[int]], limit: int) -> list[list[int]]:
     """Greedy continuations of at most `limit` tokens, with the end token where one came."""
     from transformers import GenerationConfig
 
-    ids, mask = padded(prompts, max(map(len, prompts)), model.device)
+    ids, mask = pad_left(prompts, max(map(len, prompts)), model.device)
     own = model.generation_config
     # What a call leaves open, generate() takes from the model's own settings: a base model's repetition_penalty would
     # give other answers here than in ONNX Runtime.
@@ -220,11 +218,11 @@ def greedy(model: Any, tokenizer: Tokenizer, prompts: list[list[int]], limit: in
         model.generation_config = own
 
 
-def unscored_reference(row: dict[str, Any], template: Template) -> dict[str, Any]:
+def build_unscored_prediction(row: dict[str, Any], template: Template) -> dict[str, Any]:
     """The prediction of a generation row of which nothing is known yet."""
     return {
         "id": row["id"],
-        "reference": target_text(template, row["completion"]),
+        "reference": extract_target(template, row["completion"]),
         "answer": None,
         "stopped": None,
         "log_prob": None,
@@ -232,7 +230,7 @@ def unscored_reference(row: dict[str, Any], template: Template) -> dict[str, Any
     }
 
 
-def padded(sequences: Sequence[list[int]], width: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(sequences: Sequence[list[int]], width: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask, padded on the left: both [sequences, width]."""
     ids = torch.zeros((len(sequences), width), dtype=torch.long)
     mask = torch.zeros((len(sequences), width), dtype=torch.long)
@@ -242,16 +240,16 @@ def padded(sequences: Sequence[list[int]], width: int, device: Any) -> tuple[tor
     return ids.to(device), mask.to(device)
 
 
-def positions(mask: torch.Tensor) -> torch.Tensor:
+def compute_positions(mask: torch.Tensor) -> torch.Tensor:
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+def batch_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Places of rows in batches of like length, with a line about progress now and then."""
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     said = time.monotonic()
     for start in range(0, len(order), batch_size):
         if time.monotonic() - said > 20:
-            progress(f"scored {start} of {len(order)} rows")
+            report_progress(f"scored {start} of {len(order)} rows")
             said = time.monotonic()
         yield order[start : start + batch_size]

@@ -11,7 +11,7 @@ def use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def training_dtype(wanted: str) -> torch.dtype:
+def choose_training_dtype(wanted: str) -> torch.dtype:
     """`auto` is bfloat16 on a GPU that has it or on a CPU with AMX or AVX512-BF16, else float32.
 
     Without such units a CPU does bfloat16 matmuls about ten times slower than float32.
@@ -23,7 +23,7 @@ def training_dtype(wanted: str) -> torch.dtype:
     return torch.bfloat16 if _cpu_has_bfloat16_units() else torch.float32
 
 
-def matmul_peak(dtype: torch.dtype, size: int = 1536, seconds: float = 1.0) -> float:
+def measure_matmul_peak(dtype: torch.dtype, size: int = 1536, seconds: float = 1.0) -> float:
     """Best FLOP/s of square matmuls over about a second: what the share of the peak refers to."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.core.cli import UserError, fail, progress
+from lib.core.cli import UserError, fail, report_progress
 from lib.core.locks import is_still_there, open_lock, try_lock
 
 # Not $TMPDIR, which differs between users and jobs.
@@ -27,11 +27,11 @@ _NAME = re.compile(r"0|[1-9]\d{0,3}|GPU-[0-9A-Za-z-]{1,64}|MIG-[0-9A-Za-z-]{1,64
 def claim(count: int, place: Path = PLACE, patience: float = 2.0) -> list[str]:
     """Take `count` free cards until this process ends, and let CUDA see no others; wait while all are taken.
 
-    Only before CUDA is initialised, which imports alone can do (bitsandbytes). A program that takes this process's
+    Only before CUDA is initialized, which imports alone can do (bitsandbytes). A program that takes this process's
     place by exec keeps the cards. A scheduler that gave this job just as many is believed: it may share cards.
     patience: seconds between two looks. Raises `UserError` when there are too few cards.
     """
-    cards = visible_cards()
+    cards = list_visible_cards()
     if count > len(cards):
         fail(
             f"{count} GPUs are asked for, {len(cards)} are here",
@@ -45,13 +45,13 @@ def claim(count: int, place: Path = PLACE, patience: float = 2.0) -> list[str]:
     return mine
 
 
-def visible_cards() -> list[str]:
+def list_visible_cards() -> list[str]:
     """UUIDs of the cards that this process may use, those in CUDA_VISIBLE_DEVICES where it is set.
 
     Numbers there are nvidia-smi's. Without nvidia-smi its names stand for themselves. Raises `UserError` when it names
     a card that is not here, or one twice, of which CUDA shows none.
     """
-    listed = _listed_cards()
+    listed = _list_cards()
     wanted = os.environ.get(VISIBLE)
     if wanted is None:
         return listed
@@ -64,7 +64,7 @@ def visible_cards() -> list[str]:
     return cards if twice is None else fail(f"names GPU {twice} twice", "name it once", at=VISIBLE)
 
 
-def _listed_cards() -> list[str]:
+def _list_cards() -> list[str]:
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -86,12 +86,12 @@ def _lock(count: int, cards: Sequence[str], place: Path, patience: float) -> lis
     try:
         return _wait(count, cards, place, patience, shared=True)
     except UserError as error:
-        own = own_place()
-        progress(f"{error} (the GPUs' locks now lie in {own}: jobs of other users are not seen)")
+        own = find_own_lock_folder()
+        report_progress(f"{error} (the GPUs' locks now lie in {own}: jobs of other users are not seen)")
     return _wait(count, cards, own, patience, shared=False)
 
 
-def own_place() -> Path:
+def find_own_lock_folder() -> Path:
     """Return where locks lie when the folder of all users is unfit: below the home, which others cannot write to."""
     try:
         return Path.home() / ".cache" / "slmflow" / f"gpus-{socket.gethostname()}"  # homes are shared by machines
@@ -104,7 +104,7 @@ def _wait(count: int, cards: Sequence[str], place: Path, patience: float, *, sha
     waiting = False
     while (held := _free_cards(count, cards, place, shared=shared)) is None:
         if not waiting:
-            progress(f"all {len(cards)} GPUs are taken; waiting for {count} ({place})")
+            report_progress(f"all {len(cards)} GPUs are taken; waiting for {count} ({place})")
             waiting = True
         time.sleep(patience)
     return held

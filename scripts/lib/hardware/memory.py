@@ -15,7 +15,7 @@ LIBRARIES_MB = 350.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
-def peak_rss_mb() -> float:
+def measure_peak_rss_mb() -> float:
     """Highest resident set of this process, in MB.
 
     Not getrusage on Linux: there a process starts with the peak of the one that forked it.
@@ -32,12 +32,12 @@ def require_memory(needed_mb: float, rule: str, hint: str = "stop other programs
 
     needed_mb: no more than what is certainly needed, or it stops what would have worked.
     """
-    free = available_mb()
+    free = measure_available_mb()
     if free < needed_mb:
         fail(f"needs about {needed_mb / 1000:.1f} GB of memory, {free / 1000:.1f} GB are free", hint, at=rule)
 
 
-def available_mb(root: Path = Path("/")) -> float:
+def measure_available_mb(root: Path = Path("/")) -> float:
     """MB that this process can still get: of the machine, and of the limits of its control groups.
 
     Pages of files count as free, since the kernel drops them; so does swap. Infinite where the system

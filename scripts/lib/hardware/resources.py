@@ -23,27 +23,27 @@ _CPU_BYTES = 19e9
 _TOKEN_BYTES = 3  # of a corpus file
 
 
-def weights_mb(parameters: int, bytes_each: int = 4) -> float:
+def estimate_weights_mb(parameters: int, bytes_each: int = 4) -> float:
     """Size of a model's weights in MB (fp32 unless told otherwise)."""
     return parameters * bytes_each / _MB
 
 
-def data_mb(rows_mb: float) -> int:
+def estimate_data_mb(rows_mb: float) -> int:
     """Rules that hold the rows and a few facts of each: MinHash and ids beside the text."""
     return math.ceil(1000 + 12 * rows_mb)
 
 
-def check_build_mb(rows_mb: float) -> int:
+def estimate_check_build_mb(rows_mb: float) -> int:
     """Return the memory of torch and transformers beside the rows."""
-    return 1000 + data_mb(rows_mb)
+    return 1000 + estimate_data_mb(rows_mb)
 
 
-def fetch_model_mb(parameters: int) -> int:
-    """Dequantising a GGUF holds it in fp32 and once more while it is saved."""
-    return math.ceil(1000 + 2.5 * weights_mb(parameters))
+def estimate_fetch_model_mb(parameters: int) -> int:
+    """Dequantizing a GGUF holds it in fp32 and once more while it is saved."""
+    return math.ceil(1000 + 2.5 * estimate_weights_mb(parameters))
 
 
-def train_mb(parameters: int, finetune: Mapping[str, Any], max_length: int) -> int:
+def estimate_train_mb(parameters: int, finetune: Mapping[str, Any], max_length: int) -> int:
     """Weights in fp32, adapter with two Adam moments and gradient, activations of one batch.
 
     Activations: about 34 bytes per hidden value and layer (Korthikanti et al. 2022, table 2, without
@@ -58,56 +58,56 @@ def train_mb(parameters: int, finetune: Mapping[str, Any], max_length: int) -> i
     if finetune["gradient_checkpointing"]:
         activations /= 4
     adapter = 16 * 0.002 * finetune["r"] * parameters / _MB
-    return math.ceil(1500 + 1.1 * weights_mb(parameters) + adapter + activations)
+    return math.ceil(1500 + 1.1 * estimate_weights_mb(parameters) + adapter + activations)
 
 
-def merge_mb(parameters: int) -> int:
+def estimate_merge_mb(parameters: int) -> int:
     """The libraries and a few copies of the largest matrix, seldom more than a fifth of the weights.
 
     Measured (benchmarks/memory.md): 651 MB for 134.5 million parameters.
     """
-    return math.ceil(1000 + 0.5 * weights_mb(parameters))
+    return math.ceil(1000 + 0.5 * estimate_weights_mb(parameters))
 
 
-def build_mb(parameters: int) -> int:
+def estimate_build_mb(parameters: int) -> int:
     """The builder holds the weights in fp32 and once more while it packs them; k_quant takes most.
 
     Measured (benchmarks/memory.md), int4 / k_quant / fp32 in MB: 585 / 645 / 587 for 3.2 million parameters,
     1244 / 1650 / 1206 for 47.2, 1859 / 2829 / 2337 for 134.5: at most 1011 + 3.4 times the weights.
     """
-    return math.ceil(1200 + 3.5 * weights_mb(parameters))
+    return math.ceil(1200 + 3.5 * estimate_weights_mb(parameters))
 
 
-def calibrate_mb(parameters: int) -> int:
+def estimate_calibrate_mb(parameters: int) -> int:
     """The weights in fp32, a layer's inputs and gradients: 1320 MB measured for 134.5 million parameters."""
-    return math.ceil(1200 + 2.5 * weights_mb(parameters))
+    return math.ceil(1200 + 2.5 * estimate_weights_mb(parameters))
 
 
-def score_mb(parameters: int) -> int:
-    return math.ceil(1500 + 1.5 * weights_mb(parameters))
+def estimate_score_mb(parameters: int) -> int:
+    return math.ceil(1500 + 1.5 * estimate_weights_mb(parameters))
 
 
-def grown(mb: float, attempt: int) -> int:
+def grow_with_attempts(mb: float, attempt: int) -> int:
     """Memory at a further attempt: half as much again each time, since the first may have died of too little."""
     return math.ceil(mb * 1.5 ** (attempt - 1))
 
 
-def minutes(seconds: float, attempt: int) -> int:
+def reserve_minutes(seconds: float, attempt: int) -> int:
     """Reserved time: what it should take, four times, and twice that at each further attempt."""
     return math.ceil((4 * seconds / 60 + 10) * 2 ** (attempt - 1))
 
 
-def expected_seconds(reserved: int) -> float:
-    """Return what a job should take for which `minutes` reserves this time at its first attempt."""
+def estimate_seconds(reserved: int) -> float:
+    """Return what a job should take for which `reserve_minutes` reserves this time at its first attempt."""
     return max(0.0, 60 * (reserved - 10) / 4)
 
 
-def data_minutes(rows_mb: float, attempt: int) -> int:
+def estimate_data_minutes(rows_mb: float, attempt: int) -> int:
     """Slowest is the audit: 250 s for a million rows, about 300 MB (benchmarks/data.md)."""
-    return minutes(2 * rows_mb, attempt)
+    return reserve_minutes(2 * rows_mb, attempt)
 
 
-def train_minutes(parameters: int, corpus_mb: float, finetune: Mapping[str, Any], attempt: int) -> int:
+def estimate_train_minutes(parameters: int, corpus_mb: float, finetune: Mapping[str, Any], attempt: int) -> int:
     """Return the minutes of a training that computes 4N operations a token, at the rate of a slow machine.
 
     A row is taken as 400 bytes of the corpus file.
@@ -116,42 +116,42 @@ def train_minutes(parameters: int, corpus_mb: float, finetune: Mapping[str, Any]
     if finetune["max_steps"]:
         rows = finetune["max_steps"] * finetune["per_device_train_batch_size"] * finetune["gradient_accumulation_steps"]
         tokens = rows * 400 / _TOKEN_BYTES
-    return minutes(4 * parameters * tokens / _CPU_OPERATIONS, attempt)
+    return reserve_minutes(4 * parameters * tokens / _CPU_OPERATIONS, attempt)
 
 
-def merge_minutes(parameters: int, attempt: int) -> int:
+def estimate_merge_minutes(parameters: int, attempt: int) -> int:
     """Weights are read and written three times, at no less than 100 MB/s, and two forward passes compared."""
-    return minutes(3 * weights_mb(parameters) / 100, attempt)
+    return reserve_minutes(3 * estimate_weights_mb(parameters) / 100, attempt)
 
 
-def build_minutes(parameters: int, attempt: int) -> int:
+def estimate_build_minutes(parameters: int, attempt: int) -> int:
     """Slowest is k_quant."""
-    return minutes(weights_mb(parameters) / 10, attempt)
+    return reserve_minutes(estimate_weights_mb(parameters) / 10, attempt)
 
 
-def calibrate_minutes(parameters: int, calibration: Mapping[str, int], attempt: int) -> int:
+def estimate_calibrate_minutes(parameters: int, calibration: Mapping[str, int], attempt: int) -> int:
     """Each layer passes 4 sequences forward and back in a step: 639 s beside other work for the demo, 551 here."""
     tokens = 4 * calibration["length"] * calibration["iterations"]
-    return minutes(12 * parameters * tokens / _CPU_OPERATIONS, attempt)
+    return reserve_minutes(12 * parameters * tokens / _CPU_OPERATIONS, attempt)
 
 
-def score_minutes(parameters: int, rows_mb: float, evaluate: Mapping[str, int], attempt: int) -> int:
+def estimate_score_minutes(parameters: int, rows_mb: float, evaluate: Mapping[str, int], attempt: int) -> int:
     """2N operations a token of every row, and free answers on the first, the weights read for each of their tokens.
 
     Measured for the demo (benchmarks/scoring.md): 14.6 rows/s in PyTorch, 34 in ONNX Runtime; 7 by this figure.
     """
     tokens = rows_mb * _MB / _TOKEN_BYTES
     answers = evaluate["greedy_rows"] * evaluate["max_new_tokens"]
-    return minutes(2 * parameters * tokens / _CPU_OPERATIONS + 4 * parameters * answers / _CPU_BYTES, attempt)
+    return reserve_minutes(2 * parameters * tokens / _CPU_OPERATIONS + 4 * parameters * answers / _CPU_BYTES, attempt)
 
 
-def benchmark_minutes(parameters: int, benchmark: Mapping[str, int], attempt: int) -> int:
+def estimate_benchmark_minutes(parameters: int, benchmark: Mapping[str, int], attempt: int) -> int:
     """Token after token, as if the weights were not quantized."""
     tokens = (benchmark["prompts"] + 1) * benchmark["new_tokens"]
-    return minutes(4 * parameters * tokens / _CPU_BYTES, attempt)
+    return reserve_minutes(4 * parameters * tokens / _CPU_BYTES, attempt)
 
 
-def gpus(resources: Mapping[str, Any]) -> int:
+def count_gpus(resources: Mapping[str, Any]) -> int:
     """GPUs of a job on one node: its `gpu`, which counts those of all its nodes, or the number in `gres`.
 
     gres: as Slurm writes it, `gpu`, `gpu:2` or `gpu:a100:2`.
@@ -162,5 +162,5 @@ def gpus(resources: Mapping[str, Any]) -> int:
     return int(found[1] or 1) if found else 0
 
 
-def size_mb(path: str) -> float:
+def measure_size_mb(path: str) -> float:
     return os.path.getsize(path) / _MB

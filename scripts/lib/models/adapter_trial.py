@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import fail, first_line
+from lib.core.cli import extract_first_line, fail
 from lib.core.limits import FaultError, Limits, run_limited
 
 # Real expressions are tried on all modules of a model in a hundredth of a second.
@@ -83,4 +83,4 @@ def _match_here(whole: list[str], beginnings: list[str], modules: list[str]) -> 
                 for module in modules:
                     match(pattern, module)
             except re.error as error:
-                raise FaultError(f"is none ({pattern[:80]!r}: {first_line(error)})") from None
+                raise FaultError(f"is none ({pattern[:80]!r}: {extract_first_line(error)})") from None

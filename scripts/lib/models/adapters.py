@@ -22,7 +22,7 @@ def write_adapter_config(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def adapted_weights(adapter: set[str]) -> dict[str, tuple[str, str, str | None]]:
+def map_adapted_weights(adapter: set[str]) -> dict[str, tuple[str, str, str | None]]:
     """Names of (A, B, magnitude) of each adapted weight, by the weight's name in the base.
 
     A is [r, in], B is [out, r]; the magnitude, [out], is there with DoRA only. Raises `ValueError` when the

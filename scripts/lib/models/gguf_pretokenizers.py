@@ -61,7 +61,7 @@ def join(*alternatives: str) -> str:
     return "|".join(alternatives)
 
 
-def cased_word(suffix: str) -> str:
+def build_cased_word(suffix: str) -> str:
     """Words that end before a capital behind a small letter: `camelCase` is two."""
     start = r"[^\r\n\p{L}\p{N}]?"
     return join(f"{start}{UPPER}*{LOWER}+{suffix}", f"{start}{UPPER}+{LOWER}*{suffix}")
@@ -71,8 +71,8 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 LLAMA3 = join(CONTRACTION, WORD, r"\p{N}{1,3}", SIGNS, SPACES)
 QWEN2 = join(CONTRACTION, WORD, r"\p{N}", SIGNS, SPACES)
 QWEN35 = join(CONTRACTION, r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+", r"\p{N}", r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", SPACES)
-TEKKEN = join(cased_word(""), r"\p{N}", SIGNS_AND_SLASHES, SPACES)
-GPT4O = join(cased_word(CONTRACTION + "?"), r"\p{N}{1,3}", SIGNS_AND_SLASHES, SPACES)
+TEKKEN = join(build_cased_word(""), r"\p{N}", SIGNS_AND_SLASHES, SPACES)
+GPT4O = join(build_cased_word(CONTRACTION + "?"), r"\p{N}{1,3}", SIGNS_AND_SLASHES, SPACES)
 SEED_CODER = join(CONTRACTION, WORD, r"\p{N}", r" ?[^\s\p{L}\p{N}\r\n]+", SPACES)
 DEEPSEEK3 = join(
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+",

@@ -8,7 +8,7 @@ outside ASCII, user-defined tokens with spaces, and the space that SentencePiece
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from lib.core.cli import fail, progress
+from lib.core.cli import fail, report_progress
 from lib.models.gguf_pretokenizers import PRE_TOKENIZERS, PreTokenizer
 
 if TYPE_CHECKING:
@@ -39,17 +39,17 @@ def load_gguf_tokenizer(metadata: dict[str, Any], label: str) -> Any:
     if kind not in ("gpt2", "llama"):
         fail(f"its tokenizer is of the kind {kind!r} (tokenizer.ggml.model), which cannot be read", HINT, at=label)
     tokens = read_tokens(metadata, label)
-    roles = special_tokens(metadata, tokens, label)
+    roles = read_special_tokens(metadata, tokens, label)
     if kind == "gpt2":
-        family = named_pre_tokenizer(metadata, label)
-        backend, adds_bos = byte_level_bpe(metadata, tokens, family, label), family.adds_bos
+        family = find_pre_tokenizer(metadata, label)
+        backend, adds_bos = build_byte_level_bpe(metadata, tokens, family, label), family.adds_bos
     else:
-        backend, adds_bos = sentencepiece_bpe(metadata, tokens, roles, label), True
-    backend.add_tokens(whole_tokens(metadata, tokens, label))
+        backend, adds_bos = build_sentencepiece_bpe(metadata, tokens, roles, label), True
+    backend.add_tokens(list_whole_tokens(metadata, tokens, label))
     adds_bos = metadata.get("tokenizer.ggml.add_bos_token", adds_bos)
     if adds_bos and "bos_token" not in roles:
         fail("its tokenizer begins texts with a token that it does not name (bos_token_id)", HINT, at=label)
-    return with_roles(backend, metadata, roles, adds_bos)
+    return wrap_with_roles(backend, metadata, roles, adds_bos)
 
 
 def read_array(metadata: dict[str, Any], name: str, length: int | None, label: str) -> list[Any]:
@@ -71,7 +71,7 @@ def read_tokens(metadata: dict[str, Any], label: str) -> list[str]:
     return tokens
 
 
-def special_tokens(metadata: dict[str, Any], tokens: list[str], label: str) -> dict[str, str]:
+def read_special_tokens(metadata: dict[str, Any], tokens: list[str], label: str) -> dict[str, str]:
     """Texts of the special tokens by role, as transformers names the roles."""
     defaults = SENTENCEPIECE_IDS if metadata["tokenizer.ggml.model"] == "llama" else {}
     ids = {role: metadata.get(f"tokenizer.ggml.{key}", defaults.get(role)) for role, key in ROLES.items()}
@@ -83,11 +83,11 @@ def special_tokens(metadata: dict[str, Any], tokens: list[str], label: str) -> d
     return {role: tokens[id_] for role, id_ in ids.items() if id_ is not None}
 
 
-def named_pre_tokenizer(metadata: dict[str, Any], label: str) -> PreTokenizer:
+def find_pre_tokenizer(metadata: dict[str, Any], label: str) -> PreTokenizer:
     """Look up the file's pre-tokenizer; a file without one gets llama.cpp's default, and a line says so."""
     name = metadata.get("tokenizer.ggml.pre", "default")
     if name == "default":
-        progress(
+        report_progress(
             f"{label}: names no pre-tokenizer (tokenizer.ggml.pre), as old files do: llama.cpp's default is used,"
             " which may split texts otherwise than in the training of the model"
         )
@@ -96,7 +96,7 @@ def named_pre_tokenizer(metadata: dict[str, Any], label: str) -> PreTokenizer:
     return PRE_TOKENIZERS[name]
 
 
-def byte_level_bpe(
+def build_byte_level_bpe(
     metadata: dict[str, Any], tokens: list[str], family: PreTokenizer, label: str
 ) -> "tokenizers.Tokenizer":
     """Merges from the file, a pre-tokenizer from its name."""
@@ -131,7 +131,7 @@ def split_pieces(regexes: tuple[str, ...]) -> Any:
     return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def sentencepiece_bpe(
+def build_sentencepiece_bpe(
     metadata: dict[str, Any], tokens: list[str], roles: dict[str, str], label: str
 ) -> "tokenizers.Tokenizer":
     """Merges follow from the scores. A space comes before the text and what follows a control token."""
@@ -153,7 +153,7 @@ def sentencepiece_bpe(
     return backend
 
 
-def whole_tokens(metadata: dict[str, Any], tokens: list[str], label: str) -> list["tokenizers.AddedToken"]:
+def list_whole_tokens(metadata: dict[str, Any], tokens: list[str], label: str) -> list["tokenizers.AddedToken"]:
     """Tokens that are found in a text before anything else."""
     from tokenizers import AddedToken
 
@@ -168,7 +168,9 @@ def whole_tokens(metadata: dict[str, Any], tokens: list[str], label: str) -> lis
     ]
 
 
-def with_roles(backend: "tokenizers.Tokenizer", metadata: dict[str, Any], roles: dict[str, str], adds_bos: bool) -> Any:
+def wrap_with_roles(
+    backend: "tokenizers.Tokenizer", metadata: dict[str, Any], roles: dict[str, str], adds_bos: bool
+) -> Any:
     """Wrap the tokenizer with the roles of its special tokens and the chat template."""
     from transformers import PreTrainedTokenizerFast
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lib.core.cli import UserError, fail, first_line
+from lib.core.cli import UserError, extract_first_line, fail
 from lib.core.files import SAFETENSORS_INDEX, is_lfs_pointer, write_json
-from lib.core.forms import open_record, read_form
+from lib.core.forms import allow_open_object, read_form
 from lib.core.paths import check_bare_name
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.data.tokenizer_trial import HARD_TEXTS, check_tokenizer_file
@@ -68,7 +68,7 @@ class Source:
         return (self.gguf,) if self.gguf else (*self.weights, *SMALL_FILES)
 
 
-def weight_files(names: list[str], label: str) -> tuple[list[str], str | None]:
+def find_weight_files(names: list[str], label: str) -> tuple[list[str], str | None]:
     """Return the safetensors files, or the one GGUF file, that hold the weights.
 
     Raises `UserError` when there are none, or several GGUF files to choose from.
@@ -118,16 +118,16 @@ def import_safetensors(source: Source, out: Path, parameters: int) -> dict[str, 
         check_finite,
         copy_renamed,
         drop_tied_copy,
+        locate_weights,
         read_headers,
-        stored_weights,
     )
 
     try_model(source)
-    config = causal_config(source)
+    config = load_causal_config(source)
     stored = read_headers(source.folder, source.weights, source.label)
     names = match_tensors(config, stored, source.label)
     tensors = {names[name]: tensor for name, tensor in stored.items()}
-    tied = {head: body for head, body in tied_weights(config).items() if head in tensors and body in tensors}
+    tied = {head: body for head, body in find_tied_weights(config).items() if head in tensors and body in tensors}
     count = sum(tensor.elements for name, tensor in tensors.items() if name not in tied)
     check_parameters(count, parameters, source.label)
     sizes: Counter[str] = Counter()
@@ -144,11 +144,11 @@ def import_safetensors(source: Source, out: Path, parameters: int) -> dict[str, 
             copy_renamed(source.folder / name, target, renamed)
         else:
             place_file(source.folder / name, target, link=source.shared)
-    check_finite(stored_weights(out), source.label)
+    check_finite(locate_weights(out), source.label)
     for head, body in tied.items():
         drop_tied_copy(out, head, body, source.label)
     if len(files) > 1:
-        weight_map = {name: weight.file.name for name, weight in sorted(stored_weights(out).items())}
+        weight_map = {name: weight.file.name for name, weight in sorted(locate_weights(out).items())}
         write_json(out / SAFETENSORS_INDEX, {"metadata": {"total_parameters": count}, "weight_map": weight_map})
     raw = read_config(source.folder)
     raw.pop("auto_map", None)  # names code files that are neither copied nor ever run
@@ -156,7 +156,7 @@ def import_safetensors(source: Source, out: Path, parameters: int) -> dict[str, 
     return {"source_format": "safetensors", "weights_were_quantized": None, "parameters": count, "dtype": FLOATS[dtype]}
 
 
-def causal_config(source: Source) -> Any:
+def load_causal_config(source: Source) -> Any:
     """The model's config (PreTrainedConfig). Raises `UserError` unless it is a causal LM that transformers knows."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
@@ -172,7 +172,7 @@ def causal_config(source: Source) -> Any:
         config = transformers.AutoConfig.from_pretrained(source.folder, trust_remote_code=False, **extra)
     except Exception as error:  # every model's config class has its own checks
         fail(
-            f"its config cannot be read: {first_line(error)}",
+            f"its config cannot be read: {extract_first_line(error)}",
             "choose a model of a kind that transformers supports",
             at=source.label,
         )
@@ -199,7 +199,9 @@ def match_tensors(config: Any, tensors: Mapping[str, "Stored"], label: str) -> d
         model, report = simulate_loading(config, shapes)
     except Exception as error:  # an expert that is missing in a mixture, or sizes of which no model can be made
         fail(
-            f"its tensors cannot be put together: {first_line(error)}", "fetch or save the whole model again", at=label
+            f"its tensors cannot be put together: {extract_first_line(error)}",
+            "fetch or save the whole model again",
+            at=label,
         )
     check_loading_report(report, label)
     if other := {name: tensor.dtype for name, tensor in tensors.items() if tensor.dtype not in FLOATS}:
@@ -221,7 +223,7 @@ def match_tensors(config: Any, tensors: Mapping[str, "Stored"], label: str) -> d
     return names
 
 
-def tied_weights(config: Any) -> dict[str, str]:
+def find_tied_weights(config: Any) -> dict[str, str]:
     """Weights that are the same as another one, by name: usually `lm_head.weight` of the embedding."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -317,13 +319,15 @@ def refuse_tokenizer(source: Source, error: Exception) -> NoReturn:
             at=source.label,
         )
     fail(
-        f"its tokenizer cannot be loaded: {first_line(error)}", "choose a model with a tokenizer.json", at=source.label
+        f"its tokenizer cannot be loaded: {extract_first_line(error)}",
+        "choose a model with a tokenizer.json",
+        at=source.label,
     )
 
 
 def clean_tokenizer_config(path: Path) -> None:
     """Drop what says how the tokenizer was loaded here, and code that is never run."""
-    config = read_form(path, open_record())
+    config = read_form(path, allow_open_object())
     for key in ("is_local", "local_files_only", "name_or_path", "auto_map"):
         config.pop(key, None)
     write_json(path, config)

@@ -1,31 +1,31 @@
-"""GGUF files as safetensors: dequantised to float32, with the tokenizer and config that they hold."""
+"""GGUF files as safetensors: dequantized to float32, with the tokenizer and config that they hold."""
 
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import fail, first_line, progress
+from lib.core.cli import extract_first_line, fail, report_progress
 from lib.models.gguf_head import Head, check_layers, read_head
 from lib.models.gguf_tokenizer import load_gguf_tokenizer
 from lib.models.import_checkpoint import (
     FLOATS,
     Source,
-    causal_config,
     check_parameters,
+    load_causal_config,
     read_tokenizer,
     write_tokenizer,
 )
 
 
 def import_gguf(source: Source, out: Path, parameters: int) -> dict[str, Any]:
-    """Dequantise a GGUF file to float32 safetensors. Returns facts for the manifest."""
+    """Dequantize a GGUF file to float32 safetensors. Returns facts for the manifest."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
     from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
 
     from lib.models.loading import check_loading_report
     from lib.models.model_trial import try_model
-    from lib.models.safetensors_streaming import check_finite, stored_weights
+    from lib.models.safetensors_streaming import check_finite, locate_weights
 
     assert source.gguf is not None
     metadata, tensors = read_gguf(source)
@@ -36,9 +36,9 @@ def import_gguf(source: Source, out: Path, parameters: int) -> dict[str, Any]:
     check_parameters(sizes.total(), parameters, source.label)
     stored = sizes.most_common(1)[0][0]
 
-    config = causal_config(source)
+    config = load_causal_config(source)
     write_tokenizer(source, out, config, build_tokenizer(source, metadata))
-    progress(f"dequantising {source.gguf} ({stored}) to float32")
+    report_progress(f"dequantizing {source.gguf} ({stored}) to float32")
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.folder,
@@ -51,7 +51,7 @@ def import_gguf(source: Source, out: Path, parameters: int) -> dict[str, Any]:
             ignore_mismatched_sizes=True,  # to report them with the others
         )
     except (ValueError, IndexError, KeyError, TypeError, RuntimeError) as error:  # such as heads that divide no weight
-        what = f"the tensors of {source.gguf} do not fit its keys: {first_line(error)}"
+        what = f"the tensors of {source.gguf} do not fit its keys: {extract_first_line(error)}"
         fail(what, "fetch it again, or choose the safetensors of this model", at=source.label)
     model, report = loaded
     check_loading_report(report, source.label)
@@ -64,7 +64,7 @@ def import_gguf(source: Source, out: Path, parameters: int) -> dict[str, Any]:
             at=source.label,
         )
     model.save_pretrained(out, max_shard_size="4GB")
-    check_finite(stored_weights(out), source.label)
+    check_finite(locate_weights(out), source.label)
     return {
         "source_format": "gguf",
         "weights_were_quantized": None if stored in FLOATS else stored,

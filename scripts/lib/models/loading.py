@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 import torch
 
-from lib.core.cli import fail, first_line, progress
+from lib.core.cli import extract_first_line, fail, report_progress
 
 # What a part of a tensor's name comes from, and what to do.
 _WRAPPERS = (
@@ -62,12 +62,12 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, quantization: Q
 
     on_gpu = torch.cuda.is_available()
     if os.environ.get("CUDA_VISIBLE_DEVICES") and not on_gpu:
-        progress(f"a GPU was given, but torch {torch.__version__} cannot use it: this runs on the CPU")
+        report_progress(f"a GPU was given, but torch {torch.__version__} cannot use it: this runs on the CPU")
     options: dict[str, Any] = {"dtype": torch.float32 if quantization else dtype}  # codes do not depend on `dtype`
     if quantization and on_gpu:
         options |= {
             "device_map": {"": torch.cuda.current_device()},
-            "quantization_config": bitsandbytes_config(quantization, dtype),
+            "quantization_config": build_bitsandbytes_config(quantization, dtype),
         }
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -80,7 +80,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, quantization: Q
             **options,
         )
     except (ValueError, OSError, RuntimeError) as error:
-        fail(f"cannot be loaded: {first_line(error)}", "run fetch_model again", at=folder)
+        fail(f"cannot be loaded: {extract_first_line(error)}", "run fetch_model again", at=folder)
     model, report = loaded
     check_loading_report(report, folder)
     if quantization and on_gpu:
@@ -90,8 +90,8 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, quantization: Q
         return model.eval()
     if quantization:
         weights = dict(model.named_parameters())
-        for name in linear_weights(model):
-            weights[name].data = rounded_to_4_bits(weights[name].data, quantization)
+        for name in list_linear_weights(model):
+            weights[name].data = round_to_4_bits(weights[name].data, quantization)
     return model.eval().to(device="cuda" if on_gpu else "cpu", dtype=dtype)
 
 
@@ -171,11 +171,11 @@ def check_tensors(
         name, found, wanted = min(mismatched)
         faults.append(f"{len(mismatched)} of another shape ({name} first: {list(found)}, in the model {list(wanted)})")
     if faults:
-        hint = hint or likely_cause(missing, unexpected, [found for _, found, _ in mismatched])
+        hint = hint or guess_cause(missing, unexpected, [found for _, found, _ in mismatched])
         fail(f"its tensors are not the model's: {', '.join(faults)}", hint, at=at)
 
 
-def likely_cause(missing: Collection[str], unexpected: Collection[str], shapes: Collection[Sequence[int]]) -> str:
+def guess_cause(missing: Collection[str], unexpected: Collection[str], shapes: Collection[Sequence[int]]) -> str:
     """Say where tensors that fit badly usually come from, and what to do. shapes: those of mismatched tensors."""
     for pattern, cause in (*_WRAPPERS, *_OTHER_KINDS):
         if any(re.search(pattern, name) for name in unexpected):
@@ -193,12 +193,12 @@ def likely_cause(missing: Collection[str], unexpected: Collection[str], shapes: 
     return "a part of it was lost: fetch or save the whole model"
 
 
-def wrapper_cause(name: str) -> str | None:
+def find_wrapper_cause(name: str) -> str | None:
     """Say which wrapper of a model is in a tensor's name, and what to do; None where none is."""
     return next((cause for pattern, cause in _WRAPPERS if re.search(pattern, name)), None)
 
 
-def rounded_to_4_bits(weight: torch.Tensor, quantization: Quantization) -> torch.Tensor:
+def round_to_4_bits(weight: torch.Tensor, quantization: Quantization) -> torch.Tensor:
     """The values that a layer of a 4-bit base computes with: `weight` in float32, through bitsandbytes' codes."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
@@ -210,7 +210,7 @@ def rounded_to_4_bits(weight: torch.Tensor, quantization: Quantization) -> torch
     return dequantize_4bit(codes, state)
 
 
-def linear_weights(model: Any) -> set[str]:
+def list_linear_weights(model: Any) -> set[str]:
     """Names of the weights that a 4-bit base rounds: those of all linear layers but the vocabulary head."""
     head = model.get_output_embeddings()
     return {
@@ -220,7 +220,7 @@ def linear_weights(model: Any) -> set[str]:
     }
 
 
-def bitsandbytes_config(quantization: Quantization, dtype: torch.dtype) -> Any:
+def build_bitsandbytes_config(quantization: Quantization, dtype: torch.dtype) -> Any:
     """The same for transformers, which puts bitsandbytes' own layers into the model."""
     from transformers import BitsAndBytesConfig
 

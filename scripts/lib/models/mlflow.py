@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.cli import UserError, fail
-from lib.core.paths import path_below
+from lib.core.paths import resolve_below
 from lib.core.yaml_files import load_yaml
 
 _PACKED = ("hftransformersv2", "hftransformers")
 
 
-def model_root(fetched: Path, scratch: Path) -> Path:
+def find_model_root(fetched: Path, scratch: Path) -> Path:
     """The folder that holds the model, however deep a job or a download has put it; names in it are the same then.
 
     fetched: a folder, or the model as one file. scratch: an empty folder for a link to that.
@@ -28,10 +28,10 @@ def model_root(fetched: Path, scratch: Path) -> Path:
     return next(packed, next((place for place in places if _has_weights(place)), fetched))
 
 
-def flat_folder(root: Path, scratch: Path, label: str) -> Path:
+def flatten_model_folder(root: Path, scratch: Path, label: str) -> Path:
     """The folder with config, tokenizer and weights of a model that was packed by MLflow, or is in no package.
 
-    root: as `model_root` finds it. scratch: an empty folder for links to the files, where they lie in several.
+    root: as `find_model_root` finds it. scratch: an empty folder for links to the files, where they lie in several.
     label: how messages name the model. Raises `UserError` when the package holds no such model.
     """
     if not (root / "MLmodel").is_file():
@@ -65,10 +65,10 @@ def _parts(root: Path, label: str) -> list[Path]:
     for name in _PACKED:
         if name in flavors:
             data = str(flavors[name].get("model_data") or "data")
-            return [path_below(root, f"{data}/{part}", at=label) for part in ("config", "tokenizer", "model")]
+            return [resolve_below(root, f"{data}/{part}", at=label) for part in ("config", "tokenizer", "model")]
     if "transformers" in flavors:
         model = str(flavors["transformers"].get("model_binary") or "model")
-        return [path_below(root, path, at=label) for path in ("components/tokenizer", model)]
+        return [resolve_below(root, path, at=label) for path in ("components/tokenizer", model)]
     fail(
         f"its MLmodel has only {', '.join(flavors) or 'no flavor'}, which is code of its own",
         "choose a model with the flavor transformers or hftransformersv2",

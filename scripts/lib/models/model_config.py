@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.core.cli import fail, first_line
-from lib.core.forms import BOOLEAN, INTEGER, TEXT, either, list_of, nullable, open_record, read_form
+from lib.core.cli import extract_first_line, fail
+from lib.core.forms import BOOLEAN, INTEGER, TEXT, allow_any_of, allow_null, allow_open_object, list_of, read_form
 
 if TYPE_CHECKING:
     from lib.models.import_checkpoint import Source
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # by the names of transformers' configurations
 _MANY_LAYERS = 1000  # the deepest models have some 130
 # What is read of config.json here; transformers checks the rest.
-_CONFIG = open_record(
+_CONFIG = allow_open_object(
     optional={
-        "model_type": nullable(TEXT),
-        "architectures": nullable(list_of(TEXT)),
-        "quantization_config": nullable(open_record()),
-        "tie_word_embeddings": nullable(BOOLEAN),
-        "vocab_size": nullable(INTEGER),
-        "eos_token_id": nullable(either(INTEGER, list_of(INTEGER))),
+        "model_type": allow_null(TEXT),
+        "architectures": allow_null(list_of(TEXT)),
+        "quantization_config": allow_null(allow_open_object()),
+        "tie_word_embeddings": allow_null(BOOLEAN),
+        "vocab_size": allow_null(INTEGER),
+        "eos_token_id": allow_null(allow_any_of(INTEGER, list_of(INTEGER))),
     }
 )
 
@@ -62,8 +62,8 @@ def check_generation_config(source: "Source") -> None:
     """Raise `UserError` when transformers cannot read the generation config, which every later rule does."""
     import transformers
 
-    read_form(source.folder / "generation_config.json", open_record())
+    read_form(source.folder / "generation_config.json", allow_open_object())
     try:
         transformers.GenerationConfig.from_pretrained(source.folder)
     except Exception as error:  # whatever its values lead to
-        fail(f"its generation_config.json cannot be read: {first_line(error)}", "save it anew", at=source.label)
+        fail(f"its generation_config.json cannot be read: {extract_first_line(error)}", "save it anew", at=source.label)

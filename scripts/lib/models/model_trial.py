@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from lib.core.cli import UserError
 from lib.core.limits import FaultError, Limits, run_limited
 from lib.data.tokenizer_trial import HARD_TEXTS
-from lib.models.import_checkpoint import Source, causal_config, match_tensors, read_tokenizer
+from lib.models.import_checkpoint import Source, load_causal_config, match_tensors, read_tokenizer
 from lib.models.import_gguf import build_tokenizer, read_gguf
-from lib.models.safetensors_streaming import empty_model, read_headers
+from lib.models.safetensors_streaming import build_empty_model, read_headers
 
 # Each child would import anew what the server has not: so what all models need stands above, though unused.
 
@@ -68,14 +68,14 @@ def _source(folder: str, label: str, weights: list[str], gguf: str | None, _stam
 
 
 def _read_configuration(*parts: Any) -> None:
-    causal_config(_source(*parts))
+    load_causal_config(_source(*parts))
 
 
 def _read_folder(*parts: Any) -> None:
     source = _source(*parts)
-    config = causal_config(source)
+    config = load_causal_config(source)
     match_tensors(config, read_headers(source.folder, source.weights, source.label), source.label)
-    empty_model(source.folder)
+    build_empty_model(source.folder)
     for tokenizer_class in (AutoTokenizer, PreTrainedTokenizerFast):
         with suppress(UserError):  # one of the two is enough
             _use(read_tokenizer(source, tokenizer_class))
@@ -84,7 +84,7 @@ def _read_folder(*parts: Any) -> None:
 def _read_gguf(*parts: Any) -> None:
     source = _source(*parts)
     metadata, tensors = read_gguf(source)
-    config = causal_config(source)
+    config = load_causal_config(source)
     _use(build_tokenizer(source, metadata))
     with torch.device("meta"):
         described = AutoModelForCausalLM.from_config(config, dtype=torch.float32).num_parameters()

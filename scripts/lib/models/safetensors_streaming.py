@@ -12,19 +12,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from lib.core.cli import fail, first_line
+from lib.core.cli import extract_first_line, fail
 from lib.core.files import SAFETENSORS_INDEX
-from lib.core.forms import TEXT, object_of, open_record, read_form
+from lib.core.forms import TEXT, allow_object_of, allow_open_object, read_form
 from lib.core.paths import check_bare_name
 from lib.models.loading import (
     ADAPTER_HINT,
     Quantization,
     check_loading_report,
     check_tensors,
-    linear_weights,
+    list_linear_weights,
     load_adapter,
     load_model,
-    rounded_to_4_bits,
+    round_to_4_bits,
     simulate_loading,
 )
 
@@ -44,7 +44,7 @@ class Stored(NamedTuple):
         return math.prod(self.shape)
 
 
-def stored_weights(folder: Path) -> dict[str, Stored]:
+def locate_weights(folder: Path) -> dict[str, Stored]:
     """Where each weight of a model lies, by name, from the headers of its files alone."""
     return {name: weight for file in sorted(folder.glob("*.safetensors")) for name, weight in _weights_of(file).items()}
 
@@ -81,7 +81,7 @@ def read_index(folder: Path, label: str | Path) -> dict[str, str]:
     file = folder / SAFETENSORS_INDEX
     if not file.is_file():
         return {}
-    form = open_record({"weight_map": object_of(TEXT)})
+    form = allow_open_object({"weight_map": allow_object_of(TEXT)})
     index: dict[str, str] = read_form(file, form, "fetch the whole model")["weight_map"]
     for name in set(index.values()):
         if not check_bare_name(name, at=file).endswith(".safetensors"):
@@ -95,7 +95,7 @@ def read_header(file: Path, label: str | Path) -> dict[str, Stored]:
         with safe_open(file, framework="numpy"):
             return _weights_of(file)
     except SafetensorError as error:
-        fail(f"{file.name} is not a whole safetensors file: {first_line(error)}", "fetch it again", at=label)
+        fail(f"{file.name} is not a whole safetensors file: {extract_first_line(error)}", "fetch it again", at=label)
 
 
 def _weights_of(file: Path) -> dict[str, Stored]:
@@ -109,7 +109,7 @@ def _weights_of(file: Path) -> dict[str, Stored]:
             for name, facts in header.items()
         }
     except (KeyError, IndexError, TypeError) as error:
-        fail(f"not a safetensors file: its header lacks {first_line(error)}", "make or fetch it again", at=file)
+        fail(f"not a safetensors file: its header lacks {extract_first_line(error)}", "make or fetch it again", at=file)
 
 
 def copy_renamed(source: Path, target: Path, names: Mapping[str, str]) -> None:
@@ -135,7 +135,7 @@ def _parse_header(content: BinaryIO) -> dict[str, Any]:
         if not isinstance(header, dict):
             raise ValueError("its header is no object")
     except (ValueError, RecursionError) as error:
-        fail(f"not a safetensors file: {first_line(error)}", "make or fetch it again", at=content.name)
+        fail(f"not a safetensors file: {extract_first_line(error)}", "make or fetch it again", at=content.name)
     return header
 
 
@@ -144,7 +144,7 @@ def drop_tied_copy(folder: Path, head: str, body: str, label: str | Path) -> Non
 
     Raises `UserError` when the two differ: transformers then does not tie them, whatever the config says.
     """
-    stored = stored_weights(folder)
+    stored = locate_weights(folder)
     path = stored[head].file
     content = load_file(path)
     if not torch.equal(content.pop(head), read_weight(stored[body], body)):
@@ -179,7 +179,7 @@ class _Rounded(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         weight = self._weights[name]
-        return rounded_to_4_bits(weight, self._quantization) if name in self._linear else weight
+        return round_to_4_bits(weight, self._quantization) if name in self._linear else weight
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
@@ -188,7 +188,7 @@ class _Rounded(Mapping[str, torch.Tensor]):
         return len(self._weights)
 
 
-def empty_model(folder: Path) -> Any:
+def build_empty_model(folder: Path) -> Any:
     """The model of a folder without its weights."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -198,7 +198,7 @@ def empty_model(folder: Path) -> Any:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
 
 
-def streamed_model(folder: Path, adapter: Path | None = None, quantization: Quantization | None = None) -> Any:
+def stream_model(folder: Path, adapter: Path | None = None, quantization: Quantization | None = None) -> Any:
     """The model, perhaps with an adapter, on the CPU and holding no weight: each layer reads its own when it runs.
 
     quantization: the linear layers are those of a 4-bit base, computed in float32. Memory holds one weight at a
@@ -209,9 +209,9 @@ def streamed_model(folder: Path, adapter: Path | None = None, quantization: Quan
     from accelerate.hooks import attach_align_device_hook
     from accelerate.utils import OffloadedWeightsLoader
 
-    model: Any = empty_model(folder)
-    linear = linear_weights(model)
-    stored = stored_weights(folder)
+    model: Any = build_empty_model(folder)
+    linear = list_linear_weights(model)
+    stored = locate_weights(folder)
     check_loading_report(simulate_loading(model.config, {name: one.shape for name, one in stored.items()})[1], folder)
     tied = {name: source for name, source in model.all_tied_weights_keys.items() if name not in stored}
     if not stored.keys() >= {tied.get(name, name) for name, _ in model.named_parameters()}:
@@ -219,7 +219,7 @@ def streamed_model(folder: Path, adapter: Path | None = None, quantization: Quan
         return load_adapter(whole, adapter) if adapter else whole
     if adapter:
         model = add_adapter(model, adapter, adapter)
-        parts = stored_weights(adapter)
+        parts = locate_weights(adapter)
         check_adapter(model, parts, adapter)
         stored |= parts
     index, rounded = {}, set()
@@ -245,7 +245,7 @@ def add_adapter(model: Any, adapter: Path, label: Path) -> Any:
         return get_peft_model(model, PeftConfig.from_pretrained(str(adapter)))
     except Exception as error:  # its configuration is somebody's, and peft checks little of it
         hint = "name the base model that it was trained on, or save it again with peft"
-        fail(f"peft cannot put it on the base model: {first_line(error)}", hint, at=label)
+        fail(f"peft cannot put it on the base model: {extract_first_line(error)}", hint, at=label)
 
 
 def check_adapter(model: Any, parts: Mapping[str, Stored], label: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from lib.data.tokenizer import Tokenizer, encode_pairs
 
 
-def calibration_rows(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+def sample_calibration_rows(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
     """Draw at most `count` of the training rows by the seed."""
     return random.Random(seed).sample(list(rows), min(count, len(rows)))
 

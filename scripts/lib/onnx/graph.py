@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
-from lib.core.paths import path_below
+from lib.core.paths import resolve_below
 
 # Largest relative error of rounding to a type.
 _ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -84,7 +84,7 @@ class Graph:
         for tensor in self._weights.values():
             place = {entry.key: entry.value for entry in tensor.external_data}
             if place:
-                file = path_below(self._folder, place["location"], at=self._folder)
+                file = resolve_below(self._folder, place["location"], at=self._folder)
                 end = int(place.get("offset", 0)) + int(place["length"])
                 if not file.is_file() or file.stat().st_size < end:
                     return f"weight {tensor.name} is not in {file.name}"
@@ -102,11 +102,11 @@ class Graph:
             return self._read_qdq(node, facts["block_size"])
         bits, block, rows, columns = (facts[key] for key in ("bits", "block_size", "N", "K"))
         blocks = -(-columns // block)
-        codes = _unpacked(self._array(node.input[1]).reshape(rows, -1), bits).reshape(rows, blocks, block)
+        codes = _unpack_codes(self._array(node.input[1]).reshape(rows, -1), bits).reshape(rows, blocks, block)
         scales = self._array(node.input[2]).reshape(rows, blocks)
         asymmetric = len(node.input) > 3 and bool(node.input[3])
         if asymmetric:
-            zeros = _unpacked(self._array(node.input[3]).reshape(rows, -1), bits)[:, :blocks]
+            zeros = _unpack_codes(self._array(node.input[3]).reshape(rows, -1), bits)[:, :blocks]
         else:
             zeros = np.full((rows, blocks), 1 << (bits - 1), dtype=np.uint8)
         return Quantized(
@@ -140,7 +140,7 @@ class Graph:
         return numpy_helper.to_array(tensor)
 
 
-def merged_names(node: str, names: Collection[str]) -> list[str]:
+def list_merged_names(node: str, names: Collection[str]) -> list[str]:
     """Names of the merged weights behind a node such as `/model/layers.0/attn/o_proj/MatMul_Q4`.
 
     Several where the builder joins them, q, k and v for instance; the joined one where it takes a part of it. None
@@ -158,7 +158,7 @@ def merged_names(node: str, names: Collection[str]) -> list[str]:
     return []
 
 
-def rows_behind(node: str, merged: np.ndarray, count: int) -> np.ndarray:
+def select_rows_behind(node: str, merged: np.ndarray, count: int) -> np.ndarray:
     """The `count` rows of a merged weight that a node has, where the builder takes it apart; else all of them."""
     if len(merged) <= count:
         return merged
@@ -166,13 +166,13 @@ def rows_behind(node: str, merged: np.ndarray, count: int) -> np.ndarray:
     return merged[place * count or None :][:count]
 
 
-def dequantised(weight: Quantized) -> np.ndarray:
+def dequantize(weight: Quantized) -> np.ndarray:
     """The values that the codes stand for: [N, K], float32."""
     values = (weight.codes.astype(np.float32) - weight.zeros[:, :, None]) * weight.scales[:, :, None]
     return values.reshape(len(values), -1)[:, : weight.columns]
 
 
-def gptq_values(qweight: np.ndarray, scales: np.ndarray, qzeros: np.ndarray) -> np.ndarray:
+def dequantize_gptq(qweight: np.ndarray, scales: np.ndarray, qzeros: np.ndarray) -> np.ndarray:
     """The values that a 4-bit checkpoint in the layout of GPTQ stands for: [N, K], float32.
 
     qweight: [K / 8, N] int32, eight codes along K in each, the lowest bits first. scales: [groups, N].
@@ -192,8 +192,8 @@ def is_rounded(stored: np.ndarray, original: np.ndarray) -> bool:
     return bool((np.abs(stored.astype(np.float32) - original) <= allowed).all())
 
 
-def largest_error(weight: Quantized, original: np.ndarray) -> float:
-    """Largest |original - dequantised|, in steps of the block; rounding to the nearest gives 0.5.
+def measure_largest_error(weight: Quantized, original: np.ndarray) -> float:
+    """Largest |original - dequantized|, in steps of the block; rounding to the nearest gives 0.5.
 
     Values beyond the last code are compared with that: a symmetric grid has one code less above zero.
     original: [N, K].
@@ -206,7 +206,7 @@ def largest_error(weight: Quantized, original: np.ndarray) -> float:
     return float(error.max())
 
 
-def grid_of(weight: Quantized, original: np.ndarray) -> str:
+def name_grid(weight: Quantized, original: np.ndarray) -> str:
     """How the scales were chosen, from the scales themselves.
 
     default: the value of largest size, with its sign, is code 0: scale = value / -8 in 4 bits.
@@ -238,7 +238,7 @@ def _blocks(original: np.ndarray, weight: Quantized) -> np.ndarray:
     return padded.reshape(rows, blocks, size)
 
 
-def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
+def _unpack_codes(packed: np.ndarray, bits: int) -> np.ndarray:
     """Bytes as codes along the last axis: two a byte in 4 bits, the low half first."""
     if bits == 8:
         return packed

@@ -14,24 +14,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import UserError, fail, first_line
+from lib.core.cli import UserError, extract_first_line, fail
 from lib.core.forms import (
     BOOLEAN,
     NUMBER,
     TEXT,
     Form,
-    bounded_integer,
-    either,
+    allow_any_of,
+    allow_integer,
+    allow_matching,
+    allow_null,
+    allow_object,
+    allow_one_of,
+    allow_open_object,
     list_of,
-    matching,
-    nullable,
-    one_of,
-    open_record,
     read_form,
-    record,
 )
 from lib.core.paths import check_bare_name, check_plain_files
-from lib.data.templates import Template, columns_of
+from lib.data.templates import Template, list_columns
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 
 GENAI_CONFIG = "genai_config.json"
@@ -42,10 +42,10 @@ _MOST_TOKENIZER_BYTES = 256 << 20  # the largest that are known have 35 MB
 _MOST_LAYERS = 10_000
 _MOST_HEADS = 1 << 20  # and sizes of a head
 _MOST_BEAMS = 32  # more, ONNX Runtime GenAI refuses
-_LAYER_NAMES = matching(r"[\w./]{0,100}%d[\w./]{0,100}")  # filled in with printf
-_NAME = matching(r"[\w./]{1,200}")
-_SWITCH = one_of("0", "1")
-_OFFSET = matching(r"\d{1,10}")
+_LAYER_NAMES = allow_matching(r"[\w./]{0,100}%d[\w./]{0,100}")  # filled in with printf
+_NAME = allow_matching(r"[\w./]{1,200}")
+_SWITCH = allow_one_of("0", "1")
+_OFFSET = allow_matching(r"\d{1,10}")
 
 
 def _file_name(value: Any, name: str) -> str | None:
@@ -58,67 +58,69 @@ def _file_name(value: Any, name: str) -> str | None:
 
 
 _PROVIDERS: dict[str, Form] = {
-    "cuda": record(optional={"enable_cuda_graph": _SWITCH}),
-    "dml": record(optional={"enable_graph_capture": _SWITCH}),
-    "webgpu": record(
+    "cuda": allow_object(optional={"enable_cuda_graph": _SWITCH}),
+    "dml": allow_object(optional={"enable_graph_capture": _SWITCH}),
+    "webgpu": allow_object(
         optional={
             "enableGraphCapture": _SWITCH,
-            "validationMode": one_of("disabled", "basic"),
+            "validationMode": allow_one_of("disabled", "basic"),
             "multiRotaryCacheConcatOffset": _OFFSET,
         }
     ),
-    "NvTensorRtRtx": record(optional={"enable_cuda_graph": _SWITCH, "multi_rotary_cache_concat_offset": _OFFSET}),
+    "NvTensorRtRtx": allow_object(optional={"enable_cuda_graph": _SWITCH, "multi_rotary_cache_concat_offset": _OFFSET}),
 }
-_SESSION_OPTIONS = record(
+_SESSION_OPTIONS = allow_object(
     optional={
-        "log_id": matching(r"[\w.-]{0,100}"),
-        "provider_options": list_of(record(optional=_PROVIDERS)),
-        "intra_op_num_threads": bounded_integer(1, 4096),
+        "log_id": allow_matching(r"[\w.-]{0,100}"),
+        "provider_options": list_of(allow_object(optional=_PROVIDERS)),
+        "intra_op_num_threads": allow_integer(1, 4096),
         # Three that the builder writes for some CUDA graphs; all others go unread to ONNX Runtime.
         "ep.cuda.fpa_intb_gemm": _SWITCH,
-        "optimization.disable_specified_optimizers": one_of("MatMulNBitsFusion"),
+        "optimization.disable_specified_optimizers": allow_one_of("MatMulNBitsFusion"),
         "session.use_device_allocator_for_initializers": _SWITCH,
     }
 )
-_SLIDING_WINDOW = record(
-    {"window_size": bounded_integer(1)},
+_SLIDING_WINDOW = allow_object(
+    {"window_size": allow_integer(1)},
     {
         "slide_key_value_cache": BOOLEAN,
         "slide_inputs": BOOLEAN,
-        "layers": list_of(bounded_integer(0, _MOST_LAYERS)),
-        "cache_slack": bounded_integer(),
+        "layers": list_of(allow_integer(0, _MOST_LAYERS)),
+        "cache_slack": allow_integer(),
     },
 )
 _PLAIN_TENSORS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "logits")
 _STATES = ("key", "value", "key_scale", "value_scale", "conv", "recurrent")
-_INPUTS = record(optional=dict.fromkeys(_PLAIN_TENSORS, _NAME) | {f"past_{one}_names": _LAYER_NAMES for one in _STATES})
-_OUTPUTS = record(
+_INPUTS = allow_object(
+    optional=dict.fromkeys(_PLAIN_TENSORS, _NAME) | {f"past_{one}_names": _LAYER_NAMES for one in _STATES}
+)
+_OUTPUTS = allow_object(
     {"logits": _NAME},
     {f"present_{one}_names": _LAYER_NAMES for one in _STATES},
 )
-_DECODER = record(
+_DECODER = allow_object(
     {
         "session_options": _SESSION_OPTIONS,
         "filename": _file_name,
         "inputs": _INPUTS,
         "outputs": _OUTPUTS,
-        "head_size": bounded_integer(0, _MOST_HEADS),
-        "hidden_size": bounded_integer(),
-        "num_attention_heads": bounded_integer(0, _MOST_HEADS),
-        "num_hidden_layers": bounded_integer(0, _MOST_LAYERS),
-        "num_key_value_heads": bounded_integer(0, _MOST_HEADS),
+        "head_size": allow_integer(0, _MOST_HEADS),
+        "hidden_size": allow_integer(),
+        "num_attention_heads": allow_integer(0, _MOST_HEADS),
+        "num_hidden_layers": allow_integer(0, _MOST_LAYERS),
+        "num_key_value_heads": allow_integer(0, _MOST_HEADS),
     },
     {
         "sliding_window": _SLIDING_WINDOW,
-        "layer_types": list_of(matching(r"[a-z_]{1,50}")),
-        "conv_cache_size": bounded_integer(),
+        "layer_types": list_of(allow_matching(r"[a-z_]{1,50}")),
+        "conv_cache_size": allow_integer(),
     },
 )
-_TOKEN_ID = bounded_integer()
-_TOKEN_IDS = either(_TOKEN_ID, list_of(_TOKEN_ID, least=1))
+_TOKEN_ID = allow_integer()
+_TOKEN_IDS = allow_any_of(_TOKEN_ID, list_of(_TOKEN_ID, least=1))
 _OTHER_TOKENS = ("bot_token_id", "eot_token_id", "bor_token_id", "eor_token_id", "image_token_id")
-_SEARCH = record(
-    {"max_length": bounded_integer(1)},
+_SEARCH = allow_object(
+    {"max_length": allow_integer(1)},
     {
         "do_sample": BOOLEAN,
         "early_stopping": BOOLEAN,
@@ -128,20 +130,20 @@ _SEARCH = record(
         "repetition_penalty": NUMBER,
         "temperature": NUMBER,
         "top_p": NUMBER,
-        "top_k": bounded_integer(),
-        "min_length": bounded_integer(),
-        "no_repeat_ngram_size": bounded_integer(),
-        "num_beams": bounded_integer(1, _MOST_BEAMS),
-        "num_return_sequences": bounded_integer(1, _MOST_BEAMS),
+        "top_k": allow_integer(),
+        "min_length": allow_integer(),
+        "no_repeat_ngram_size": allow_integer(),
+        "num_beams": allow_integer(1, _MOST_BEAMS),
+        "num_return_sequences": allow_integer(1, _MOST_BEAMS),
     },
 )
-_GENAI_CONFIG = record(
+_GENAI_CONFIG = allow_object(
     {
-        "model": record(
+        "model": allow_object(
             {
-                "type": matching(r"[a-z0-9_-]{1,100}"),
-                "context_length": bounded_integer(1),
-                "vocab_size": bounded_integer(1),
+                "type": allow_matching(r"[a-z0-9_-]{1,100}"),
+                "context_length": allow_integer(1),
+                "vocab_size": allow_integer(1),
                 "eos_token_id": _TOKEN_IDS,
                 "decoder": _DECODER,
             },
@@ -151,23 +153,23 @@ _GENAI_CONFIG = record(
     }
 )
 
-_SEGMENTS = list_of(either(record({"text": TEXT}), record({"column": TEXT})), least=1)
+_SEGMENTS = list_of(allow_any_of(allow_object({"text": TEXT}), allow_object({"column": TEXT})), least=1)
 _NAMES = list_of(TEXT, least=1)
-_TEMPLATE = record(
+_TEMPLATE = allow_object(
     {
-        "task": one_of("classification", "generation"),
+        "task": allow_one_of("classification", "generation"),
         "target": TEXT,
         "columns": _NAMES,
         "prompt": _SEGMENTS,
         "completion": _SEGMENTS,
-        "labels": nullable(_NAMES),
-        "max_length": bounded_integer(1),
-        "truncation": one_of("reject", "left", "right"),
+        "labels": allow_null(_NAMES),
+        "max_length": allow_integer(1),
+        "truncation": allow_one_of("reject", "left", "right"),
     },
     {"optional_columns": list_of(TEXT)},
 )
-_CHAT_TEMPLATE = nullable(either(TEXT, list_of(record({"name": TEXT, "template": TEXT}))))
-_TOKENIZER_CONFIG = open_record(optional={"chat_template": _CHAT_TEMPLATE})
+_CHAT_TEMPLATE = allow_null(allow_any_of(TEXT, list_of(allow_object({"name": TEXT, "template": TEXT}))))
+_TOKENIZER_CONFIG = allow_open_object(optional={"chat_template": _CHAT_TEMPLATE})
 
 
 def read_genai_config(folder: Path) -> dict[str, Any]:
@@ -201,7 +203,7 @@ def _template_fault(template: Template) -> str | None:
     """Return what does not go together in a template, or None."""
     columns, labels = template["columns"], template["labels"]
     *segments, end = template["completion"]
-    if sorted(columns) != sorted(columns_of(template["prompt"])):
+    if sorted(columns) != sorted(list_columns(template["prompt"])):
         return "columns must be those of the prompt, each once"
     if "text" not in end or [one["column"] for one in segments if "column" in one] != [template["target"]]:
         return "completion must have the target once and end with a text"
@@ -213,14 +215,14 @@ def _template_fault(template: Template) -> str | None:
 
 
 @contextmanager
-def tokenizer_errors(folder: Path) -> Iterator[None]:
+def explain_tokenizer_errors(folder: Path) -> Iterator[None]:
     """Turn what the library tokenizers raises for a text into `UserError`: Exception itself, and panics of Rust."""
     try:
         yield
     except BaseException as error:
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
-        fail(f"its tokenizer cannot read a text: {first_line(error)}", _AGAIN, at=folder)
+        fail(f"its tokenizer cannot read a text: {extract_first_line(error)}", _AGAIN, at=folder)
 
 
 def load_packaged_tokenizer(folder: Path, texts: Sequence[str] = ()) -> Tokenizer:
@@ -239,4 +241,4 @@ def load_packaged_tokenizer(folder: Path, texts: Sequence[str] = ()) -> Tokenize
     except (UserError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # tokenizers raises Exception itself, and the panics of its Rust code
-        fail(f"its tokenizer cannot be read: {first_line(error)}", _AGAIN, at=folder)
+        fail(f"its tokenizer cannot be read: {extract_first_line(error)}", _AGAIN, at=folder)

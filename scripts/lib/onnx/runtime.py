@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 
-from lib.core.cli import fail, first_line
-from lib.data.tokenizer import shared_beginning
+from lib.core.cli import extract_first_line, fail
+from lib.data.tokenizer import find_shared_prefix
 from lib.onnx.packaged import read_genai_config
 
 _FATAL = 4  # what is less comes as an exception; ONNX Runtime's own lines would hold names out of the model as they are
@@ -55,17 +55,17 @@ def load_onnx(folder: Path, threads: int) -> OnnxModel:
 
     Raises `UserError` when the folder is none, may do more than answer, or ONNX Runtime cannot load its model.
     """
-    with runtime_errors("cannot load it", at=folder):
+    with explain_runtime_errors("cannot load it", at=folder):
         return open_onnx(folder, threads)
 
 
 @contextmanager
-def runtime_errors(what: str, *, at: Path) -> Iterator[None]:
+def explain_runtime_errors(what: str, *, at: Path) -> Iterator[None]:
     """Turn what ONNX Runtime raises for a model that it cannot load or run into `UserError`."""
     try:
         yield
     except (RuntimeError, ValueError, IndexError) as error:  # C++ exceptions as pybind11 passes them on
-        fail(f"ONNX Runtime {what}: {first_line(error)}", "make the folder again", at=at)
+        fail(f"ONNX Runtime {what}: {extract_first_line(error)}", "make the folder again", at=at)
 
 
 def open_onnx(folder: Path, threads: int) -> OnnxModel:
@@ -82,14 +82,14 @@ def open_onnx(folder: Path, threads: int) -> OnnxModel:
     model = og.Model(config)
     return OnnxModel(
         model,
-        context_length(made),
+        read_context_length(made),
         folder,
         threads,
         on_cpu=on_cpu,
     )
 
 
-def context_length(config: dict[str, Any]) -> int:
+def read_context_length(config: dict[str, Any]) -> int:
     """Tokens that a model reads as it was trained to, by its genai_config.json.
 
     A sliding window is the limit: the graphs that the builder makes do not slide it, and longer texts
@@ -101,7 +101,7 @@ def context_length(config: dict[str, Any]) -> int:
 
 
 class Reader:
-    """Reads prompts one after the other with one generator, computing what neighbours share once.
+    """Reads prompts one after the other with one generator, computing what neighbors share once.
 
     Prompts of one template begin alike, so only what differs is computed. Room is for the longest
     prompt and answer, never the whole context: the key-value cache is allocated at once.
@@ -121,7 +121,7 @@ class Reader:
     def read(self, prompt: list[int]) -> np.ndarray:
         """Read a prompt; logits behind it, [vocabulary]."""
         # The generator notices that it is no longer at an end only when it goes back by a token or more.
-        shared = shared_beginning([prompt, self._prompt])
+        shared = find_shared_prefix([prompt, self._prompt])
         if self._prompt:
             self._generator.rewind_to(shared)
         self._generator.append_tokens(np.array(prompt[shared:], dtype=np.int32))
@@ -141,13 +141,13 @@ class Reader:
 
         first: what `read` returned. The prompt is not computed again for each answer.
         """
-        start = log_softmax(first)
+        start = compute_log_softmax(first)
         sums = []
         for ids in answers:
             total = float(start[ids[0]])
             if len(ids) > 1:
                 self._generator.rewind_to(len(self._prompt))
-                following = log_softmax(self._append(ids[:-1]))
+                following = compute_log_softmax(self._append(ids[:-1]))
                 total += float(following[np.arange(len(ids) - 1), ids[1:]].sum())
             sums.append(total)
         return sums
@@ -161,7 +161,7 @@ class Reader:
         return np.concatenate(logits)
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
+def compute_log_softmax(logits: np.ndarray) -> np.ndarray:
     """Over the last axis, in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 @cache
-def code_closure(script: Path) -> list[Path]:
+def find_code_closure(script: Path) -> list[Path]:
     """The `scripts/lib` modules that a script imports, directly or through another, sorted.
 
     They are inputs of its rule: an edit reruns it, a touch does not. Computed from the source, so no
@@ -19,7 +19,7 @@ def code_closure(script: Path) -> list[Path]:
     found: set[Path] = set()
     waiting = [script]
     while waiting:
-        for name in _imported_modules(waiting.pop()):
+        for name in _find_imports(waiting.pop()):
             module = folder.joinpath(*name.split(".")).with_suffix(".py")
             if module not in found and module.is_file():
                 found.add(module)
@@ -50,7 +50,7 @@ def _has_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.Async
 
 
 @cache
-def _imported_modules(path: Path) -> set[str]:
+def _find_imports(path: Path) -> set[str]:
     """Dotted names that begin with `lib`. `from lib.a import b` may mean the module lib.a.b or a name in lib.a."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -2,15 +2,15 @@
 
 Snakemake's record has one time for a folder, that of a file inside: a file that was replaced by an older one, taken
 away, added with its old time, or exchanged with another leaves it as it is. Here any difference shows, and leads to the
-bytes. What is edited in place, with its time set back, is found by `trace.py --verify` alone.
+bytes. What is edited in place, with its time set back, is found by `trace_lineage.py --verify` alone.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from lib.core.files import canonical_json, published, sha256_text
-from lib.provenance.lineage import visible_files
+from lib.core.files import dump_canonical_json, publish_file, sha256_text
+from lib.provenance.lineage import list_visible_files
 
 
 class FolderStates:
@@ -40,8 +40,8 @@ class FolderStates:
     def save(self) -> None:
         """Write down what was noted, beside the folders of other results."""
         if any(self._before.get(path) != state for path, state in self._now.items()):
-            with published(self._file) as partial:
-                partial.write_text(canonical_json(self._before | self._now), encoding="utf-8")
+            with publish_file(self._file) as partial:
+                partial.write_text(dump_canonical_json(self._before | self._now), encoding="utf-8")
 
 
 def _read(file: Path) -> dict[str, list[Any]]:
@@ -54,5 +54,5 @@ def _read(file: Path) -> dict[str, list[Any]]:
 
 
 def _describe(folder: Path) -> str:
-    stats = {name: file.stat() for name, file in visible_files(folder).items()}
-    return sha256_text(canonical_json({name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}))
+    stats = {name: file.stat() for name, file in list_visible_files(folder).items()}
+    return sha256_text(dump_canonical_json({name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}))

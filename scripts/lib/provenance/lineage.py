@@ -1,4 +1,4 @@
-"""Where every artefact came from: `lineage.json` of a results folder, and what it says about the bytes on disk.
+"""Where every artifact came from: `lineage.json` of a results folder, and what it says about the bytes on disk.
 
 It has each job whose outputs are there: rule, parameters, code, the sha256 of every input when the job ended and of
 every output. It is written by the Snakefile after a run (`lib.workflow.snakemake_metadata`) and travels with the
@@ -14,23 +14,35 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypedDict
 
 from lib.core.cli import fail
-from lib.core.files import canonical_json, hash_once, parse_json, published, sha256_file, sha256_text
-from lib.core.forms import ANYTHING, INTEGER, SHA256, TEXT, check_form, list_of, nullable, object_of, open_record
+from lib.core.files import dump_canonical_json, hash_once, parse_json, publish_file, sha256_file, sha256_text
+from lib.core.forms import (
+    ANYTHING,
+    INTEGER,
+    SHA256,
+    TEXT,
+    allow_null,
+    allow_object_of,
+    allow_open_object,
+    check_form,
+    list_of,
+)
 from lib.core.paths import check_source_path
-from lib.provenance.manifests import load_manifest, manifest_path
+from lib.provenance.manifests import build_manifest_path, load_manifest
 
 NAME = "lineage.json"
-_RECORD = open_record(
+_RECORD = allow_open_object(
     {"record_format_version": INTEGER},
     {
-        "input": nullable(list_of(TEXT)),
-        "input_checksums": nullable(object_of(TEXT)),
-        "params": nullable(list_of(ANYTHING)),
-        **dict.fromkeys(("rule", "code", "container_img_url", "software_stack_hash"), nullable(TEXT)),
+        "input": allow_null(list_of(TEXT)),
+        "input_checksums": allow_null(allow_object_of(TEXT)),
+        "params": allow_null(list_of(ANYTHING)),
+        **dict.fromkeys(("rule", "code", "container_img_url", "software_stack_hash"), allow_null(TEXT)),
     },
 )
-_JOB = open_record({"rule": TEXT, "outputs": object_of(SHA256), "record": _RECORD, "sources": object_of(SHA256)})
-_FORM = open_record({"jobs": list_of(_JOB)})
+_JOB = allow_open_object(
+    {"rule": TEXT, "outputs": allow_object_of(SHA256), "record": _RECORD, "sources": allow_object_of(SHA256)}
+)
+_FORM = allow_open_object({"jobs": list_of(_JOB)})
 _DEEPEST = 200  # jobs from the first to the last; the workflow has about 20
 _HINT = "remove it and run the workflow again"
 
@@ -106,7 +118,7 @@ def _check_job(job: Job, at: str | Path) -> None:
 def _check_order(lineage: Lineage, at: str | Path) -> None:
     """Raise `UserError` when a job was made from its own output, or by more jobs in a row than any workflow has."""
     made_from = {
-        id(job): {id(lineage.by_output[path]) for path in input_hashes(job) if path in lineage.by_output}
+        id(job): {id(lineage.by_output[path]) for path in list_input_hashes(job) if path in lineage.by_output}
         for job in lineage.jobs()
     }
     depth: dict[int, int] = {}
@@ -121,16 +133,16 @@ def _check_order(lineage: Lineage, at: str | Path) -> None:
 
 def write_lineage(results: Path, lineage: Lineage) -> None:
     """Write it atomically."""
-    with published(results / NAME) as partial:
-        partial.write_text(lineage_text(lineage), encoding="utf-8")
+    with publish_file(results / NAME) as partial:
+        partial.write_text(format_lineage(lineage), encoding="utf-8")
 
 
-def lineage_text(lineage: Lineage) -> str:
+def format_lineage(lineage: Lineage) -> str:
     """Return a job a line, each after those that made its inputs, and their hashes: equal runs have equal bytes."""
-    text = {id(job): job_text(job) for job in lineage.jobs()}
+    text = {id(job): format_job(job) for job in lineage.jobs()}
     jobs = {id(job): job for job in sorted(lineage.jobs(), key=lambda job: text[id(job)])}
     made_from = {
-        key: [id(lineage.by_output[path]) for path in sorted(input_hashes(job)) if path in lineage.by_output]
+        key: [id(lineage.by_output[path]) for path in sorted(list_input_hashes(job)) if path in lineage.by_output]
         for key, job in jobs.items()
     }
     lines = [text[key] for key in TopologicalSorter(made_from).static_order()]
@@ -139,7 +151,7 @@ def lineage_text(lineage: Lineage) -> str:
     return f'{{"jobs": [\n{jobs_part}\n],\n"sha256": [\n{hashes_part}\n]}}\n'
 
 
-def job_text(job: Job) -> str:
+def format_job(job: Job) -> str:
     """Return a job as `lineage.json` has it, in one line."""
     return json.dumps(job, ensure_ascii=False, sort_keys=True)
 
@@ -159,13 +171,13 @@ def sha256_of(
     if not path.is_dir():
         return None
     known: dict[str, str] = {}
-    if trust_manifest and manifest_path(path).is_file():
-        known = load_manifest(manifest_path(path))["files"]
-    files = visible_files(path)
-    return sha256_text(canonical_json({name: known.get(name) or hash_file(file) for name, file in files.items()}))
+    if trust_manifest and build_manifest_path(path).is_file():
+        known = load_manifest(build_manifest_path(path))["files"]
+    files = list_visible_files(path)
+    return sha256_text(dump_canonical_json({name: known.get(name) or hash_file(file) for name, file in files.items()}))
 
 
-def visible_files(folder: Path) -> dict[str, Path]:
+def list_visible_files(folder: Path) -> dict[str, Path]:
     """Return all files below a folder but hidden ones, by path relative to it."""
     names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
     return {name: path for name, path in names.items() if not is_hidden(name) and path.is_file()}
@@ -175,7 +187,7 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in PurePosixPath(name).parts)
 
 
-def input_hashes(job: Job) -> dict[str, str | None]:
+def list_input_hashes(job: Job) -> dict[str, str | None]:
     """sha256 of each input of a job at the time, by path; None for folders of ours, whose manifests are inputs too."""
     checksums = (job["record"].get("input_checksums") or {}) | job["sources"]
     return {path: (checksums.get(path) or "").rpartition(":")[2] or None for path in job["record"].get("input") or []}
@@ -185,7 +197,7 @@ def is_code(path: str) -> bool:
     return path.endswith((".py", ".j2"))
 
 
-def settings(job: Job) -> dict[str, Any]:
+def read_settings(job: Job) -> dict[str, Any]:
     """What the rule was given: its own sections of the configuration, the seed, the versions that matter."""
     for text in job["record"].get("params") or []:
         try:
@@ -197,7 +209,7 @@ def settings(job: Job) -> dict[str, Any]:
     return {}
 
 
-def sources(lineage: Lineage) -> set[str]:
+def find_sources(lineage: Lineage) -> set[str]:
     """Rows and weights that no job made."""
     made = lineage.by_output.keys()
     found = {path for path in walk(lineage, made) if path not in made}
@@ -212,7 +224,7 @@ class Broken(NamedTuple):
     hint: str
 
 
-def broken_links(lineage: Lineage, paths: Iterable[str]) -> Iterator[Broken]:
+def find_broken_links(lineage: Lineage, paths: Iterable[str]) -> Iterator[Broken]:
     """What does not hold on the way from `paths` back to their sources; every file is hashed once.
 
     A link holds when an output has the bytes that its job wrote, and each input of the job has the bytes that the
@@ -236,7 +248,7 @@ def broken_links(lineage: Lineage, paths: Iterable[str]) -> Iterator[Broken]:
             yield Broken(path, f"{wrong}, which {job['rule']} wrote", "run the workflow: it makes it again")
             continue
         yield from _manifest(path, job)
-        for name, then in input_hashes(job).items():
+        for name, then in list_input_hashes(job).items():
             if then is None or then == now(name):
                 continue
             if name in lineage.by_output and now(name) != lineage.sha256(name):
@@ -251,7 +263,7 @@ def _manifest(path: str, job: Job) -> Iterator[Broken]:
     if not path.endswith(".manifest.json"):
         return
     manifest = load_manifest(Path(path))
-    had = set(input_hashes(job).values())
+    had = set(list_input_hashes(job).values())
     for name, sha256 in manifest["inputs"].items():
         if sha256 not in had:
             yield Broken(path, f"names an input {name} with sha256 {sha256}, which {job['rule']} did not have", "")
@@ -268,4 +280,4 @@ def walk(lineage: Lineage, paths: Iterable[str]) -> Iterator[str]:
         seen.add(path)
         yield path
         if job := lineage.by_output.get(path):
-            waiting += [name for name in sorted(input_hashes(job), reverse=True) if not is_code(name)]
+            waiting += [name for name in sorted(list_input_hashes(job), reverse=True) if not is_code(name)]

@@ -18,7 +18,7 @@ from lib.provenance.manifests import RUN_CARD, STAMP
 _SCRIPTS = Path(__file__).resolve().parents[2]
 _FOLDER = (
     r"(?P<folder>base|assembled|selected|model"
-    r"|runs/[^/]+/(adapter|merged|merged-original|merged-dequantised|(calibrated|onnx)/[^/]+?))"
+    r"|runs/[^/]+/(adapter|merged|merged-original|merged-dequantized|(calibrated|onnx)/[^/]+?))"
 )
 _FILE = "|".join(
     [
@@ -66,7 +66,7 @@ def is_results_folder(folder: Path) -> bool:
     return any(_is_file(log) for rule in rules for log in (folder / "logs" / rule).rglob("*.txt"))
 
 
-def results_contents(folder: Path) -> Contents:
+def sort_results_contents(folder: Path) -> Contents:
     """Sort the contents of a results folder."""
     found: dict[str, set[str] | None] = {}  # what the manifest of a folder names; None without one
 
@@ -84,7 +84,7 @@ def results_contents(folder: Path) -> Contents:
     return _sort_contents(folder, is_made)
 
 
-def work_contents(folder: Path, work: Path) -> Contents:
+def sort_work_contents(folder: Path, work: Path) -> Contents:
     """Sort the contents of `work`, or of a folder below it."""
     below = folder.relative_to(work).as_posix()
     return _sort_contents(

@@ -1,4 +1,4 @@
-"""Manifests: what a directory artefact is made of, hash by hash.
+"""Manifests: what a directory artifact is made of, hash by hash.
 
 `<name>.manifest.json` stands beside the directory and is written last, so a directory without a
 manifest is not finished. It holds no time, host, path or duration: equal bytes have equal manifests.
@@ -11,35 +11,40 @@ from types import MappingProxyType
 from typing import Any
 
 from lib.core.cli import fail
-from lib.core.files import canonical_json, link_or_copy, published, sha256_file
-from lib.core.forms import INTEGER, SHA256, object_of, open_record, read_form
-from lib.core.paths import check_name, path_below
+from lib.core.files import dump_canonical_json, link_or_copy, publish_file, sha256_file
+from lib.core.forms import INTEGER, SHA256, allow_object_of, allow_open_object, read_form
+from lib.core.paths import check_name, resolve_below
 
 RUN_CARD = "run_card.json"
 STAMP = ".snakemake_timestamp"  # Snakemake puts one into every directory output; it is no part of it
-_FORM = open_record(
-    {"files": object_of(SHA256), "size_bytes": INTEGER, "inputs": object_of(SHA256), "settings": open_record()}
+_FORM = allow_open_object(
+    {
+        "files": allow_object_of(SHA256),
+        "size_bytes": INTEGER,
+        "inputs": allow_object_of(SHA256),
+        "settings": allow_open_object(),
+    }
 )
 _HINT = "delete the folder and its manifest, then run again"
 
 
-def manifest_path(directory: Path) -> Path:
+def build_manifest_path(directory: Path) -> Path:
     return directory.with_name(f"{directory.name}.manifest.json")
 
 
-def file_hashes(directory: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+def hash_files(directory: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """sha256 of each file below `directory`, by path relative to it; those in `known` are not read."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != STAMP)
     names = {path.relative_to(directory).as_posix(): path for path in files}
     return {name: known.get(name) or sha256_file(path) for name, path in names.items()}
 
 
-def described_files(directory: Path) -> dict[str, str]:
+def read_described_files(directory: Path) -> dict[str, str]:
     """The files that a manifest names: all but the run card, which tells of time and machine."""
-    return {name: sha256 for name, sha256 in file_hashes(directory).items() if name != RUN_CARD}
+    return {name: sha256 for name, sha256 in hash_files(directory).items() if name != RUN_CARD}
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
+def read_versions(packages: Iterable[str]) -> dict[str, str]:
     """Installed versions, without the build's local part (`2.13.0+cpu` is 2.13.0)."""
     return {name: version(name).partition("+")[0] for name in sorted(packages)}
 
@@ -55,9 +60,9 @@ def write_manifest(
 
     inputs: name to file; a directory input is named by its manifest, so hashes form a chain.
     settings: what the rule was given (parameters, seed, versions of the packages that matter).
-    extra: facts about the artefact that its readers need.
+    extra: facts about the artifact that its readers need.
     """
-    files = described_files(directory)
+    files = read_described_files(directory)
     value = {
         "files": files,
         "size_bytes": sum((directory / name).stat().st_size for name in files),
@@ -65,8 +70,8 @@ def write_manifest(
         "settings": settings,
         **(extra or {}),
     }
-    with published(manifest_path(directory)) as partial:
-        partial.write_text(canonical_json(value) + "\n", encoding="utf-8")
+    with publish_file(build_manifest_path(directory)) as partial:
+        partial.write_text(dump_canonical_json(value) + "\n", encoding="utf-8")
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -74,10 +79,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
     Files are not hashed again here: weights take long to hash, and every rule would pay for it.
     """
-    path = manifest_path(directory)
+    path = build_manifest_path(directory)
     manifest = load_manifest(path)
     for name in manifest["files"]:
-        if not path_below(directory, name, at=path).is_file():
+        if not resolve_below(directory, name, at=path).is_file():
             fail(f"{name} is missing from it", _HINT, at=directory)
     return manifest
 
@@ -99,6 +104,8 @@ def link_files(directory: Path, names: Iterable[str], target: Path) -> None:
     Raises `UserError` for a name that leads out of either, and for a link.
     """
     for name in names:
-        source, place = (path_below(folder, name, at=manifest_path(directory)) for folder in (directory, target))
+        source, place = (
+            resolve_below(folder, name, at=build_manifest_path(directory)) for folder in (directory, target)
+        )
         place.parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(source, place)

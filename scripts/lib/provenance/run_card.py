@@ -1,4 +1,4 @@
-"""The run card: by what, where and when an artefact was made; what a person asks who finds it in two years.
+"""The run card: by what, where and when an artifact was made; what a person asks who finds it in two years.
 
 Gathered while a rule runs and never part of its parameters: a commit alone makes nothing again. Manifests do not name
 it, since two runs with equal bytes differ in it.
@@ -21,14 +21,14 @@ _MANY = 20  # changed files that are named
 
 
 def run_card(settings: dict[str, Any], manifests: dict[str, Path], seconds: dict[str, float]) -> dict[str, Any]:
-    """settings: the parts of the configuration that made the artefact, seeds among them. manifests: by name.
+    """settings: the parts of the configuration that made the artifact, seeds among them. manifests: by name.
 
     seconds: that the jobs of each rule took so far.
     """
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "configuration": settings,
-        "code": code_facts(),
+        "code": describe_code(),
         "lock_sha256": _sha256(_PROJECT / "requirements.lock"),
         "versions": {"python": platform.python_version(), **_versions()},
         "machine": _machine(),
@@ -37,7 +37,7 @@ def run_card(settings: dict[str, Any], manifests: dict[str, Path], seconds: dict
     }
 
 
-def code_facts() -> dict[str, Any]:
+def describe_code() -> dict[str, Any]:
     """git's commit, and whether the working tree was as committed; null where the project is no git checkout."""
     if CODE in os.environ:
         return json.loads(os.environ[CODE])
@@ -62,7 +62,7 @@ def _sha256(path: Path) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    """Every installed distribution, by its normalised name."""
+    """Every installed distribution, by its normalized name."""
     found = {one.metadata["Name"].lower().replace("_", "-"): one.version for one in distributions()}
     return dict(sorted(found.items()))
 

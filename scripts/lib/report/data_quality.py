@@ -4,34 +4,36 @@ from collections import Counter
 from typing import Any
 
 from lib.core.layout import SPLITS
-from lib.data.labels import spelled
+from lib.data.labels import format_counts
 from lib.data.tokenizer_check import describe_check
 from lib.evaluation.registry import MANY_LABELS
 from lib.report import findings
 from lib.report.evidence import Evidence
-from lib.report.formatting import number, percent, shown
+from lib.report.formatting import format_number, format_percent, format_value
 from lib.report.page import Block, Section, Table
 
 
-def what_is_wrong_with_the_data(evidence: Evidence) -> Section:
+def show_data_quality(evidence: Evidence) -> Section:
     audit, data = evidence.audit, evidence.summary["data"]
-    reasons = [(f"set aside: {reason.replace('_', ' ')}", number(count)) for reason, count in audit["rejected"].items()]
-    rows = [("rows read", number(data["rows"])), *reasons, ("rows kept", number(data["kept"]))]
-    rows += [(f"rows in {split}", number(data[split])) for split in SPLITS]
-    rows += [
-        ("near-duplicate clusters", number(audit["near_duplicate_clusters"])),
-        ("rows in them", number(audit["near_duplicate_rows"])),
-        ("rows in clusters of differing labels", number(audit["rows_in_mixed_clusters"])),
+    reasons = [
+        (f"set aside: {reason.replace('_', ' ')}", format_number(count)) for reason, count in audit["rejected"].items()
     ]
-    lengths = [(key.replace("_", " "), shown(value)) for key, value in audit["tokens"].items()]
+    rows = [("rows read", format_number(data["rows"])), *reasons, ("rows kept", format_number(data["kept"]))]
+    rows += [(f"rows in {split}", format_number(data[split])) for split in SPLITS]
+    rows += [
+        ("near-duplicate clusters", format_number(audit["near_duplicate_clusters"])),
+        ("rows in them", format_number(audit["near_duplicate_rows"])),
+        ("rows in clusters of differing labels", format_number(audit["rows_in_mixed_clusters"])),
+    ]
+    lengths = [(key.replace("_", " "), format_value(value)) for key, value in audit["tokens"].items()]
     blocks: list[Block] = [
-        findings.leakage(evidence.leakage["rows"], evidence.leakage["threshold"]),
+        findings.describe_leakage(evidence.leakage["rows"], evidence.leakage["threshold"]),
         describe_check(evidence.summary["tokenizer"]),
         *(_classes(evidence) if evidence.task == "classification" else []),
         Table("Rows", ("", "Rows"), rows),
         Table("Length in tokens, prompt and answer, before truncation", ("", "Tokens"), lengths),
     ]
-    return Section("data", "What is wrong with the data?", findings.data(audit), blocks)
+    return Section("data", "What is wrong with the data?", findings.describe_audit(audit), blocks)
 
 
 def _classes(evidence: Evidence) -> list[Block]:
@@ -43,22 +45,22 @@ def _classes(evidence: Evidence) -> list[Block]:
     rows = [
         (
             label,
-            number(count),
-            percent(count / audit["kept"]),
-            *(number(by_label[label][split]) for split in SPLITS),
-            percent(words["by_label"][label]),
+            format_number(count),
+            format_percent(count / audit["kept"]),
+            *(format_number(by_label[label][split]) for split in SPLITS),
+            format_percent(words["by_label"][label]),
         )
         for label, count in counted
     ]
     head = ("Label", "Rows", "Share", "Train", "Validation", "Test", "Word in text")
     blocks: list[Block] = [
-        f"{percent(words['share'])} of the texts hold the word of their own label.",
+        f"{format_percent(words['share'])} of the texts hold the word of their own label.",
         *_labels_alike(audit["label_spellings"]["differing_in_case"]),
         Table(f"Balance of the {MANY_LABELS} most frequent labels" if many else "Balance of the labels", head, rows),
     ]
     if audit["keyword_shortcuts"]:
         found = [
-            (one["word"], one["label"], number(one["rows"]), number(one["rows_of_label"]))
+            (one["word"], one["label"], format_number(one["rows"]), format_number(one["rows_of_label"]))
             for one in audit["keyword_shortcuts"]
         ]
         caption = "Words that nearly give a label away"
@@ -69,5 +71,5 @@ def _classes(evidence: Evidence) -> list[Block]:
 def _labels_alike(found: dict[str, Any] | None) -> list[str]:
     if not found:
         return []
-    groups = "; ".join(map(spelled, found["groups"]))
+    groups = "; ".join(map(format_counts, found["groups"]))
     return [f"Labels that differ by case or width alone are labels of their own here: {groups}."]

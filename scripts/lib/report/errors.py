@@ -1,11 +1,11 @@
 """What does it get wrong?"""
 
-from lib.evaluation.answers import label_shares, token_f1
+from lib.evaluation.answers import compute_label_shares, compute_token_f1
 from lib.evaluation.registry import MANY_LABELS
-from lib.evaluation.reliability import calibration
+from lib.evaluation.reliability import measure_reliability
 from lib.report import findings, plots
 from lib.report.evidence import Evidence
-from lib.report.formatting import number, percent
+from lib.report.formatting import format_number, format_percent
 from lib.report.page import Block, Figure, Section, Table
 
 _EXAMPLES = 20
@@ -13,7 +13,7 @@ _LONGEST_TEXT = 400  # characters of an example
 _TITLE = "What does it get wrong?"
 
 
-def what_is_wrong(evidence: Evidence) -> Section:
+def show_errors(evidence: Evidence) -> Section:
     if evidence.task == "generation":
         return _far_answers(evidence)
     labels, confusion = evidence.score["labels"], evidence.score["confusion"]
@@ -26,14 +26,14 @@ def what_is_wrong(evidence: Evidence) -> Section:
         for label, row in zip(labels, confusion, strict=True)
     ]
     keys = ("precision", "recall", "f1", "support")
-    classes = [(label, *(number(facts[key]) for key in keys)) for label, facts in per_class.items()]
+    classes = [(label, *(format_number(facts[key]) for key in keys)) for label, facts in per_class.items()]
     blocks: list[Block] = [
         Table("Confusion on test rows: true label down, predicted label across", ("", *labels), shaded, "matrix"),
         Table("By label, on test rows", ("Label", "Precision", "Recall", "F1", "Rows"), classes),
         *_calibration(evidence),
         *_wrong_examples(evidence),
     ]
-    return Section("errors", _TITLE, findings.errors(findings.label_pairs(labels, confusion)), blocks)
+    return Section("errors", _TITLE, findings.describe_errors(findings.list_label_pairs(labels, confusion)), blocks)
 
 
 def _many_labels(evidence: Evidence) -> Section:
@@ -41,10 +41,10 @@ def _many_labels(evidence: Evidence) -> Section:
     labels, confusion, per_class = (evidence.score[key] for key in ("labels", "confusion", "per_class"))
     found = [(count, labels[true], labels[said]) for true, said, count in confusion]
     wrong = sorted((one for one in found if one[1] != one[2]), key=lambda one: (-one[0], one[1:]))
-    made = [(true, said, number(count)) for count, true, said in wrong[:_EXAMPLES]]
+    made = [(true, said, format_number(count)) for count, true, said in wrong[:_EXAMPLES]]
     missed = sorted(per_class, key=lambda label: (per_class[label]["recall"] - 1) * per_class[label]["support"])
     keys = ("precision", "recall", "f1", "support")
-    classes = [(label, *(number(per_class[label][key]) for key in keys)) for label in missed[:MANY_LABELS]]
+    classes = [(label, *(format_number(per_class[label][key]) for key in keys)) for label in missed[:MANY_LABELS]]
     caption = f"By label, on test rows: the {len(classes)} of {len(labels):,} that miss most"
     blocks: list[Block] = [
         Table("The mistakes made most on test rows", ("True label", "Predicted label", "Rows"), made),
@@ -52,11 +52,11 @@ def _many_labels(evidence: Evidence) -> Section:
         *_calibration(evidence),
         *_wrong_examples(evidence),
     ]
-    return Section("errors", _TITLE, findings.errors(found), blocks)
+    return Section("errors", _TITLE, findings.describe_errors(found), blocks)
 
 
 def _calibration(evidence: Evidence) -> list[Block]:
-    found = calibration(
+    found = measure_reliability(
         [row for _, _, row in evidence.examples],
         seed=evidence.settings["seed"],
         samples=evidence.settings["evaluate"]["bootstrap_samples"],
@@ -64,22 +64,22 @@ def _calibration(evidence: Evidence) -> list[Block]:
     rows = [
         (
             f"{one['low']:g} to {one['high']:g}",
-            number(one["n"]),
-            percent(one["said"]),
-            percent(one["right"]),
+            format_number(one["n"]),
+            format_percent(one["said"]),
+            format_percent(one["right"]),
         )
         for one in found["bins"]
     ]
     table = Table("Numbers of this plot", ("Probability", "Rows", "Mean stated", "Right"), rows)
     caption = "How often it is right, by the probability that it states; on the dashed line both agree."
     bins = [(one["said"], one["right"], one["n"]) for one in found["bins"]]
-    return [findings.calibrated(found), Figure(plots.reliability(bins), caption, table)]
+    return [findings.describe_reliability(found), Figure(plots.draw_reliability(bins), caption, table)]
 
 
 def _wrong_examples(evidence: Evidence) -> list[Table]:
     """The errors that the model was surest of."""
     wrong = [
-        (label_shares(row["log_probs"]), text, row)
+        (compute_label_shares(row["log_probs"]), text, row)
         for _, text, row in evidence.examples
         if row["predicted"] != row["label"]
     ]
@@ -95,7 +95,7 @@ def _wrong_examples(evidence: Evidence) -> list[Table]:
 
 def _far_answers(evidence: Evidence) -> Section:
     answered = [
-        (token_f1(row["answer"], row["reference"]), text, row)
+        (compute_token_f1(row["answer"], row["reference"]), text, row)
         for _, text, row in evidence.examples
         if row["answer"] is not None
     ]

@@ -9,9 +9,9 @@ from typing import Any
 from lib.core.cli import fail
 from lib.core.files import read_json, read_jsonl
 from lib.core.layout import Layout
-from lib.data.template_inversion import input_text
+from lib.data.template_inversion import extract_input
 from lib.evaluation.registry import MAIN_METRIC, find_metrics
-from lib.provenance.manifests import manifest_path
+from lib.provenance.manifests import build_manifest_path
 from lib.provenance.run_card import run_card
 from lib.report import formatting
 from lib.report.timings import Job, read_jobs
@@ -118,7 +118,7 @@ def read_evidence(args: argparse.Namespace) -> Evidence:
         baselines=read_json(args.baselines),
         training={name: read_json(args.results.training(name)) for name in trained},
         score=read_json(args.model_score),
-        examples=[(row, input_text(template, row["prompt"]), predictions[row["id"]]) for row in rows],
+        examples=[(row, extract_input(template, row["prompt"]), predictions[row["id"]]) for row in rows],
         jobs=read_jobs(args.timings, args.logs),
         manifests=manifests,
         card=run_card({}, {path.as_posix(): path for path in manifests}, {}),
@@ -128,14 +128,14 @@ def read_evidence(args: argparse.Namespace) -> Evidence:
 def _manifests(layout: Layout, runs: dict[str, dict[str, Any]], calibrated: Sequence[str]) -> Iterator[Path]:
     """In the order of the table: as the data goes, the packaged model last."""
     stages = [(name, stage) for name, run in runs.items() for stage in run["stages"]]
-    yield manifest_path(layout.base)
-    yield from (manifest_path(layout.folder(*one)) for one in stages if not one[1].startswith("onnx-"))
-    yield from (manifest_path(layout.calibrated(name, variant)) for name in runs for variant in calibrated)
-    yield from (manifest_path(layout.folder(*one)) for one in stages if one[1].startswith("onnx-"))
-    yield manifest_path(layout.assembled)
-    yield manifest_path(layout.model)
+    yield build_manifest_path(layout.base)
+    yield from (build_manifest_path(layout.folder(*one)) for one in stages if not one[1].startswith("onnx-"))
+    yield from (build_manifest_path(layout.calibrated(name, variant)) for name in runs for variant in calibrated)
+    yield from (build_manifest_path(layout.folder(*one)) for one in stages if one[1].startswith("onnx-"))
+    yield build_manifest_path(layout.assembled)
+    yield build_manifest_path(layout.model)
 
 
-def measured(name: str, quality: dict[str, Any]) -> dict[str, str]:
+def format_measured(name: str, quality: dict[str, Any]) -> dict[str, str]:
     """A cell with the interval below the value."""
-    return {"text": formatting.metric(name, quality[name]), "note": formatting.interval(name, quality)}
+    return {"text": formatting.format_metric(name, quality[name]), "note": formatting.format_interval(name, quality)}

@@ -7,22 +7,22 @@ what it is: not shown.
 from collections.abc import Sequence
 from typing import Any
 
-from lib.evaluation.comparison import ALPHA, is_better, is_significant, minimum_detectable_effect
+from lib.evaluation.comparison import ALPHA, compute_minimum_detectable_effect, is_better, is_significant
 from lib.evaluation.metrics import main_baseline
 from lib.evaluation.registry import MAIN_METRIC
 from lib.report.formatting import (
-    about,
-    check_name,
-    interval,
-    listed,
-    megabytes,
-    metric,
-    p_value,
-    percent,
-    points,
-    points_of,
-    said,
-    signed,
+    convert_to_points,
+    format_check_name,
+    format_estimate,
+    format_interval,
+    format_megabytes,
+    format_metric,
+    format_p_value,
+    format_percent,
+    format_signed,
+    format_term,
+    join_words,
+    name_points,
 )
 
 NAMED = 4  # of many in one sentence
@@ -30,20 +30,22 @@ Against = dict[str, Any]
 Quality = dict[str, Any]
 
 
-def verdict(task: str, summary: dict[str, Any]) -> tuple[str, bool]:
+def state_verdict(task: str, summary: dict[str, Any]) -> tuple[str, bool]:
     """Return whether to ship the model and why, in one sentence, and whether that is a yes.
 
-    `summarise` puts it into summary.json, from where terminal, report and model card take it.
+    `summarize` puts it into summary.json, from where terminal, report and model card take it.
     """
     name, gate, compared = MAIN_METRIC[task], summary["gate"], summary["model"]["compared"]
     model = f"variant {summary['selected']['variant']} of run {summary['selected']['run']}"
-    missed = [check_name(check["name"]) for check in gate["checks"] if not check["passed"] and "rival" not in check]
-    unbeaten = [said(rival) for rival, against in compared.items() if not is_better(against, name)]
+    missed = [
+        format_check_name(check["name"]) for check in gate["checks"] if not check["passed"] and "rival" not in check
+    ]
+    unbeaten = [format_term(rival) for rival, against in compared.items() if not is_better(against, name)]
     rows = f"the same {summary['model']['test']['n']:,} test rows"
-    doubt = f"on {rows} it is not shown to be better than {listed(unbeaten)}"
+    doubt = f"on {rows} it is not shown to be better than {join_words(unbeaten)}"
     if missed:
         return (
-            f"Do not ship {model}: it fails the gate on {listed(missed)}{f', and {doubt}' if unbeaten else ''}.",
+            f"Do not ship {model}: it fails the gate on {join_words(missed)}{f', and {doubt}' if unbeaten else ''}.",
             False,
         )
     if unbeaten:
@@ -51,14 +53,14 @@ def verdict(task: str, summary: dict[str, Any]) -> tuple[str, bool]:
         return f"Do not ship {model} yet: {passed}{doubt}.", False
     rival = main_baseline(task, compared)
     gain = _range(name, compared[rival]["difference_ci95"][name])
-    worth = f"on {rows} it is better than every baseline, than {said(rival)} by {gain}"
+    worth = f"on {rows} it is better than every baseline, than {format_term(rival)} by {gain}"
     if gate["checks"]:
         return f"Ship {model}: it passed the gate, and {worth}.", True
-    value = f"{said(name)} {metric(name, summary['model']['test'][name])}"
+    value = f"{format_term(name)} {format_metric(name, summary['model']['test'][name])}"
     return f"Ship {model} if {value} is enough for you, since no gate was set: {worth}.", True
 
 
-def chosen(summary: dict[str, Any]) -> str:
+def describe_choice(summary: dict[str, Any]) -> str:
     selected = summary["selected"]
     return f"Variant {selected['variant']} of run {selected['run']}: {selected['reason']}."
 
@@ -69,27 +71,30 @@ def describe_significance(name: str, one: dict[str, Any]) -> str:
     if one["is_significant"]:
         better = "better" if one["difference"] > 0 else "worse"
         return f"These rows show that it is {better} than {other}, by {_range(name, low_high, one['difference'])}."
-    ends = " to ".join(signed(points(name, end)) for end in low_high)
-    start = f"These rows cannot tell it from {other}: the difference is {ends} {points_of(name)}"
-    return f"{start}. {enough_rows(one['rows_needed'])}"
+    ends = " to ".join(format_signed(convert_to_points(name, end)) for end in low_high)
+    start = f"These rows cannot tell it from {other}: the difference is {ends} {name_points(name)}"
+    return f"{start}. {describe_rows_needed(one['rows_needed'])}"
 
 
-def enough_rows(rows: int | None) -> str:
+def describe_rows_needed(rows: int | None) -> str:
     if rows is None:
         return "There is no difference on these rows, so nothing says how many could show one."
-    return f"If the difference is as large as it looks here, about {about(rows)} rows would settle it."
+    return f"If the difference is as large as it looks here, about {format_estimate(rows)} rows would settle it."
 
 
-def worth_it(task: str, summary: dict[str, Any], measured: str) -> str:
+def describe_worth(task: str, summary: dict[str, Any], measured: str) -> str:
     """Whether the model beats what costs nothing. measured: on which rows."""
     name, rival = MAIN_METRIC[task], main_baseline(task, summary["baselines"])
     model, other = summary["model"]["test"], summary["baselines"][rival]["test"]
     against = summary["model"]["compared"][rival]
-    values = f"{said(name)} {metric(name, model[name])} against {metric(name, other[name])} on {measured}"
-    return f"{_judged(against, name, said(rival))}: {values}."
+    values = (
+        f"{format_term(name)} {format_metric(name, model[name])} against {format_metric(name, other[name])} on"
+        f" {measured}"
+    )
+    return f"{_judge(against, name, format_term(rival))}: {values}."
 
 
-def all_rivals(task: str, summary: dict[str, Any]) -> list[str]:
+def describe_rivals(task: str, summary: dict[str, Any]) -> list[str]:
     """Which baselines the model beats, and which it does not."""
     name, compared = MAIN_METRIC[task], summary["model"]["compared"]
     values = {rival: splits["test"][name] for rival, splits in summary["baselines"].items()}
@@ -108,51 +113,51 @@ def all_rivals(task: str, summary: dict[str, Any]) -> list[str]:
         ],
     }
     return [
-        f"{start} {listed([f'{said(rival)} ({metric(name, values[rival])})' for rival in rivals])}."
+        f"{start} {join_words([f'{format_term(rival)} ({format_metric(name, values[rival])})' for rival in rivals])}."
         for start, rivals in groups.items()
         if rivals
     ]
 
 
-def how_sure(task: str, quality: Quality, rows: int) -> str:
+def describe_uncertainty(task: str, quality: Quality, rows: int) -> str:
     """How far the luck of the rows moves the main metric. rows: those that it rests on."""
     name = MAIN_METRIC[task]
     found = quality[f"{name}_ci95"]
     if not found:
-        return f"There is no {said(name)}, so nothing can be said: no row has a free answer."
-    half = points(name, (found[1] - found[0]) / 2)
+        return f"There is no {format_term(name)}, so nothing can be said: no row has a free answer."
+    half = convert_to_points(name, (found[1] - found[0]) / 2)
     return (
-        f"To about ±{half:.1f} points: on {rows:,} test rows the 95 % interval of {said(name)}"
-        f" is {interval(name, quality)}."
+        f"To about ±{half:.1f} points: on {rows:,} test rows the 95 % interval of {format_term(name)}"
+        f" is {format_interval(name, quality)}."
     )
 
 
-def what_rows_show(task: str, against: Against, rows: int, rival: str) -> str:
+def describe_power(task: str, against: Against, rows: int, rival: str) -> str:
     """What these rows can show against a rival, and how many rows its difference needs."""
     name, wins, losses = MAIN_METRIC[task], against["wins"], against["losses"]
-    found = f"Against {rival} {_won(task, against)} ({p_value(against['mcnemar_p'])})"
+    found = f"Against {rival} {_won(task, against)} ({format_p_value(against['mcnemar_p'])})"
     if is_significant(against, name):
-        return f"{found}; about {about(against['rows_needed'])} rows would have been enough to show that."
+        return f"{found}; about {format_estimate(against['rows_needed'])} rows would have been enough to show that."
     least = ""
     if task == "classification" and wins + losses:
-        effect = 100 * minimum_detectable_effect(wins, losses, rows)
+        effect = 100 * compute_minimum_detectable_effect(wins, losses, rows)
         least = f" {rows:,} rows show a difference of {effect:.1f} points 4 times in 5."
-    return f"{found}.{least} {enough_rows(against['rows_needed'])}"
+    return f"{found}.{least} {describe_rows_needed(against['rows_needed'])}"
 
 
 def free_answers(task: str, quality: Quality, answered: int) -> str:
     if not answered:
         return "No row was answered freely (evaluate.greedy_rows is 0)."
-    ends = f"{percent(quality['stop_rate'])} end by themselves"
+    ends = f"{format_percent(quality['stop_rate'])} end by themselves"
     if task == "generation":
         return f"Texts were generated for the first {answered:,} rows; {ends}."
     return (
-        f"Asked freely on the first {answered:,} rows, {percent(quality['invalid_rate'])} of the answers are no"
-        f" label, {ends} and {percent(quality['greedy_accuracy'])} are right."
+        f"Asked freely on the first {answered:,} rows, {format_percent(quality['invalid_rate'])} of the answers are no"
+        f" label, {ends} and {format_percent(quality['greedy_accuracy'])} are right."
     )
 
 
-def stage_cost(task: str, stage: str, quality: Quality) -> str:
+def describe_stage_cost(task: str, stage: str, quality: Quality) -> str:
     """What a stage cost, or gained, against the one that it was made from."""
     against = quality["against"]
     changed = f"{quality['flips']:,} answers differ"
@@ -163,7 +168,7 @@ def stage_cost(task: str, stage: str, quality: Quality) -> str:
     return f"{stage} against {against['name']}: {_cost(task, against)}; {changed}."
 
 
-def quantization(task: str, summary: dict[str, Any]) -> str:
+def describe_quantization(task: str, summary: dict[str, Any]) -> str:
     """What the chosen variant costs against the model that it was built from, and what it saves."""
     selected = summary["selected"]
     stages = summary["runs"][selected["run"]]["stages"]
@@ -171,7 +176,7 @@ def quantization(task: str, summary: dict[str, Any]) -> str:
     against = stage["validation"]["against"]
     merged = against["name"] == "merged"
     before, name = (stages["merged"], "merged model") if merged else (summary["base"], "untouched base model")
-    sizes = [megabytes(one["size_mb"]) for one in (stage, before)]
+    sizes = [format_megabytes(one["size_mb"]) for one in (stage, before)]
     return f"Against the {name}, {selected['variant']} {_cost(task, against)}; it has {sizes[0]} instead of {sizes[1]}."
 
 
@@ -179,31 +184,31 @@ def merge_choice(run_name: str, merge: dict[str, Any]) -> str:
     """What it was worth to try both merges of an adapter that was trained on a 4-bit base."""
     kept, name = merge["chosen"], merge["metric"]
     other = next(kind for kind in merge["values"] if kind != kept)
-    values = [metric(name, merge["values"][kind]) for kind in (kept, other)]
+    values = [format_metric(name, merge["values"][kind]) for kind in (kept, other)]
     text = (
-        f"Of the two merges of run {run_name} the one into the {kept} weights was kept: {said(name)} {values[0]}"
+        f"Of the two merges of run {run_name} the one into the {kept} weights was kept: {format_term(name)} {values[0]}"
         f" against {values[1]} into the {other} ones. "
     )
     if merge["is_significant"]:
         gain = _range(name, merge["difference_ci95"], merge["difference"])
         return f"{text}The choice is shown to be worth {gain}."
-    ends = " to ".join(signed(points(name, end)) for end in merge["difference_ci95"])
-    return f"{text}The choice is not shown to be worth anything: the difference is {ends} {points_of(name)}."
+    ends = " to ".join(format_signed(convert_to_points(name, end)) for end in merge["difference_ci95"])
+    return f"{text}The choice is not shown to be worth anything: the difference is {ends} {name_points(name)}."
 
 
-def ranked(name: str, ranking: Sequence[dict[str, Any]]) -> str:
+def describe_ranking(name: str, ranking: Sequence[dict[str, Any]]) -> str:
     """Which setting is first by its mean, whether that is more than noise, and which noise was measured.
 
     ranking: best first, at least one.
     """
     best, *others = ranking
-    first = f"{_member(best)} is first by mean {said(name)}, {metric(name, best['mean'])}"
+    first = f"{_member(best)} is first by mean {format_term(name)}, {format_metric(name, best['mean'])}"
     same, worse = ([_member(one) for one in others if one["is_significant"] is told] for told in (False, True))
     sentences = []
     if same:
         few = [*same[:NAMED], f"{len(same) - NAMED:,} more"] if len(same) > NAMED + 1 else same
         noise = "this difference is" if len(same) == 1 else "these differences are"
-        sentences.append(f"{first}, but cannot be told apart from {listed(few)}: for all we know {noise} noise.")
+        sentences.append(f"{first}, but cannot be told apart from {join_words(few)}: for all we know {noise} noise.")
         if worse:
             sentences.append(
                 f"{len(worse):,} of {len(ranking):,} {'is' if len(worse) == 1 else 'are'} shown to be worse."
@@ -211,7 +216,7 @@ def ranked(name: str, ranking: Sequence[dict[str, Any]]) -> str:
     elif worse:
         sentences.append(f"{first}; {'each' if len(worse) > 1 else 'the'} other one is shown to be worse.")
     else:
-        sentences.append(f"{_member(best)} has mean {said(name)} {metric(name, best['mean'])}.")
+        sentences.append(f"{_member(best)} has mean {format_term(name)} {format_metric(name, best['mean'])}.")
     return " ".join([*sentences, *_luck(ranking), *_comparisons(len(others))])
 
 
@@ -229,7 +234,7 @@ def _luck(ranking: Sequence[dict[str, Any]]) -> list[str]:
     if not once:
         return [text]
     groups = list(dict.fromkeys(one["group"] for one in once))
-    named_ = listed(groups) if len(groups) <= NAMED else f"{len(groups):,} settings"
+    named_ = join_words(groups) if len(groups) <= NAMED else f"{len(groups):,} settings"
     return [text, f"Of {named_} there is one seed only: there the luck of the training is not measured."]
 
 
@@ -246,7 +251,7 @@ def _member(one: dict[str, Any]) -> str:
     return f"{one['group']}/{one['variant']}"
 
 
-def label_pairs(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[tuple[int, str, str]]:
+def list_label_pairs(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> list[tuple[int, str, str]]:
     """Return rows, true and predicted label of the pairs that occur. confusion: true label down, predicted across."""
     return [
         (count, labels[true], labels[said_])
@@ -256,7 +261,7 @@ def label_pairs(labels: Sequence[str], confusion: Sequence[Sequence[int]]) -> li
     ]
 
 
-def errors(pairs: Sequence[tuple[int, str, str]]) -> str:
+def describe_errors(pairs: Sequence[tuple[int, str, str]]) -> str:
     """Return how many rows are wrong, and the mistake made most. pairs: rows, true and predicted label of each."""
     n = sum(count for count, _, _ in pairs)
     mistakes = [pair for pair in pairs if pair[1] != pair[2]]
@@ -264,14 +269,14 @@ def errors(pairs: Sequence[tuple[int, str, str]]) -> str:
     if not mistakes:
         return f"Nothing: all {n:,} test rows get their own label."
     count, true, predicted = max(mistakes)
-    start = f"{wrong:,} of {n:,} test rows ({percent(wrong / n)}) get a wrong label"
+    start = f"{wrong:,} of {n:,} test rows ({format_percent(wrong / n)}) get a wrong label"
     return f"{start}, most often {true} called {predicted} ({count:,} rows)."
 
 
-def calibrated(found: dict[str, Any]) -> str:
+def describe_reliability(found: dict[str, Any]) -> str:
     """Whether the probabilities that the model states can be taken as they are."""
     low, high = found["gap_ci95"]
-    means = f"it states {percent(found['said'])} on average and is right on {percent(found['right'])}"
+    means = f"it states {format_percent(found['said'])} on average and is right on {format_percent(found['right'])}"
     if low > 0:
         return f"It is too sure of itself: {means}."
     if high < 0:
@@ -279,17 +284,19 @@ def calibrated(found: dict[str, Any]) -> str:
     return f"On average its probabilities are about right: {means}."
 
 
-def data(audit: dict[str, Any]) -> str:
+def describe_audit(audit: dict[str, Any]) -> str:
     """What the audit found, worst first; or that it found nothing."""
     found = []
     if aside := audit["rows"] - audit["kept"]:
         reasons = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in audit["rejected"].items()]
-        found.append(f"{aside:,} of {audit['rows']:,} rows were set aside ({listed(reasons)})")
+        found.append(f"{aside:,} of {audit['rows']:,} rows were set aside ({join_words(reasons)})")
     if audit["rows_in_mixed_clusters"]:
-        found.append(f"{audit['rows_in_mixed_clusters']:,} rows are nearly alike but labelled differently")
+        found.append(f"{audit['rows_in_mixed_clusters']:,} rows are nearly alike but labeled differently")
     if audit["keyword_shortcuts"]:
         quoted = [f"“{one['word']}”" for one in audit["keyword_shortcuts"]]
-        words = f"the word {quoted[0]} nearly gives" if len(quoted) == 1 else f"the words {listed(quoted)} nearly give"
+        words = (
+            f"the word {quoted[0]} nearly gives" if len(quoted) == 1 else f"the words {join_words(quoted)} nearly give"
+        )
         found.append(f"{words} a label away")
     if audit["tokens"]["truncated"]:
         found.append(f"{audit['tokens']['truncated']:,} rows are longer than the model reads and were cut")
@@ -299,7 +306,7 @@ def data(audit: dict[str, Any]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def leakage(counts: dict[str, int], threshold: float) -> str:
+def describe_leakage(counts: dict[str, int], threshold: float) -> str:
     total = sum(counts.values())
     return (
         f"None of the {total:,} rows, nor one that is at least {100 * threshold:g} % similar to it, stands in two"
@@ -309,25 +316,28 @@ def leakage(counts: dict[str, int], threshold: float) -> str:
 
 def _range(name: str, ci95: Sequence[float], difference: float = 1.0) -> str:
     """`3.2 to 11.0 points of accuracy`, without the sign."""
-    low, high = sorted(points(name, end) * (1 if difference > 0 else -1) for end in ci95)
-    return f"{low:.1f} to {high:.1f} {points_of(name)}"
+    low, high = sorted(convert_to_points(name, end) * (1 if difference > 0 else -1) for end in ci95)
+    return f"{low:.1f} to {high:.1f} {name_points(name)}"
 
 
 def _cost(task: str, against: Against) -> str:
     """`costs between 2.1 and 8.8 points of accuracy (p = 0.002)`, a gain, or no difference."""
     name = MAIN_METRIC[task]
-    found, p = against["difference_ci95"][name], p_value(against["mcnemar_p"])
+    found, p = against["difference_ci95"][name], format_p_value(against["mcnemar_p"])
     if not against["wins"] + against["losses"] or found is None:
         return "turns no row right or wrong" if task == "classification" else "brings no answer nearer or further"
-    low, high = (points(name, end) for end in found)
+    low, high = (convert_to_points(name, end) for end in found)
     if against["mcnemar_p"] >= ALPHA and not low <= 0 <= high:
-        cost = f"costs between {signed(-high)} and {signed(-low)} {points_of(name)}"
+        cost = f"costs between {format_signed(-high)} and {format_signed(-low)} {name_points(name)}"
         return f"{cost}, which the paired test does not confirm ({p})"
     if not is_significant(against, name):
-        return f"costs between {signed(-high)} and {signed(-low)} {points_of(name)}, so no difference is shown ({p})"
+        return (
+            f"costs between {format_signed(-high)} and {format_signed(-low)} {name_points(name)}, so no difference is"
+            f" shown ({p})"
+        )
     if against["difference"][name] > 0:
-        return f"gains between {low:.1f} and {high:.1f} {points_of(name)} ({p})"
-    return f"costs between {-high:.1f} and {-low:.1f} {points_of(name)} ({p})"
+        return f"gains between {low:.1f} and {high:.1f} {name_points(name)} ({p})"
+    return f"costs between {-high:.1f} and {-low:.1f} {name_points(name)} ({p})"
 
 
 def _won(task: str, against: Against) -> str:
@@ -336,13 +346,13 @@ def _won(task: str, against: Against) -> str:
     return f"its answer is nearer to the reference on {against['wins']:,} rows and further on {against['losses']:,}"
 
 
-def _judged(against: Against, name: str, rival: str) -> str:
+def _judge(against: Against, name: str, rival: str) -> str:
     found = against["difference_ci95"][name]
     if found is None:
         return f"It cannot be compared with {rival}, since no row has a free answer"
     if not is_significant(against, name):
-        ends = " to ".join(signed(points(name, end)) for end in found)
-        return f"It is not shown to be better than {rival}; the difference is {ends} {points_of(name)}"
+        ends = " to ".join(format_signed(convert_to_points(name, end)) for end in found)
+        return f"It is not shown to be better than {rival}; the difference is {ends} {name_points(name)}"
     if is_better(against, name):
         return f"Yes, it is better than {rival} by {_range(name, found)}"
     return f"No, it is worse than {rival} by {_range(name, found, -1)}"

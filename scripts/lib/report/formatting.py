@@ -17,101 +17,101 @@ _BASELINES = {
 Quality = dict[str, Any]
 
 
-def named(key: str) -> str:
+def format_heading(key: str) -> str:
     """Return the name of a metric or a baseline as a heading has it."""
     return METRICS[key].title if key in METRICS else _BASELINES.get(key, key)
 
 
-def said(key: str) -> str:
+def format_term(key: str) -> str:
     """The name within a sentence: `accuracy`, but `TF-IDF`."""
-    name = named(key)
+    name = format_heading(key)
     return name if name[1].isupper() else name[0].lower() + name[1:]
 
 
-def check_name(name: str) -> str:
+def format_check_name(name: str) -> str:
     """`accuracy_above_tfidf_logreg` for people."""
     key, _, rival = name.partition("_above_")
-    return f"{said(key)} above {said(rival)}" if rival else said(key)
+    return f"{format_term(key)} above {format_term(rival)}" if rival else format_term(key)
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     return f"{100 * share:.1f}\u00a0%"
 
 
-def number(value: float | int | None, digits: int = 3) -> str:
+def format_number(value: float | int | None, digits: int = 3) -> str:
     """Fixed digits, thousands separated; a dash for what does not apply."""
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
 
 
-def about(rows: int) -> str:
+def format_estimate(rows: int) -> str:
     """A number of rows that is an estimate: two digits are enough."""
     digits = len(str(rows))
     return f"{round(rows, 2 - digits) if digits > 2 else rows:,}"
 
 
-def metric(name: str, value: float | None) -> str:
+def format_metric(name: str, value: float | None) -> str:
     """Return a metric with as many digits as its registry entry says."""
-    return number(None if value is None else float(value), METRICS[name].decimals)
+    return format_number(None if value is None else float(value), METRICS[name].decimals)
 
 
-def interval(name: str, quality: Quality) -> str:
+def format_interval(name: str, quality: Quality) -> str:
     """`0.801 to 0.860`; nothing where there is no interval."""
     found = quality.get(f"{name}_ci95")
-    return f"{metric(name, found[0])} to {metric(name, found[1])}" if found else ""
+    return f"{format_metric(name, found[0])} to {format_metric(name, found[1])}" if found else ""
 
 
-def points(name: str, difference: float) -> float:
+def convert_to_points(name: str, difference: float) -> float:
     """Return a difference of a metric in points: hundredths where its scale ends at 1."""
     return METRICS[name].points * difference
 
 
-def points_of(name: str) -> str:
+def name_points(name: str) -> str:
     """`points of accuracy`."""
-    return f"points of {said(name)}"
+    return f"points of {format_term(name)}"
 
 
-def signed(value: float) -> str:
+def format_signed(value: float) -> str:
     """`+1.4`, `-0.2`; never `-0.0`."""
     return f"{round(value, 1) + 0.0:+.1f}"
 
 
-def gap(name: str, difference: float | None, ci95: Sequence[float] | None) -> dict[str, str]:
+def format_gap(name: str, difference: float | None, ci95: Sequence[float] | None) -> dict[str, str]:
     """A cell: the difference in points with its interval below it."""
     if difference is None or ci95 is None:
         return {"text": "–", "note": ""}
-    low, high = (signed(points(name, end)) for end in ci95)
-    return {"text": signed(points(name, difference)), "note": f"{low} to {high}"}
+    low, high = (format_signed(convert_to_points(name, end)) for end in ci95)
+    return {"text": format_signed(convert_to_points(name, difference)), "note": f"{low} to {high}"}
 
 
-def megabytes(value: float) -> str:
+def format_megabytes(value: float) -> str:
     """`117 MB`; small models show a digit more."""
-    return f"{number(float(value), 0 if value >= 10 else 1)}\u00a0MB"
+    return f"{format_number(float(value), 0 if value >= 10 else 1)}\u00a0MB"
 
 
-def p_value(p: float) -> str:
+def format_p_value(p: float) -> str:
     return "p\u00a0<\u00a00.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.3f}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`41 s`, `12.3 minutes`, `2.1 hours`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
-def listed(words: Sequence[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
     """`a, b and c`."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Any value of a settings or facts table."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {shown(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key}: {format_value(inner)}" for key, inner in value.items())
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return number(value) if isinstance(value, int) else str(value)
+    return format_number(value) if isinstance(value, int) else str(value)

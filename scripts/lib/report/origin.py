@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from typing import Any
 
-from lib.core.files import canonical_json, sha256_file
+from lib.core.files import dump_canonical_json, sha256_file
 from lib.provenance.manifests import load_manifest
 from lib.report.evidence import Evidence
 from lib.report.page import Block, Section, Table
 
 
-def which_bytes(evidence: Evidence) -> Section:
+def show_origin(evidence: Evidence) -> Section:
     rows = []
     for path in evidence.manifests:
         manifest = load_manifest(path)
@@ -21,7 +21,8 @@ def which_bytes(evidence: Evidence) -> Section:
         " anybody can check that this model came from those rows and those weights."
     )
     settings = [
-        (key, value if isinstance(value, str) else canonical_json(value)) for key, value in _flat(evidence.settings)
+        (key, value if isinstance(value, str) else dump_canonical_json(value))
+        for key, value in _flat(evidence.settings)
     ]
     blocks: list[Block] = [
         text,
@@ -41,7 +42,7 @@ def which_bytes(evidence: Evidence) -> Section:
 def _card(card: dict[str, Any]) -> list[tuple[str, str]]:
     """Time, commit, machine and versions; settings and manifests have tables of their own."""
     shown = {key: card[key] for key in ("made", "code", "lock_sha256", "machine", "versions")}
-    return [(key, value if isinstance(value, str) else canonical_json(value)) for key, value in _flat(shown)]
+    return [(key, value if isinstance(value, str) else dump_canonical_json(value)) for key, value in _flat(shown)]
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

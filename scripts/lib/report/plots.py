@@ -69,9 +69,9 @@ class Scale(NamedTuple):
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
 
 
-def dot_and_whisker(dots: Sequence[Dot], label: str) -> Markup:
+def draw_dot_and_whisker(dots: Sequence[Dot], label: str) -> Markup:
     """One line per stage: a dot at the value, a whisker over the interval, the value behind it."""
-    ticks = nice_ticks(min(dot.interval[0] for dot in dots), max(dot.interval[1] for dot in dots))
+    ticks = choose_ticks(min(dot.interval[0] for dot in dots), max(dot.interval[1] for dot in dots))
     across, height = Scale(ticks[0], ticks[-1], 204, 420), 26 * len(dots) + 48
     parts = [_grid(across(tick), 4, height - 40, _tick(tick, ticks)) for tick in ticks]
     for index, dot in enumerate(dots):
@@ -87,10 +87,10 @@ def dot_and_whisker(dots: Sequence[Dot], label: str) -> Markup:
     return _svg(height, f"{label} with 95 % interval for {len(dots)} stages", parts)
 
 
-def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
+def draw_scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
     """Size against quality: up and left is better; whiskers are 95 % intervals."""
-    x_ticks = nice_ticks(0, max(point.x for point in points))
-    y_ticks = nice_ticks(min(point.interval[0] for point in points), max(point.interval[1] for point in points))
+    x_ticks = choose_ticks(0, max(point.x for point in points))
+    y_ticks = choose_ticks(min(point.interval[0] for point in points), max(point.interval[1] for point in points))
     across, up = Scale(x_ticks[0], x_ticks[-1], 60, 460), Scale(y_ticks[0], y_ticks[-1], 220, 32)
     parts = [_grid(across(tick), 32, 220, _tick(tick, x_ticks)) for tick in x_ticks]
     parts += [_row_grid(up(tick), 60, 460, _tick(tick, y_ticks)) for tick in y_ticks]
@@ -104,11 +104,11 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
     return _svg(264, f"{y_label} against {x_label} for {len(points)} variants", parts)
 
 
-def front(spots: Sequence[Spot], x_label: str, y_label: str) -> Markup:
+def draw_front(spots: Sequence[Spot], x_label: str, y_label: str) -> Markup:
     """Less of x and more of y is better: a line joins the best for each x. Names stand in a column of their own."""
     bottom = 44 + max(176, _LINE * len(spots))
     x_ticks, y_ticks = (
-        nice_ticks(min(values), max(values)) for values in ([one.x for one in spots], [one.y for one in spots])
+        choose_ticks(min(values), max(values)) for values in ([one.x for one in spots], [one.y for one in spots])
     )
     across, up = Scale(x_ticks[0], x_ticks[-1], 52, 232), Scale(y_ticks[0], y_ticks[-1], bottom, 32)
     parts = [_grid(across(tick), 32, bottom, _tick(tick, x_ticks)) for tick in x_ticks]
@@ -132,7 +132,7 @@ def front(spots: Sequence[Spot], x_label: str, y_label: str) -> Markup:
     return _svg(bottom + 44, f"{y_label} against {x_label} for {len(spots)} variants", parts)
 
 
-def learning_curve(
+def draw_learning_curve(
     train: Sequence[tuple[float, float]], validation: Sequence[tuple[float, float]], best_step: float, label: str
 ) -> Markup:
     """A value by step, in training (thin line) and validation (dashed line, squares); the best step is marked.
@@ -141,7 +141,7 @@ def learning_curve(
     """
     both = [*train, *validation]
     values = [value for _, value in both] + [0.0] * bool(train)
-    x_ticks, y_ticks = nice_ticks(0, max(step for step, _ in both)), nice_ticks(min(values), max(values))
+    x_ticks, y_ticks = choose_ticks(0, max(step for step, _ in both)), choose_ticks(min(values), max(values))
     across, up = Scale(x_ticks[0], x_ticks[-1], 52, 400), Scale(y_ticks[0], y_ticks[-1], 220, 32)
     parts = [_grid(across(tick), 32, 220, _tick(tick, x_ticks)) for tick in x_ticks]
     parts += [_row_grid(up(tick), 52, 400, _tick(tick, y_ticks)) for tick in y_ticks]
@@ -162,9 +162,9 @@ def learning_curve(
     return _svg(264, f"{label} by step", parts)
 
 
-def reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
+def draw_reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
     """Share right by mean stated probability, with the number of rows beside each dot."""
-    ticks = nice_ticks(0, 1)
+    ticks = choose_ticks(0, 1)
     across, up = Scale(0, 1, 60, 440), Scale(0, 1, 260, 32)
     parts = [_grid(across(tick), 32, 260, _tick(tick, ticks)) for tick in ticks]
     parts += [_row_grid(up(tick), 60, 440, _tick(tick, ticks)) for tick in ticks]
@@ -178,9 +178,9 @@ def reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
     return _svg(304, f"share of right labels by stated probability, in {len(bins)} ranges", parts)
 
 
-def stacked_bars(bars: Sequence[Bar], names: tuple[str, str, str], label: str) -> Markup:
+def draw_stacked_bars(bars: Sequence[Bar], names: tuple[str, str, str], label: str) -> Markup:
     """One line per bar: its three parts in dark, hatched and white, and their sum behind it."""
-    ticks = nice_ticks(0, max(sum(bar.parts) for bar in bars))
+    ticks = choose_ticks(0, max(sum(bar.parts) for bar in bars))
     across, height = Scale(ticks[0], ticks[-1], 134, 394), 26 * len(bars) + 76
     parts = [_HATCH]
     parts += [_grid(across(tick), 28, height - 40, _tick(tick, ticks)) for tick in ticks]
@@ -199,7 +199,7 @@ def stacked_bars(bars: Sequence[Bar], names: tuple[str, str, str], label: str) -
     return _svg(height, f"{label} by rule: {', '.join(names)}, for {len(bars)} rules", parts)
 
 
-def nice_ticks(low: float, high: float) -> list[float]:
+def choose_ticks(low: float, high: float) -> list[float]:
     """4 to 7 round numbers (steps of 1, 2, 5 times a power of ten) that enclose `low` to `high`."""
     if high - low < 1e-9:
         low, high = low - 0.05, high + 0.05

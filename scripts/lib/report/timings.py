@@ -75,7 +75,7 @@ def read_jobs(timings: Path, logs: Path) -> list[Job]:
     return jobs
 
 
-def by_rule(jobs: Sequence[Job]) -> list[RuleTime]:
+def sum_by_rule(jobs: Sequence[Job]) -> list[RuleTime]:
     """The longest rule first."""
     result = []
     for rule in {job.rule for job in jobs}:
@@ -88,7 +88,7 @@ def by_rule(jobs: Sequence[Job]) -> list[RuleTime]:
     return sorted(result, key=lambda one: (-one.seconds, one.rule))
 
 
-def whole(jobs: Sequence[Job]) -> Whole | None:
+def sum_whole_run(jobs: Sequence[Job]) -> Whole | None:
     """None when the log of a job does not say when it started."""
     spans = sorted((job.started, job.started + job.seconds) for job in jobs if job.started is not None)
     if not spans or len(spans) < len(jobs):

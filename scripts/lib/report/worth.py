@@ -3,44 +3,54 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lib.data.template_inversion import word_places
+from lib.data.template_inversion import find_word_places
 from lib.evaluation.metrics import main_baseline
 from lib.report import findings, plots
-from lib.report.evidence import Evidence, measured
-from lib.report.formatting import gap, interval, metric, named, number, p_value, said
+from lib.report.evidence import Evidence, format_measured
+from lib.report.formatting import (
+    format_gap,
+    format_heading,
+    format_interval,
+    format_metric,
+    format_number,
+    format_p_value,
+    format_term,
+)
 from lib.report.page import Block, Figure, Section, Table
 
 
-def worth_it(evidence: Evidence) -> Section:
+def show_worth(evidence: Evidence) -> Section:
     summary, columns = evidence.summary, evidence.columns
-    compared = {named(name): splits["test"] for name, splits in summary["baselines"].items()}
-    compared |= {named("base"): summary["base"]["test"], "The model": summary["model"]["test"]}
-    rows = [(name, *(measured(key, quality) for key in columns)) for name, quality in compared.items()]
+    compared = {format_heading(name): splits["test"] for name, splits in summary["baselines"].items()}
+    compared |= {format_heading("base"): summary["base"]["test"], "The model": summary["model"]["test"]}
+    rows = [(name, *(format_measured(key, quality) for key in columns)) for name, quality in compared.items()]
     on = evidence.measured_on("test")
     return Section(
         "worth",
         "Is it worth it against the baselines?",
-        findings.worth_it(evidence.task, summary, on),
+        findings.describe_worth(evidence.task, summary, on),
         [
-            " ".join(findings.all_rivals(evidence.task, summary)),
-            *quality_plot(compared, evidence.main, "The model"),
-            Table(f"Quality on {on}, with 95 % intervals", ("", *map(named, columns)), rows, strong=len(rows) - 1),
+            " ".join(findings.describe_rivals(evidence.task, summary)),
+            *draw_quality(compared, evidence.main, "The model"),
+            Table(
+                f"Quality on {on}, with 95 % intervals", ("", *map(format_heading, columns)), rows, strong=len(rows) - 1
+            ),
             _rivals_table(evidence),
             *_without_label_word(evidence),
         ],
     )
 
 
-def how_sure(evidence: Evidence) -> Section:
+def show_uncertainty(evidence: Evidence) -> Section:
     summary, task = evidence.summary, evidence.task
     quality, rival = summary["model"]["test"], main_baseline(task, summary["baselines"])
     rows = evidence.rows_measured("test")
     return Section(
         "sure",
         "How sure is that?",
-        findings.how_sure(task, quality, rows),
+        findings.describe_uncertainty(task, quality, rows),
         [
-            findings.what_rows_show(task, summary["model"]["compared"][rival], rows, said(rival)),
+            findings.describe_power(task, summary["model"]["compared"][rival], rows, format_term(rival)),
             "An interval covers the luck of the rows, not that of the training seed: one training says nothing about"
             " another. The test rows chose nothing: checkpoint and variant were chosen on validation rows, where the"
             " score of the chosen variant is a little too good for that reason.",
@@ -50,19 +60,21 @@ def how_sure(evidence: Evidence) -> Section:
     )
 
 
-def quality_plot(stages: dict[str, dict[str, Any]], name: str, best: str) -> list[Figure]:
+def draw_quality(stages: dict[str, dict[str, Any]], name: str, best: str) -> list[Figure]:
     """Stages whose metric is undefined (no free answers) are left out."""
     dots = [
-        plots.Dot(stage, quality[name], metric(name, quality[name]), quality[f"{name}_ci95"], stage == best)
+        plots.Dot(stage, quality[name], format_metric(name, quality[name]), quality[f"{name}_ci95"], stage == best)
         for stage, quality in stages.items()
         if quality[name] is not None
     ]
     if not dots:
         return []
-    caption = f"{named(name)} with its 95 % interval; the filled dot is the chosen model."
-    rows = [(dot.name, dot.text, interval(name, stages[dot.name])) for dot in dots]
-    table = Table(f"Numbers of this plot: {said(name)} by stage", ("", named(name), "95 % interval"), rows)
-    return [Figure(plots.dot_and_whisker(dots, named(name)), caption, table)]
+    caption = f"{format_heading(name)} with its 95 % interval; the filled dot is the chosen model."
+    rows = [(dot.name, dot.text, format_interval(name, stages[dot.name])) for dot in dots]
+    table = Table(
+        f"Numbers of this plot: {format_term(name)} by stage", ("", format_heading(name), "95 % interval"), rows
+    )
+    return [Figure(plots.draw_dot_and_whisker(dots, format_heading(name)), caption, table)]
 
 
 def _rivals_table(evidence: Evidence) -> Table:
@@ -71,15 +83,15 @@ def _rivals_table(evidence: Evidence) -> Table:
     metrics = list(compared[main_baseline(evidence.task, compared)]["difference"])
     rows = [
         (
-            named(rival),
-            *(gap(name, against["difference"][name], against["difference_ci95"][name]) for name in metrics),
-            number(against["wins"]),
-            number(against["losses"]),
-            p_value(against["mcnemar_p"]),
+            format_heading(rival),
+            *(format_gap(name, against["difference"][name], against["difference_ci95"][name]) for name in metrics),
+            format_number(against["wins"]),
+            format_number(against["losses"]),
+            format_p_value(against["mcnemar_p"]),
         )
         for rival, against in compared.items()
     ]
-    head = ("Rival", *map(named, metrics), "Rows won", "Rows lost", _test_name(evidence.task))
+    head = ("Rival", *map(format_heading, metrics), "Rows won", "Rows lost", _test_name(evidence.task))
     caption = "The model minus each rival on the same test rows, in points with 95 % intervals"
     return Table(caption, head, rows)
 
@@ -88,24 +100,26 @@ def _rows_table(evidence: Evidence) -> Table:
     """How many rows each comparison has, and how many would settle it."""
     summary = evidence.summary
     rows: list[Sequence[str]] = [
-        _settled(f"The model against {said(rival)}", against, evidence, "test")
+        _show_verdict(f"The model against {format_term(rival)}", against, evidence, "test")
         for rival, against in summary["model"]["compared"].items()
     ]
     for run_name, facts in evidence.shown_runs.items():
         for stage, one in facts["stages"].items():
             if one["validation"]:
                 against = one["validation"]["against"]
-                rows.append(_settled(f"{run_name}: {stage} against {against['name']}", against, evidence, "validation"))
+                rows.append(
+                    _show_verdict(f"{run_name}: {stage} against {against['name']}", against, evidence, "validation")
+                )
     caption = (
-        f"How many rows show a difference in {said(evidence.main)} like the one seen here, 4 times in 5"
+        f"How many rows show a difference in {format_term(evidence.main)} like the one seen here, 4 times in 5"
         " (estimated from the rows on which the two differ, Connor 1987)"
     )
     return Table(caption, ("Comparison", "Split", "Rows", "Shown", "Rows needed"), rows, folded=evidence.many)
 
 
-def _settled(name: str, against: dict[str, Any], evidence: Evidence, split: str) -> Sequence[str]:
+def _show_verdict(name: str, against: dict[str, Any], evidence: Evidence, split: str) -> Sequence[str]:
     shown = "yes" if findings.is_significant(against, evidence.main) else "no"
-    return name, split, number(evidence.rows_measured(split)), shown, number(against["rows_needed"])
+    return name, split, format_number(evidence.rows_measured(split)), shown, format_number(against["rows_needed"])
 
 
 def _test_name(task: str) -> str:
@@ -113,18 +127,20 @@ def _test_name(task: str) -> str:
 
 
 def _without_label_word(evidence: Evidence) -> list[Block]:
-    """A model that only finds the label's word in the text has learnt nothing: how is it without?"""
+    """A model that only finds the label's word in the text has learned nothing: how is it without?"""
     if evidence.task != "classification":
         return []
     found = evidence.baselines["extra"]["without_label_word"]["test"]
     kept = [
-        row["predicted"] == row["label"] for _, text, row in evidence.examples if not word_places(row["label"], text)
+        row["predicted"] == row["label"]
+        for _, text, row in evidence.examples
+        if not find_word_places(row["label"], text)
     ]
     if len(kept) == len(evidence.examples):
         return ["No test row holds the word of its own label, so no score rests on that."]
     if not kept:
         return ["Every test row holds the word of its own label: finding that word would be enough."]
-    rows = [(named(name), metric("accuracy", value)) for name, value in found["accuracy"].items()]
-    rows.append(("The model", metric("accuracy", sum(kept) / len(kept))))
+    rows = [(format_heading(name), format_metric("accuracy", value)) for name, value in found["accuracy"].items()]
+    rows.append(("The model", format_metric("accuracy", sum(kept) / len(kept))))
     caption = f"Accuracy on the {len(kept):,} test rows whose text does not hold the word of their own label"
     return [Table(caption, ("", "Accuracy"), rows, strong=len(rows) - 1)]

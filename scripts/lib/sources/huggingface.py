@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from lib.core.cli import fail, progress
+from lib.core.cli import fail, report_progress
 from lib.core.paths import check_bare_name
 
 # sha256 for a file in large file storage, git's sha1 for a small one. Where the hub is out of reach the
@@ -33,7 +33,7 @@ from lib.core.paths import check_bare_name
 Hashes = dict[str, str | None]
 
 
-def hub_token() -> str | bool:
+def read_hub_token() -> str | bool:
     """The token of HF_TOKEN, or the secret of Key Vault that SLMFLOW_HF_TOKEN_SECRET names.
 
     False keeps the library from looking elsewhere for one. Raises `UserError` when the vault does not give it.
@@ -41,9 +41,9 @@ def hub_token() -> str | bool:
     if token := os.environ.get("HF_TOKEN"):
         return token
     if secret := os.environ.get("SLMFLOW_HF_TOKEN_SECRET"):
-        from lib.azure.identity import vault_secret
+        from lib.azure.identity import read_vault_secret
 
-        return vault_secret(secret)
+        return read_vault_secret(secret)
     return False
 
 
@@ -56,12 +56,12 @@ def download_files(id_: str, revision: str, choose: Callable[[list[str]], list[s
     """
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         fail(f"revision {revision!r} of {id_} is not a commit", "a branch changes: write the 40 hex digits of a commit")
-    with explained_errors(id_, revision):
+    with explain_hub_errors(id_, revision):
         hashes = _list_files(id_, revision)
         chosen = [check_bare_name(name, at=id_) for name in choose(sorted(hashes))]
-        progress(f"downloading {id_}: {len(chosen)} files")
+        report_progress(f"downloading {id_}: {len(chosen)} files")
         # Brackets would be a pattern; names in model repositories have none.
-        folder = Path(snapshot_download(id_, revision=revision, allow_patterns=chosen, token=hub_token()))
+        folder = Path(snapshot_download(id_, revision=revision, allow_patterns=chosen, token=read_hub_token()))
     for name in chosen:
         _check_hash(folder / name, hashes[name], id_)
     return folder
@@ -72,14 +72,14 @@ def check_data_file(id_: str, revision: str, name: str) -> None:
 
     Raises `UserError` as `download_files`. The cache names a file by the hash that the hub stated.
     """
-    with explained_errors(id_, revision):
-        path = Path(hf_hub_download(id_, name, repo_type="dataset", revision=revision, token=hub_token()))
+    with explain_hub_errors(id_, revision):
+        path = Path(hf_hub_download(id_, name, repo_type="dataset", revision=revision, token=read_hub_token()))
     _check_hash(path, path.resolve().name, id_)
 
 
 def _list_files(id_: str, revision: str) -> Hashes:
     try:
-        entries = HfApi(token=hub_token()).list_repo_tree(id_, revision=revision)
+        entries = HfApi(token=read_hub_token()).list_repo_tree(id_, revision=revision)
         return {
             entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id
             for entry in entries
@@ -112,16 +112,18 @@ def _check_hash(file: Path, expected: str | None, id_: str) -> None:
 
 
 @contextmanager
-def explained_errors(id_: str, revision: str) -> Iterator[None]:
+def explain_hub_errors(id_: str, revision: str) -> Iterator[None]:
     """Turn the errors of huggingface_hub into `UserError`s that say what to do."""
     try:
         yield
     except GatedRepoError:
-        fail(f"{id_} is gated and refused access", _token_hint())
+        fail(f"{id_} is gated and refused access", _hint_at_token())
     except RevisionNotFoundError:
         fail(f"{id_} has no commit {revision}", "check the revision on the repository's page")
     except RepositoryNotFoundError:
-        fail(f"the hub has no repository {id_} that you may read", f"check the id; if it is private: {_token_hint()}")
+        fail(
+            f"the hub has no repository {id_} that you may read", f"check the id; if it is private: {_hint_at_token()}"
+        )
     except HFValidationError:
         fail(f"{id_!r} is not the id of a repository", "write it as owner/name")
     except LocalEntryNotFoundError as error:
@@ -141,7 +143,7 @@ def explained_errors(id_: str, revision: str) -> Iterator[None]:
 def _explain_status(error: HfHubHTTPError, id_: str) -> None:
     status = error.response.status_code
     if status in (401, 403):
-        fail(f"the hub refused access to {id_} (HTTP {status})", _token_hint())
+        fail(f"the hub refused access to {id_} (HTTP {status})", _hint_at_token())
     fail(f"the download of {id_} failed (HTTP {status})", "start again later: complete files are kept")
 
 
@@ -152,7 +154,7 @@ def _unreachable(id_: str, error: BaseException) -> None:
     )
 
 
-def _token_hint() -> str:
+def _hint_at_token() -> str:
     for name in ("HF_TOKEN", "SLMFLOW_HF_TOKEN_SECRET"):
         if os.environ.get(name):
             return f"the token in {name} has no access: accept the terms on its page, or use another token"

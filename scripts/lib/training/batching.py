@@ -58,7 +58,7 @@ def join_rows(examples: Sequence[Example], length: int) -> list[Example]:
     return [{"input_ids": block, "labels": [IGNORED, *block[1:]]} for block in blocks if len(block) > 1]
 
 
-def class_weights(labels: Sequence[str]) -> dict[str, float]:
+def compute_class_weights(labels: Sequence[str]) -> dict[str, float]:
     """Weight of a row of each class, n / (k * n_class), so that all k classes count the same.
 
     As scikit-learn's "balanced" (King & Zeng 2001); the mean over the n rows is 1. Sorted by class.
@@ -67,9 +67,9 @@ def class_weights(labels: Sequence[str]) -> dict[str, float]:
     return {label: len(labels) / (len(counts) * counts[label]) for label in sorted(counts)}
 
 
-def weighted(examples: Sequence[Example], labels: Sequence[str]) -> list[Example]:
+def weight_examples(examples: Sequence[Example], labels: Sequence[str]) -> list[Example]:
     """Each example with the weight of its class; `labels`: the class of each."""
-    weights = class_weights(labels)
+    weights = compute_class_weights(labels)
     return [{**example, "weight": weights[label]} for example, label in zip(examples, labels, strict=True)]
 
 
@@ -112,7 +112,7 @@ class Collator:
         return batch
 
 
-def completion_loss(
+def compute_completion_loss(
     outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Cross entropy summed over supervised tokens, divided by their number in the whole optimizer step.
@@ -197,7 +197,7 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         return drawn
 
 
-class Shares(torch.utils.data.Sampler[list[int]]):
+class DistributedBatchSampler(torch.utils.data.Sampler[list[int]]):
     """Batches of row numbers for one of `size` processes: of every `size` batches of the order one.
 
     Where an epoch's rows run out, the batch is `[filler]`, the number of a row that counts nothing, so that all
@@ -220,7 +220,7 @@ class Shares(torch.utils.data.Sampler[list[int]]):
         return iter(batches[self.rank :: self.size])
 
 
-def divided(batch: int, accumulation: int, processes: int) -> tuple[int, int]:
+def split_batch(batch: int, accumulation: int, processes: int) -> tuple[int, int]:
     """Batch and accumulation of each process, so that all together take the same rows a step as one process does.
 
     The batch is as large as it may be, at most `batch`. Raises `UserError` when the rows of a step cannot be divided.

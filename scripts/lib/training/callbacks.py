@@ -11,26 +11,26 @@ from transformers import TrainerCallback
 
 from lib.core import distributed
 from lib.core.checksums import find_fault, is_finished, remove, write_checksums
-from lib.core.cli import progress
+from lib.core.cli import report_progress
 from lib.core.files import read_json, write_json
 
 _RESERVE = 60.0  # seconds for what comes around the steps: start-up of the job, last checkpoint
 _SPENT = "spent.json"  # in a checkpoint
 
 
-def validations(state: Any) -> list[dict[str, Any]]:
+def list_validations(state: Any) -> list[dict[str, Any]]:
     """What the log says about each validation: step, eval_loss and maybe a metric, in order."""
     return [entry for entry in state.log_history if "eval_loss" in entry]
 
 
-def stopped_early(state: Any, patience: int | None) -> bool:
+def has_stopped_early(state: Any, patience: int | None) -> bool:
     """Whether as many validations as `patience` brought nothing better, before the last step."""
-    since_best = sum(entry["step"] > (state.best_global_step or 0) for entry in validations(state))
+    since_best = sum(entry["step"] > (state.best_global_step or 0) for entry in list_validations(state))
     return patience is not None and since_best >= patience and state.global_step < state.max_steps
 
 
 @dataclass
-class Spent:
+class TrainingStats:
     """What the training steps took, in this process; kept over a resume.
 
     real_tokens: of all rows; computed_tokens: that went through the linear layers (padding counts, what
@@ -42,25 +42,27 @@ class Spent:
     computed_tokens: int = 0
     targets: int = 0
 
-    def in_all(self) -> "Spent":
+    def in_all(self) -> "TrainingStats":
         """The tokens of all processes; the time is theirs together."""
-        return Spent(self.seconds, *map(int, distributed.total([self.real_tokens, self.computed_tokens, self.targets])))
+        return TrainingStats(
+            self.seconds, *map(int, distributed.all_reduce_sum([self.real_tokens, self.computed_tokens, self.targets]))
+        )
 
 
 class Progress(TrainerCallback):
     """Time spent in training steps, lines for the person who waits, whole checkpoints."""
 
-    def __init__(self, work: Path, spent: Spent) -> None:
+    def __init__(self, work: Path, spent: TrainingStats) -> None:
         self.work, self.spent, self.started = work, spent, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.best_global_step:  # by the state it may lie where another machine had it
-            state.best_model_checkpoint = str(checkpoint(self.work, state.best_global_step))
-        spent = checkpoint(self.work, state.global_step) / _SPENT
+            state.best_model_checkpoint = str(name_checkpoint(self.work, state.best_global_step))
+        spent = name_checkpoint(self.work, state.global_step) / _SPENT
         if spent.is_file():
             saved = read_json(spent)
-            vars(self.spent).update(saved if distributed.rank() == 0 else {"seconds": saved["seconds"]})
-            progress(f"train_adapter: resumed at step {state.global_step} of {state.max_steps}")
+            vars(self.spent).update(saved if distributed.get_rank() == 0 else {"seconds": saved["seconds"]})
+            report_progress(f"train_adapter: resumed at step {state.global_step} of {state.max_steps}")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started = time.perf_counter()
@@ -78,33 +80,33 @@ class Progress(TrainerCallback):
         ]
         if said:
             left = self.spent.seconds / max(state.global_step, 1) * (state.max_steps - state.global_step)
-            progress(
+            report_progress(
                 f"train_adapter: step {state.global_step} of {state.max_steps}, {', '.join(said)},"
                 f" about {left / 60:.0f} min left"
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         spent = self.spent.in_all()  # and all have saved their random numbers
-        if distributed.rank() == 0:
-            folder = checkpoint(self.work, state.global_step)
+        if distributed.get_rank() == 0:
+            folder = name_checkpoint(self.work, state.global_step)
             write_json(folder / _SPENT, asdict(spent))
             write_checksums(folder)
             drop_old_checkpoints(self.work, state.best_global_step)
         distributed.wait_for_all()
 
 
-class Copied(TrainerCallback):
+class CheckpointMirror(TrainerCallback):
     """Calls `copy`, in the first process, when a checkpoint is whole."""
 
     def __init__(self, copy: Callable[[], None]) -> None:
         self.copy = copy
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if distributed.rank() == 0:
+        if distributed.get_rank() == 0:
             self.copy()
 
 
-class Stop(TrainerCallback):
+class EarlyStopping(TrainerCallback):
     """Ends the training when `patience` validations brought nothing better (None: never).
 
     It remembers nothing and asks the state, which checkpoints hold: a resumed run stops at the same step.
@@ -114,11 +116,11 @@ class Stop(TrainerCallback):
         self.patience = patience
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_training_stop = state.global_step >= state.max_steps or stopped_early(state, self.patience)
+        control.should_training_stop = state.global_step >= state.max_steps or has_stopped_early(state, self.patience)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # Each validation is followed by a checkpoint; before that it is not known which is the best.
-        if stopped_early(state, self.patience):
+        if has_stopped_early(state, self.patience):
             control.should_training_stop = True
 
 
@@ -145,11 +147,11 @@ class TimeLimit(TrainerCallback):
         now = time.monotonic()  # a step, maybe with the validation and the saving before it
         self.longest, self.last = max(self.longest, now - self.last), now
         late = self.deadline is not None and now + 2 * self.longest + _RESERVE > self.deadline
-        if any(distributed.gathered(self.terminated or late)) and state.global_step < state.max_steps:
+        if any(distributed.all_gather(self.terminated or late)) and state.global_step < state.max_steps:
             control.should_log = control.should_save = control.should_training_stop = self.stopped = True
 
 
-def checkpoint(work: Path, step: int) -> Path:
+def name_checkpoint(work: Path, step: int) -> Path:
     """Return the folder of a training checkpoint, by transformers' name."""
     return work / f"checkpoint-{step}"
 
@@ -162,10 +164,10 @@ def drop_old_checkpoints(work: Path, best: int | None) -> None:
     steps = sorted(_checkpoints(work))
     for step in steps[:-2]:
         if step != best:
-            remove(checkpoint(work, step))
+            remove(name_checkpoint(work, step))
 
 
-def last_checkpoint(work: Path) -> str | None:
+def find_last_checkpoint(work: Path) -> str | None:
     """Return the newest training checkpoint to go on from, or None.
 
     It must hold the bytes that it was left with, and so must the one that was the best by then, which is loaded when
@@ -173,18 +175,22 @@ def last_checkpoint(work: Path) -> str | None:
     """
     whole = {step for step, folder in _checkpoints(work).items() if _is_whole(folder)}
     for step in sorted(whole, reverse=True):
-        best = read_json(checkpoint(work, step) / "trainer_state.json")["best_global_step"]
+        best = read_json(name_checkpoint(work, step) / "trainer_state.json")["best_global_step"]
         if best in (None, *whole):
-            return str(checkpoint(work, step))
-        progress(f"train_adapter: {checkpoint(work, step)} needs checkpoint-{best}, which is gone; going back further")
-        remove(checkpoint(work, step))
+            return str(name_checkpoint(work, step))
+        report_progress(
+            f"train_adapter: {name_checkpoint(work, step)} needs checkpoint-{best}, which is gone; going back further"
+        )
+        remove(name_checkpoint(work, step))
     return None
 
 
 def _is_whole(folder: Path) -> bool:
     fault = find_fault(folder)
     if fault and is_finished(folder):
-        progress(f"train_adapter: {folder} is not used: {fault}; going back to the checkpoint before, or to the start")
+        report_progress(
+            f"train_adapter: {folder} is not used: {fault}; going back to the checkpoint before, or to the start"
+        )
     if fault:
         remove(folder)
     return fault is None

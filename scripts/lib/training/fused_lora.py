@@ -46,7 +46,7 @@ def fuse_lora(model: Any) -> int:
 
     layers = [layer for layer in model.modules() if isinstance(layer, Linear) and _is_plain(layer)]
     for layer in layers:
-        layer.forward = _fused_forward(layer)  # type: ignore[method-assign]
+        layer.forward = _fuse_forward(layer)  # type: ignore[method-assign]
     return len(layers)
 
 
@@ -64,7 +64,7 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _fused_forward(layer: Any) -> Any:
+def _fuse_forward(layer: Any) -> Any:
     name = layer.active_adapters[0]
     weight, scaling = layer.get_base_layer().weight, layer.scaling[name]
     a, b = layer.lora_A[name], layer.lora_B[name]

@@ -16,8 +16,8 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lib.data.tokenizer import shared_beginning
-from lib.training.batching import IGNORED, Collator, Example, completion_loss
+from lib.data.tokenizer import find_shared_prefix
+from lib.training.batching import IGNORED, Collator, Example, compute_completion_loss
 
 ATTENTION = "packed_rows"
 _ORDINARY = "sdpa"  # what models are loaded with, and what the packed attention calls for long rows
@@ -30,7 +30,7 @@ class PackingCollator:
 
     Returns input_ids and position_ids [1, tokens]; labels [1, 1 + targets], the supervised ids of all
     rows behind one that is ignored; `logits_to_keep` [targets + 1], the place of the token that predicts
-    each, and of one that predicts nothing; `layout`: the table that `packed_attention` sees, and the
+    each, and of one that predicts nothing; `layout`: the table that `attend_packed` sees, and the
     tokens whose logits are `needed`. `real_tokens` counts the tokens of all rows as if none were shared or left off.
     Of examples with a weight also `weights` [1, 1 + targets]: that of each label, 0 for the ignored one.
     """
@@ -38,7 +38,7 @@ class PackingCollator:
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         # What stands last in a row predicts nothing and nothing sees it.
         rows = [example["input_ids"][:-1] for example in examples]
-        shared = shared_beginning(rows) if len(rows) > 1 else 0
+        shared = find_shared_prefix(rows) if len(rows) > 1 else 0
         input_ids, position_ids = rows[0][:shared], list(range(shared))
         starts, labels, predictors = [], [IGNORED], []
         weights = [0.0]
@@ -60,7 +60,7 @@ class PackingCollator:
             "labels": torch.tensor([labels]),
             "logits_to_keep": torch.tensor([*predictors, len(input_ids) - 1]),
             "layout": {
-                **attention_table(shared, starts, len(input_ids)),
+                **build_attention_table(shared, starts, len(input_ids)),
                 "needed": torch.tensor(sorted({*predictors, len(input_ids) - 1})),
             },
             "real_tokens": sum(len(example["input_ids"]) for example in examples),
@@ -70,7 +70,7 @@ class PackingCollator:
         return batch
 
 
-def attention_table(shared: int, starts: Sequence[int], tokens: int) -> dict[str, Any]:
+def build_attention_table(shared: int, starts: Sequence[int], tokens: int) -> dict[str, Any]:
     """Where each packed token stands among the queries and keys of a padded table.
 
     starts: place of each row's first own token, behind the `shared` ones. `queries` [lines, longest]
@@ -104,7 +104,7 @@ def attention_table(shared: int, starts: Sequence[int], tokens: int) -> dict[str
     }
 
 
-def packed_attention(
+def attend_packed(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -178,11 +178,11 @@ def _short_attention(
     return found.index_select(0, place.flatten()).view(1, tokens, heads, size)
 
 
-AttentionInterface.register(ATTENTION, packed_attention)
+AttentionInterface.register(ATTENTION, attend_packed)
 
 
 @contextmanager
-def unpacked(model: Any) -> Iterator[None]:
+def disable_packing(model: Any) -> Iterator[None]:
     """Let a model that `can_pack` changed take ordinary batches, with masks and a key-value cache, for a while."""
     before = model.config._attn_implementation
     if before == ATTENTION:
@@ -250,7 +250,7 @@ def _loss(model: Any, batch: dict[str, Any]) -> float:
     inputs.pop("real_tokens")
     inputs.pop("weights", None)
     with torch.inference_mode():
-        return completion_loss(model(**inputs), labels).item()
+        return compute_completion_loss(model(**inputs), labels).item()
 
 
 def _on_device(value: Any, device: torch.device) -> Any:

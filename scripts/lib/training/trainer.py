@@ -16,16 +16,16 @@ from lib.core.checksums import find_fault
 from lib.core.cli import fail
 from lib.hardware.memory import keep_freed_memory
 from lib.training import batching
-from lib.training.callbacks import Progress, Spent, Stop
+from lib.training.callbacks import EarlyStopping, Progress, TrainingStats
 from lib.training.fused_lora import fuse_lora
 from lib.training.methods import METHODS
-from lib.training.packing import PackingCollator, can_pack, unpacked
+from lib.training.packing import PackingCollator, can_pack, disable_packing
 
 Measure = Callable[[Any], dict[str, float]]
 """The task's own metric of a model, by its name; higher is better."""
 
 
-def adapter_trainer(
+def build_adapter_trainer(
     model: Any,
     encoded: dict[str, list[batching.Example]],
     settings: dict[str, Any],
@@ -45,12 +45,12 @@ def adapter_trainer(
     rows = encoded["train"]
     if settings["class_balance"] == "weight":
         assert classes is not None
-        rows = batching.weighted(rows, classes)
+        rows = batching.weight_examples(rows, classes)
     lengths = [len(example["input_ids"]) for example in rows]
     packed = can_pack(model.base_model.model, rows, pad_id)
     fuse_lora(model)
     keep_freed_memory()
-    spent = Spent()
+    spent = TrainingStats()
     return AdapterTrainer(
         order=batching.EpochOrder(
             len(rows),
@@ -63,18 +63,18 @@ def adapter_trainer(
         measure=measure,
         lr_ratio=METHODS[settings["method"]].pick_options(settings).get("loraplus_lr_ratio"),
         model=model,
-        args=training_arguments(settings, seed, work, next(model.parameters()).dtype),
+        args=build_training_arguments(settings, seed, work, next(model.parameters()).dtype),
         train_dataset=rows,
         eval_dataset=encoded["validation"],
         data_collator=PackingCollator() if packed else batching.Collator(pad_id),
-        compute_loss_func=batching.completion_loss,
-        callbacks=[Progress(work, spent), Stop(settings["early_stopping_patience"]), *more],
+        compute_loss_func=batching.compute_completion_loss,
+        callbacks=[Progress(work, spent), EarlyStopping(settings["early_stopping_patience"]), *more],
     )
 
 
-def training_arguments(settings: dict[str, Any], seed: int, work: Path, dtype: torch.dtype) -> TrainingArguments:
-    batch, accumulation = batching.divided(
-        settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"], distributed.size()
+def build_training_arguments(settings: dict[str, Any], seed: int, work: Path, dtype: torch.dtype) -> TrainingArguments:
+    batch, accumulation = batching.split_batch(
+        settings["per_device_train_batch_size"], settings["gradient_accumulation_steps"], distributed.get_world_size()
     )
     same_name = (
         "per_device_eval_batch_size",
@@ -128,7 +128,7 @@ class AdapterTrainer(Trainer):
         self,
         *,
         order: batching.EpochOrder,
-        spent: Spent,
+        spent: TrainingStats,
         measure: Measure | None = None,
         lr_ratio: float | None = None,
         **options: Any,
@@ -139,11 +139,11 @@ class AdapterTrainer(Trainer):
     def get_train_dataloader(self) -> "_Loader":
         """This process's batches; not through accelerate, which lets the last rows of an epoch come twice."""
         rows: Any = self.train_dataset
-        shares = batching.Shares(
+        shares = batching.DistributedBatchSampler(
             self.order,
             self.args.per_device_train_batch_size,
-            rank=distributed.rank(),
-            size=distributed.size(),
+            rank=distributed.get_rank(),
+            size=distributed.get_world_size(),
             filler=len(rows),
         )
         filled: Any = [*rows, {**rows[0], "weight": 0.0}]
@@ -182,7 +182,7 @@ class AdapterTrainer(Trainer):
         return super().training_step(model, inputs, *rest)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
-        self.compute_loss_func = partial(batching.completion_loss, weights=inputs.pop("weights", None))
+        self.compute_loss_func = partial(batching.compute_completion_loss, weights=inputs.pop("weights", None))
         return super().compute_loss(model, inputs, *rest, **options)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
@@ -190,9 +190,9 @@ class AdapterTrainer(Trainer):
         or their number."""
         if not batch_samples:
             return None
-        own = torch.stack([supervised(batch) for batch in batch_samples]).sum().to(device)
+        own = torch.stack([count_supervised(batch) for batch in batch_samples]).sum().to(device)
         # Weights are fractions, numbers of tokens are not, and a filler has weights.
-        return self.accelerator.gather(own.double()).sum() if distributed.size() > 1 else own
+        return self.accelerator.gather(own.double()).sum() if distributed.get_world_size() > 1 else own
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Validation loss and, where it decides, the task's metric; the training goes on as if nothing had been.
@@ -200,13 +200,13 @@ class AdapterTrainer(Trainer):
         Raises `UserError` when the loss is not a finite number.
         """
         model: Any = self.model
-        with untouched(model):
+        with preserve_state(model):
             metrics = {"eval_loss": self._validation_loss()}
             if not math.isfinite(metrics["eval_loss"]):
                 fail("the loss is not a finite number", "lower finetune.learning_rate")
             if self.measure is not None:
                 # `generate` goes past the forward that accelerate has wrapped in its autocast.
-                with unpacked(model.base_model.model), self.accelerator.autocast():
+                with disable_packing(model.base_model.model), self.accelerator.autocast():
                     measured = self.measure(model)
                 metrics |= {f"eval_{name}": value for name, value in measured.items()}
         self.log(dict(metrics))  # which adds the epoch to what it is given
@@ -221,15 +221,15 @@ class AdapterTrainer(Trainer):
         assert model is not None
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         with torch.inference_mode():
-            for part in distributed.share(parts):
+            for part in distributed.shard(parts):
                 inputs = self._prepare_inputs(collator(part))
                 labels = inputs.pop("labels")
                 inputs.pop("real_tokens")
                 with self.compute_loss_context_manager():
-                    loss = batching.completion_loss(model(**inputs), labels, num_items_in_batch=1)
+                    loss = batching.compute_completion_loss(model(**inputs), labels, num_items_in_batch=1)
                 loss_sum += loss.item()
                 tokens += int((labels != batching.IGNORED).sum())
-        of_all = distributed.total([loss_sum, tokens])
+        of_all = distributed.all_reduce_sum([loss_sum, tokens])
         return of_all[0] / of_all[1]
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -250,7 +250,7 @@ class AdapterTrainer(Trainer):
         The Trainer keeps the last weights, with a warning, where it does not find the best ones. Raises `UserError`.
         """
         folder = Path(str(self.state.best_model_checkpoint))
-        if fault := distributed.agreed(find_fault(folder) if distributed.rank() == 0 else None):
+        if fault := distributed.broadcast(find_fault(folder) if distributed.get_rank() == 0 else None):
             fail(f"the best checkpoint cannot be used: {fault}", "start again: it goes back to one before", at=folder)
         super()._load_best_model()
 
@@ -262,16 +262,16 @@ class _Loader(DataLoader[batching.Example]):
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-def supervised(batch: dict[str, Any]) -> torch.Tensor:
+def count_supervised(batch: dict[str, Any]) -> torch.Tensor:
     """How much of a batch counts: its weights, or the number of its supervised tokens."""
     return batch["weights"].sum() if "weights" in batch else (batch["labels"] != batching.IGNORED).sum()
 
 
 @contextmanager
-def untouched(model: Any) -> Iterator[None]:
+def preserve_state(model: Any) -> Iterator[None]:
     """Evaluation mode for a while; afterwards mode and torch's random numbers are as before.
 
-    So neither how often nor by what is validated changes what is learnt.
+    So neither how often nor by what is validated changes what is learned.
     """
     training = model.training
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):

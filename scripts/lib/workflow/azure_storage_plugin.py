@@ -29,9 +29,9 @@ from lib.core.files import sha256_file
 
 def mend_storage_plugin() -> None:
     for method in (
-        exists,
-        mtime,
-        size,
+        has_blob,
+        read_mtime,
+        measure_size,
         retrieve_object,
         remove,
         store_object,
@@ -68,7 +68,7 @@ def list_once(folder: str) -> None:
     StorageObject.inventory = inventory
 
 
-def exists(self: StorageObject) -> bool:
+def has_blob(self: StorageObject) -> bool:
     """Return whether there is a blob of that name, or any below it."""
     try:
         return self.blob_client().exists() or any(self.get_prefix_blobs())
@@ -76,12 +76,12 @@ def exists(self: StorageObject) -> bool:
         return False
 
 
-def mtime(self: StorageObject) -> float:
+def read_mtime(self: StorageObject) -> float:
     """Return the Unix time of a blob, or of the newest blob in a directory. Raises `FileNotFoundError`."""
     return max(blob.last_modified.timestamp() for blob in _blobs(self))
 
 
-def size(self: StorageObject) -> int:
+def measure_size(self: StorageObject) -> int:
     """Return the bytes of a blob, or of all blobs in a directory. Raises `FileNotFoundError`."""
     return sum(blob.size for blob in _blobs(self))
 
@@ -95,7 +95,7 @@ def retrieve_object(self: StorageObject) -> None:
     shutil.rmtree(local, ignore_errors=True)
     folder = blobs.Place(self.container_client(), self.blob_path)
     for name in [blob.name for blob in _blobs(self) if not blob.name.endswith("/")]:
-        target = local if name == self.blob_path else local / blobs.relative_name(folder, name)
+        target = local if name == self.blob_path else local / blobs.make_relative_name(folder, name)
         self.download_blob_from_storage(name, target)
 
 

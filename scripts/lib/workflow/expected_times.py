@@ -8,7 +8,7 @@ from typing import Any
 from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from lib.hardware.resources import expected_seconds
+from lib.hardware.resources import estimate_seconds
 
 LOGGER = "slmflow"  # the logger plugin of `make run`
 _SHARE = 0.05  # of the time, at most, goes into looking
@@ -43,11 +43,11 @@ class ExpectedTimes(logging.Filter):
         for job in self._dag.needrun_jobs(exclude_finished=False):
             number = self._dag.jobid(job)
             if self._known.get(number, [None, None])[1] is None:
-                self._known[number] = [job.rule.name, expected_work(job)]
+                self._known[number] = [job.rule.name, estimate_work(job)]
         return dict(self._known)
 
 
-def expected_work(job: Any) -> float | None:
+def estimate_work(job: Any) -> float | None:
     """Return the seconds of work that a job's rule expects; None while the rows that it depends on are not there."""
     if "runtime" not in job.rule.resources:
         return 0.0
@@ -57,4 +57,4 @@ def expected_work(job: Any) -> float | None:
         minutes = job.rule.expand_resources(job.wildcards_dict, job.input, 1).get("runtime")
     except Exception:  # an estimate is not worth a run
         return None
-    return expected_seconds(minutes) if isinstance(minutes, int) else None
+    return estimate_seconds(minutes) if isinstance(minutes, int) else None

@@ -128,10 +128,10 @@ def choose_environment_file(group: str, resources: Mapping[str, Any]) -> str:
 
     resources: what the command line or a profile sets for the rule.
     """
-    return f"../envs/{'cuda/' if _asked(resources, 'gpu') not in (None, 0) else ''}{group}.yaml"
+    return f"../envs/{'cuda/' if _get_resource(resources, 'gpu') not in (None, 0) else ''}{group}.yaml"
 
 
-def _asked(resources: Mapping[str, Any], name: str) -> Any:
+def _get_resource(resources: Mapping[str, Any], name: str) -> Any:
     """Return the value of one resource: the command line gives Snakemake's own type, its API a plain number."""
     value = resources.get(name)
     return getattr(value, "raw", value)
@@ -166,7 +166,7 @@ def _either(choices: Sequence[str]) -> str:
 def check_gpus(asked: Mapping[str, Mapping[str, object]]) -> None:
     """Raise `UserError` when the nodes of a job would not get equally many GPUs. asked: resources set, by rule."""
     for rule, resources in asked.items():
-        gpu, nodes = _asked(resources, "gpu"), _asked(resources, "nodes")
+        gpu, nodes = _get_resource(resources, "gpu"), _get_resource(resources, "nodes")
         if isinstance(gpu, int) and isinstance(nodes, int) and nodes > 0 and gpu % nodes:
             what = f"set-resources: {rule}: gpu={gpu} cannot be shared evenly by nodes={nodes}"
             fail(what, f"gpu counts those of all nodes; make it a multiple of {nodes}")

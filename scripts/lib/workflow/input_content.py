@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 from snakemake.io import _IOFile
 from snakemake.persistence import MetadataRecord
 
-from lib.core.cli import UserError, fail, place_of
+from lib.core.cli import UserError, fail
 from lib.core.escaping import escape_controls
-from lib.core.files import canonical_json, published, sha256_text
-from lib.provenance.lineage import Lineage, is_code, sha256_of, visible_files
+from lib.core.failures import find_place
+from lib.core.files import dump_canonical_json, publish_file, sha256_text
+from lib.provenance.lineage import Lineage, is_code, list_visible_files, sha256_of
 from lib.workflow.metadata_overlay import STATE, find_recorded_outputs, open_metadata
 
 _NOTE = STATE / "lineage" / "hashes.json"
@@ -49,7 +50,7 @@ def compare_by_content(
         read = collect_input_hashes(results, lineage, corrections or {})
         now = hashes.find({*given, *filter(is_code, read)})
     except OSError as error:
-        fail(error.strerror or str(error), "mend the permissions, then start again", at=place_of(error) or results)
+        fail(error.strerror or str(error), "mend the permissions, then start again", at=find_place(error) or results)
     _patch_snakemake(given & now.keys(), now, read)
     return hashes
 
@@ -109,8 +110,8 @@ class ContentHashes:
     def save(self) -> None:
         """Note the hashes for later plans. Where that fails all is read again."""
         if self._new:
-            with suppress(OSError, UserError), published(_NOTE) as partial:
-                partial.write_text(canonical_json(self._noted | self._new), encoding="utf-8")
+            with suppress(OSError, UserError), publish_file(_NOTE) as partial:
+                partial.write_text(dump_canonical_json(self._noted | self._new), encoding="utf-8")
 
 
 def _read(path: str, size: int) -> str | None:
@@ -121,11 +122,11 @@ def _read(path: str, size: int) -> str | None:
 
 
 def _state(path: Path) -> _State:
-    files = visible_files(path) if path.is_dir() else {"": path}
+    files = list_visible_files(path) if path.is_dir() else {"": path}
     stats = {name: file.stat() for name, file in files.items()}
     facts = {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for name, stat in stats.items()}
     changed = max((stat.st_ctime for stat in stats.values()), default=0.0)
-    return _State(sha256_text(canonical_json(facts)), changed, sum(stat.st_size for stat in stats.values()))
+    return _State(sha256_text(dump_canonical_json(facts)), changed, sum(stat.st_size for stat in stats.values()))
 
 
 def _read_note() -> dict[str, list[str]]:

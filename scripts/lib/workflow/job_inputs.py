@@ -13,12 +13,12 @@ def describe_model_input(source: str | None, asset_type: str | None) -> str:
     """
     if not source:
         return ""
-    from lib.azure.machine_learning import job_type
+    from lib.azure.machine_learning import choose_job_type
 
-    return _describe("model", job_type(source, asset_type or "mlflow_model"), "download", source)
+    return _describe("model", choose_job_type(source, asset_type or "mlflow_model"), "download", source)
 
 
 def _describe(name: str, kind: str, mode: str, source: str) -> str:
-    from lib.azure.machine_learning import job_address
+    from lib.azure.machine_learning import build_job_address
 
-    return f"{name}={kind}:{mode}:{job_address(source)}"
+    return f"{name}={kind}:{mode}:{build_job_address(source)}"

@@ -19,7 +19,7 @@ def grow_memory(mb: Memory) -> Callable[[Any, Any, int], int]:
     """
 
     def mem_mb(wildcards: Any, input: Any, attempt: int) -> int:
-        return estimates.grown(mb(wildcards, input) if callable(mb) else mb, attempt)
+        return estimates.grow_with_attempts(mb(wildcards, input) if callable(mb) else mb, attempt)
 
     return mem_mb
 
@@ -30,24 +30,26 @@ def measure_mb(files: Iterable[Any]) -> float:
     Modules of Python count as nothing: an edit to a comment must not change what a job asks for.
     """
     data = [file for file in files if not str(file).endswith(".py")]
-    return sum(file.storage_object.size() / 1e6 if file.is_storage else estimates.size_mb(file) for file in data)
+    return sum(
+        file.storage_object.size() / 1e6 if file.is_storage else estimates.measure_size_mb(file) for file in data
+    )
 
 
 def estimate_data_memory(wildcards: Any, input: Any, attempt: int) -> int:
     """Return `mem_mb` of a rule that holds facts about every row."""
-    return estimates.grown(estimates.data_mb(measure_mb(input)), attempt)
+    return estimates.grow_with_attempts(estimates.estimate_data_mb(measure_mb(input)), attempt)
 
 
 def estimate_data_minutes(wildcards: Any, input: Any, attempt: int) -> int:
     """Return `runtime` of a rule that reads every row."""
-    return estimates.data_minutes(measure_mb(input), attempt)
+    return estimates.estimate_data_minutes(measure_mb(input), attempt)
 
 
 def estimate_score_minutes(parameters: int, evaluate: Mapping[str, int]) -> Callable[[Any, Any, int], int]:
     """Return a function for `runtime` of a rule that scores a model on `input.rows`."""
 
     def runtime(wildcards: Any, input: Any, attempt: int) -> int:
-        return estimates.score_minutes(parameters, measure_mb([input.rows]), evaluate, attempt)
+        return estimates.estimate_score_minutes(parameters, measure_mb([input.rows]), evaluate, attempt)
 
     return runtime
 
@@ -61,10 +63,10 @@ def reserve_gpus(with_gpus: str, resources: Any, threads: int) -> list[Any]:
     if resources.get("mpi"):
         launcher = [*shlex.split(str(resources.mpi)), "-n", resources.tasks, "-N", resources.nodes]
         launcher.append(f"--cpus-per-task={threads}")
-    gpus = estimates.gpus(resources)
+    gpus = estimates.count_gpus(resources)
     return [*launcher, *(["python", with_gpus, gpus] if gpus else ["env", "CUDA_VISIBLE_DEVICES="])]
 
 
 def count_processes(wildcards: Any, resources: Any) -> int:
     """Return how many processes train together on each node."""
-    return max(1, estimates.gpus(resources))
+    return max(1, estimates.count_gpus(resources))

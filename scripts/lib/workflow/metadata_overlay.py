@@ -18,7 +18,7 @@ from snakemake.jobs import Job as SnakemakeJob
 from snakemake.persistence import MetadataRecord
 from snakemake.persistence.file import FilePersistence
 
-from lib.core.cli import or_exit
+from lib.core.cli import call_or_exit
 
 STATE = Path(".snakemake")
 # Repeated, or of one output alone, or another one in every process.
@@ -72,7 +72,7 @@ def correct_metadata(corrections: Mapping[str, MetadataRecord], *writers: Callab
     _corrections.clear()
     _corrections.update(corrections)
     _writers[:] = writers
-    for method in (_read_record, _write_record, _delete_record, lock):
+    for method in (_read_record, _write_record, _delete_record, lock_and_correct):
         setattr(FilePersistence, method.__name__, method)
 
 
@@ -84,10 +84,10 @@ def write_corrections() -> None:
 
 
 @contextmanager
-def lock(self: FilePersistence) -> Iterator[None]:
+def lock_and_correct(self: FilePersistence) -> Iterator[None]:
     """Lock the folder as Snakemake does for a run, also for one with nothing to do, then write."""
     with _lock(self):
-        or_exit(write_corrections)
+        call_or_exit(write_corrections)
         yield
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from azure.core.exceptions import ResourceNotFoundError
 
 from lib.azure import blobs
-from lib.core.files import canonical_json, sha256_text
-from lib.provenance.lineage import NAME, Job, Lineage, is_hidden, lineage_text, parse_lineage
+from lib.core.files import dump_canonical_json, sha256_text
+from lib.provenance.lineage import NAME, Job, Lineage, format_lineage, is_hidden, parse_lineage
 from lib.workflow.metadata_overlay import build_metadata, find_recorded_outputs, open_metadata
 from lib.workflow.snakemake_metadata import UNKNOWN, Comparison, LineageBuilder, build_job, read_or_empty
 
@@ -46,7 +46,7 @@ class Stored:
         if inside is None:
             return self.found.get(path)
         hashes = {name: blob.sha256 for name, blob in sorted(inside.items()) if not is_hidden(name)}
-        known = None if None in hashes.values() else sha256_text(canonical_json(hashes))
+        known = None if None in hashes.values() else sha256_text(dump_canonical_json(hashes))
         return Blob(known, max(blob.written for blob in inside.values()))
 
     def lineage(self) -> Lineage:
@@ -65,7 +65,7 @@ def compare(results: str, name: str) -> Comparison:
     another machine: the lineage beside it says how, or nobody knows and it is made again.
     Raises `UserError` when the storage refuses or does not answer.
     """
-    with blobs.explained_storage_errors(results):
+    with blobs.explain_storage_errors(results):
         stored = Stored(results, name)
         lineage, records, corrections = stored.lineage(), open_metadata(), {}
         for query in {query for query in find_recorded_outputs() if query.startswith(stored.root)} | {
@@ -91,7 +91,7 @@ def compare(results: str, name: str) -> Comparison:
 
 def write(results: str, name: str) -> None:
     """Write beside the blobs how they were made; those of other machines' runs as their lineage has them."""
-    with blobs.explained_storage_errors(results):
+    with blobs.explain_storage_errors(results):
         stored = Stored(results, name)
         new, records = LineageBuilder(), open_metadata()
         for query in sorted(find_recorded_outputs()):
@@ -106,7 +106,7 @@ def write(results: str, name: str) -> None:
             if path not in new.by_output and blob is not None and blob.sha256 == job["outputs"][path]:
                 new.add(path, job, blob.sha256)
         if new.by_output:
-            text = lineage_text(Lineage(new.by_output)).encode()
+            text = format_lineage(Lineage(new.by_output)).encode()
             stored.folder.container.upload_blob(stored.folder.name(NAME), text, overwrite=True)
 
 

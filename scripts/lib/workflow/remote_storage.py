@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.cli import fail
-from lib.provenance.run_card import CODE, code_facts
+from lib.provenance.run_card import CODE, describe_code
 from lib.workflow.input_content import compare_by_content
 from lib.workflow.metadata_overlay import correct_metadata, keep_records_of_failed_jobs
 from lib.workflow.snakemake_metadata import agree, compare
@@ -31,7 +31,7 @@ def prepare_storage(workflow: Any) -> None:
             os.environ[ACCOUNT] = account
     if workflow.is_main_process:
         _check_sources(workflow.configfiles)
-        os.environ[CODE] = json.dumps(code_facts())
+        os.environ[CODE] = json.dumps(describe_code())
 
 
 def has_secret_address() -> bool:

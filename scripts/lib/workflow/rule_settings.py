@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lib.core.cli import fail, or_exit
-from lib.core.files import canonical_json
+from lib.core.cli import call_or_exit, fail
+from lib.core.files import dump_canonical_json
 from lib.training.methods import choose_quantization
 
 _LONGEST_ARGUMENT = 125_000  # bytes; the kernel's limit is 131,072, and quotes are added
@@ -28,8 +28,8 @@ def join_settings(
             return value(wildcards) if callable(value) else value
 
         own = {name: find(section) for name, section in sections.items()}
-        text = canonical_json({**own, "versions": {name: versions[name] for name in find(packages).split()}})
-        return or_exit(check_argument_length, text)
+        text = dump_canonical_json({**own, "versions": {name: versions[name] for name in find(packages).split()}})
+        return call_or_exit(check_argument_length, text)
 
     return resolve
 

@@ -17,16 +17,17 @@ from typing import Any, NamedTuple
 from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
 from snakemake.persistence.file import FilePersistence
 
-from lib.core.cli import UserError, fail, place_of
+from lib.core.cli import UserError, fail
 from lib.core.escaping import escape_controls
-from lib.core.files import canonical_json, sha256_text
-from lib.core.paths import find_fault, path_below
+from lib.core.failures import find_place
+from lib.core.files import dump_canonical_json, sha256_text
+from lib.core.paths import find_fault, resolve_below
 from lib.provenance.folder_state import FolderStates
-from lib.provenance.lineage import NAME, Job, Lineage, input_hashes, read_lineage, sha256_of, write_lineage
-from lib.provenance.manifests import STAMP, manifest_path
+from lib.provenance.lineage import NAME, Job, Lineage, list_input_hashes, read_lineage, sha256_of, write_lineage
+from lib.provenance.manifests import STAMP, build_manifest_path
 from lib.workflow.metadata_overlay import NOT_KEPT, STATE, build_metadata, find_recorded_outputs, open_metadata
 
-_NOT_ARTEFACTS = {"logs", "timings", NAME}
+_NOT_ARTIFACTS = {"logs", "timings", NAME}
 # The metadata of an output that Snakemake has to make again. Older versions gave it no rule, which `--report` dies of.
 UNKNOWN = {"rule": "", "params": [repr("bytes that no job wrote")], "record_format_version": RECORD_FORMAT_VERSION}
 
@@ -67,39 +68,39 @@ def compare(results: Path, *, during_run: bool = False) -> Comparison:
     """
     if not results.is_dir() or (not during_run and any((STATE / "locks").glob("*"))):
         return Comparison(_lineage(results), {}, lambda: None)
-    with _explained(results):
+    with _explain_errors(results):
         return _compare(results)
 
 
 @contextmanager
-def _explained(results: Path) -> Iterator[None]:
+def _explain_errors(results: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         what = error.strerror or str(error)
-        fail(what, "free some space or mend the permissions, then start again", at=place_of(error) or results)
+        fail(what, "free some space or mend the permissions, then start again", at=find_place(error) or results)
 
 
 def _compare(results: Path) -> Comparison:
     records = open_metadata()
     old, new = _lineage(results), LineageBuilder()
-    brought = _remembered(results) != sha256_of(results / NAME)
+    brought = _read_remembered(results) != sha256_of(results / NAME)
     # What is older than the lineage is in it unchanged, unless the lineage came from elsewhere.
-    sealed = 0.0 if brought or not old.by_output else _written(results / NAME)
+    sealed = 0.0 if brought or not old.by_output else _find_written_time(results / NAME)
     corrections: dict[str, dict[str, Any]] = {}
     restored, unknown = [], []
     states = FolderStates(STATE / "lineage/folders.json")
     known_paths = set(find_recorded_outputs())
-    waiting = {path for path in known_paths if Path(path).is_relative_to(results)} | set(_lying(results))
+    waiting = {path for path in known_paths if Path(path).is_relative_to(results)} | set(_list_artifacts(results))
     waiting |= {path for path in old.by_output if path in known_paths or _may_lie_here(path, results)}
     while waiting:
         path = waiting.pop()
         if path in new.by_output or not Path(path).exists() or records._filter_incomplete_keys([path]):
             continue
         record, known = records._read_record(path), old.by_output.get(path)
-        as_recorded = _as_recorded(path, records) and states.is_as_noted(path, _written(Path(path)))
+        as_recorded = _as_recorded(path, records) and states.is_as_noted(path, _find_written_time(Path(path)))
         job = build_job(record, known) if as_recorded and record is not None and record.rule else None
-        sha256 = known["outputs"][path] if known and job and _written(Path(path)) < sealed else None
+        sha256 = known["outputs"][path] if known and job and _find_written_time(Path(path)) < sealed else None
         sha256 = sha256 or sha256_of(Path(path), trust_manifest=job is not None)
         if sha256 is None:
             fail("neither a file nor a folder, where a job writes one", "remove it", at=path)
@@ -115,19 +116,19 @@ def _compare(results: Path) -> Comparison:
             if not as_recorded:
                 corrections[path] = UNKNOWN
                 unknown.append(path)
-            if known is not None:  # so that `trace.py --verify` reports it until it is made again
+            if known is not None:  # so that `trace_lineage.py --verify` reports it until it is made again
                 new.add(path, known, known["outputs"][path])
         if job is not None or as_known:
-            states.note(path, _written(Path(path)))
+            states.note(path, _find_written_time(Path(path)))
         if path in new.by_output:  # outputs outside of the folder, such as rows that were fetched
-            waiting |= input_hashes(new.by_output[path]).keys() & known_paths
+            waiting |= list_input_hashes(new.by_output[path]).keys() & known_paths
     _tell(results, restored, sorted(unknown))
     lineage = Lineage(new.by_output)
 
     def write() -> None:
-        with _explained(results):
+        with _explain_errors(results):
             for path, facts in corrections.items():
-                written = _stamped(Path(path))
+                written = _stamp_directory(Path(path))
                 records._write_record(path, build_metadata(facts, written))
                 states.date(path, written)
             if new.by_output and new.by_output != old.by_output:
@@ -135,11 +136,11 @@ def _compare(results: Path) -> Comparison:
             _remember(results)
             states.save()
 
-    found = {path: build_metadata(facts, _written(Path(path))) for path, facts in corrections.items()}
+    found = {path: build_metadata(facts, _find_written_time(Path(path))) for path, facts in corrections.items()}
     return Comparison(lineage, found, write)
 
 
-def _remembered(results: Path) -> str | None:
+def _read_remembered(results: Path) -> str | None:
     """Return the sha256 of the lineage that was last written or taken over here."""
     note = _note(results)
     return note.read_text(encoding="utf-8") if note.is_file() else None
@@ -148,7 +149,7 @@ def _remembered(results: Path) -> str | None:
 def _remember(results: Path) -> None:
     note = _note(results)
     sha256 = sha256_of(results / NAME)
-    if sha256 is not None and sha256 != _remembered(results):
+    if sha256 is not None and sha256 != _read_remembered(results):
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(sha256, encoding="utf-8")
 
@@ -165,7 +166,7 @@ class LineageBuilder:
         self._by_record: dict[str, Job] = {}
 
     def add(self, path: str, job: Job, sha256: str) -> None:
-        key = canonical_json(job["record"])
+        key = dump_canonical_json(job["record"])
         found = self._by_record.setdefault(key, {**job, "outputs": {}})
         found["outputs"][path] = sha256
         self.by_output[path] = found
@@ -178,26 +179,26 @@ def _as_recorded(path: str, records: FilePersistence) -> bool:
     be newer, and the manifest must be as recorded too. Older, missing or swapped files are found by `FolderStates`.
     """
     record, place = records._read_record(path), Path(path)
-    if record is None or record.endtime is None or record.endtime != _written(place):
+    if record is None or record.endtime is None or record.endtime != _find_written_time(place):
         return False
     if not place.is_dir():
         return True
     newest = max((file.lstat().st_mtime for file in place.rglob("*")), default=0.0)
-    manifest = manifest_path(place)
+    manifest = build_manifest_path(place)
     return newest <= record.endtime and (not manifest.exists() or _as_recorded(manifest.as_posix(), records))
 
 
-def _written(path: Path) -> float:
+def _find_written_time(path: Path) -> float:
     """Return the Unix time at which an output was written, by Snakemake's rules."""
     stamp = path / STAMP
     return (stamp if stamp.exists() else path).lstat().st_mtime
 
 
-def _stamped(path: Path) -> float:
+def _stamp_directory(path: Path) -> float:
     """Return the same, after the time stamp of a directory was made newer than all files in it."""
     if path.is_dir():
         (path / STAMP).touch()
-    return _written(path)
+    return _find_written_time(path)
 
 
 def _lineage(results: Path) -> Lineage:
@@ -222,7 +223,7 @@ def _may_lie_here(path: str, results: Path) -> bool:
     name = path.removeprefix(f"{results.as_posix()}/")
     if name == path:  # such as rows that were fetched
         return find_fault(path) is None and Path(path).is_file()
-    return find_fault(name) is None and path_below(results, name, at=results / NAME).exists()
+    return find_fault(name) is None and resolve_below(results, name, at=results / NAME).exists()
 
 
 def build_job(record: MetadataRecord, before: Job | None) -> Job:
@@ -240,7 +241,7 @@ def build_job(record: MetadataRecord, before: Job | None) -> Job:
     return {"rule": facts["rule"], "outputs": {}, "record": facts, "sources": sources}
 
 
-def _lying(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterator[str]:
+def _list_artifacts(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterator[str]:
     """Yield files of a results folder, and directories that have a manifest, without what lies in these.
 
     Links to nothing, pipes, sockets and names that are no text are passed over.
@@ -248,14 +249,14 @@ def _lying(folder: Path, inside: frozenset[Path] = frozenset()) -> Iterator[str]
     """
     inside |= {folder.resolve()}
     for path in folder.iterdir():
-        if path.name in _NOT_ARTEFACTS or path.name.startswith(".") or ".partial." in path.name:
+        if path.name in _NOT_ARTIFACTS or path.name.startswith(".") or ".partial." in path.name:
             continue
         if find_fault(path.name):  # no job gives such a name
             continue
-        if path.is_file() or (path.is_dir() and manifest_path(path).is_file()):
+        if path.is_file() or (path.is_dir() and build_manifest_path(path).is_file()):
             yield path.as_posix()
         elif path.is_dir() and path.resolve() not in inside:
-            yield from _lying(path, inside)
+            yield from _list_artifacts(path, inside)
 
 
 def _tell(results: Path, restored: Sequence[str], unknown: Sequence[str]) -> None:

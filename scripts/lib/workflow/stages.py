@@ -12,7 +12,7 @@ from snakemake.io import ancient
 
 from lib.config.sweep import Run
 from lib.core.layout import Layout
-from lib.provenance.manifests import manifest_path
+from lib.provenance.manifests import build_manifest_path
 from lib.workflow.rule_settings import name_quantization_package
 
 _GPU_PROVIDERS = ("cuda", "trt-rtx")  # variants for these run on a GPU only
@@ -128,10 +128,10 @@ class Stages:
 
 
 def list_manifests(folders: Iterable[Path]) -> list[Path]:
-    return [manifest_path(folder) for folder in folders]
+    return [build_manifest_path(folder) for folder in folders]
 
 
-def all_runs(list_files: Callable[[], Iterable[str | Path]]) -> Callable[[Any], list[str]]:
+def expand_runs(list_files: Callable[[], Iterable[str | Path]]) -> Callable[[Any], list[str]]:
     """Return an input function: the listed files of all runs, found when a job is planned.
 
     With the list itself in the rule, Snakemake takes a time that grows with the square of its length.

@@ -29,7 +29,7 @@ STEPS = {
     "assemble_model": "assemble the selected model",
     "keep_selected": "keep the selected adapter and merged model",
     "check_gate": "compare the model with the gate",
-    "summarise": "collect all numbers",
+    "summarize": "collect all numbers",
     "package_model": "package the model",
     "write_plots": "write the tables for plots",
     "write_report": "write the report",

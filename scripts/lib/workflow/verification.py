@@ -1,4 +1,4 @@
-"""What `trace.py --verify` checks beside the links of the lineage: the lineage itself, and what lies there besides.
+"""What `trace_lineage.py --verify` checks beside the links of the lineage: the lineage itself, and what lies there besides.
 
 Each job in `lineage.json` is stated with its sha256, and the parameters of a job are held against those in the
 manifests that it wrote. Both find an edit, not a forger: who changes the lineage and its hashes, the manifests and the
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.files import read_json, sha256_text
-from lib.provenance.lineage import NAME, Broken, Lineage, job_text, settings
+from lib.provenance.lineage import NAME, Broken, Lineage, format_job, read_settings
 from lib.provenance.manifests import STAMP
 
 _RECORD = Path(".snakemake")
@@ -44,7 +44,7 @@ def find_edited_jobs(results: Path) -> Iterator[Broken]:
         yield Broken(file, "has not as many jobs as hashes of jobs: it was edited", hint)
         return
     for job, sha256 in zip(jobs, stated, strict=True):
-        if sha256_text(job_text(job)) != sha256:
+        if sha256_text(format_job(job)) != sha256:
             yield Broken(file, f"what it says of {job['rule']} ({min(job['outputs'])}) was edited", hint)
 
 
@@ -53,7 +53,7 @@ def find_other_settings(lineage: Lineage) -> Iterator[Broken]:
     for path, job in sorted(lineage.by_output.items()):
         if not path.endswith(".manifest.json") or not Path(path).is_file():
             continue
-        if (differs := _difference(read_json(Path(path))["settings"], settings(job))) is not None:
+        if (differs := _difference(read_json(Path(path))["settings"], read_settings(job))) is not None:
             name, wrote, says = differs
             what = f"{job['rule']} wrote it with {name} {wrote}, and {NAME} says {says}"
             yield Broken(path, what, "bring back the lineage, or run the workflow again")

@@ -10,15 +10,15 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import fail, parser, run, settings_argument
+from lib.core.cli import build_parser, fail, parse_settings, run
 from lib.core.files import read_json, read_jsonl, sha256_file, write_json
-from lib.core.layout import SPLITS, Layout, results_argument
+from lib.core.layout import SPLITS, Layout, add_results_argument
 from lib.evaluation.answers import Prediction
 from lib.evaluation.comparison import compare_stages_with_intervals
 from lib.evaluation.metrics import main_baseline
-from lib.evaluation.selection import selected
-from lib.provenance.manifests import load_manifest, manifest_path
-from lib.report.findings import verdict
+from lib.evaluation.selection import load_selection
+from lib.provenance.manifests import build_manifest_path, load_manifest
+from lib.report.findings import state_verdict
 
 _TRAINING = (
     "real_tokens",
@@ -35,7 +35,7 @@ _MODEL_SPEED = ("size_mb", "first_token_ms", "tokens_per_second", "peak_rss_mb")
 
 
 def main(args: argparse.Namespace) -> None:
-    selection = selected(args.selection)
+    selection = load_selection(args.selection)
     base = {"validation": _quality(args.base_validation), "test": _quality(args.base_test)}
     summary = {
         "data": _data(read_json(args.audit), read_json(args.split)),
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
         "model": _model(args, read_json(args.results.speed(selection["run"], selection["variant"]))),
         "gate": read_json(args.gate),
     }
-    text, ship = verdict(args.settings["task"], summary)
+    text, ship = state_verdict(args.settings["task"], summary)
     write_json(args.output, {"verdict": {"ship": ship, "text": text}, **summary})
 
 
@@ -72,13 +72,15 @@ def _runs(args: argparse.Namespace) -> dict[str, Any]:
 
 def _run(one: dict[str, Any], settings: dict[str, Any], layout: Layout, base: Sequence[Prediction]) -> dict[str, Any]:
     name, scored = one["name"], settings["scored"]
-    compared = _compared([*one["stages"], *(f"onnx-{variant}" for variant in scored)], name, settings, layout, base)
+    compared = _compare_stages(
+        [*one["stages"], *(f"onnx-{variant}" for variant in scored)], name, settings, layout, base
+    )
     stages = {
         stage: _stage(compared[stage], {"size_mb": _size_mb(layout.folder(name, stage))}) for stage in one["stages"]
     }
     for variant in settings["built"]:
         stage = f"onnx-{variant}"
-        manifest, quality = load_manifest(manifest_path(layout.folder(name, stage))), compared.get(stage)
+        manifest, quality = load_manifest(build_manifest_path(layout.folder(name, stage))), compared.get(stage)
         built = {"size_mb": round(manifest["size_bytes"] / 1e6, 1)}
         speed = read_json(layout.speed(name, variant)) if variant in scored else built
         stages[stage] = _stage(quality, speed, verified=manifest["verified"] or quality is not None)
@@ -90,7 +92,7 @@ def _run(one: dict[str, Any], settings: dict[str, Any], layout: Layout, base: Se
     }
 
 
-def _compared(
+def _compare_stages(
     stages: Sequence[str], run_name: str, settings: dict[str, Any], layout: Layout, base: Sequence[Prediction]
 ) -> dict[str, dict[str, Any]]:
     """Quality of each scored stage of a run, compared with the stage that it was made from."""
@@ -125,7 +127,7 @@ def _stage(
 
 def _size_mb(folder: Path) -> float:
     """MB (10^6 bytes) of the files that the folder's manifest names; the folder itself may be gone by now."""
-    size_bytes: int = load_manifest(manifest_path(folder))["size_bytes"]
+    size_bytes: int = load_manifest(build_manifest_path(folder))["size_bytes"]
     return size_bytes / 1e6
 
 
@@ -161,10 +163,10 @@ def _predictions(path: Path) -> list[Prediction]:
 
 
 if __name__ == "__main__":
-    arguments = parser(__doc__)
+    arguments = build_parser(__doc__)
     arguments.add_argument(
         "--settings",
-        type=settings_argument,
+        type=parse_settings,
         required=True,
         help="task, seed, evaluate; runs: of each its name, its stages as the data goes, and whether it was trained;"
         " built: all variants; scored: those with scores",
@@ -188,5 +190,5 @@ if __name__ == "__main__":
         "output": "summary.json",
     }.items():
         arguments.add_argument(f"--{name}", type=Path, required=True, help=what)
-    results_argument(arguments)
+    add_results_argument(arguments)
     run(arguments, main)

@@ -22,7 +22,7 @@ from run import main as run_workflow
 
 from lib.config.loader import check_yaml, load_config
 from lib.config.schema import Config
-from lib.core.cli import fail, or_exit
+from lib.core.cli import call_or_exit, fail
 from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
 
 # Few rows to train on and many to be sure by: with 360 of them the interval is about 5 points to either side.
@@ -32,7 +32,7 @@ _TRAINING = {
     "per_device_train_batch_size": 4,  # of few rows, many small steps teach more than few large ones
     "gradient_accumulation_steps": 1,
     "max_steps": None,
-    "eval_steps": 10**9,  # the last checkpoint is kept: choosing one on validation rows would hide what was memorised
+    "eval_steps": 10**9,  # the last checkpoint is kept: choosing one on validation rows would hide what was memorized
     "early_stopping_patience": None,
     "metric_for_best_model": "loss",
 }
@@ -70,20 +70,20 @@ def main(configfile: Path) -> str:
     if not any(run.trained for run in config.runs.values()):
         fail("a control trains on shuffled labels, and this configuration trains nothing", "", at=configfile)
     follow(f"{config.results}/data/kept.jsonl", configfile=configfile)
-    rows = sample(list(read_jsonl(Path(config.results) / "data/kept.jsonl")), config)
+    rows = sample_rows(list(read_jsonl(Path(config.results) / "data/kept.jsonl")), config)
 
-    permuted = measure(config, "permuted", with_labels(rows, shuffled(rows, config.seed)))
+    permuted = measure(config, "permuted", replace_labels(rows, shuffle_labels(rows, config.seed)))
     if permuted.better:
         what = f"with shuffled labels it reaches {permuted} on {permuted.n} validation rows"
         fail(what, "something besides the text tells it the label: look at prompts and splits", at=configfile)
-    own = measure(config, "own", with_labels(rows, [row["target"] for row in rows]))
+    own = measure(config, "own", replace_labels(rows, [row["target"] for row in rows]))
     if not own.better:
         what = f"the control shows nothing: with their own labels {len(rows)} rows teach no more than {own}"
         fail(what, "raise finetune.epochs or finetune.learning_rate", at=configfile)
     return f"control passed on {own.n} validation rows: shuffled labels {permuted}; own labels {own}"
 
 
-def sample(rows: Sequence[Row], config: Config) -> list[Row]:
+def sample_rows(rows: Sequence[Row], config: Config) -> list[Row]:
     """At most about `_ROWS` of the kept rows, each label in its share but never below what the audit asks."""
     order = random.Random(config.seed).sample(rows, len(rows))
     share = min(1.0, _ROWS / len(rows))
@@ -97,12 +97,12 @@ def sample(rows: Sequence[Row], config: Config) -> list[Row]:
     return chosen
 
 
-def shuffled(rows: Sequence[Row], seed: int) -> list[str]:
+def shuffle_labels(rows: Sequence[Row], seed: int) -> list[str]:
     """The labels of the rows in another order."""
     return random.Random(seed + 1).sample([row["target"] for row in rows], len(rows))
 
 
-def with_labels(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
+def replace_labels(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
     return [{**row, "target": label} for row, label in zip(rows, labels, strict=True)]
 
 
@@ -111,7 +111,7 @@ def measure(config: Config, name: str, rows: Sequence[Row]) -> Measured:
     results, work = f"{config.results}-control/{name}", Path(f"work/control/{config.results}/{name}")
     write_jsonl(work / "rows.jsonl", [{**row["values"], config.data.target: row["target"]} for row in rows])
     configfile = work / "config.yaml"  # JSON is YAML
-    write_json(configfile, derived(config, results, work / "rows.jsonl"))
+    write_json(configfile, derive_configuration(config, results, work / "rows.jsonl"))
     run_name = config.finetune.method
     files = f"{results}/scores/{run_name}/adapter.validation.json", f"{results}/scores/baselines.json"
     follow(*files, configfile=configfile)
@@ -121,7 +121,7 @@ def measure(config: Config, name: str, rows: Sequence[Row]) -> Measured:
     return Measured(found["quality"]["n"], found["quality"]["accuracy"], (low, high), majority)
 
 
-def derived(config: Config, results: str, rows: Path) -> dict[str, Any]:
+def derive_configuration(config: Config, results: str, rows: Path) -> dict[str, Any]:
     """The configuration with other rows, the base model that is there already, and no choice of a checkpoint."""
     values = config.model_dump(mode="json")
     source = dict.fromkeys(("hub", "package", "source", "sha256"))
@@ -146,4 +146,4 @@ def follow(*targets: str, configfile: Path) -> None:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--configfile", type=Path, default=Path("config.yaml"), help="default: config.yaml")
-    print(or_exit(main, arguments.parse_args().configfile))
+    print(call_or_exit(main, arguments.parse_args().configfile))

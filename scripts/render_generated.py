@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from lib.config.reference import render_reference
-from lib.config.schema import config_schema
+from lib.config.schema import build_json_schema
 from lib.sources.lock_file import TORCH_CPU, Entry, read_lock
 from lib.workflow.helpers import read_locked_versions
 
@@ -77,28 +77,30 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--check", action="store_true", help="only compare")
     check = arguments.parse_args().check
-    stale = [path for path, text in generated_files().items() if not path.is_file() or path.read_text() != text]
+    stale = [path for path, text in render_files().items() if not path.is_file() or path.read_text() != text]
     for path in stale:
         print(f"{'differs' if check else 'wrote'}: {path.relative_to(ROOT)}", file=sys.stderr)
         if not check:
             path.parent.mkdir(exist_ok=True)
-            path.write_text(generated_files()[path])
+            path.write_text(render_files()[path])
     return 1 if check and stale else 0
 
 
-def generated_files() -> dict[Path, str]:
+def render_files() -> dict[Path, str]:
     """Contents by path."""
     locked = read_locked_versions(ROOT / "requirements.lock")
     files = {
-        ROOT / path: environment((cuda_pins if cuda else cpu_pins)(closure(GROUPS[group], locked)))
+        ROOT / path: render_environment(
+            (list_cuda_pins if cuda else list_cpu_pins)(collect_dependencies(GROUPS[group], locked))
+        )
         for path, (group, cuda) in ENVIRONMENTS.items()
     }
-    files[ROOT / "examples" / "config.schema.json"] = json.dumps(config_schema(), indent=2) + "\n"
-    files[ROOT / "docs" / "configuration.md"] = render_reference(config_schema())
+    files[ROOT / "examples" / "config.schema.json"] = json.dumps(build_json_schema(), indent=2) + "\n"
+    files[ROOT / "docs" / "configuration.md"] = render_reference(build_json_schema())
     return files
 
 
-def environment(lines: list[str]) -> str:
+def render_environment(lines: list[str]) -> str:
     """Return a conda environment: python and pip from conda, every package pinned and hashed by a line for pip."""
     return "\n".join(
         [
@@ -115,37 +117,37 @@ def environment(lines: list[str]) -> str:
     )
 
 
-def cpu_pins(names: set[str]) -> list[str]:
+def list_cpu_pins(names: set[str]) -> list[str]:
     """Return pip's lines: the packages of the lock; torch from PyTorch's page, as PyPI's for Linux is for CUDA."""
-    lock, cpu = hashed_pins("requirements.lock"), hashed_pins(TORCH_CPU)
+    lock, cpu = parse_hashed_pins("requirements.lock"), parse_hashed_pins(TORCH_CPU)
     pins = [_as_line(lock[name]) for name in sorted(names - {"torch"})]
     if "torch" in names:
         linux = _as_line(cpu["torch"], marker="sys_platform == 'linux'")
-        other = _as_line(pypi_torch(), marker="sys_platform != 'linux'")
+        other = _as_line(find_pypi_torch(), marker="sys_platform != 'linux'")
         pins = [f"--extra-index-url {TORCH_INDEX}", *pins, linux, other]
     return [*_wheels_alone(names), *pins]
 
 
-def cuda_pins(names: set[str]) -> list[str]:
+def list_cuda_pins(names: set[str]) -> list[str]:
     """Return lines for pip: the packages of the lock, in their CUDA builds where these are packages of their own."""
-    lock, builds = hashed_pins("requirements.lock"), hashed_pins("envs/cuda/onnx.lock")
-    lock |= {cpu: builds[cuda] for cpu, cuda in CUDA_BUILDS.items()} | {"torch": pypi_torch()}
-    libraries = hashed_pins("envs/cuda/torch.lock").values()
+    lock, builds = parse_hashed_pins("requirements.lock"), parse_hashed_pins("envs/cuda/onnx.lock")
+    lock |= {cpu: builds[cuda] for cpu, cuda in CUDA_BUILDS.items()} | {"torch": find_pypi_torch()}
+    libraries = parse_hashed_pins("envs/cuda/torch.lock").values()
     return [*_wheels_alone(names), *sorted(map(_as_line, [*(lock[name] for name in names), *libraries]))]
 
 
-def pypi_torch() -> Entry:
+def find_pypi_torch() -> Entry:
     """Return the entry of PyPI's own torch, which for Linux is the CUDA build.
 
     `===` takes it even where pip is told of CPU builds, whose `2.13.0+cpu` would count as newer.
     """
-    torch, cpu = hashed_pins("requirements.lock")["torch"], hashed_pins(TORCH_CPU)["torch"]
+    torch, cpu = parse_hashed_pins("requirements.lock")["torch"], parse_hashed_pins(TORCH_CPU)["torch"]
     return torch._replace(
         line=torch.line.replace("==", "==="), hashes=[one for one in torch.hashes if one not in cpu.hashes]
     )
 
 
-def hashed_pins(lock: str) -> dict[str, Entry]:
+def parse_hashed_pins(lock: str) -> dict[str, Entry]:
     """Return the entries of a lock file by name."""
     _, entries = read_lock((ROOT / lock).read_text(encoding="utf-8"), lock)
     names = [entry.name.lower().replace("_", "-") for entry in entries]
@@ -164,7 +166,7 @@ def _wheels_alone(names: set[str]) -> list[str]:
     return ['"--only-binary=:all:"', *(f"--no-binary {name}" for name in sorted(names & SDISTS))]
 
 
-def closure(roots: list[str], locked: dict[str, str]) -> set[str]:
+def collect_dependencies(roots: list[str], locked: dict[str, str]) -> set[str]:
     """The packages of the lock that `roots` need, by the metadata of what is installed."""
     found: set[str] = set()
     waiting = list(roots)

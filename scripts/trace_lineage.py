@@ -1,11 +1,11 @@
-"""Lead an artefact or a number back to raw rows, code, environment and base weights, hash by hash.
+"""Lead an artifact or a number back to raw rows, code, environment and base weights, hash by hash.
 
-    python scripts/trace.py results/model
-    python scripts/trace.py model.test.accuracy
-    python scripts/trace.py --verify
+    python scripts/trace_lineage.py results/model
+    python scripts/trace_lineage.py model.test.accuracy
+    python scripts/trace_lineage.py --verify
 
 Each line is a file or folder, its sha256, whether its bytes are still those that its job wrote, and the rule of that
-job; what it was made from stands below it, further to the right. `--verify` reads every artefact of the results folder
+job; what it was made from stands below it, further to the right. `--verify` reads every artifact of the results folder
 and exits 1 at the first thing that does not hold: bytes, parameters, the lineage itself, files that no job wrote, logs
 and timings that are gone. Nothing is written.
 """
@@ -17,20 +17,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import fail, or_exit
+from lib.core.cli import call_or_exit, fail
 from lib.core.escaping import escape_controls
 from lib.core.files import read_json
 from lib.provenance.lineage import (
     NAME,
     Broken,
     Lineage,
-    broken_links,
-    input_hashes,
+    find_broken_links,
+    find_sources,
     is_code,
+    list_input_hashes,
     read_lineage,
-    settings,
+    read_settings,
     sha256_of,
-    sources,
 )
 from lib.workflow.verification import (
     find_edited_jobs,
@@ -51,34 +51,34 @@ def main(args: argparse.Namespace) -> None:
     path, value = resolve(args.what, args.results)
     results = next((place for place in (path, *path.parents) if (place / "lineage.json").is_file()), args.results)
     lineage = read_lineage(results)
-    start = recorded(path, lineage)
+    start = find_artifact(path, lineage)
     if value is not None:
         print(escape_controls(f"{args.what} = {value}, from {start}"))
-    for line in tree(lineage, start):
+    for line in draw_tree(lineage, start):
         print(escape_controls(line))
 
 
 def verify(results: Path) -> str:
-    """Check every artefact of a results folder. Raises `UserError` at the first link that does not hold."""
+    """Check every artifact of a results folder. Raises `UserError` at the first link that does not hold."""
     lineage = read_lineage(results)
     if not any(Path(path).is_relative_to(results) for path in lineage.by_output):
         results = Path(os.path.relpath(results))
-    for broken in all_broken(lineage, results):
+    for broken in find_all_broken(lineage, results):
         fail(broken.what, broken.hint, at=broken.path)
-    jobs, found = list(lineage.jobs()), sorted(sources(lineage))
+    jobs, found = list(lineage.jobs()), sorted(find_sources(lineage))
     said = (
-        f"{len(lineage.by_output)} artefacts of {len(jobs)} jobs lead back to {len(found)} sources: {', '.join(found)}"
+        f"{len(lineage.by_output)} artifacts of {len(jobs)} jobs lead back to {len(found)} sources: {', '.join(found)}"
     )
     return (
         said if is_sealed(results) else f"{said}\n{results / NAME} has no hashes of its own: an older version wrote it"
     )
 
 
-def all_broken(lineage: Lineage, results: Path) -> Iterator[Broken]:
+def find_all_broken(lineage: Lineage, results: Path) -> Iterator[Broken]:
     """Yield what does not hold: the lineage itself, then the bytes, then what is missing or lies there besides."""
     yield from find_other_folder(lineage, results)
     yield from find_edited_jobs(results)
-    yield from broken_links(lineage, sorted(lineage.by_output))
+    yield from find_broken_links(lineage, sorted(lineage.by_output))
     yield from find_other_settings(lineage)
     yield from find_foreign_entries(lineage, results)
     yield from find_missing_logs(lineage, results)
@@ -100,10 +100,10 @@ def resolve(what: str, results: Path) -> tuple[Path, Any]:
             continue
         known = ", ".join(value) if isinstance(value, dict) else "nothing below it"
         fail(f"no {'.'.join(keys[: place + 1])} in it", f"there is {known}", at=file)
-    return source_of(keys, results), value
+    return find_source(keys, results), value
 
 
-def source_of(keys: Sequence[str], results: Path) -> Path:
+def find_source(keys: Sequence[str], results: Path) -> Path:
     """The file that a part of the summary was taken from; the summary itself for what it computed."""
     match keys:
         case ["data", *_]:
@@ -127,8 +127,8 @@ def source_of(keys: Sequence[str], results: Path) -> Path:
     return results / "summary.json"
 
 
-def recorded(path: Path, lineage: Lineage) -> str:
-    """The artefact that `path` is or lies in. Raises `UserError` when no job made it."""
+def find_artifact(path: Path, lineage: Lineage) -> str:
+    """The artifact that `path` is or lies in. Raises `UserError` when no job made it."""
     for place in (path, *path.parents):
         if place.as_posix() in lineage.by_output:
             return place.as_posix()
@@ -136,7 +136,7 @@ def recorded(path: Path, lineage: Lineage) -> str:
     fail("no job of this workflow made it", hint, at=path)
 
 
-def tree(lineage: Lineage, start: str) -> Iterator[str]:
+def draw_tree(lineage: Lineage, start: str) -> Iterator[str]:
     """Lines, depth first; what a job was given is not repeated below its other outputs."""
     hashes: dict[str, str | None] = {}
     shown: set[int] = set()
@@ -159,11 +159,11 @@ def tree(lineage: Lineage, start: str) -> Iterator[str]:
         if job is None or repeated:
             return
         shown.add(id(job))
-        inputs = input_hashes(job)
+        inputs = list_input_hashes(job)
         code = {name: then for name, then in inputs.items() if is_code(name)}
         changed = sorted(name for name, then in code.items() if now(name) != then)
         about = f"CHANGED: {', '.join(changed)}" if changed else "ok"
-        yield "  " * (depth + 1) + f"code: {len(code)} files, {about}" + versions(job)
+        yield "  " * (depth + 1) + f"code: {len(code)} files, {about}" + format_versions(job)
         for name, sha256 in inputs.items():
             if name not in code:
                 yield from lines(name, sha256, depth + 1)
@@ -171,8 +171,8 @@ def tree(lineage: Lineage, start: str) -> Iterator[str]:
     yield from lines(start, None, 0)
 
 
-def versions(job: Any) -> str:
-    found = settings(job).get("versions")
+def format_versions(job: Any) -> str:
+    found = read_settings(job).get("versions")
     if not isinstance(found, dict) or not found:
         return ""
     return "; " + ", ".join(f"{name} {version}" for name, version in found.items())
@@ -180,13 +180,13 @@ def versions(job: Any) -> str:
 
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("what", nargs="?", metavar="PATH|KEY", help="an artefact, or a key of summary.json")
+    arguments.add_argument("what", nargs="?", metavar="PATH|KEY", help="an artifact, or a key of summary.json")
     arguments.add_argument("--verify", action="store_true", help="check everything, exit 1 at the first broken link")
     arguments.add_argument("--results", type=Path, default=Path("results"), help="default: results")
     given = arguments.parse_args()
     if (given.what is None) != given.verify:
-        arguments.error("give an artefact, a key of summary.json, or --verify")
+        arguments.error("give an artifact, a key of summary.json, or --verify")
     try:
-        or_exit(main, given)
+        call_or_exit(main, given)
     except BrokenPipeError:
         sys.exit(141)

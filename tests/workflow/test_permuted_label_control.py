@@ -33,7 +33,7 @@ def told_rows(count: int) -> list[dict[str, str]]:
 def control(workspace: Workspace) -> subprocess.CompletedProcess:
     """Run it on one core: threads that wait for each other cost tiny models most of their time."""
     one_core = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
-    command = [*one_core, sys.executable, "scripts/control.py"]
+    command = [*one_core, sys.executable, "scripts/permuted_label_control.py"]
     return subprocess.run(command, cwd=workspace.root, capture_output=True, text=True)
 
 
@@ -89,7 +89,9 @@ def test_the_run_itself_is_not_touched(passed):
 
 def test_labels_that_stay_in_place_fail_it(workspace):
     """Negative control: were the labels not shuffled, it would have to say so."""
-    workspace.edit("scripts/control.py", "with_labels(rows, shuffled(rows, config.seed))", "rows")
+    workspace.edit(
+        "scripts/permuted_label_control.py", "replace_labels(rows, shuffle_labels(rows, config.seed))", "rows"
+    )
     done = control(workspace)
     assert done.returncode == 1
     assert re.search(
@@ -118,7 +120,7 @@ def test_a_training_that_teaches_nothing_is_no_proof(workspace):
 
 
 def test_free_answers_have_no_labels_to_shuffle(passed):
-    command = [sys.executable, "scripts/control.py", "--configfile", "examples/faq.yaml"]
+    command = [sys.executable, "scripts/permuted_label_control.py", "--configfile", "examples/faq.yaml"]
     done = subprocess.run(command, cwd=passed.root, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: examples/faq.yaml: a control shuffles labels, and task generation has none;")
