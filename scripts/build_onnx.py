@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import safe_open
 
 from lib.core.cli import build_parser, extract_first_line, fail, parse_settings, report_loaded, report_progress, run
-from lib.core.files import publish_directory, read_json, sha256_file, write_json
+from lib.core.files import hash_file, publish_directory, read_json, write_json
 from lib.data.corpus import read_rows
 from lib.data.tokenizer import load_tokenizer, read_end_token_ids
 from lib.hardware.memory import LIBRARIES_MB, require_memory
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
     variant = args.settings["variant"]
     for given in filter(None, (args.merged, args.calibrated)):
         read_manifest(given)
-    if args.calibrated and read_manifest(args.calibrated)["inputs"]["merged"] != sha256_file(
+    if args.calibrated and read_manifest(args.calibrated)["inputs"]["merged"] != hash_file(
         build_manifest_path(args.merged)
     ):
         fail("it was calibrated from another merged model", "delete it and run again", at=args.calibrated)

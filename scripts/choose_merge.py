@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
-from lib.core.files import publish_directory, read_json, read_jsonl, sha256_file, write_json
+from lib.core.files import hash_file, publish_directory, read_json, read_jsonl, write_json
 from lib.evaluation.bootstrap import bootstrap_interval, compute_point_estimate
 from lib.evaluation.metrics import build_statistics
 from lib.evaluation.registry import SELECTED_BY
@@ -47,7 +47,7 @@ def choose(scores: Path, folders: dict[str, Path], settings: dict[str, Any]) -> 
     for kind in KINDS:
         file = scores / f"merged-{kind}.validation.json"
         score = read_json(file)
-        if score["inputs"]["model"] != sha256_file(build_manifest_path(folders[kind])):
+        if score["inputs"]["model"] != hash_file(build_manifest_path(folders[kind])):
             fail("it is the score of another model", "delete it and run again", at=file)
         predictions = list(read_jsonl(file.with_name(f"merged-{kind}.validation.predictions.jsonl")))
         found[kind] = build_statistics(settings["task"], predictions, score.get("labels"))[metric]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.cli import UserError, build_parser, extract_first_line, fail, parse_settings, report_progress, run
-from lib.core.files import sha256_file, write_jsonl
+from lib.core.files import hash_file, write_jsonl
 from lib.data.readers import SourceRow, convert_typed_rows, read_rows
 
 
@@ -35,7 +35,7 @@ def _sources(source: dict[str, Any], files: list[Path]) -> Iterator[tuple[str, P
 
         with tempfile.TemporaryDirectory() as folder:
             path = fetch_data_file(source["source"], Path(folder))
-            if (found := sha256_file(path)) != source["sha256"]:
+            if (found := hash_file(path)) != source["sha256"]:
                 what = f"has sha256 {found}, the configuration states {source['sha256']}"
                 fail(what, "if it may have changed, write the new one into data.sha256", at=source["source"])
             yield source["source"], source["source"], _explain_file(path, source["source"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.cli import build_parser, fail, parse_settings, run
-from lib.core.files import dump_canonical_json, publish_directory, sha256_text
+from lib.core.files import dump_canonical_json, hash_text, publish_directory
 from lib.core.paths import check_model_folder
 from lib.models.import_checkpoint import SMALL_FILES, Source, check_no_pointers, find_weight_files, import_safetensors
 from lib.models.import_gguf import import_gguf
@@ -70,7 +70,7 @@ def open_azure_source(uri: str, sha256: str | None, scratch: Path) -> Source:
     if fetched.is_dir():
         check_model_folder(fetched)
     root = find_model_root(fetched, scratch / "single")
-    found = sha256_text(dump_canonical_json(hash_files(root)))
+    found = hash_text(dump_canonical_json(hash_files(root)))
     if sha256 and found != sha256:
         what = f"has sha256 {found}, the configuration states {sha256}"
         fail(what, "if it may have changed, write the new one into base_model.sha256", at=uri)

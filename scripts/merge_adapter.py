@@ -19,7 +19,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from lib.core.cli import build_parser, fail, parse_settings, report_loaded, report_progress, run
-from lib.core.files import publish_directory, read_json, sha256_file
+from lib.core.files import hash_file, publish_directory, read_json
 from lib.data.corpus import read_rows
 from lib.data.tokenizer import load_tokenizer
 from lib.hardware.device import use_threads
@@ -40,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
     use_threads(args.threads)
     for folder in (args.base, args.adapter):
         read_manifest(folder)
-    if read_manifest(args.adapter)["inputs"]["base"] != sha256_file(build_manifest_path(args.base)):
+    if read_manifest(args.adapter)["inputs"]["base"] != hash_file(build_manifest_path(args.base)):
         fail("it was trained on another base model", "merge it into that one, or train it anew", at=args.adapter)
     report_loaded()
     matrix = 4 * max(weight.elements for weight in locate_weights(args.base).values())

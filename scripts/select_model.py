@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
-from lib.core.files import read_json, read_jsonl, sha256_file, write_json
+from lib.core.files import hash_file, read_json, read_jsonl, write_json
 from lib.core.layout import Layout, add_results_argument
 from lib.evaluation.answers import Prediction
 from lib.evaluation.bootstrap import Statistic, bootstrap_replicates, compute_percentile_interval_95
@@ -148,7 +148,7 @@ def _read_candidates(layout: Layout, settings: dict[str, Any]) -> list[Candidate
 
 def _read_score(score_file: Path, manifest_file: Path, metric: str) -> dict[str, Any]:
     score: dict[str, Any] = read_json(score_file)
-    if score["inputs"]["model"] != sha256_file(manifest_file):
+    if score["inputs"]["model"] != hash_file(manifest_file):
         fail(f"scored was another model than {manifest_file}", "delete the score and run again", at=score_file)
     if metric not in score["quality"]:
         known = ", ".join(key for key, value in score["quality"].items() if isinstance(value, float))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
-from lib.core.files import read_json, read_jsonl, sha256_text, write_json
+from lib.core.files import hash_text, read_json, read_jsonl, write_json
 from lib.core.layout import SCORED_SPLITS, SPLITS
 
 
@@ -69,7 +69,7 @@ def _assign_clusters(
     room = {split: max(1.0, shares[split] * total) for split in SCORED_SPLITS}
     wanted = {"train": max(0.0, total - sum(room.values())), **room}
     missing = dict(wanted)
-    for cluster in sorted(clusters, key=lambda ids: (-len(ids), sha256_text(f"{seed}:{ids[0]}"))):
+    for cluster in sorted(clusters, key=lambda ids: (-len(ids), hash_text(f"{seed}:{ids[0]}"))):
         fitting = [split for split in SPLITS if missing[split] >= len(cluster)]
         if fitting:
             split = max(fitting, key=lambda split: missing[split] / wanted[split])

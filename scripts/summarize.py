@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.cli import build_parser, fail, parse_settings, run
-from lib.core.files import read_json, read_jsonl, sha256_file, write_json
+from lib.core.files import hash_file, read_json, read_jsonl, write_json
 from lib.core.layout import SPLITS, Layout, add_results_argument
 from lib.evaluation.answers import Prediction
 from lib.evaluation.comparison import compare_stages_with_intervals
-from lib.evaluation.metrics import main_baseline
+from lib.evaluation.metrics import find_main_baseline
 from lib.evaluation.selection import load_selection
 from lib.provenance.manifests import build_manifest_path, load_manifest
 from lib.report.findings import state_verdict
@@ -138,7 +138,7 @@ def _model(args: argparse.Namespace, speed: dict[str, Any]) -> dict[str, Any]:
     Raises `UserError` when the score is of other bytes than the packaged model's.
     """
     score, settings = read_json(args.model_score), args.settings
-    if score["inputs"]["model"] != sha256_file(args.model_manifest):
+    if score["inputs"]["model"] != hash_file(args.model_manifest):
         fail(f"scored was another model than {args.model_manifest}", "delete it and run again", at=args.model_score)
     rivals: dict[str, list[Prediction]] = {}
     for row in _predictions(args.baseline_predictions):
@@ -148,7 +148,7 @@ def _model(args: argparse.Namespace, speed: dict[str, Any]) -> dict[str, Any]:
     model = _predictions(args.model_predictions)
     compared = {name: _comparison(settings, rows, model, name) for name, rows in rivals.items()}
     return {
-        "test": score["quality"] | compared[main_baseline(settings["task"], compared)],
+        "test": score["quality"] | compared[find_main_baseline(settings["task"], compared)],
         "compared": {name: comparison["against"] for name, comparison in compared.items()},
         **{key: speed[key] for key in _MODEL_SPEED},
     }

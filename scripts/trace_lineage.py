@@ -25,12 +25,12 @@ from lib.provenance.lineage import (
     Broken,
     Lineage,
     find_broken_links,
+    find_sha256,
     find_sources,
     is_code,
     list_input_hashes,
     read_lineage,
     read_settings,
-    sha256_of,
 )
 from lib.workflow.verification import (
     find_edited_jobs,
@@ -143,7 +143,7 @@ def draw_tree(lineage: Lineage, start: str) -> Iterator[str]:
 
     def now(path: str) -> str | None:
         if path not in hashes:
-            hashes[path] = sha256_of(Path(path))
+            hashes[path] = find_sha256(Path(path))
         return hashes[path]
 
     def lines(path: str, then: str | None, depth: int) -> Iterator[str]:

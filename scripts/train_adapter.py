@@ -25,11 +25,11 @@ from lib.core.checksums import find_fault, remove, write_checksums
 from lib.core.cli import Stopped, build_parser, fail, parse_settings, report_loaded, report_progress, run
 from lib.core.files import (
     dump_canonical_json,
+    hash_file,
+    hash_text,
     publish_directory,
     publish_file,
     read_json,
-    sha256_file,
-    sha256_text,
     write_json,
 )
 from lib.core.progress_lock import hold_progress
@@ -118,13 +118,13 @@ def compute_progress_key(args: argparse.Namespace) -> str:
     script = Path(__file__).resolve()
     parts = {
         "settings": args.settings,
-        "train": sha256_file(args.train),
-        "validation": sha256_file(args.validation),
-        "template": sha256_file(args.template),
-        "base": sha256_file(build_manifest_path(args.base)),
+        "train": hash_file(args.train),
+        "validation": hash_file(args.validation),
+        "template": hash_file(args.template),
+        "base": hash_file(build_manifest_path(args.base)),
         "code": hash_code((script, *find_code_closure(script))),
     }
-    return sha256_text(dump_canonical_json(parts))[:16]
+    return hash_text(dump_canonical_json(parts))[:16]
 
 
 def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callable[[], None]) -> None:

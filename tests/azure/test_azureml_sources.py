@@ -24,9 +24,9 @@ from lib.azure.machine_learning import (
 )
 from lib.config.schema import Config
 from lib.core.cli import UserError
-from lib.core.files import read_json, sha256_file
+from lib.core.files import hash_file, read_json
 from lib.models.mlflow import flatten_model_folder
-from lib.provenance.lineage import sha256_of
+from lib.provenance.lineage import find_sha256
 from lib.report.choice import _base_name
 from snakemake_executor_plugin_azureml.specification import parse_inputs
 from support.gguf_files import write_gguf
@@ -204,7 +204,7 @@ def test_the_hash_is_that_of_the_model_wherever_it_lies(tiny_llama, tmp_path, la
         (folder, folder.parent, folder.parent.parent)
     )]  # fmt: skip
     assert found[0] == found[1] == found[2]
-    assert found[0]["source_sha256"] == sha256_of(folder)
+    assert found[0]["source_sha256"] == find_sha256(folder)
 
 
 @pytest.mark.parametrize("as_folder", [False, True])
@@ -213,25 +213,25 @@ def test_a_model_that_is_one_gguf_file(tiny_llama, tmp_path, as_folder, fetch):
     file = write_gguf(tiny_llama, tmp_path / "model/tiny.gguf")
     found = fetch({"source": REGISTRY}, tiny_llama, "base", file.parent if as_folder else file)
     assert found["source_format"] == "gguf"
-    assert found["source_sha256"] == sha256_of(file.parent)
+    assert found["source_sha256"] == find_sha256(file.parent)
 
 
 def test_the_manifest_tells_where_it_came_from_and_which_files(tiny_llama, fetch):
     manifest = fetch({"source": REGISTRY}, tiny_llama, "base")
     assert manifest["settings"]["source"] == {"source": REGISTRY}
-    assert manifest["source_sha256"] == sha256_of(tiny_llama)
+    assert manifest["source_sha256"] == find_sha256(tiny_llama)
     stated = fetch({"source": REGISTRY, "sha256": manifest["source_sha256"]}, tiny_llama, "again")
     assert stated == manifest, "to state the hash afterwards makes nothing else again"
 
 
 def test_other_files_than_the_configuration_states_are_refused(tiny_llama, tmp_path, fetch):
-    source = {"source": REGISTRY, "sha256": sha256_of(tiny_llama)}
+    source = {"source": REGISTRY, "sha256": find_sha256(tiny_llama)}
     changed = shutil.copytree(tiny_llama, tmp_path / "changed")
     (changed / "generation_config.json").write_text("{}")
     with pytest.raises(UserError) as error:
         fetch(source, tiny_llama, "base", changed)
     assert str(error.value) == (
-        f"{REGISTRY}: has sha256 {sha256_of(changed)}, the configuration states {source['sha256']};"
+        f"{REGISTRY}: has sha256 {find_sha256(changed)}, the configuration states {source['sha256']};"
         " if it may have changed, write the new one into base_model.sha256"
     )
     assert not (tmp_path / "base").exists()
@@ -287,7 +287,7 @@ def fetch_data(source: dict, output: Path, given: Path) -> subprocess.CompletedP
 
 def test_rows_of_a_datastore_know_their_address_and_line(tmp_path):
     rows = ROOT / "data/tones.json"
-    source = {"source": FILE, "sha256": sha256_file(rows)}
+    source = {"source": FILE, "sha256": hash_file(rows)}
     done = fetch_data(source, tmp_path / "rows.jsonl", rows)
     assert done.returncode == 0, done.stderr
     first = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
@@ -301,14 +301,14 @@ def test_another_file_than_the_configuration_states_is_refused(tmp_path):
     done = fetch_data({"source": FILE, "sha256": "0" * 64}, tmp_path / "rows.jsonl", rows)
     assert done.returncode == 1
     said = done.stderr.splitlines()[-1]
-    assert said.startswith(f"error: {FILE}: has sha256 {sha256_file(rows)}, the configuration states 000")
+    assert said.startswith(f"error: {FILE}: has sha256 {hash_file(rows)}, the configuration states 000")
     assert not (tmp_path / "rows.jsonl").exists()
 
 
 def test_a_broken_file_is_told_by_its_address(tmp_path):
     rows = tmp_path / "rows.json"
     rows.write_text('[{"a": 1},\n{"a"')
-    done = fetch_data({"source": FILE, "sha256": sha256_file(rows)}, tmp_path / "rows.jsonl", rows)
+    done = fetch_data({"source": FILE, "sha256": hash_file(rows)}, tmp_path / "rows.jsonl", rows)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"error: {FILE}:2: ")
 

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from lib.core.cli import UserError, place_of
+from lib.core.cli import UserError
+from lib.core.failures import find_place
 from lib.core.files import (
     dump_canonical_json,
     publish_directory,
@@ -106,7 +107,7 @@ def test_the_log_of_a_run_that_went_well_ends_with_its_times(tmp_path):
     log = tmp_path / "x.txt"
     before = time.time()
     done = script_with(
-        "def main(args):\n    import time; time.sleep(0.4); loaded(); time.sleep(0.2); print('library noise')",
+        "def main(args):\n    import time; time.sleep(0.4); report_loaded(); time.sleep(0.2); print('library noise')",
         "--log",
         str(log),
     )
@@ -153,8 +154,8 @@ def test_settings_may_come_from_a_file(tmp_path, run_script):
 
 def test_a_refused_file_is_named_as_it_would_be_called(tmp_path):
     error = PermissionError(13, "Permission denied", str(tmp_path / "a.json.partial.123"))
-    assert place_of(error) == str(tmp_path / "a.json")
-    assert place_of(OSError()) == ""
+    assert find_place(error) == str(tmp_path / "a.json")
+    assert find_place(OSError()) == ""
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from lib.core.cli import UserError
-from lib.core.files import sha256_text
+from lib.core.files import hash_text
 from lib.core.forms import allow_open_object, read_form
 from lib.provenance.lineage import find_broken_links, read_lineage
 from lib.provenance.manifests import STAMP, read_manifest, write_manifest
@@ -231,7 +231,7 @@ def test_a_plan_writes_nothing_into_folders_outside_of_the_results(project, name
     """It stamps the folders of outputs; a lineage that was pulled would have it stamp any."""
     outside = project.parent / "outside"
     outside.mkdir()
-    plan(project, lineage_of(name.format(outside=outside), sha256_text("{}")))
+    plan(project, lineage_of(name.format(outside=outside), hash_text("{}")))
     assert not list(outside.iterdir())
     known = {path for path in find_recorded_outputs() if not path.startswith("results/data/")}
     assert not known
@@ -241,7 +241,7 @@ def test_an_output_behind_a_link_that_came_with_its_lineage_is_refused(project):
     (project / "outside/model").mkdir(parents=True)
     (project / "results/runs").symlink_to(project / "outside")
     with pytest.raises(UserError, match="runs/model is a link; replace the link by the file itself"):
-        plan(project, lineage_of("results/runs/model", sha256_text("{}")))
+        plan(project, lineage_of("results/runs/model", hash_text("{}")))
     assert not (project / "outside/model" / STAMP).exists()
 
 
@@ -249,9 +249,9 @@ def test_results_with_their_lineage_are_still_known(project, capsys):
     (project / "results/base").mkdir()
     (project / "results/base/a.json").write_text("{}")
     write_manifest(Path("results/base"), inputs={}, settings={})
-    from lib.provenance.lineage import sha256_of
+    from lib.provenance.lineage import find_sha256
 
-    plan(project, lineage_of("results/base", sha256_of(Path("results/base"))))
+    plan(project, lineage_of("results/base", find_sha256(Path("results/base"))))
     assert "1 files in results came from elsewhere" in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lib.core.files import sha256_file, sha256_text
+from lib.core.files import hash_file, hash_text
 from lib.provenance.lineage import read_lineage
 from lib.workflow.snakemake_metadata import open_metadata
 from support.tiny_models import make_tiny_llama
@@ -75,7 +75,7 @@ def tree_sha256(campaign: str = "tests/faults") -> str:
         if path.is_file() and path.suffix in (".py", ".smk", ".lock", ".yaml", ".j2", ".json", "")
     ]
     names = [path for path in kept if "__pycache__" not in path.parts and "raw" not in path.parts]
-    return sha256_text("".join(f"{path.relative_to(root)} {sha256_file(path)}\n" for path in names))
+    return hash_text("".join(f"{path.relative_to(root)} {hash_file(path)}\n" for path in names))
 
 
 def prepare(root: Path) -> dict[str, Job]:
@@ -182,7 +182,7 @@ def artifacts(workspace: Path) -> dict[str, str]:
     beside = ("results/logs/", "results/timings/")
     names = {path.relative_to(workspace).as_posix(): path for path in sorted((workspace / "results").rglob("*"))}
     return {
-        name: sha256_file(path)
+        name: hash_file(path)
         for name, path in names.items()
         if path.is_file() and not name.startswith(beside) and path.name != ".snakemake_timestamp"
     }

@@ -136,13 +136,13 @@ def load_configuration() -> None:
 
     from lib.config.loader import check_yaml, load_config
     from lib.core.cli import call_or_exit
-    from lib.core.files import dump_canonical_json, sha256_text
+    from lib.core.files import dump_canonical_json, hash_text
 
     path = Path("config.yaml")
     call_or_exit(check_yaml, path)
     config = call_or_exit(load_config, load_configfile(path), [path])
     text = dump_canonical_json([config.model_dump(mode="json"), list(config.runs), list(config.every_variant)])
-    print(sha256_text(text))  # the configuration may hold a planted secret
+    print(hash_text(text))  # the configuration may hold a planted secret
 
 
 def load_address() -> None:

@@ -275,7 +275,7 @@ def test_a_folder_or_lock_that_another_user_keeps_closed_is_told(tmp_path, mode)
         os.environ.update(PATH="", HOME=str(home), CUDA_VISIBLE_DEVICES="GPU-1")
         os.environ.pop("SLURM_JOB_ID", None)
         said: list[str] = []
-        gpu_locks.progress = said.append
+        gpu_locks.report_progress = said.append
         writer.send((gpu_locks.claim(1, place), said))
 
     theirs = multiprocessing.get_context("fork").Process(target=as_nobody)

@@ -66,7 +66,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
-from lib.provenance.manifests import manifest_path, write_manifest
+from lib.provenance.manifests import build_manifest_path, write_manifest
 sys.path.insert(0, sys.argv[3])
 from support.tiny_models import CHATML, tiny_tokenizer
 folder, layers = Path(sys.argv[1]), int(sys.argv[2])
@@ -81,7 +81,7 @@ for name, part in adapted.named_parameters():
     if "lora_B" in name:
         torch.nn.init.normal_(part, std=0.02)
 adapted.save_pretrained(folder / "adapter")
-write_manifest(folder / "adapter", inputs={"base": manifest_path(folder / "base")}, settings={})
+write_manifest(folder / "adapter", inputs={"base": build_manifest_path(folder / "base")}, settings={})
 (folder / "rows.jsonl").write_text('{"id": "1", "prompt": "What a lovely morning"}\\n')
 """
 

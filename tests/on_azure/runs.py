@@ -12,7 +12,7 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from lib.core.files import sha256_text
+from lib.core.files import hash_text
 from support.workspaces import Workspace
 
 from .azurite import ACCOUNT, Azurite, environment_of_jobs
@@ -90,7 +90,7 @@ class AzureWorkspace(Workspace):
 
     def adapter(self) -> str:
         """Hash of the adapter's manifest, which names the hashes of its files."""
-        return sha256_text(self.azurite.read(self.container, f"{PREFIX}/{ADAPTER}").decode())
+        return hash_text(self.azurite.read(self.container, f"{PREFIX}/{ADAPTER}").decode())
 
 
 def as_checkout(root: Path) -> None:
@@ -124,7 +124,7 @@ def undisturbed_adapter(source: Path, root: Path) -> str:
     """Hash of the adapter's manifest as a run on this machine trains it."""
     shutil.copytree(source, root, symlinks=True, ignore=shutil.ignore_patterns(".snakemake", ".git"))
     Workspace(root).run(ADAPTER)
-    return sha256_text((root / ADAPTER).read_text())
+    return hash_text((root / ADAPTER).read_text())
 
 
 def interrupt(process: subprocess.Popen) -> int:

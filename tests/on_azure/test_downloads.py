@@ -19,7 +19,7 @@ from azure.storage.blob import ContainerSasPermissions, PublicAccess, generate_c
 from lib.azure import identity, machine_learning
 from lib.azure.machine_learning import fetch_data_file, fetch_model_files, parse_data
 from lib.core.cli import UserError
-from lib.core.files import dump_canonical_json, read_json, sha256_text
+from lib.core.files import dump_canonical_json, hash_text, read_json
 from lib.provenance.manifests import hash_files
 from support.workspaces import parameters_of
 
@@ -282,7 +282,7 @@ def test_a_downloaded_model_is_the_one_that_a_job_is_given(
     azurite.put(container, {f"models/tiny/{name}": content for name, content in inside(tiny_llama).items()})
     source = {
         "source": f"azureml:/{SCOPE.partition('/providers')[0]}/workspaces/{WORKSPACE}/datastores/{container}/paths/models",
-        "sha256": sha256_text(dump_canonical_json(hash_files(tiny_llama))),
+        "sha256": hash_text(dump_canonical_json(hash_files(tiny_llama))),
     }
     settings = {"source": source, "parameters": parameters_of(tiny_llama), "versions": {}}
     command = ["fetch_model", "--settings", settings, "--output"]

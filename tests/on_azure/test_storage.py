@@ -16,8 +16,8 @@ from snakemake.io import IOCache, IOFile, _IOFile
 from snakemake.jobs import Job
 from snakemake.persistence.file import FilePersistence
 
-from lib.core.files import sha256_file
-from lib.provenance.lineage import Lineage, format_lineage, sha256_of
+from lib.core.files import hash_file
+from lib.provenance.lineage import Lineage, find_sha256, format_lineage
 from lib.workflow.azure_storage_plugin import list_once, mend_storage_plugin
 from lib.workflow.remote_storage import sync_metadata_before_run
 
@@ -109,7 +109,7 @@ def test_each_blob_tells_its_sha256(mended, azurite, container, tmp_path):
     folder = write_files(tmp_path / container, **{"rows.jsonl": "{}\n"})
     stored(mended, container, "rows.jsonl", tmp_path).store_object()
     blob = azurite.client().get_blob_client(container, "rows.jsonl").get_blob_properties()
-    assert blob.metadata == {"sha256": sha256_file(folder / "rows.jsonl")}
+    assert blob.metadata == {"sha256": hash_file(folder / "rows.jsonl")}
 
 
 def test_what_is_not_there_is_said_at_once(mended, container, tmp_path):
@@ -199,7 +199,7 @@ def test_given_files_are_held_against_what_jobs_of_another_machine_read(
     monkeypatch.chdir(tmp_path)
     write_files(tmp_path / "model", weights="1")
     write_files(tmp_path, rows="a,b")
-    sha256 = sha256_file(Path("rows"))  # also of the blob, as good as any
+    sha256 = hash_file(Path("rows"))  # also of the blob, as good as any
     record = {
         "record_format_version": 6,
         "rule": "fetch",
@@ -208,7 +208,7 @@ def test_given_files_are_held_against_what_jobs_of_another_machine_read(
         "input_checksums": {"rows": f"sha256:{sha256}"},
     }
     job = {"rule": "fetch", "outputs": {"results/made": sha256}, "record": record}
-    job["sources"] = {"model": sha256_of(Path("model"))}  # as an older version wrote it
+    job["sources"] = {"model": find_sha256(Path("model"))}  # as an older version wrote it
     text = format_lineage(Lineage({"results/made": job}))
     with azurite.client().get_container_client(container) as folder:
         folder.upload_blob("project/results/made", b"a,b", metadata={"sha256": sha256})

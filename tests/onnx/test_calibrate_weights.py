@@ -9,7 +9,7 @@ import torch
 
 from lib.config.variants import Calibration
 from lib.core.cli import UserError
-from lib.core.files import read_json, read_jsonl, sha256_file
+from lib.core.files import hash_file, read_json, read_jsonl
 from lib.data.tokenizer import load_tokenizer
 from lib.models.loading import load_model
 from lib.models.safetensors_streaming import locate_weights, read_weight
@@ -111,7 +111,7 @@ def test_the_rows_are_training_rows_and_are_named(calibrated, corpus):
     assert len(set(used)) == 16
     assert set(used) <= {row["id"] for row in read_jsonl(corpus / "train.jsonl")}
     assert not set(used) & {row["id"] for row in read_jsonl(corpus / "validation.jsonl")}
-    assert manifest["inputs"]["rows"] == sha256_file(corpus / "train.jsonl")
+    assert manifest["inputs"]["rows"] == hash_file(corpus / "train.jsonl")
 
 
 def test_the_built_model_holds_the_calibrated_weights_bit_for_bit(tiny_llama, corpus, calibrated, tmp_path):

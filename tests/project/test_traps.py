@@ -621,7 +621,7 @@ def test_a_short_label_cannot_win_by_being_short(learned):
 
 def test_scores_and_package_name_one_template(learned, tmp_path):
     """Another template in use than in training (5, 35): its hash is in every score and in the package."""
-    from lib.core.files import sha256_file
+    from lib.core.files import hash_file
     from support.onnx_samples import score
     from support.packaged_model import package
 
@@ -633,7 +633,7 @@ def test_scores_and_package_name_one_template(learned, tmp_path):
     shutil.copyfile(build_manifest_path(learned.int4), tmp_path / "runs/lora/onnx/int4.manifest.json")
     model = package(tmp_path, learned.base, learned.corpus)
     packaged = read_json(build_manifest_path(model))["files"]["template.json"]
-    assert packaged == found["inputs"]["template"] == sha256_file(learned.corpus / "template.json")
+    assert packaged == found["inputs"]["template"] == hash_file(learned.corpus / "template.json")
 
 
 def test_models_are_loaded_as_transformers_own_classes(learned, tmp_path):

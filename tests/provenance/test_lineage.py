@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib.core.files import read_json, sha256_file, write_json
+from lib.core.files import hash_file, read_json, write_json
 from lib.provenance.lineage import find_broken_links, read_lineage, walk
 from lib.workflow.snakemake_metadata import UNKNOWN, agree, open_metadata
 from support.workspaces import Workspace
@@ -53,7 +53,7 @@ def test_every_artifact_is_known_with_its_bytes(inside):
         name = path.as_posix()
         beside = path.parts[1] in ("logs", "timings", "lineage.json") or path.name == ".snakemake_timestamp"
         if path.is_file() and not beside and not any(path.is_relative_to(folder) for folder in inside_folders):
-            assert lineage.sha256(name) == sha256_file(path), name
+            assert lineage.sha256(name) == hash_file(path), name
     assert {"results/base", "results/runs/lora/adapter", "results/model"} <= set(inside_folders)
 
 
@@ -74,7 +74,7 @@ def test_trace_prints_the_chain_with_hashes(inside):
         any(line.strip().startswith(name) for line in lines) for name in ("results/base ", f"./{inside.rows.name}")
     )
     rows = next(line for line in lines if line.strip().startswith(f"./{inside.rows.name}"))
-    assert sha256_file(inside.rows)[:12] in rows
+    assert hash_file(inside.rows)[:12] in rows
     assert "ok  source" in rows
     assert "CHANGED" not in done.stdout
     assert "MISSING" not in done.stdout
@@ -170,7 +170,7 @@ def test_going_back_to_older_results_trains_nothing_and_believes_nothing_wrong(w
     workspace.run()
     newer = (workspace.root / "config.yaml").read_text()
     shutil.copytree(workspace.results, workspace.root / "newer")
-    assert sha256_file(workspace.root / "older/runs/lora/adapter.manifest.json") != sha256_file(
+    assert hash_file(workspace.root / "older/runs/lora/adapter.manifest.json") != hash_file(
         workspace.root / "newer/runs/lora/adapter.manifest.json"
     )
 
@@ -322,7 +322,7 @@ def test_the_run_card_tells_of_machine_and_code_and_makes_nothing_again(workspac
     card = read_json(workspace.results / "model/run_card.json")
     assert card["configuration"]["finetune"]["r"] == 4
     assert card["configuration"]["variant"]["name"] == "int4"
-    assert card["lock_sha256"] == sha256_file(workspace.root / "requirements.lock")
+    assert card["lock_sha256"] == hash_file(workspace.root / "requirements.lock")
     assert card["versions"]["torch"]
     assert card["machine"]["cores"] >= 1
     assert card["code"]["commit"] is None, "this folder is no git checkout"
@@ -401,7 +401,7 @@ def test_runs_of_other_rows_are_not_compared(workspace):
     other = workspace.root / "theirs/results"
     shutil.copytree(workspace.results, other)
     text = (other / "lineage.json").read_text()
-    sha256 = sha256_file(workspace.results / "corpus/train.jsonl")
+    sha256 = hash_file(workspace.results / "corpus/train.jsonl")
     (other / "lineage.json").write_text(
         text.replace(f'"results/corpus/train.jsonl": "{sha256}"', f'"results/corpus/train.jsonl": "{"0" * 64}"')
     )

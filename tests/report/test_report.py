@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lib.core.files import sha256_file
+from lib.core.files import hash_file
 from lib.evaluation.registry import MAIN_METRIC
 from lib.provenance.code_closure import find_code_closure
 from lib.report import findings, formatting, plots, timings
@@ -134,7 +134,7 @@ def test_reasons_hashes_and_settings_are_there(made, page):
     assert "base_model.package.sha256" in page.text
     assert "set aside: exact duplicate" in page.text
     for path in ("base.manifest.json", "model.manifest.json"):
-        assert sha256_file(made.path(path)) in page.text
+        assert hash_file(made.path(path)) in page.text
     assert "own tokenizer reads 3 of 520 rows otherwise than the model was trained: predict.py does not" in page.text
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.core.files import sha256_file
+from lib.core.files import hash_file
 from support.workspaces import Workspace, tiny_workspace
 
 from .onebox import PATIENCE, Cluster, running_cluster, wait_until
@@ -97,7 +97,7 @@ class ClusterWorkspace(Workspace):
         """Hashes of what a training left."""
         folder = self.results / "runs" / run
         names = ("adapter/adapter_model.safetensors", "adapter.manifest.json")
-        return {name: sha256_file(folder / name) for name in names}
+        return {name: hash_file(folder / name) for name in names}
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import math
 
-from lib.core.files import sha256_file, write_json, write_jsonl
+from lib.core.files import hash_file, write_json, write_jsonl
 from lib.core.layout import Layout
 from lib.evaluation.metrics import measure_quality
 from lib.provenance.manifests import build_manifest_path
@@ -33,6 +33,6 @@ def write_candidate(layout: Layout, run_name: str, variant: str, rows: list[dict
         file.parent.mkdir(parents=True, exist_ok=True)
     write_json(manifest, {"name": variant})
     measured = measure_quality("classification", rows, LABELS, seed=0, samples=50)
-    write_json(layout.score(run_name, stage), {**measured, "inputs": {"model": sha256_file(manifest)}})
+    write_json(layout.score(run_name, stage), {**measured, "inputs": {"model": hash_file(manifest)}})
     write_jsonl(layout.predictions(run_name, stage), rows[::-1])  # order must not matter
     write_json(layout.speed(run_name, variant), SPEED | speed)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lib.core.files import sha256_file, write_json, write_jsonl
+from lib.core.files import hash_file, write_json, write_jsonl
 from lib.evaluation.bootstrap import bootstrap_interval, compute_point_estimate
 from lib.evaluation.metrics import build_statistics, measure_quality
 
@@ -359,7 +359,7 @@ class MadeRun:
     def _write_score(self, stage: str, split: str, predictions: list[dict[str, Any]], of: str) -> None:
         labels = LABELS if self.task == "classification" else None
         measured = measure_quality(self.task, predictions, labels, seed=0, samples=EVALUATE["bootstrap_samples"])
-        inputs = {"model": sha256_file(self.path(f"{of}.manifest.json"))}
+        inputs = {"model": hash_file(self.path(f"{of}.manifest.json"))}
         name = self.path(f"scores/{stage}.{split}.json")
         write_json(name, {"stage": stage, "split": split, "task": self.task, **measured, "inputs": inputs})
         write_jsonl(name.with_suffix(".predictions.jsonl"), predictions)

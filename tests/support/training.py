@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lib.core.files import read_json, sha256_file, write_json, write_jsonl
+from lib.core.files import hash_file, read_json, write_json, write_jsonl
 from lib.data.templates import compile_template, render_completion, render_prompt
 from lib.data.tokenizer import load_tokenizer
 from support.paths import SCRIPTS
@@ -95,4 +95,4 @@ def train(base: Path, corpus: Path, out: Path, work: Path, **changes: object) ->
 
 
 def adapter_hash(out: Path) -> str:
-    return sha256_file(out / "adapter" / "adapter_model.safetensors")
+    return hash_file(out / "adapter" / "adapter_model.safetensors")

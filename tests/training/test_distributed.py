@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lib.core import distributed
 from lib.core.cli import UserError
-from lib.core.files import read_json, sha256_file
+from lib.core.files import hash_file, read_json
 from lib.training.batching import DistributedBatchSampler, EpochOrder, split_batch
 from support.training import adapter_hash, make_corpus, train_command
 
@@ -237,4 +237,4 @@ def test_a_second_training_waits_and_trains_nothing_twice(tiny_llama, tmp_path):
     assert second.returncode == 0, second.stderr
     assert "another process holds this adapter's progress; waiting for it: process " in second.stderr
     assert "already trained" in second.stderr
-    assert sha256_file(tmp_path / "a/adapter.manifest.json") == sha256_file(tmp_path / "b/adapter.manifest.json")
+    assert hash_file(tmp_path / "a/adapter.manifest.json") == hash_file(tmp_path / "b/adapter.manifest.json")

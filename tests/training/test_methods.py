@@ -160,7 +160,7 @@ def test_choosing_a_merge_goes_by_the_rows(tmp_path):
     """The better one on the same rows; of equals the one that the adapter was trained on."""
     from choose_merge import choose
 
-    from lib.core.files import sha256_file
+    from lib.core.files import hash_file
     from lib.provenance.manifests import build_manifest_path, write_manifest
 
     def scored(kind: str, right: int) -> Path:
@@ -178,7 +178,7 @@ def test_choosing_a_merge_goes_by_the_rows(tmp_path):
             }
             for number in range(200)
         ]
-        score = {"labels": ["a", "b"], "inputs": {"model": sha256_file(build_manifest_path(folder))}}
+        score = {"labels": ["a", "b"], "inputs": {"model": hash_file(build_manifest_path(folder))}}
         write_json(tmp_path / f"merged-{kind}.validation.json", score)
         lines = "\n".join(json.dumps(row) for row in rows)
         (tmp_path / f"merged-{kind}.validation.predictions.jsonl").write_text(lines + "\n")

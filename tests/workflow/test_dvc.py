@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lib.core.files import read_json, sha256_file
+from lib.core.files import hash_file, read_json
 from support.paths import ROOT
 from support.workspaces import Workspace, restored
 
@@ -99,7 +99,7 @@ def clone(committed, tmp_path) -> Repository:
 
 
 def adapter_of(repository: Repository) -> str:
-    return sha256_file(repository.results / "runs/lora/adapter/adapter_model.safetensors")
+    return hash_file(repository.results / "runs/lora/adapter/adapter_model.safetensors")
 
 
 def test_repro_again_does_nothing_and_both_say_so(repository):

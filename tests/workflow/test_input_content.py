@@ -11,7 +11,7 @@ import pytest
 from snakemake.io import IOFile, _IOFile
 
 from lib.core.cli import UserError
-from lib.provenance.lineage import Lineage, sha256_of
+from lib.provenance.lineage import Lineage, find_sha256
 from lib.workflow import input_content
 from lib.workflow.input_content import ContentHashes, compare_by_content
 from lib.workflow.snakemake_metadata import open_metadata
@@ -41,7 +41,7 @@ def counted(monkeypatch) -> list[str]:
     """The paths that are read, by files that count as settled at once."""
     read: list[str] = []
     monkeypatch.setattr(input_content, "_TICK", -60.0)
-    monkeypatch.setattr(input_content, "sha256_of", lambda path: read.append(str(path)) or sha256_of(path))
+    monkeypatch.setattr(input_content, "find_sha256", lambda path: read.append(str(path)) or find_sha256(path))
     return read
 
 
@@ -185,7 +185,7 @@ def test_a_file_that_may_still_change_within_one_tick_of_the_clock_is_not_noted(
 def test_a_job_is_recorded_with_the_bytes_of_the_plan(records):
     """What changes while jobs run is found by the next plan, and not taken for what they read."""
     changed()
-    known = sha256_of(MODEL)
+    known = find_sha256(MODEL)
     overwrite(WEIGHTS, other(WEIGHTS))
     assert asyncio.run(IOFile(GIVEN[1]).checksum(0)) == f"sha256:{known}"
     assert asyncio.run(IOFile(GIVEN[1]).is_checksum_eligible(0)), "Snakemake compares it with the record of each job"
@@ -201,7 +201,7 @@ def test_each_results_folder_knows_what_its_own_jobs_read(records, results):
     assert (changed("results"), changed(results)) == ([], [])
     move_there(ROWS, other(ROWS))
     record = records._read_record("results/data/rows.jsonl")
-    record.input_checksums[GIVEN[0]] = f"sha256:{sha256_of(ROWS)}"
+    record.input_checksums[GIVEN[0]] = f"sha256:{find_sha256(ROWS)}"
     records._write_record("results/data/rows.jsonl", record)  # as after a run of that configuration
     assert (changed("results"), changed(results)) == ([], GIVEN[:1])
 
@@ -223,7 +223,7 @@ def test_what_cannot_be_read_is_one_line(records, monkeypatch):
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(input_content, "sha256_of", refuse)
+    monkeypatch.setattr(input_content, "find_sha256", refuse)
     with pytest.raises(UserError, match=rf"^{re.escape(str(MODEL))}: Permission denied; mend the permissions"):
         changed()
 

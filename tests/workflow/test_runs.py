@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.core.files import read_json, read_jsonl, sha256_file
+from lib.core.files import hash_file, read_json, read_jsonl
 from support.workspaces import HOSTILE, Workspace, make_workspace, tiny_config
 
 pytestmark = pytest.mark.workflow
@@ -122,7 +122,7 @@ def test_only_the_selected_runs_weights_stay_and_nothing_is_made_again(workspace
     assert (workspace.results / "model/model.onnx").is_file()
     adapter = read_json(workspace.results / f"runs/{chosen}/adapter.manifest.json")["files"]
     assert (
-        sha256_file(workspace.results / "selected/adapter/adapter_model.safetensors")
+        hash_file(workspace.results / "selected/adapter/adapter_model.safetensors")
         == adapter["adapter_model.safetensors"]
     )
     assert workspace.planned() == set()
@@ -169,7 +169,7 @@ def test_quantize_only_has_no_rule_of_fine_tuning(quantized_only):
     assert list(run["stages"]) == ["onnx-int4", "onnx-int4-calibrated"]
     assert run["stages"]["onnx-int4"]["validation"]["against"]["name"] == "base"
     onnx = read_json(results / "runs/base/onnx/int4.manifest.json")
-    assert onnx["inputs"]["merged"] == sha256_file(results / "base.manifest.json")
+    assert onnx["inputs"]["merged"] == hash_file(results / "base.manifest.json")
 
 
 def test_calibration_saw_training_rows_alone(quantized_only):

@@ -13,8 +13,8 @@ import pytest
 
 from lib.core import files as files_module
 from lib.core.cli import UserError
-from lib.core.files import dump_canonical_json, read_json, sha256_file, write_json
-from lib.provenance.lineage import Job, Lineage, sha256_of, write_lineage
+from lib.core.files import dump_canonical_json, hash_file, read_json, write_json
+from lib.provenance.lineage import Job, Lineage, find_sha256, write_lineage
 from lib.provenance.manifests import write_manifest
 from lib.workflow.verification import UNTIMED
 from support.paths import ROOT, SCRIPTS
@@ -51,8 +51,8 @@ def verify(trace, tmp_path, monkeypatch) -> Callable[[], str]:
         job(
             "fetch_model", [f"{BASE}", f"{BASE}.manifest.json"], settings | {"source": {"path": "base", "sha256": "a"}}
         ),
-        job("split_data", [f"{SPLIT}"], {"seed": 3}, {"rows.json": sha256_file(Path("rows.json"))}),
-        job("enforce_gate", ["results/gate.passed"], {}, {f"{SPLIT}": sha256_file(SPLIT)}),
+        job("split_data", [f"{SPLIT}"], {"seed": 3}, {"rows.json": hash_file(Path("rows.json"))}),
+        job("enforce_gate", ["results/gate.passed"], {}, {f"{SPLIT}": hash_file(SPLIT)}),
     ]
     for one in jobs:
         for kind, suffix in (("logs", "txt"), ("timings", "tsv")):
@@ -73,7 +73,7 @@ def job(rule: str, outputs: list[str], settings: dict[str, Any], inputs: dict[st
         "params": [repr(dump_canonical_json(settings))],
         "record_format_version": 6,
     }
-    hashes = {path: sha256_of(Path(path)) or "" for path in outputs}
+    hashes = {path: find_sha256(Path(path)) or "" for path in outputs}
     return {"rule": rule, "outputs": hashes, "record": record, "sources": {}}
 
 
@@ -243,13 +243,13 @@ def test_another_folder_is_not_verified_in_place_of_this_one(verify, trace):
 
 def test_a_file_with_several_names_is_read_once(verify, monkeypatch):
     read: list[Path] = []
-    monkeypatch.setattr(files_module, "sha256_file", lambda path: read.append(path) or sha256_file(path))
+    monkeypatch.setattr(files_module, "hash_file", lambda path: read.append(path) or hash_file(path))
     (BASE / "onnx/weights").unlink()
     (BASE / "onnx/weights").hardlink_to(SPLIT)
     write_manifest(BASE, inputs={}, settings={})
     value = read_json(LINEAGE)
     of_rule(value, "fetch_model")["outputs"] = {
-        path: sha256_of(Path(path)) for path in (f"{BASE}", f"{BASE}.manifest.json")
+        path: find_sha256(Path(path)) for path in (f"{BASE}", f"{BASE}.manifest.json")
     }
     write_lineage(RESULTS, Lineage({path: one for one in value["jobs"] for path in one["outputs"]}))
     read.clear()

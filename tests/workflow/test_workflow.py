@@ -16,7 +16,7 @@ import uuid
 import pytest
 import yaml
 
-from lib.core.files import read_json, read_jsonl, sha256_file
+from lib.core.files import hash_file, read_json, read_jsonl
 from support.workspaces import HOSTILE, Workspace, copy_project, parameters_of, tiny_config, write_rows
 
 pytestmark = pytest.mark.workflow
@@ -83,12 +83,12 @@ def test_hashes_lead_from_the_model_back_to_the_rows(workspace):
     onnx = read_json(results / "runs/lora/onnx/int4.manifest.json")
     merged = read_json(results / "runs/lora/merged.manifest.json")
     adapter = read_json(results / "runs/lora/adapter.manifest.json")
-    assert onnx["inputs"]["merged"] == sha256_file(results / "runs/lora/merged.manifest.json")
-    assert merged["inputs"]["adapter"] == sha256_file(results / "runs/lora/adapter.manifest.json")
-    assert adapter["inputs"]["train"] == sha256_file(results / "corpus/train.jsonl")
-    assert adapter["inputs"]["base"] == sha256_file(results / "base.manifest.json")
+    assert onnx["inputs"]["merged"] == hash_file(results / "runs/lora/merged.manifest.json")
+    assert merged["inputs"]["adapter"] == hash_file(results / "runs/lora/adapter.manifest.json")
+    assert adapter["inputs"]["train"] == hash_file(results / "corpus/train.jsonl")
+    assert adapter["inputs"]["base"] == hash_file(results / "base.manifest.json")
     for name, digest in onnx["files"].items():
-        assert sha256_file(results / "runs/lora/onnx/int4" / name) == digest
+        assert hash_file(results / "runs/lora/onnx/int4" / name) == digest
 
 
 def test_no_manifest_holds_a_path_of_this_machine(workspace):
@@ -165,12 +165,12 @@ def test_a_comment_in_a_shared_module_reruns_its_users_only(workspace):
 def test_a_rerun_without_need_trains_nothing(workspace):
     """A comment changes code, not bytes: Snakemake asks for the training again, which is already done."""
     adapter = workspace.results / "runs/lora/adapter/adapter_model.safetensors"
-    before = sha256_file(adapter)
+    before = hash_file(adapter)
     workspace.edit("scripts/lib/data/near_duplicates.py", '"""', '"""Edited. ')
     done = workspace.run("results/runs/lora/adapter.manifest.json")
     assert "rule audit_data:" in done.stderr
     assert "this adapter is already trained" in done.stderr
-    assert sha256_file(adapter) == before
+    assert hash_file(adapter) == before
 
 
 def test_a_changed_parameter_reruns_training_and_what_follows(workspace):
@@ -415,8 +415,8 @@ def test_killed_in_training_it_resumes_to_the_same_bytes(workspace):
     assert again.returncode == 0, again.stdout[-3000:]
     assert "resumed at step" in again.stdout
     adapter = "results/runs/lora/adapter/adapter_model.safetensors"
-    assert sha256_file(workspace.root / adapter) == sha256_file(twin.root / adapter)
-    assert sha256_file(workspace.root / target) == sha256_file(twin.root / target)
+    assert hash_file(workspace.root / adapter) == hash_file(twin.root / adapter)
+    assert hash_file(workspace.root / target) == hash_file(twin.root / target)
 
 
 def test_a_second_run_beside_the_first_is_refused(workspace):

@@ -21,7 +21,7 @@ from azure.storage.blob import BlobServiceClient, ContainerClient
 
 from lib.azure.identity import get_credential
 from lib.core.cli import extract_first_line, fail
-from lib.core.files import publish_file, sha256_file
+from lib.core.files import hash_file, publish_file
 from lib.core.paths import check_name
 
 ACCOUNT = "SNAKEMAKE_STORAGE_AZURE_ACCOUNT_NAME"
@@ -110,7 +110,7 @@ def download(folder: Place, path: str, target: Path) -> None:
         with open(partial, "wb") as content:
             blob.readinto(content)
         stated = (blob.properties.metadata or {}).get("sha256")
-        if stated and sha256_file(partial) != stated:
+        if stated and hash_file(partial) != stated:
             where = f"az://{folder.container.container_name}/{folder.name(path)}"
             fail("it has other bytes than were uploaded", "delete it there: the next run makes it again", at=where)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.cli import UserError
-from lib.core.files import read_json, sha256_file, sync, write_json
+from lib.core.files import hash_file, read_json, sync, write_json
 
 COMPLETE = "complete.json"
 
@@ -47,7 +47,7 @@ def find_fault(folder: Path) -> str | None:
             return f"{name} is no regular file"
         if (folder / name).stat().st_size != size:
             return f"{name} has {(folder / name).stat().st_size} bytes, not {size}"
-    changed = (name for name, (_, sha256) in expected.items() if sha256_file(folder / name) != sha256)
+    changed = (name for name, (_, sha256) in expected.items() if hash_file(folder / name) != sha256)
     return next((f"{name} has other bytes than when it was written" for name in changed), None)
 
 
@@ -69,4 +69,4 @@ def _list_names(folder: Path) -> list[str]:
 
 
 def _describe(file: Path) -> dict[str, Any]:
-    return {"size": file.stat().st_size, "sha256": sha256_file(file)}
+    return {"size": file.stat().st_size, "sha256": hash_file(file)}

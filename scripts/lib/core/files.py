@@ -25,7 +25,7 @@ def dump_canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def sha256_file(path: Path) -> str:
+def hash_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -34,17 +34,17 @@ def hash_once() -> Callable[[Path], str]:
     """Return what hashes files, and reads one with several names (hard links, links into DVC's cache) once."""
     known: dict[tuple[int, ...], str] = {}
 
-    def hash_file(path: Path) -> str:
+    def hash_known(path: Path) -> str:
         facts = path.stat()
         key = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
         if key not in known:
-            known[key] = sha256_file(path)
+            known[key] = hash_file(path)
         return known[key]
 
-    return hash_file
+    return hash_known
 
 
-def sha256_text(text: str) -> str:
+def hash_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 

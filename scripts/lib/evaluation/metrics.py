@@ -26,7 +26,7 @@ _BASELINES = {"classification": ("tfidf_logreg", "nearest_centroid"), "generatio
 _NOT_COMPARED: Quality = {"flips": None, "kl": None, "against": None}
 
 
-def main_baseline(task: str, scored: Container[str]) -> str:
+def find_main_baseline(task: str, scored: Container[str]) -> str:
     """Return the name of the baseline that a model must be worth more than, one of those that were scored."""
     return next(name for name in _BASELINES[task] if name in scored)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.core.files import sha256_file, write_json, write_jsonl
+from lib.core.files import hash_file, write_json, write_jsonl
 from lib.data.template_inversion import extract_answer, extract_fixed_texts
 from lib.data.templates import Template, render_completion
 from lib.data.tokenizer import Tokenizer, encode_pairs
@@ -74,6 +74,6 @@ def write_score(
                 samples=settings["evaluate"]["bootstrap_samples"],
             ),
             **(extra or {}),
-            "inputs": {name: sha256_file(path) for name, path in hashed.items()},
+            "inputs": {name: hash_file(path) for name, path in hashed.items()},
         },
     )

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lib.core.files import dump_canonical_json, publish_file, sha256_text
+from lib.core.files import dump_canonical_json, hash_text, publish_file
 from lib.provenance.lineage import list_visible_files
 
 
@@ -55,4 +55,4 @@ def _read(file: Path) -> dict[str, list[Any]]:
 
 def _describe(folder: Path) -> str:
     stats = {name: file.stat() for name, file in list_visible_files(folder).items()}
-    return sha256_text(dump_canonical_json({name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}))
+    return hash_text(dump_canonical_json({name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}))

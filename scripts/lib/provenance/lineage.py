@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypedDict
 
 from lib.core.cli import fail
-from lib.core.files import dump_canonical_json, hash_once, parse_json, publish_file, sha256_file, sha256_text
+from lib.core.files import dump_canonical_json, hash_file, hash_once, hash_text, parse_json, publish_file
 from lib.core.forms import (
     ANYTHING,
     INTEGER,
@@ -48,7 +48,7 @@ _HINT = "remove it and run the workflow again"
 
 
 class Job(TypedDict):
-    """One job. outputs: sha256 by path, as `sha256_of` has it.
+    """One job. outputs: sha256 by path, as `find_sha256` has it.
 
     record: what Snakemake keeps of it, the same for all its outputs; `input_checksums` are in there. sources: sha256 of
     the folders that the job read and no job wrote, where the record has none (`lib.workflow.input_content` has it keep
@@ -146,7 +146,7 @@ def format_lineage(lineage: Lineage) -> str:
         for key, job in jobs.items()
     }
     lines = [text[key] for key in TopologicalSorter(made_from).static_order()]
-    hashes = [f'"{sha256_text(line)}"' for line in lines]
+    hashes = [f'"{hash_text(line)}"' for line in lines]
     jobs_part, hashes_part = ",\n".join(lines), ",\n".join(hashes)
     return f'{{"jobs": [\n{jobs_part}\n],\n"sha256": [\n{hashes_part}\n]}}\n'
 
@@ -156,8 +156,8 @@ def format_job(job: Job) -> str:
     return json.dumps(job, ensure_ascii=False, sort_keys=True)
 
 
-def sha256_of(
-    path: Path, *, trust_manifest: bool = False, hash_file: Callable[[Path], str] = sha256_file
+def find_sha256(
+    path: Path, *, trust_manifest: bool = False, hash_file: Callable[[Path], str] = hash_file
 ) -> str | None:
     """Return the sha256 of a file, or of the names and hashes in a directory; None when there is nothing.
 
@@ -174,7 +174,7 @@ def sha256_of(
     if trust_manifest and build_manifest_path(path).is_file():
         known = load_manifest(build_manifest_path(path))["files"]
     files = list_visible_files(path)
-    return sha256_text(dump_canonical_json({name: known.get(name) or hash_file(file) for name, file in files.items()}))
+    return hash_text(dump_canonical_json({name: known.get(name) or hash_file(file) for name, file in files.items()}))
 
 
 def list_visible_files(folder: Path) -> dict[str, Path]:
@@ -235,7 +235,7 @@ def find_broken_links(lineage: Lineage, paths: Iterable[str]) -> Iterator[Broken
 
     def now(path: str) -> str | None:
         if path not in hashes:
-            hashes[path] = sha256_of(Path(path), hash_file=hash_file)
+            hashes[path] = find_sha256(Path(path), hash_file=hash_file)
         return hashes[path]
 
     for path in walk(lineage, paths):

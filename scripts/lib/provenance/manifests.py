@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lib.core.cli import fail
-from lib.core.files import dump_canonical_json, link_or_copy, publish_file, sha256_file
+from lib.core.files import dump_canonical_json, hash_file, link_or_copy, publish_file
 from lib.core.forms import INTEGER, SHA256, allow_object_of, allow_open_object, read_form
 from lib.core.paths import check_name, resolve_below
 
@@ -36,7 +36,7 @@ def hash_files(directory: Path, known: Mapping[str, str] = MappingProxyType({}))
     """sha256 of each file below `directory`, by path relative to it; those in `known` are not read."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != STAMP)
     names = {path.relative_to(directory).as_posix(): path for path in files}
-    return {name: known.get(name) or sha256_file(path) for name, path in names.items()}
+    return {name: known.get(name) or hash_file(path) for name, path in names.items()}
 
 
 def read_described_files(directory: Path) -> dict[str, str]:
@@ -66,7 +66,7 @@ def write_manifest(
     value = {
         "files": files,
         "size_bytes": sum((directory / name).stat().st_size for name in files),
-        "inputs": {name: sha256_file(path) for name, path in inputs.items()},
+        "inputs": {name: hash_file(path) for name, path in inputs.items()},
         "settings": settings,
         **(extra or {}),
     }

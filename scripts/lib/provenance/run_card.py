@@ -13,7 +13,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from lib.core.files import sha256_file
+from lib.core.files import hash_file
 
 CODE = "SLMFLOW_CODE"  # the variable by which a job elsewhere, which has no checkout, is told what it runs
 _PROJECT = Path(__file__).resolve().parents[3]
@@ -58,7 +58,7 @@ def _git(*words: str) -> str | None:
 
 
 def _sha256(path: Path) -> str | None:
-    return sha256_file(path) if path.is_file() else None
+    return hash_file(path) if path.is_file() else None
 
 
 def _versions() -> dict[str, str]:

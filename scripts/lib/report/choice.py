@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.evaluation.metrics import main_baseline
+from lib.evaluation.metrics import find_main_baseline
 from lib.report import findings, plots
 from lib.report.evidence import SHOWN, Evidence
 from lib.report.formatting import (
@@ -26,7 +26,7 @@ def build_head(evidence: Evidence) -> dict[str, Any]:
     """Title, verdict and the numbers that a reader asks for first."""
     summary, task = evidence.summary, evidence.task
     model, gate = summary["model"], summary["gate"]
-    rival = main_baseline(task, summary["baselines"])
+    rival = find_main_baseline(task, summary["baselines"])
     quality = model["test"]
     cards = [
         (format_heading(name), format_metric(name, quality[name]), format_interval(name, quality))

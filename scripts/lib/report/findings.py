@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lib.evaluation.comparison import ALPHA, compute_minimum_detectable_effect, is_better, is_significant
-from lib.evaluation.metrics import main_baseline
+from lib.evaluation.metrics import find_main_baseline
 from lib.evaluation.registry import MAIN_METRIC
 from lib.report.formatting import (
     convert_to_points,
@@ -51,7 +51,7 @@ def state_verdict(task: str, summary: dict[str, Any]) -> tuple[str, bool]:
     if unbeaten:
         passed = "it passed the gate, but " if gate["checks"] and gate["passed"] else ""
         return f"Do not ship {model} yet: {passed}{doubt}.", False
-    rival = main_baseline(task, compared)
+    rival = find_main_baseline(task, compared)
     gain = _range(name, compared[rival]["difference_ci95"][name])
     worth = f"on {rows} it is better than every baseline, than {format_term(rival)} by {gain}"
     if gate["checks"]:
@@ -84,7 +84,7 @@ def describe_rows_needed(rows: int | None) -> str:
 
 def describe_worth(task: str, summary: dict[str, Any], measured: str) -> str:
     """Whether the model beats what costs nothing. measured: on which rows."""
-    name, rival = MAIN_METRIC[task], main_baseline(task, summary["baselines"])
+    name, rival = MAIN_METRIC[task], find_main_baseline(task, summary["baselines"])
     model, other = summary["model"]["test"], summary["baselines"][rival]["test"]
     against = summary["model"]["compared"][rival]
     values = (

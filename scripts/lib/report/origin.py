@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from lib.core.files import dump_canonical_json, sha256_file
+from lib.core.files import dump_canonical_json, hash_file
 from lib.provenance.manifests import load_manifest
 from lib.report.evidence import Evidence
 from lib.report.page import Block, Section, Table
@@ -14,7 +14,7 @@ def show_origin(evidence: Evidence) -> Section:
     for path in evidence.manifests:
         manifest = load_manifest(path)
         inputs = ", ".join(sorted(manifest["inputs"])) or "–"
-        rows.append((path.as_posix(), sha256_file(path), f"{len(manifest['files'])} files", inputs))
+        rows.append((path.as_posix(), hash_file(path), f"{len(manifest['files'])} files", inputs))
     answer = f"From the manifest {rows[-1][1][:12]}… of the packaged model back to base weights and rows, hash by hash."
     text = (
         "Each manifest below holds the sha256 of its files and of the manifests that they were made from, so that"

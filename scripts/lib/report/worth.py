@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lib.data.template_inversion import find_word_places
-from lib.evaluation.metrics import main_baseline
+from lib.evaluation.metrics import find_main_baseline
 from lib.report import findings, plots
 from lib.report.evidence import Evidence, format_measured
 from lib.report.formatting import (
@@ -43,7 +43,7 @@ def show_worth(evidence: Evidence) -> Section:
 
 def show_uncertainty(evidence: Evidence) -> Section:
     summary, task = evidence.summary, evidence.task
-    quality, rival = summary["model"]["test"], main_baseline(task, summary["baselines"])
+    quality, rival = summary["model"]["test"], find_main_baseline(task, summary["baselines"])
     rows = evidence.rows_measured("test")
     return Section(
         "sure",
@@ -80,7 +80,7 @@ def draw_quality(stages: dict[str, dict[str, Any]], name: str, best: str) -> lis
 def _rivals_table(evidence: Evidence) -> Table:
     """Paired: what the model is above each rival on the same rows."""
     compared = evidence.summary["model"]["compared"]
-    metrics = list(compared[main_baseline(evidence.task, compared)]["difference"])
+    metrics = list(compared[find_main_baseline(evidence.task, compared)]["difference"])
     rows = [
         (
             format_heading(rival),

@@ -24,21 +24,22 @@ from snakemake_interface_storage_plugins.io import IOCacheStorageInterface, Mtim
 from snakemake_storage_plugin_azure import StorageObject
 
 from lib.azure import blobs
-from lib.core.files import sha256_file
+from lib.core.files import hash_file
 
 
 def mend_storage_plugin() -> None:
-    for method in (
-        has_blob,
-        read_mtime,
-        measure_size,
-        retrieve_object,
-        remove,
-        store_object,
-        download_blob_from_storage,
-        upload_blob_to_storage,
-    ):
-        setattr(StorageObject, method.__name__, method)
+    methods = {
+        "exists": has_blob,
+        "mtime": read_mtime,
+        "size": measure_size,
+        "retrieve_object": retrieve_object,
+        "remove": remove,
+        "store_object": store_object,
+        "download_blob_from_storage": download_blob_from_storage,
+        "upload_blob_to_storage": upload_blob_to_storage,
+    }
+    for name, method in methods.items():
+        setattr(StorageObject, name, method)
 
 
 def list_once(folder: str) -> None:
@@ -120,7 +121,7 @@ def store_object(self: StorageObject) -> None:
 
 
 def upload_blob_to_storage(self: StorageObject, local_path: Path, remote_path: str) -> None:
-    facts = {"sha256": sha256_file(local_path)}  # so that the lineage needs no download
+    facts = {"sha256": hash_file(local_path)}  # so that the lineage needs no download
     blobs.upload(local_path, blobs.Place(self.container_client(), ""), remote_path, facts)
 
 

@@ -24,8 +24,8 @@ from snakemake.persistence import MetadataRecord
 from lib.core.cli import UserError, fail
 from lib.core.escaping import escape_controls
 from lib.core.failures import find_place
-from lib.core.files import dump_canonical_json, publish_file, sha256_text
-from lib.provenance.lineage import Lineage, is_code, list_visible_files, sha256_of
+from lib.core.files import dump_canonical_json, hash_text, publish_file
+from lib.provenance.lineage import Lineage, find_sha256, is_code, list_visible_files
 from lib.workflow.metadata_overlay import STATE, find_recorded_outputs, open_metadata
 
 _NOTE = STATE / "lineage" / "hashes.json"
@@ -118,7 +118,7 @@ def _read(path: str, size: int) -> str | None:
     if size > _LARGE:
         line = f"lineage: reading {path} ({size / 1e9:.1f} GB), once until it changes"
         print(escape_controls(line), file=sys.stderr, flush=True)
-    return sha256_of(Path(path))
+    return find_sha256(Path(path))
 
 
 def _state(path: Path) -> _State:
@@ -126,7 +126,7 @@ def _state(path: Path) -> _State:
     stats = {name: file.stat() for name, file in files.items()}
     facts = {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for name, stat in stats.items()}
     changed = max((stat.st_ctime for stat in stats.values()), default=0.0)
-    return _State(sha256_text(dump_canonical_json(facts)), changed, sum(stat.st_size for stat in stats.values()))
+    return _State(hash_text(dump_canonical_json(facts)), changed, sum(stat.st_size for stat in stats.values()))
 
 
 def _read_note() -> dict[str, list[str]]:

@@ -72,7 +72,7 @@ def correct_metadata(corrections: Mapping[str, MetadataRecord], *writers: Callab
     _corrections.clear()
     _corrections.update(corrections)
     _writers[:] = writers
-    for method in (_read_record, _write_record, _delete_record, lock_and_correct):
+    for method in (_read_record, _write_record, _delete_record, lock):
         setattr(FilePersistence, method.__name__, method)
 
 
@@ -84,7 +84,7 @@ def write_corrections() -> None:
 
 
 @contextmanager
-def lock_and_correct(self: FilePersistence) -> Iterator[None]:
+def lock(self: FilePersistence) -> Iterator[None]:
     """Lock the folder as Snakemake does for a run, also for one with nothing to do, then write."""
     with _lock(self):
         call_or_exit(write_corrections)

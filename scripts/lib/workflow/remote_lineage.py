@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from azure.core.exceptions import ResourceNotFoundError
 
 from lib.azure import blobs
-from lib.core.files import dump_canonical_json, sha256_text
+from lib.core.files import dump_canonical_json, hash_text
 from lib.provenance.lineage import NAME, Job, Lineage, format_lineage, is_hidden, parse_lineage
 from lib.workflow.metadata_overlay import build_metadata, find_recorded_outputs, open_metadata
 from lib.workflow.snakemake_metadata import UNKNOWN, Comparison, LineageBuilder, build_job, read_or_empty
@@ -41,12 +41,12 @@ class Stored:
                 self.inside.setdefault(str(parent), {})[path.removeprefix(f"{parent}/")] = self.found[path]
 
     def find(self, path: str) -> Blob | None:
-        """Return the blob or directory of a path, hashed as `lib.provenance.lineage.sha256_of` does it."""
+        """Return the blob or directory of a path, hashed as `lib.provenance.lineage.find_sha256` does it."""
         inside = self.inside.get(path)
         if inside is None:
             return self.found.get(path)
         hashes = {name: blob.sha256 for name, blob in sorted(inside.items()) if not is_hidden(name)}
-        known = None if None in hashes.values() else sha256_text(dump_canonical_json(hashes))
+        known = None if None in hashes.values() else hash_text(dump_canonical_json(hashes))
         return Blob(known, max(blob.written for blob in inside.values()))
 
     def lineage(self) -> Lineage:

@@ -20,10 +20,10 @@ from snakemake.persistence.file import FilePersistence
 from lib.core.cli import UserError, fail
 from lib.core.escaping import escape_controls
 from lib.core.failures import find_place
-from lib.core.files import dump_canonical_json, sha256_text
+from lib.core.files import dump_canonical_json, hash_text
 from lib.core.paths import find_fault, resolve_below
 from lib.provenance.folder_state import FolderStates
-from lib.provenance.lineage import NAME, Job, Lineage, list_input_hashes, read_lineage, sha256_of, write_lineage
+from lib.provenance.lineage import NAME, Job, Lineage, find_sha256, list_input_hashes, read_lineage, write_lineage
 from lib.provenance.manifests import STAMP, build_manifest_path
 from lib.workflow.metadata_overlay import NOT_KEPT, STATE, build_metadata, find_recorded_outputs, open_metadata
 
@@ -84,7 +84,7 @@ def _explain_errors(results: Path) -> Iterator[None]:
 def _compare(results: Path) -> Comparison:
     records = open_metadata()
     old, new = _lineage(results), LineageBuilder()
-    brought = _read_remembered(results) != sha256_of(results / NAME)
+    brought = _read_remembered(results) != find_sha256(results / NAME)
     # What is older than the lineage is in it unchanged, unless the lineage came from elsewhere.
     sealed = 0.0 if brought or not old.by_output else _find_written_time(results / NAME)
     corrections: dict[str, dict[str, Any]] = {}
@@ -101,7 +101,7 @@ def _compare(results: Path) -> Comparison:
         as_recorded = _as_recorded(path, records) and states.is_as_noted(path, _find_written_time(Path(path)))
         job = build_job(record, known) if as_recorded and record is not None and record.rule else None
         sha256 = known["outputs"][path] if known and job and _find_written_time(Path(path)) < sealed else None
-        sha256 = sha256 or sha256_of(Path(path), trust_manifest=job is not None)
+        sha256 = sha256 or find_sha256(Path(path), trust_manifest=job is not None)
         if sha256 is None:
             fail("neither a file nor a folder, where a job writes one", "remove it", at=path)
         as_known = known is not None and known["outputs"][path] == sha256
@@ -148,14 +148,14 @@ def _read_remembered(results: Path) -> str | None:
 
 def _remember(results: Path) -> None:
     note = _note(results)
-    sha256 = sha256_of(results / NAME)
+    sha256 = find_sha256(results / NAME)
     if sha256 is not None and sha256 != _read_remembered(results):
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(sha256, encoding="utf-8")
 
 
 def _note(results: Path) -> Path:
-    return STATE / "lineage" / sha256_text(results.as_posix())[:16]
+    return STATE / "lineage" / hash_text(results.as_posix())[:16]
 
 
 class LineageBuilder:
@@ -237,7 +237,7 @@ def build_job(record: MetadataRecord, before: Job | None) -> Job:
     # Folders of ours have a manifest among the inputs.
     known = {*(facts["input_checksums"] or {}), *(path.removesuffix(".manifest.json") for path in facts["input"])}
     folders = {path for path in facts["input"] if Path(path).is_dir() and path not in known}
-    sources = {path: sha256 for path in sorted(folders) if (sha256 := sha256_of(Path(path), trust_manifest=True))}
+    sources = {path: sha256 for path in sorted(folders) if (sha256 := find_sha256(Path(path), trust_manifest=True))}
     return {"rule": facts["rule"], "outputs": {}, "record": facts, "sources": sources}
 
 

@@ -1,4 +1,4 @@
-"""What `trace_lineage.py --verify` checks beside the links of the lineage: the lineage itself, and what lies there besides.
+"""What `trace_lineage.py --verify` checks beside the links of the lineage: the lineage itself, and other files.
 
 Each job in `lineage.json` is stated with its sha256, and the parameters of a job are held against those in the
 manifests that it wrote. Both find an edit, not a forger: who changes the lineage and its hashes, the manifests and the
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lib.core.files import read_json, sha256_text
+from lib.core.files import hash_text, read_json
 from lib.provenance.lineage import NAME, Broken, Lineage, format_job, read_settings
 from lib.provenance.manifests import STAMP
 
@@ -44,7 +44,7 @@ def find_edited_jobs(results: Path) -> Iterator[Broken]:
         yield Broken(file, "has not as many jobs as hashes of jobs: it was edited", hint)
         return
     for job, sha256 in zip(jobs, stated, strict=True):
-        if sha256_text(format_job(job)) != sha256:
+        if hash_text(format_job(job)) != sha256:
             yield Broken(file, f"what it says of {job['rule']} ({min(job['outputs'])}) was edited", hint)
 
 
