@@ -29,10 +29,7 @@ DATA = {
     "min_rows_per_class": 10,
 }
 CORPUS = {
-    "template": None,
     "text_template": "Tweet: {text}\nSentiment:\n{sentiment}",
-    "system": None,
-    "user": None,
     "max_length": 256,
     "truncation": "right",
 }

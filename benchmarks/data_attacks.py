@@ -32,7 +32,6 @@ SYLLABLES = re.findall("..", "baerforarahinistojukalomanneorprequrestatiunverwoi
 TITLE = "## Rows that were made to hurt"
 DATA = {
     "target": "sentiment",
-    "labels": None,
     "special_tokens": "reject",
     "near_duplicates": 0.8,
     "min_rows_per_class": 1,

@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "fp32": {"precision": "fp32"},
 }
-FINETUNE = Finetune(r=16, alpha=32, per_device_train_batch_size=16, eval_steps=1, max_steps=2)
+FINETUNE = Finetune(r=16, lora_alpha=32, per_device_train_batch_size=16, eval_steps=1, max_steps=2)
 EVALUATE = {"batch_size": 16, "greedy_rows": 4, "max_new_tokens": 8, "bootstrap_samples": 2000}
 LABELS = ["sadness", "joy", "fear", "surprise"]
 
@@ -90,7 +90,7 @@ def steps(folder: Path, wanted: list[str]) -> list[tuple[str, list[str]]]:
     """Name and command of each step on the model in `folder`, in an order in which they can run."""
     settings = json.dumps({"into": "original", "versions": {}})
     score = {"task": "classification", "seed": 0, "evaluate": EVALUATE, "versions": {}}
-    train = score | {"finetune": FINETUNE.model_dump(mode="json")}
+    train = score | {"finetune": FINETUNE.model_dump(mode="json", exclude_none=True)}
     rows = ["--rows", f"{folder}/rows.jsonl"]
     result = [
         ("train", ["train_adapter", "--settings", json.dumps(train), "--train", f"{folder}/rows.jsonl",
@@ -104,7 +104,9 @@ def steps(folder: Path, wanted: list[str]) -> list[tuple[str, list[str]]]:
                    f"{folder}/adapter", *rows, "--merged", f"{folder}/merged"]),
     ]  # fmt: skip
     for name, variant in VARIANTS.items():
-        options = json.dumps({"variant": Variant.model_validate(variant).model_dump(mode="json"), "versions": {}})
+        options = json.dumps(
+            {"variant": Variant.model_validate(variant).model_dump(mode="json", exclude_none=True), "versions": {}}
+        )
         build = ["build_onnx", "--settings", options, "--merged", f"{folder}/base", *rows]
         result.append((f"build {name}", [*build, "--output", f"{folder}/{name}"]))
     return [(name, command) for name, command in result if name.split()[0] in wanted]

@@ -37,16 +37,16 @@ spawned = multiprocessing.get_context("spawn")
 BATCH = 16
 LEARNING_RATE = 3e-4
 FINETUNE: dict[str, Any] = {
-    **{"r": 16, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear", "dtype": "float32", "loss": "completion"},
-    **{"corpus_strategy": "rows", "epochs": 1, "max_steps": None, "data_seed": None, "group_by_length": False},
+    **{"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"},
+    **{"dtype": "float32", "loss": "completion"},
+    **{"corpus_strategy": "rows", "num_train_epochs": 1, "group_by_length": False, "class_balance": "none"},
     **{"per_device_train_batch_size": BATCH, "per_device_eval_batch_size": 32, "gradient_accumulation_steps": 1},
-    **{"learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "warmup_share": 0.0, "weight_decay": 0.0},
+    **{"learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "warmup_steps": 0.0, "weight_decay": 0.0},
     **{"adam_beta1": 0.9, "adam_beta2": 0.999, "max_grad_norm": 1.0, "gradient_checkpointing": False},
     **{"eval_steps": 10**6, "logging_steps": 10**6, "method": "lora", "metric_for_best_model": "loss"},
-    **{"early_stopping_patience": None, "class_balance": "none"},
 }
 # The recipe that slmflow replaces: rank 64 on the attention, rows joined to 1024 tokens, batch 1 x 4.
-OLIVE = {"r": 64, "alpha": 64, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+OLIVE = {"r": 64, "lora_alpha": 64, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 JOINED, ACCUMULATED = 1024, 4
 
 

@@ -16,11 +16,11 @@ from lib.workflow.job_resources import (
     measure_mb,
 )
 from lib.workflow.rule_settings import (
-    find_changes,
+    drop_nulls,
     join_settings,
     name_quantization_package,
+    omit_keys,
     select_keys,
-    select_set_keys,
 )
 from lib.workflow.stages import expand_runs, list_manifests, select_calibration
 

@@ -41,8 +41,8 @@ rule fetch_data:
     params:
         settings=settings(
             "datasets pyarrow",
-            source=select_set_keys(
-                CONFIGURATION["data"], ("files", "hub", "package", "source", "sha256")
+            source=config_subset(
+                "data", "files", "hub", "package", "source", "sha256"
             ),
             unreadable=CONFIG.data.unreadable,
         ),
@@ -75,9 +75,8 @@ rule fetch_model:
     params:
         settings=settings(
             "transformers tokenizers gguf safetensors",
-            source=select_set_keys(
-                CONFIGURATION["base_model"],
-                ("path", "hub", "package", "source", "sha256"),
+            source=config_subset(
+                "base_model", "path", "hub", "package", "source", "sha256"
             ),
             parameters=PARAMETERS,
         ),

@@ -49,7 +49,9 @@ rule check_build:
         "../envs/onnx.yaml"
     resources:
         mem_mb=grow_memory(
-            lambda wildcards, input: resources.estimate_check_build_mb(measure_mb(input))
+            lambda wildcards, input: resources.estimate_check_build_mb(
+                measure_mb(input)
+            )
         ),
         runtime=estimate_data_minutes,
     params:
@@ -126,7 +128,9 @@ rule build_onnx:
     threads: resources.HEAVY_THREADS
     resources:
         mem_mb=grow_memory(resources.estimate_build_mb(PARAMETERS)),
-        runtime=lambda wildcards, attempt: resources.estimate_build_minutes(PARAMETERS, attempt),
+        runtime=lambda wildcards, attempt: resources.estimate_build_minutes(
+            PARAMETERS, attempt
+        ),
     params:
         on_gpus=on_gpus,
         settings=settings(

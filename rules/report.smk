@@ -100,11 +100,11 @@ rule assemble_model:
             split=CONFIGURATION["split"],
             corpus=CONFIGURATION["corpus"],
             split_seed=CONFIG.seed,
-            finetune=CONFIGURATION["finetune"],
+            finetune=omit_keys(CONFIGURATION["finetune"], CONFIG.sweep.finetune),
             runs={
                 name: {
                     "seed": run.seed,
-                    "changed": find_changes(run.finetune, CONFIGURATION["finetune"]),
+                    "swept": select_keys(run.finetune, CONFIG.sweep.finetune),
                 }
                 for name, run in RUNS.items()
             },
@@ -122,7 +122,9 @@ rule keep_selected:
     """Copy adapter and merged model of the selected run to one place, where they stay with `keep: selected`."""
     input:
         selection=rules.select_model.output.selection,
-        folders=ancient(expand_runs(lambda: STAGES.list_checkpoints("adapter", "merged"))),
+        folders=ancient(
+            expand_runs(lambda: STAGES.list_checkpoints("adapter", "merged"))
+        ),
         folder_manifests=expand_runs(
             lambda: list_manifests(STAGES.list_checkpoints("adapter", "merged"))
         ),
@@ -195,7 +197,9 @@ rule summarize:
         merges=expand_runs(STAGES.list_merge_choices),
         stages=expand_runs(STAGES.list_checkpoint_scores),
         candidates=expand_runs(STAGES.list_candidates),
-        unscored=expand_runs(lambda: list_manifests(STAGES.list_builds(STAGES.unscored))),
+        unscored=expand_runs(
+            lambda: list_manifests(STAGES.list_builds(STAGES.unscored))
+        ),
         selection=rules.select_model.output.selection,
         gate=rules.check_gate.output.gate,
         model_score=f"{R}/scores/model.test.json",
@@ -331,7 +335,7 @@ rule write_report:
     conda:
         "../envs/report.yaml"
     params:
-        settings=lambda wildcards: dump_canonical_json(CONFIGURATION),
+        settings=lambda wildcards: dump_canonical_json(drop_nulls(CONFIGURATION)),
         versions=settings("jinja2"),
         results=results_folder,
         calibrated=STAGES.calibrations,

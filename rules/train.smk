@@ -133,7 +133,9 @@ rule merge_adapter:
     threads: resources.HEAVY_THREADS
     resources:
         mem_mb=grow_memory(resources.estimate_merge_mb(PARAMETERS)),
-        runtime=lambda wildcards, attempt: resources.estimate_merge_minutes(PARAMETERS, attempt),
+        runtime=lambda wildcards, attempt: resources.estimate_merge_minutes(
+            PARAMETERS, attempt
+        ),
     params:
         on_gpus=on_gpus,
         settings=settings(

@@ -47,7 +47,7 @@ def select_settings(settings: dict[str, Any], selection: dict[str, Any], onnx: d
     return general | {
         "run": selection["run"],
         "seed": chosen["seed"],
-        "finetune": settings["finetune"] | chosen["changed"],
+        "finetune": settings["finetune"] | chosen["swept"],
         "variant": {"name": selection["variant"], **onnx["settings"]["variant"]},
     }
 

@@ -124,7 +124,7 @@ def main(args: argparse.Namespace) -> None:
         "label_conflicts": rejected.get("label_conflict", 0),
         **_near_duplicates(rows, kept, clusters, task),
         **describe_uncompared(similar),
-        **_classes(rows, kept, words, data["labels"], task),
+        **_classes(rows, kept, words, data.get("labels"), task),
         "tokens": _measure_token_lengths(rows, measured, kept, corpus["max_length"]),
     }
     examples: dict[str, str] = {}

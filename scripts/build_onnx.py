@@ -152,7 +152,7 @@ def list_builder_options(variant: dict[str, Any], tied: bool) -> list[str]:
     that cannot be loaded when the head is asymmetric or in 8 bits, and refuses it in QDQ form; apart, both load
     (tests/onnx/test_variants.py tries every combination).
     """
-    calibrated = variant["algo_config"] == "auto_round"
+    calibrated = variant.get("algo_config") == "auto_round"
     values = {name: value for name, value in variant.items() if name not in _NOT_OPTIONS and value is not None}
     if calibrated:  # the weights come rounded; the options are for the head
         values = {name: value for name, value in values.items() if name not in ("algo_config", "is_symmetric")}

@@ -58,7 +58,7 @@ def read_row_lengths(base: Path) -> dict[str, int]:
 
 def check_block_size(name: str, variant: Variant, columns: Mapping[str, int]) -> None:
     """Raise `UserError` when the method cannot cut the rows of some weight into blocks of this size."""
-    size = variant["block_size"] or _BLOCK_SIZE
+    size = variant.get("block_size") or _BLOCK_SIZE
     weight = next((weight for weight, length in columns.items() if not can_quantize(variant, size, length)), None)
     if weight is None:
         return
@@ -76,17 +76,17 @@ def can_quantize(variant: Variant, size: int, length: int) -> bool:
     AutoRound needs whole blocks. Zero points in 4 bits are packed in pairs, but an odd number of them in a row fails in
     onnxruntime 1.32 (`quantization/neural_compressor/weight_only.py`, `make_matmul_weight_only_node`).
     """
-    algo = variant["algo_config"]
+    algo = variant.get("algo_config")
     if algo == "auto_round":
         return length % size == 0
-    has_zero_points = algo == "k_quant" or (algo == "rtn" and variant["is_symmetric"] is False)
+    has_zero_points = algo == "k_quant" or (algo == "rtn" and not variant.get("is_symmetric", True))
     return variant["precision"] != "int4" or not has_zero_points or -(-length // size) % 2 == 0
 
 
 def check_nodes(name: str, variant: Variant, columns: Mapping[str, int], layers: int) -> None:
     """Raise `UserError` for a node of `nodes_to_exclude` that no build of this model has."""
     projections = "|".join(sorted({weight.split(".")[-2] for weight in columns} | set(_FUSED)))
-    for node in variant["nodes_to_exclude"] or []:
+    for node in variant.get("nodes_to_exclude", []):
         found = re.fullmatch(rf"/lm_head/MatMul|/model/layers\.(\d+)/\w+/(?:{projections})/MatMul", node)
         if not found or int(found[1] or 0) >= layers:
             what = f"variants.{name}: nodes_to_exclude: this model of {layers} layers has no node {node}"
@@ -97,7 +97,7 @@ def check_calibration(
     name: str, variant: Variant, rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, seed: int
 ) -> None:
     """Raise `UserError` when the calibration rows fill no sequence."""
-    if variant["algo_config"] != "auto_round":
+    if variant.get("algo_config") != "auto_round":
         return
     length, count = variant["calibration"]["length"], variant["calibration"]["rows"]
     chosen = sample_calibration_rows(rows, count, seed)

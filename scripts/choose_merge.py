@@ -42,7 +42,7 @@ def choose(scores: Path, folders: dict[str, Path], settings: dict[str, Any]) -> 
 
     Raises `UserError` when a score is of other bytes than the merge's, or the metric is undefined.
     """
-    metric = settings["metric"] or SELECTED_BY[settings["task"]]
+    metric = settings.get("metric") or SELECTED_BY[settings["task"]]
     found = {}
     for kind in KINDS:
         file = scores / f"merged-{kind}.validation.json"

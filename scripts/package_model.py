@@ -62,7 +62,7 @@ def render_model_card(
     settings, labels = model["made_by"], template["labels"]
     answer = f"one of {_join_escaped(labels)}" if labels else "a free answer"
     rejected = [f"- {_name(one)} was not chosen: {escape_markdown(one['reason'])}" for one in selection["rejected"]]
-    variant = {key: value for key, value in settings["variant"].items() if value is not None}
+    variant = settings["variant"]
     size_mb = round(model["size_bytes"] / 1e6, 1)
     sections = [
         f"# A small language model for {settings['task']}",

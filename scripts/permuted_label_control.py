@@ -79,7 +79,7 @@ def main(configfile: Path) -> str:
     own = measure(config, "own", replace_labels(rows, [row["target"] for row in rows]))
     if not own.better:
         what = f"the control shows nothing: with their own labels {len(rows)} rows teach no more than {own}"
-        fail(what, "raise finetune.epochs or finetune.learning_rate", at=configfile)
+        fail(what, "raise finetune.num_train_epochs or finetune.learning_rate", at=configfile)
     return f"control passed on {own.n} validation rows: shuffled labels {permuted}; own labels {own}"
 
 

@@ -60,7 +60,7 @@ def _render_rows(
     rows = read_jsonl(kept)
     for batch in batch_by_size(rows, lambda row: len(row["target"]) + sum(map(len, row["values"].values()))):
         values, encoded = _fit_values(batch, tokenizer, template, corpus)
-        if corpus["template"] == "chat" and count < _CHAT_ROWS:
+        if corpus.get("template") == "chat" and count < _CHAT_ROWS:
             _check_chat(batch, values, tokenizer, template, corpus)
         prompts = [render_prompt(template, inputs) for inputs in values]
         heads = tokenizer.encode_batch(prompts)

@@ -74,7 +74,7 @@ class Candidate:
 
 def main(args: argparse.Namespace) -> None:
     settings = args.settings
-    settings["selection"]["metric"] = settings["selection"]["metric"] or SELECTED_BY[settings["task"]]
+    settings["selection"]["metric"] = settings["selection"].get("metric") or SELECTED_BY[settings["task"]]
     metric, runs = settings["selection"]["metric"], {one["name"]: one for one in settings["runs"]}
     candidates = _read_candidates(args.results, settings)
     reasons = {candidate.name: _find_broken_constraint(candidate, settings["selection"]) for candidate in candidates}
@@ -158,7 +158,7 @@ def _read_score(score_file: Path, manifest_file: Path, metric: str) -> dict[str,
 
 def _find_broken_constraint(candidate: Candidate, selection: dict[str, Any]) -> str:
     """Why the variant cannot be chosen, or nothing."""
-    metric, least = METRICS[selection["metric"]].spoken, selection["min_quality"]
+    metric, least = METRICS[selection["metric"]].spoken, selection.get("min_quality")
     if candidate.value is None:
         return f"it has no {metric}: no row has a free answer (evaluate.greedy_rows is 0)"
     broken = []
@@ -170,7 +170,7 @@ def _find_broken_constraint(candidate: Candidate, selection: dict[str, Any]) -> 
             f" {least:g}{open_}"
         )
     for setting, key, unit, upper in _CONSTRAINTS:
-        limit, value = selection[setting], candidate.speed[key]
+        limit, value = selection.get(setting), candidate.speed[key]
         if limit is not None and (value > limit if upper else value < limit):
             broken.append(f"{value:.1f} {unit} is {'above' if upper else 'below'} selection.{setting} {limit:g}")
     return "; ".join(broken)

@@ -200,8 +200,8 @@ def build_lora_model(model: Any, settings: dict[str, Any]) -> Any:
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings["r"],
-        lora_alpha=settings["alpha"],
-        lora_dropout=settings["dropout"],
+        lora_alpha=settings["lora_alpha"],
+        lora_dropout=settings["lora_dropout"],
         target_modules=settings["target_modules"],
         **METHODS[settings["method"]].peft,
     )
@@ -256,7 +256,7 @@ def describe_training(
         "best_validation_loss": best["eval_loss"],
         "best_by": best_by,
         "best_value": best[f"eval_{best_by}"],
-        "stopped_early": has_stopped_early(state, settings["early_stopping_patience"]),
+        "stopped_early": has_stopped_early(state, settings.get("early_stopping_patience")),
         "epochs": state.epoch,
         "sequences": trainer.order.rows,
         "class_balance": balance_facts(settings["class_balance"], classes) if classes else None,

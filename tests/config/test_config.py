@@ -1,12 +1,16 @@
 """The configuration: what is accepted, and how a mistake is told."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 import yaml
+from peft import LoraConfig
+from transformers import TrainingArguments
 
 from lib.config.loader import check_yaml, load_config
+from lib.config.schema import Finetune
 from lib.core.cli import UserError, call_or_exit, fail, format_error
 from lib.evaluation.registry import find_metrics
 from support.paths import ROOT
@@ -44,7 +48,7 @@ def test_the_seed_recipe_is_expressible():
     """Every setting of the recipe that slmflow replaces stands in examples/phi3-mini.yaml with its value."""
     config = load_config(yaml.safe_load((ROOT / "examples/phi3-mini.yaml").read_text()), [])
     finetune = config.finetune
-    assert (finetune.r, finetune.alpha, finetune.dropout) == (64, 64, 0.1)
+    assert (finetune.r, finetune.lora_alpha, finetune.lora_dropout) == (64, 64, 0.1)
     assert finetune.target_modules == ["o_proj", "qkv_proj"]
     assert (finetune.corpus_strategy, finetune.source_max_len, finetune.loss) == ("join", 2048, "all")
     assert (config.seed, finetune.data_seed, finetune.max_steps) == (0, 42, 10)
@@ -64,7 +68,10 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
     [
         ("  r: 16", "  lora_r: 16", "  lora_r", "finetune.lora_r is not a known key; it is called finetune.r here"),
         ("  r: 16", "  rr: 16", "  rr", "finetune.rr is not a known key; did you mean r?"),
-        ("seed: 0", "seed: 0\nepochs: 2", "epochs", "epochs is not a known key; it belongs to finetune.epochs"),
+        ("seed: 0", "seed: 0\nnum_train_epochs: 2", "num_train_epochs", "num_train_epochs is not a known key; it belongs to finetune.num_train_epochs"),
+        ("seed: 0", "seed: 0\nepochs: 2", "epochs", "epochs is not a known key; it is called finetune.num_train_epochs here"),
+        *(("  r: 16", f"  r: 16\n  {old}: 0.1", f"  {old}", f"finetune.{old} is not a known key; it is called finetune.{new} here") for old, new in {"alpha": "lora_alpha", "dropout": "lora_dropout", "epochs": "num_train_epochs", "warmup_share": "warmup_steps"}.items()),
+        ("  r: 16", "  r: 16\n  warmup_steps: 1.5", "  warmup_steps", "finetune: warmup_steps: 1.5 is neither a whole number of steps nor a share below 1"),
         ("seed: 0", "seed: zero", "seed", "seed: input should be a valid integer"),
         ("  r: 16", "  r: -1", "  r:", "finetune.r: input should be greater than or equal to 1"),
         ("  int4: {}", "  Int4: {}", "  Int4", "variants: the name 'Int4' cannot be used; use a-z, 0-9 and - (not first)"),
@@ -194,3 +201,11 @@ def test_every_metric_can_be_gated_and_selected(task, tmp_path):
         values = yaml.safe_load((ROOT / base).read_text())
         values.update(selection={"metric": metric}, gate={"minimum": {metric: 0}})
         assert load_config(values, []).selection.metric == metric
+
+
+def test_keys_of_the_fine_tuning_bear_the_names_of_peft_and_transformers():
+    """But for those that stand for several of theirs, name what is brought, or are Olive's or slmflow's own."""
+    own = {"method", "adapter", "merged", "quant_type", "double_quant", "loraplus_lr_ratio", "class_balance", "loss"}
+    own |= {"dtype", "early_stopping_patience", "group_by_length", "corpus_strategy", "source_max_len"}
+    theirs = {field.name for one in (LoraConfig, TrainingArguments) for field in dataclasses.fields(one)}
+    assert Finetune.model_fields.keys() - theirs == own

@@ -37,7 +37,7 @@ def test_every_combination_is_a_run_and_seeds_share_a_group():
     assert len({run.group for run in runs.values()}) == 4
     run = runs["dora-r-16-learning-rate-0-0001-seed-1"]
     assert (run.finetune["method"], run.finetune["r"], run.seed) == ("dora", 16, 1)
-    assert run.finetune["alpha"] == FINETUNE["alpha"], "what is not swept stays"
+    assert run.finetune["lora_alpha"] == FINETUNE["lora_alpha"], "what is not swept stays"
 
 
 def test_variants_are_expanded_where_the_sweep_names_them():
@@ -53,7 +53,7 @@ def test_variants_are_expanded_where_the_sweep_names_them():
 
 def test_names_that_collide_are_refused():
     with pytest.raises(ValueError, match="two combinations are both called lora-alpha-1-5"):
-        expand_runs(FINETUNE, {"alpha": [1.5, "1,5"]}, [0])
+        expand_runs(FINETUNE, {"lora_alpha": [1.5, "1,5"]}, [0])
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_audit_split_and_check_agree(tmp_path, tiny_phi3, run_script):
     source = tmp_path / "a.json"
     source.write_text(json.dumps(rows))
     corpus = {**TEXT, "max_length": 256, "truncation": "reject"}
-    data = {"target": "tone", "labels": None, "special_tokens": "reject", "near_duplicates": 0.8}
+    data = {"target": "tone", "special_tokens": "reject", "near_duplicates": 0.8}
     texts = []
     for name in ("one", "two"):
         place = {file: tmp_path / name / file for file in ("rows", "audit", "rejected", "kept", "split", "leakage")}

@@ -55,7 +55,7 @@ def to_train(azurite, tiny_llama, tmp_path_factory) -> Iterator[AzureWorkspace]:
     root = tmp_path_factory.mktemp("to-train") / "workspace"
     root.mkdir()
     workspace = tiny_workspace(root, tiny_llama)
-    workspace.configure(lambda config: config["finetune"].update(epochs=6))
+    workspace.configure(lambda config: config["finetune"].update(num_train_epochs=6))
     as_checkout(root)
     azurite.client().create_container("to-train")
     with running_plane(azurite, root.parent / "plane") as plane:

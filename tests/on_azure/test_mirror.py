@@ -215,7 +215,7 @@ def test_a_killed_training_goes_on_on_another_machine(azurite, container, tiny_l
     def command(name: str, *more: str) -> list[str]:
         out = tmp_path / name
         out.mkdir()
-        return [*train_command(tiny_llama, corpus, out, out / "work", epochs=8), *more]
+        return [*train_command(tiny_llama, corpus, out, out / "work", num_train_epochs=8), *more]
 
     env = environment_of_jobs(azurite)
     mirrored_to = ("--mirror", f"az://{container}/progress")

@@ -114,10 +114,10 @@ def test_a_second_run_has_nothing_to_do(ran):
 
 def test_one_changed_parameter_makes_again_what_depends_on_it(ran):
     changed = copy_tree(ran, "changed")
-    changed.configure(lambda config: config["finetune"].update(alpha=16))
+    changed.configure(lambda config: config["finetune"].update(lora_alpha=16))
     assert changed.planned() == {*TRAINING, "keep_selected", *(HERE - {"fetch_data", "fetch_model"}), "all"}
     changed.configure(
-        lambda config: (config["finetune"].update(alpha=8), config.update(gate={"minimum": {"accuracy": 0.1}}))
+        lambda config: (config["finetune"].update(lora_alpha=8), config.update(gate={"minimum": {"accuracy": 0.1}}))
     )
     assert changed.planned() == {
         "check_gate",
@@ -141,7 +141,7 @@ def test_a_fresh_clone_has_nothing_to_do(ran, tmp_path):
     subprocess.run(["git", "clone", "-q", str(ran.root), str(tmp_path / "clone")], check=True)
     clone = AzureWorkspace(tmp_path / "clone", ran.azurite, ran.plane, ran.container)
     assert clone.planned() == set()
-    clone.configure(lambda config: config["finetune"].update(alpha=16))
+    clone.configure(lambda config: config["finetune"].update(lora_alpha=16))
     assert "train_adapter" in clone.planned(), "it knows what they were made by"
     clone.edit("rows.json", '"phrase": "', '"phrase": "Suddenly: ')
     os.utime(clone.root / "rows.json", (0, 0))
@@ -155,11 +155,11 @@ def test_what_another_machine_made_again_is_known_here(ran, container, tmp_path)
         assert here.planned("--", ADAPTER) == set()
         there = AzureWorkspace(tmp_path / "there", ran.azurite, plane, container)
         shutil.copytree(here.root, there.root)
-        there.configure(lambda config: config["finetune"].update(alpha=16))
+        there.configure(lambda config: config["finetune"].update(lora_alpha=16))
         there.run("--", ADAPTER)
         assert len(there.jobs()) == 1
         assert "train_adapter" in here.planned("--", ADAPTER), "the adapter there is another one"
-        here.configure(lambda config: config["finetune"].update(alpha=16))
+        here.configure(lambda config: config["finetune"].update(lora_alpha=16))
         assert here.planned("--", ADAPTER) == set()
 
 

@@ -30,7 +30,9 @@ def calibrate(
     """Run `calibrate_weights` in this process: importing AutoRound takes seconds."""
     import calibrate_weights
 
-    calibration = Calibration.model_validate({"rows": 16, "length": 32, "iterations": 20} | changes).model_dump()
+    calibration = Calibration.model_validate({"rows": 16, "length": 32, "iterations": 20} | changes).model_dump(
+        exclude_none=True
+    )
     variant = {"block_size": block, "is_symmetric": symmetric, "calibration": calibration}
     settings = {"variant": variant, "seed": seed, "versions": {}}
     where = {"merged": merged, "rows": corpus / "train.jsonl", "output": output}

@@ -17,7 +17,7 @@ def check(tiny_phi3, tmp_path_factory):
     rows = {task: write_corpus(folder / task, tiny_phi3, task) for task in ("classification", "generation")}
 
     def run(task: str = "classification", new_tokens: int = 8, max_new_tokens: int = 6, **options):
-        variant = Variant.model_validate(options).model_dump(mode="json")
+        variant = Variant.model_validate(options).model_dump(mode="json", exclude_none=True)
         settings = {
             "seed": 0,
             "variants": {"mine": variant},

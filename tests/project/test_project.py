@@ -160,7 +160,7 @@ def test_no_code_of_a_model_is_ever_run():
 
 
 FINETUNE = {
-    "epochs": 1,
+    "num_train_epochs": 1,
     "max_steps": None,
     "per_device_train_batch_size": 16,
     "gradient_accumulation_steps": 1,

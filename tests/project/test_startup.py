@@ -141,7 +141,7 @@ def test_data_rules_run_without_what_they_do_not_use(tmp_path, tiny_phi3):
         **{"max_length": 64, "truncation": "reject"},
     }
     data = {
-        **{"target": "tone", "labels": None, "special_tokens": "reject"},
+        **{"target": "tone", "special_tokens": "reject"},
         **{"near_duplicates": 0.8, "min_rows_per_class": 1},
     }
     settings = {"task": "classification", "data": data, "corpus": corpus}

@@ -63,7 +63,7 @@ def train(base: Path, corpus: Path, out: Path, **changes: object) -> dict[str, A
 
     train_adapter.main(
         argparse.Namespace(
-            settings={**SETTINGS, "finetune": {**FINETUNE, "dropout": 0.0, **changes}},
+            settings={**SETTINGS, "finetune": {**FINETUNE, "lora_dropout": 0.0, **changes}},
             template=corpus / "template.json",
             train=corpus / "train.jsonl",
             validation=corpus / "validation.jsonl",
@@ -97,7 +97,7 @@ class Learned:
         self.corpus = learnable_corpus(base, folder / "corpus")
         self.facts = train(
             *(self.base, self.corpus, folder),
-            **{"r": 8, "alpha": 16, "epochs": EPOCHS, "learning_rate": 5e-3, "eval_steps": 24},
+            **{"r": 8, "lora_alpha": 16, "num_train_epochs": EPOCHS, "learning_rate": 5e-3, "eval_steps": 24},
             gradient_accumulation_steps=2,
         )
         self.adapter = folder / "adapter"

@@ -114,7 +114,7 @@ def cluster(tmp_path_factory):
 def to_train(tiny_llama, tmp_path_factory) -> Path:
     """A workspace with all that the training needs, which takes 216 steps."""
     workspace = tiny_workspace(tmp_path_factory.mktemp("to_train"), tiny_llama)
-    workspace.configure(lambda config: config["finetune"].update(epochs=12))
+    workspace.configure(lambda config: config["finetune"].update(num_train_epochs=12))
     workspace.run(*(f"results/corpus/{name}" for name in ("leakage.json", "build.done", "onnx_tokenizer.done")))
     return workspace.root
 

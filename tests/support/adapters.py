@@ -16,7 +16,9 @@ def taught(base: Path, folder: Path, method: str, **changes: Any) -> tuple[Any, 
     """An adapter of `method` that does something, saved to `folder`; the model with it, and its quantization."""
     from train_adapter import build_lora_model, save_adapter
 
-    settings = Finetune.model_validate({"method": method, "r": 4, "alpha": 6, **changes}).model_dump()
+    settings = Finetune.model_validate({"method": method, "r": 4, "lora_alpha": 6, **changes}).model_dump(
+        exclude_none=True
+    )
     torch.manual_seed(1)
     model = build_lora_model(load_model(base, quantization=choose_quantization(settings)), settings)
     for name, part in model.named_parameters():

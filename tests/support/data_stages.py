@@ -7,18 +7,15 @@ from pathlib import Path
 from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.data.rows import compute_row_id
 
-DATA = {"target": "tone", "labels": None, "special_tokens": "reject", "near_duplicates": 0.8, "min_rows_per_class": 1}
+DATA = {"target": "tone", "special_tokens": "reject", "near_duplicates": 0.8, "min_rows_per_class": 1}
 CORPUS = {
-    "template": None,
     "text_template": "### Text: {phrase}\n### The tone is:\n{tone}",
-    "system": None,
-    "user": None,
     "max_length": 256,
     "truncation": "reject",
 }
 SHARES = {"validation": 0.1, "test": 0.15}
 SPLITS = ("train", "validation", "test")
-TEXT = {"template": None, "text_template": "### Text: {phrase}\n### The tone is:\n{tone}", "system": None, "user": None}
+TEXT = {"text_template": "### Text: {phrase}\n### The tone is:\n{tone}"}
 PHRASES = [
     "She hid behind the door.",
     "{phrase} {braces}",

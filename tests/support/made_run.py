@@ -27,12 +27,8 @@ NASTY = '<script>alert("x")</script> & {{ 7 * 7 }} http://url_removed'
 SPEED = {"load_s": 0.41, "first_token_ms": 88.2, "prompts": 20, "threads": 2, "new_tokens": 64}
 EVALUATE = {"greedy_rows": 40, "batch_size": 16, "max_new_tokens": 64, "bootstrap_samples": 500}
 SELECTION = {
-    "metric": None,
-    "min_quality": None,
     "max_size_mb": 200,
-    "max_first_token_ms": None,
     "min_tokens_per_second": 10,
-    "max_peak_rss_mb": None,
 }
 VARIANTS = {"int4": (92.1, 61.0), "int4-mixed": (121.4, 48.5), "fp32": (540.2, 21.7)}  # MB, tokens per second
 MERGES = ("original", "dequantized")
@@ -240,7 +236,7 @@ class MadeRun:
         return {
             "results": "results", "seed": 0, "task": self.task,
             "data": {"files": ["data/tweets.json"], "target": "sentiment", "labels": LABELS},
-            "base_model": {"path": None, "hub": None, "package": package, "parameters": 134515008},
+            "base_model": {"package": package, "parameters": 134515008},
             "corpus": {"template": "chat", "user": "Tone?\n{text}", "max_length": 128},
             "variants": {name: {"precision": "int4", "execution_provider": "cpu"} for name in VARIANTS},
             "evaluate": EVALUATE, "selection": SELECTION, "gate": {"minimum": {"accuracy": 0.7}, "beat_baseline": "shown"},

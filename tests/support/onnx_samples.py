@@ -29,7 +29,7 @@ def write_corpus(folder: Path, base: Path, task: str = "classification", truncat
     from lib.data.tokenizer import load_tokenizer
 
     labels = LABELS if task == "classification" else None
-    corpus = {"template": "chat", "user": "Which tone?\n{text}", "system": None}
+    corpus = {"template": "chat", "user": "Which tone?\n{text}"}
     template = compile_template(corpus, load_tokenizer(base), task=task, target="tone", labels=labels)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "template.json", {**template, "max_length": 64, "truncation": truncation})

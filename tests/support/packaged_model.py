@@ -9,9 +9,9 @@ from lib.provenance.manifests import build_manifest_path
 
 PACKAGE_SETTINGS = {
     "task": "classification",
-    "base_model": {"hub": {"id": "someone/tiny", "revision": "0" * 40}, "path": None},
-    "finetune": {"r": 8, "learning_rate": 1e-3, "max_steps": None},
-    "runs": {"lora": {"seed": 0, "changed": {"r": 4}}},
+    "base_model": {"hub": {"id": "someone/tiny", "revision": "0" * 40}},
+    "finetune": {"r": 8, "learning_rate": 1e-3},
+    "runs": {"lora": {"seed": 0, "swept": {"r": 4}}},
     "versions": {},
 }
 SELECTION = {

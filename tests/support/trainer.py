@@ -21,7 +21,7 @@ class Taught:
     """A trainer of a tiny model in this process, with what it was made of."""
 
     def __init__(self, base: Path, corpus: Path, work: Path, dtype: torch.dtype = torch.float32, **changes: Any):
-        self.settings = {**FINETUNE, "dropout": 0.0, **changes}
+        self.settings = {**FINETUNE, "lora_dropout": 0.0, **changes}
         self.tokenizer, self.template = load_tokenizer(base), read_json(corpus / "template.json")
         self.rows = {name: list(read_jsonl(corpus / f"{name}.jsonl")) for name in ("train", "validation")}
         self.encoded = {

@@ -70,8 +70,8 @@ def tiny_config(base: Path) -> dict:
         "corpus": {"template": "chat", "user": "Tone? {phrase}", "max_length": 200},
         "finetune": {
             "r": 4,
-            "alpha": 8,
-            "epochs": 1,
+            "lora_alpha": 8,
+            "num_train_epochs": 1,
             "learning_rate": 0.01,
             "per_device_train_batch_size": 4,
             "eval_steps": 5,

@@ -51,7 +51,7 @@ def corpus(tiny_model, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1], ids=["fused", "peft"])
 def test_probabilities_while_training_are_those_of_the_saved_adapter(tiny_model, corpus, tmp_path, dropout):
-    taught, seen = Taught(tiny_model, corpus, tmp_path / "work", dropout=dropout, max_steps=4), []
+    taught, seen = Taught(tiny_model, corpus, tmp_path / "work", lora_dropout=dropout, max_steps=4), []
 
     def measure(model: Any) -> dict[str, float]:
         seen.append(taught.predictions(model))
@@ -97,7 +97,7 @@ def test_in_bfloat16_the_metric_is_measured_too(tiny_phi3, tmp_path, task):
 
 def test_blocks_of_joined_rows_are_chosen_by_the_rows_themselves(tiny_llama, tmp_path):
     corpus = make_corpus(tiny_llama, tmp_path / "corpus")
-    done = train(tiny_llama, corpus, tmp_path, tmp_path / "work", corpus_strategy="join", loss="all", dropout=0.0)
+    done = train(tiny_llama, corpus, tmp_path, tmp_path / "work", corpus_strategy="join", loss="all", lora_dropout=0.0)
     assert done.returncode == 0, done.stderr
     model, tokenizer = load_adapter(load_model(tiny_llama), tmp_path / "adapter"), load_tokenizer(tiny_llama)
     template, rows = read_json(corpus / "template.json"), list(read_jsonl(corpus / "validation.jsonl"))
@@ -114,7 +114,7 @@ def test_blocks_of_joined_rows_are_chosen_by_the_rows_themselves(tiny_llama, tmp
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_validation_leaves_everything_as_it_was(tiny_model, corpus, tmp_path, gradient_checkpointing):
-    taught = Taught(tiny_model, corpus, tmp_path, dropout=0.1, gradient_checkpointing=gradient_checkpointing)
+    taught = Taught(tiny_model, corpus, tmp_path, lora_dropout=0.1, gradient_checkpointing=gradient_checkpointing)
 
     def measure(model: Any) -> dict[str, float]:
         assert not any(part.training for part in model.modules())
@@ -151,7 +151,7 @@ def test_neither_how_often_nor_by_what_is_validated_changes_what_is_learned(tiny
     """With dropout, which draws: the same weights, byte for byte, with 8 validations in between and with none."""
     last = []
     for number, eval_steps in enumerate((1, 100)):
-        taught, weights = Taught(tiny_model, corpus, tmp_path / str(number), dropout=0.1, max_steps=8), Weights()
+        taught, weights = Taught(tiny_model, corpus, tmp_path / str(number), lora_dropout=0.1, max_steps=8), Weights()
         taught.settings["eval_steps"] = eval_steps
         trainer = taught.trainer(taught.task_quality() if number == 0 else None, weights)
         trainer.train()
@@ -201,7 +201,7 @@ def test_the_adapter_kept_is_that_of_the_best_step_though_others_came_later(tiny
 
 def test_a_metric_that_does_not_move_leaves_the_choice_to_the_loss(tiny_llama, tmp_path):
     corpus = make_corpus(tiny_llama, tmp_path / "corpus")
-    taught = Taught(tiny_llama, corpus, tmp_path, eval_steps=1, max_steps=3, learning_rate=0.5, warmup_share=0.0)
+    taught = Taught(tiny_llama, corpus, tmp_path, eval_steps=1, max_steps=3, learning_rate=0.5, warmup_steps=0.0)
     trainer = taught.trainer(lambda model: {"macro_f1": 0.5})
     trainer.train()
     losses = {entry["step"]: entry["eval_loss"] for entry in list_validations(trainer.state)}
@@ -213,7 +213,7 @@ def test_a_metric_that_does_not_move_leaves_the_choice_to_the_loss(tiny_llama, t
 
 @pytest.mark.parametrize(("patience", "last_step"), [(1, 3), (2, 6), (3, 7), (None, 10)])
 def test_it_stops_after_as_many_validations_without_a_better_one(tiny_llama, tmp_path, patience, last_step):
-    changes = {"early_stopping_patience": patience, "eval_steps": 1, "epochs": 1}
+    changes = {"early_stopping_patience": patience, "eval_steps": 1, "num_train_epochs": 1}
     corpus = make_corpus(tiny_llama, tmp_path / "corpus")
     taught = Taught(tiny_llama, corpus, tmp_path / "work", **changes)
     trainer = taught.trainer(scripted(0.1, 0.6, 0.2, 0.7, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3))
@@ -243,7 +243,12 @@ def test_a_run_killed_behind_its_last_step_takes_no_step_more(tiny_llama, tmp_pa
 def test_a_killed_run_stops_at_the_same_step_with_the_same_bytes(tiny_llama, tmp_path):
     corpus = make_corpus(tiny_llama, tmp_path / "corpus")
     calm, killed = tmp_path / "calm", tmp_path / "killed"
-    patient = {"early_stopping_patience": 2, "epochs": 10, "learning_rate": 0.03, "lr_scheduler_type": "constant"}
+    patient = {
+        "early_stopping_patience": 2,
+        "num_train_epochs": 10,
+        "learning_rate": 0.03,
+        "lr_scheduler_type": "constant",
+    }
     assert train(tiny_llama, corpus, calm, calm / "work", **patient).returncode == 0
     command = train_command(tiny_llama, corpus, killed, killed / "work", **patient)
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -265,7 +270,7 @@ def test_a_killed_run_stops_at_the_same_step_with_the_same_bytes(tiny_llama, tmp
 
 def test_a_loss_that_is_no_number_stops_it_at_the_first_validation(tiny_llama, tmp_path):
     corpus = make_corpus(tiny_llama, tmp_path / "corpus")
-    done = train(tiny_llama, corpus, tmp_path / "out", tmp_path / "work", learning_rate=1e30, warmup_share=0.0)
+    done = train(tiny_llama, corpus, tmp_path / "out", tmp_path / "work", learning_rate=1e30, warmup_steps=0.0)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: the loss is not a finite number; lower finetune.learning_rate"
     assert not list(tmp_path.glob("work/*/checkpoint-*"))

@@ -60,7 +60,7 @@ def test_every_row_of_an_epoch_falls_to_one_process_and_all_take_as_many_batches
     assert together == list(order)
 
 
-OF_BOTH = {"dropout": 0.0, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+OF_BOTH = {"lora_dropout": 0.0, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_weights_and_checkpointing_with_two_processes(tiny_llama, tmp_path):
     losses = []
     for number in "12":
         out = tmp_path / number
-        more = {"dropout": 0.0, "metric_for_best_model": "loss", "epochs": 1}
+        more = {"lora_dropout": 0.0, "metric_for_best_model": "loss", "num_train_epochs": 1}
         more |= {"class_balance": "weight", "gradient_checkpointing": True}
         done = run(train_command(tiny_llama, corpus, out, out / "work", **more), "--processes", number)
         assert done.returncode == 0, done.stderr
@@ -150,7 +150,7 @@ def test_an_error_of_several_processes_is_one_line_and_exit_code_1(tiny_llama, t
 
 def test_several_processes_die_with_their_parent(tiny_llama, tmp_path):
     corpus = make_corpus(tiny_llama, tmp_path / "corpus", rows=400)
-    command = train_command(tiny_llama, corpus, tmp_path, tmp_path / "work", epochs=50)
+    command = train_command(tiny_llama, corpus, tmp_path, tmp_path / "work", num_train_epochs=50)
     parent = subprocess.Popen(
         [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *command, "--processes", "2"],
         stderr=subprocess.DEVNULL,
@@ -201,7 +201,7 @@ def test_slurm_says_when_the_job_ends(tiny_llama, tmp_path):
 @pytest.mark.parametrize("number", ["1", "2"])
 def test_sigterm_saves_progress_first(tiny_llama, tmp_path, number):
     corpus = make_corpus(tiny_llama, tmp_path / "corpus", rows=400)
-    command = train_command(tiny_llama, corpus, tmp_path, tmp_path / "work", epochs=50, eval_steps=5)
+    command = train_command(tiny_llama, corpus, tmp_path, tmp_path / "work", num_train_epochs=50, eval_steps=5)
     process = subprocess.Popen([*command, "--processes", number], stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("work/*/checkpoint-5/complete.json")):
         assert process.poll() is None

@@ -161,7 +161,7 @@ def test_a_run_says_what_made_up_for_the_sizes(tiny_llama, tmp_path):
     corpus, facts, hashes = uneven_corpus(tiny_llama, tmp_path / "corpus"), {}, set()
     for balance in ("none", "weight", "oversample"):
         out = tmp_path / balance
-        done = train(tiny_llama, corpus, out, out / "work", class_balance=balance, epochs=1)
+        done = train(tiny_llama, corpus, out, out / "work", class_balance=balance, num_train_epochs=1)
         assert done.returncode == 0, done.stderr
         facts[balance] = read_json(out / "training.json")
         hashes.add(adapter_hash(out))

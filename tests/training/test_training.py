@@ -202,8 +202,8 @@ def test_a_checkpoint_cut_short_is_not_believed(tmp_path):
 def test_another_setting_never_picks_up_this_progress(tiny_llama, tmp_path):
     corpus = make_corpus(tiny_llama, tmp_path / "corpus")
     work = tmp_path / "work"
-    assert train(tiny_llama, corpus, tmp_path / "a", work, epochs=1).returncode == 0
-    assert train(tiny_llama, corpus, tmp_path / "b", work, epochs=1, learning_rate=2e-2).returncode == 0
+    assert train(tiny_llama, corpus, tmp_path / "a", work, num_train_epochs=1).returncode == 0
+    assert train(tiny_llama, corpus, tmp_path / "b", work, num_train_epochs=1, learning_rate=2e-2).returncode == 0
     assert len(list(work.iterdir())) == 2
     assert adapter_hash(tmp_path / "a") != adapter_hash(tmp_path / "b")
 
@@ -284,7 +284,7 @@ def test_small_updates_survive_and_are_rounded_once():
 def test_train_dies_with_its_parent(tiny_llama, tmp_path):
     """Snakemake killed: the training must not go on behind its back."""
     corpus = make_corpus(tiny_llama, tmp_path / "corpus", rows=400)
-    command = train_command(tiny_llama, corpus, tmp_path, tmp_path / "work", epochs=50)
+    command = train_command(tiny_llama, corpus, tmp_path, tmp_path / "work", num_train_epochs=50)
     parent = subprocess.Popen(
         [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *command],
         stderr=subprocess.DEVNULL,

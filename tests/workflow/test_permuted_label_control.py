@@ -46,7 +46,7 @@ def passed(tiny_phi3, tmp_path_factory) -> Workspace:
     write_rows(root / "rows.json", told_rows(240))
     config = tiny_config(base)
     config["base_model"] = {"path": "louder", "parameters": parameters_of(base)}
-    config["finetune"] |= {"r": 8, "alpha": 16, "epochs": 6, "learning_rate": 5e-3}
+    config["finetune"] |= {"r": 8, "lora_alpha": 16, "num_train_epochs": 6, "learning_rate": 5e-3}
     (root / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     workspace = Workspace(root)
     done = control(workspace)

@@ -179,7 +179,7 @@ def test_a_changed_parameter_reruns_training_and_what_follows(workspace):
 
 
 def test_two_swapped_values_are_noticed(workspace):
-    workspace.configure(lambda config: config["finetune"].update(r=8, alpha=4))
+    workspace.configure(lambda config: config["finetune"].update(r=8, lora_alpha=4))
     assert "train_adapter" in workspace.planned()
 
 
@@ -274,8 +274,19 @@ def test_an_upgraded_library_reruns_exactly_what_depends_on_it(workspace, librar
 
 
 def test_config_on_the_command_line_changes_single_keys(workspace):
-    assert "train_adapter" in workspace.planned("--config", "finetune={epochs: 2}")
-    assert workspace.planned("--config", "finetune={epochs: 1}") == set()
+    assert "train_adapter" in workspace.planned("--config", "finetune={num_train_epochs: 2}")
+    assert workspace.planned("--config", "finetune={num_train_epochs: 1}") == set()
+
+
+def test_a_new_optional_key_of_any_section_reruns_nothing(workspace):
+    for name in ("schema", "sources", "variants"):
+        path = workspace.root / f"scripts/lib/config/{name}.py"
+        sections = r"^(class \w+\(Section\):\n(?:    \"\"\"(?:.|\n)*?\"\"\"\n)?)"
+        text, count = re.subn(sections, r"\1    new_key: int | None = None\n", path.read_text(), flags=re.MULTILINE)
+        assert count, name
+        path.write_text(text)
+    assert workspace.planned("--config", "corpus={new_key: 1}"), "the key is there"
+    assert workspace.planned() == set()
 
 
 def test_a_configfile_stands_alone_whatever_its_name(workspace):
@@ -331,8 +342,12 @@ def bad_config(workspace: Workspace, old: str, new: str) -> str:
     [
         ("learning_rate: 0.01", "learnin_rate: 0.01", r"config.yaml:\d+: finetune.learnin_rate .* did you mean learn"),
         ("learning_rate: 0.01", "learning_rate: fast", r"config.yaml:\d+: finetune.learning_rate: .* \(found 'fast'\)"),
-        ("epochs: 1", "epochs: 1\n  epochs: 2", r"config.yaml:\d+: epochs stands twice"),
-        ("epochs: 1", "epochs: [1", r"config.yaml:\d+: not YAML"),
+        (
+            "num_train_epochs: 1",
+            "num_train_epochs: 1\n  num_train_epochs: 2",
+            r"config.yaml:\d+: num_train_epochs stands twice",
+        ),
+        ("num_train_epochs: 1", "num_train_epochs: [1", r"config.yaml:\d+: not YAML"),
         ("rows.json", "missing.json", r"data.files: .*missing.json does not exist"),
         ("{phrase}", "{phrase[0]}", r"config.yaml:\d+: corpus: .*not a column"),
     ],
@@ -393,7 +408,7 @@ def test_a_failed_gate_leaves_its_evidence_and_exits_1(workspace):
 
 
 def test_killed_in_training_it_resumes_to_the_same_bytes(workspace):
-    workspace.configure(lambda config: config["finetune"].update(epochs=12))
+    workspace.configure(lambda config: config["finetune"].update(num_train_epochs=12))
     twin = Workspace(workspace.root.parent / "twin")
     shutil.copytree(workspace.root, twin.root)
     shutil.rmtree(twin.root / "work")

@@ -23,8 +23,8 @@ from lib.provenance.results_folder import find_fault as results_fault
 # What people who come from Olive's recipe, peft or transformers type, and how it is called here.
 _OTHER_NAMES = {
     "lora_r": "finetune.r",
-    "lora_alpha": "finetune.alpha",
-    "lora_dropout": "finetune.dropout",
+    "alpha": "finetune.lora_alpha",
+    "dropout": "finetune.lora_dropout",
     "use_dora": "finetune.method: dora",
     "use_rslora": "finetune.method: rslora",
     "load_in_4bit": "finetune.method: qlora",
@@ -32,8 +32,9 @@ _OTHER_NAMES = {
     "bnb_4bit_use_double_quant": "finetune.double_quant",
     "compute_dtype": "finetune.dtype",
     "bnb_4bit_compute_dtype": "finetune.dtype",
-    "num_train_epochs": "finetune.epochs",
-    "warmup_ratio": "finetune.warmup_share",
+    "epochs": "finetune.num_train_epochs",
+    "warmup_ratio": "finetune.warmup_steps",
+    "warmup_share": "finetune.warmup_steps",
     "strategy": "finetune.corpus_strategy",
     "max_seq_len": "finetune.source_max_len",
     "eval_dataset_size": "split.validation",

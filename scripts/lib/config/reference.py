@@ -7,7 +7,8 @@ from typing import Any
 _TITLE = """# Configuration reference
 
 Every key of a configuration, with its type and its default. `config.yaml` and the files of `examples/` are
-configurations. Snakemake reads one with `--configfile`; `--config 'finetune={epochs: 2}'` changes single keys.
+configurations. Snakemake reads one with `--configfile`; `--config 'finetune={num_train_epochs: 2}'` changes single
+keys.
 
 An unknown key, a wrong type and keys that contradict each other are errors before anything runs, with file, line and
 the nearest known key. Editors that know JSON Schema show the same descriptions and complete the keys

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from lib.config.sources import BaseModelSource, Data, Share
+from lib.config.sources import BaseModelSource, Data
 from lib.config.sweep import Run, expand_runs, expand_variants
 from lib.config.variants import Count, Section, Variant
 from lib.core.cli import UserError
@@ -84,7 +84,7 @@ class Finetune(Section):
 
     method: Literal["lora", "qlora", "dora", "rslora", "loraplus", "none"] = "lora"
     """Fine-tuning method. `qlora`: LoRA on a base in 4 bits. `dora`: learns direction and magnitude separately.
-    `rslora`: scales the adapter by alpha / sqrt(r). `loraplus`: a higher learning rate for matrix B. `none`: no
+    `rslora`: scales the adapter by lora_alpha / sqrt(r). `loraplus`: a higher learning rate for matrix B. `none`: no
     fine-tuning, the base model is quantized as it is."""
     adapter: str | None = None
     """Folder of a peft adapter of yours, used instead of training one. `method` says how it was trained."""
@@ -92,9 +92,9 @@ class Finetune(Section):
     """Folder of a fine-tuned model of yours (safetensors), used instead of training and merging."""
     r: Count = 16
     """Rank of the adapter: a larger rank has more parameters and learns more."""
-    alpha: Positive = 32
-    """Scale of the adapter: its output is multiplied by alpha / r, or by alpha / sqrt(r) with `rslora`."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    lora_alpha: Positive = 32
+    """Scale of the adapter: its output is multiplied by lora_alpha / r, or by lora_alpha / sqrt(r) with `rslora`."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Probability with which an input of the adapter is dropped in training."""
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Layers that get an adapter. `all-linear`: every linear layer except the vocabulary head. Or a list of names, such
@@ -105,10 +105,10 @@ class Finetune(Section):
     """Quantize the scales of the 4-bit blocks too. Only for `qlora`."""
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] = 16
     """Learning rate of matrix B divided by that of matrix A. Only for `loraplus`."""
-    epochs: Positive = 1
+    num_train_epochs: Positive = 1
     """How often training goes through the training rows; may be a fraction. `max_steps` overrides it."""
     max_steps: Count | None = None
-    """Number of optimizer steps. If set, it decides how long training takes, not `epochs`."""
+    """Number of optimizer steps. If set, it decides how long training takes, not `num_train_epochs`."""
     per_device_train_batch_size: Count = 16
     """Rows in a training batch. Multiplied by `gradient_accumulation_steps`, it gives the rows of an optimizer step,
     which several GPUs divide among them."""
@@ -121,8 +121,8 @@ class Finetune(Section):
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     """How the learning rate changes after the warm-up: it falls along a line or a cosine, or stays. `constant` has no
     warm-up."""
-    warmup_share: Share = 0.03
-    """Share of all steps in which the learning rate rises from 0."""
+    warmup_steps: Annotated[float, Field(ge=0, le=2**31 - 1)] = 0.03
+    """Steps in which the learning rate rises from 0: a whole number of steps or, below 1, a share of all steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Weight decay of AdamW."""
     adam_beta1: Fraction = 0.9
@@ -161,6 +161,14 @@ class Finetune(Section):
     `loss: all`."""
     source_max_len: Tokens = 1024
     """Tokens in a block. Only for `corpus_strategy: join`."""
+
+    @model_validator(mode="after")
+    def _warm_up_whole_steps(self) -> "Finetune":
+        if self.warmup_steps >= 1 and self.warmup_steps % 1:
+            raise ValueError(
+                f"warmup_steps: {self.warmup_steps} is neither a whole number of steps nor a share below 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _join_needs_all(self) -> "Finetune":

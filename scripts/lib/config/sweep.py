@@ -8,6 +8,9 @@ from typing import Any
 
 from lib.training.methods import METHODS
 
+# Words for the names of runs, which begin with the method: `lora-alpha-64`.
+_SHORT_KEYS = {"lora_alpha": "alpha", "lora_dropout": "dropout", "num_train_epochs": "epochs"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -93,5 +96,8 @@ def _start(finetune: Mapping[str, Any]) -> str:
 
 def _words(chosen: Mapping[str, Any]) -> list[str]:
     """`r-8`, `learning-rate-0-001`: keys and values with what a name may hold."""
-    values = {key: ("-".join(map(str, value)) if isinstance(value, list) else value) for key, value in chosen.items()}
+    values = {
+        _SHORT_KEYS.get(key, key): ("-".join(map(str, value)) if isinstance(value, list) else value)
+        for key, value in chosen.items()
+    }
     return [re.sub(r"[^a-z0-9]+", "-", f"{key}-{value}".lower()).strip("-") for key, value in values.items()]

@@ -55,7 +55,7 @@ def read_sources(
     """
     names, target = [*template["columns"], data["target"]], data["target"]
     control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
-    labels = map_spellings(data["labels"]) if data["labels"] else None
+    labels = map_spellings(data["labels"]) if data.get("labels") else None
     for index, read in enumerate(read_jsonl(path)):
         if "error" in read:
             yield Source(index, read, Reason("unreadable", read["error"]))

@@ -112,7 +112,7 @@ def estimate_train_minutes(parameters: int, corpus_mb: float, finetune: Mapping[
 
     A row is taken as 400 bytes of the corpus file.
     """
-    tokens = corpus_mb * _MB / _TOKEN_BYTES * finetune["epochs"]
+    tokens = corpus_mb * _MB / _TOKEN_BYTES * finetune["num_train_epochs"]
     if finetune["max_steps"]:
         rows = finetune["max_steps"] * finetune["per_device_train_batch_size"] * finetune["gradient_accumulation_steps"]
         tokens = rows * 400 / _TOKEN_BYTES

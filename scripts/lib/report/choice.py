@@ -203,9 +203,9 @@ def _gate_table(checks: Sequence[dict[str, Any]]) -> Table:
 
 
 def _base_name(source: dict[str, Any]) -> str:
-    if source["hub"]:
+    if "hub" in source:
         return source["hub"]["id"]
     if address := source.get("source"):
         *_, name, kind, last = address.rstrip("/").split("/")  # models/NAME/versions/N, or a path in a datastore
         return name if kind.lower() == "versions" else Path(last).stem
-    return Path(source["path"] or source["package"]["file"]).stem
+    return Path(source.get("path") or source["package"]["file"]).stem

@@ -54,7 +54,7 @@ def build_adapter_trainer(
     return AdapterTrainer(
         order=batching.EpochOrder(
             len(rows),
-            seed=seed if settings["data_seed"] is None else settings["data_seed"],
+            seed=settings.get("data_seed", seed),
             batch=settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"],
             lengths=lengths if settings["group_by_length"] else None,
             classes=classes if settings["class_balance"] == "oversample" else None,
@@ -68,7 +68,7 @@ def build_adapter_trainer(
         eval_dataset=encoded["validation"],
         data_collator=PackingCollator() if packed else batching.Collator(pad_id),
         compute_loss_func=batching.compute_completion_loss,
-        callbacks=[Progress(work, spent), EarlyStopping(settings["early_stopping_patience"]), *more],
+        callbacks=[Progress(work, spent), EarlyStopping(settings.get("early_stopping_patience")), *more],
     )
 
 
@@ -93,10 +93,10 @@ def build_training_arguments(settings: dict[str, Any], seed: int, work: Path, dt
         **{name: settings[name] for name in same_name},
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation,
-        num_train_epochs=settings["epochs"],
-        max_steps=settings["max_steps"] or -1,
+        num_train_epochs=settings["num_train_epochs"],
+        max_steps=settings.get("max_steps", -1),
         # A whole number would be read as a number of steps.
-        warmup_steps=min(settings["warmup_share"], 0.999),
+        warmup_steps=settings["warmup_steps"],
         eval_strategy="steps",
         save_steps=settings["eval_steps"],
         save_total_limit=None,  # lib.training.callbacks drops old ones

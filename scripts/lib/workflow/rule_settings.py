@@ -1,6 +1,6 @@
 """The settings of each rule: the parts of the configuration that it needs, and the library versions it depends on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lib.core.cli import call_or_exit, fail
@@ -19,7 +19,8 @@ def join_settings(
     """Return the function that gives a rule its settings as one canonical JSON text.
 
     One text, because Snakemake compares several scalar params as an unordered set and misses swapped values. A
-    function, because Snakemake takes braces in a text for wildcards.
+    function, because Snakemake takes braces in a text for wildcards. Without keys that are null: a new optional key of
+    the configuration changes no settings, and so reruns nothing, until somebody sets it.
     packages: names in `versions`, separated by spaces. Packages and sections may be functions of the wildcards.
     """
 
@@ -27,11 +28,18 @@ def join_settings(
         def find(value: Section) -> Any:
             return value(wildcards) if callable(value) else value
 
-        own = {name: find(section) for name, section in sections.items()}
+        own = drop_nulls({name: find(section) for name, section in sections.items()})
         text = dump_canonical_json({**own, "versions": {name: versions[name] for name in find(packages).split()}})
         return call_or_exit(check_argument_length, text)
 
     return resolve
+
+
+def drop_nulls(value: Any) -> Any:
+    """Return JSON data without the keys whose value is null."""
+    if isinstance(value, Mapping):
+        return {key: drop_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [drop_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def check_argument_length(settings: str) -> str:
@@ -44,14 +52,9 @@ def check_argument_length(settings: str) -> str:
     return settings
 
 
-def select_keys(section: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def select_keys(section: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Return some keys of a section of the configuration."""
     return {name: section[name] for name in names}
-
-
-def select_set_keys(section: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Return those of the keys that are set, such as the one that says where a model comes from."""
-    return {name: section[name] for name in names if section[name] is not None}
 
 
 def name_quantization_package(finetune: Mapping[str, Any]) -> str:
@@ -59,6 +62,6 @@ def name_quantization_package(finetune: Mapping[str, Any]) -> str:
     return " bitsandbytes" if choose_quantization(finetune) else ""
 
 
-def find_changes(finetune: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the sweep has changed in the section `finetune` of a run."""
-    return {key: value for key, value in finetune.items() if value != default[key]}
+def omit_keys(section: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return a section without some of its keys, such as those that a sweep sets anew for each run."""
+    return {name: value for name, value in section.items() if name not in names}
