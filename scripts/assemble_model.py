@@ -58,7 +58,7 @@ if __name__ == "__main__":
         "--settings",
         type=parse_settings,
         required=True,
-        help="task, data, base_model, finetune, ...; runs: of each its seed and what it has changed in finetune",
+        help="task, data, base_model, finetune, ...; runs: the seed and the swept keys of each",
     )
     arguments.add_argument("--selection", type=Path, required=True, help="selection.json")
     add_results_argument(arguments)

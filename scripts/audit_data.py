@@ -137,7 +137,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _index_rows(path: Path, sources: Iterable[Source], names: Sequence[str], *, classified: bool) -> Rows:
-    """All rows, with those set aside that do not stand on their own. The last of `names` is the target."""
+    """Return all rows, with those set aside that do not stand on their own. The last of `names` is the target."""
     rows = Rows()
     absent = Counter[str]()
     known: set[str] = set()
@@ -174,7 +174,7 @@ def _index_rows(path: Path, sources: Iterable[Source], names: Sequence[str], *, 
 
 
 def _tell_columns(name: str, known: set[str], row: dict[str, Any]) -> str:
-    """The columns that there are, in nested rows with the names that reach into them."""
+    """Return the columns that there are, in nested rows with the names that reach into them."""
     for key, value in row.items():
         if isinstance(value, list) and value and get_column(value[0], name) is not MISSING:
             return f"the rows are a list under the key {key!r} of a row: save that list as the file"
@@ -187,7 +187,7 @@ def _digests(digests: bytearray, width: int, places: Places) -> NDArray[Any]:
 
 
 def _set_aside_conflicts(rows: Rows) -> None:
-    """Rows whose input occurs with another label too: which one is right is not ours to say."""
+    """Set aside rows whose input occurs with another label too: which one is right is not ours to say."""
     usable = rows.usable()
     _, first, group = np.unique(_digests(rows.inputs, 16, usable), return_index=True, return_inverse=True)
     folded = {normalize(text): number for text, number in rows.targets.items()}
@@ -312,7 +312,9 @@ def _classes(rows: Rows, kept: Places, words: LabelWords, given: Labels | None, 
 
 
 def _label_spellings(counts: Counter[str], given: Labels | None) -> dict[str, Any]:
-    """Spellings of one label, and labels that differ by case alone, where `data.labels` does not say what they are."""
+    """Return spellings of one label, and labels that differ by case alone, where `data.labels` does not say what they
+    are.
+    """
     one = group_undecided_spellings(counts, given, normalize_label)
     told = {text for group in one for text in group}
     alike = [
@@ -325,7 +327,7 @@ def _label_spellings(counts: Counter[str], given: Labels | None) -> dict[str, An
 
 
 def _tell_case(spellings: dict[str, Any] | None) -> None:
-    """A line for labels that differ by case or full-width letters alone: they may be two, so the run goes on."""
+    """Print a line for labels that differ by case or full-width letters alone: they may be two, so the run goes on."""
     if spellings and (found := spellings["differing_in_case"]):
         groups = "; ".join(map(format_counts, found["groups"][:3]))
         report_progress(
@@ -334,7 +336,7 @@ def _tell_case(spellings: dict[str, Any] | None) -> None:
 
 
 def _measure_token_lengths(rows: Rows, measured: Places, kept: Places, max_length: int) -> dict[str, Any]:
-    """Tokens of prompt and answer, before truncation, with the rows that were too long for it."""
+    """Return tokens of prompt and answer, before truncation, with the rows that were too long for it."""
     points = {"p50": 50, "p90": 90, "p95": 95, "p99": 99, "max": 100}
     tokens = np.frombuffer(rows.tokens, dtype=np.int32)
     lengths = tokens[measured]
@@ -372,7 +374,7 @@ def _iterate_kept(
 def _iterate_rejected(
     sources: Iterable[Source], rows: Rows, max_length: int, examples: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
-    """The rows set aside; the first one of each reason goes to `examples`."""
+    """Yield the rows set aside; the first one of each reason goes to `examples`."""
     for source in sources:
         if rows.state[source.number]:
             place = {"file": source.read["file"], "line": source.read["line"]}

@@ -59,7 +59,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 def measure(model: OnnxModel, tokenizer: Tokenizer, prompt: str, new_tokens: int) -> Times:
-    """Times of one prompt. The answer goes on to `new_tokens`, end token or not. Raises `UserError` when too long."""
+    """Measure the times of one prompt. The answer goes on to `new_tokens`, end token or not. Raises `UserError` when
+    too long.
+    """
     begin = time.perf_counter()
     ids = tokenizer.encode(prompt)
     length = len(ids) + new_tokens

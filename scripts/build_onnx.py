@@ -146,7 +146,7 @@ def build(merged: Path, folder: Path, variant: dict[str, Any], options: list[str
 
 
 def list_builder_options(variant: dict[str, Any], tied: bool) -> list[str]:
-    """The variant's options as the builder's KEY=VALUE texts; null leaves the builder's default.
+    """Return the variant's options as the builder's KEY=VALUE texts; null leaves the builder's default.
 
     tied: the base model's embeddings are its vocabulary head. The builder then keeps one weight for both, in a form
     that cannot be loaded when the head is asymmetric or in 8 bits, and refuses it in QDQ form; apart, both load
@@ -220,7 +220,7 @@ def configure_search(folder: Path, end_ids: frozenset[int]) -> None:
 
 
 def check_graph(graph: Graph, variant: dict[str, Any]) -> None:
-    """Raises `UserError` when the graph holds together badly or lacks a node that the variant names."""
+    """Raise `UserError` when the graph holds together badly or lacks a node that the variant names."""
     if fault := graph.fault():
         _refuse(f"the builder made a model that cannot be loaded: {fault}")
     for name in variant.get("nodes_to_exclude") or []:
@@ -309,7 +309,7 @@ def check_answers(folder: Path, merged: Path, variant: dict[str, Any], prompts: 
 
 
 def measure_logit_difference(merged: Path, prompts: list[list[int]], found: list[np.ndarray], threads: int) -> float:
-    """Largest difference of the logits behind each prompt, relative to the largest logit."""
+    """Return largest difference of the logits behind each prompt, relative to the largest logit."""
     import torch
 
     from lib.hardware.device import use_threads
@@ -347,13 +347,13 @@ class _Checkpoint:
         return np.concatenate([self._file_of[name].get_tensor(name).float().numpy() for name in names])
 
     def read_calibrated(self, names: Sequence[str]) -> np.ndarray:
-        """The values that weights of 4 bits stand for, one below the other."""
+        """Return the values that weights of 4 bits stand for, one below the other."""
         modules = [name.removesuffix(".weight") for name in names]
         parts = [[self._raw(f"{one}.{part}") for part in ("qweight", "scales", "qzeros")] for one in modules]
         return np.concatenate([dequantize_gptq(*part) for part in parts])
 
     def _raw(self, name: str) -> np.ndarray:
-        """In the dtype it is stored in."""
+        """Return a tensor in the dtype it is stored in."""
         return self._file_of[name].get_tensor(name).numpy()
 
 
@@ -368,7 +368,7 @@ def _reason(error: Exception) -> str:
 
 
 def _pick_evenly(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` items, evenly from the first to the last."""
+    """Return at most `count` items, evenly from the first to the last."""
     if len(items) <= count:
         return list(items)
     return [items[round(index * (len(items) - 1) / (count - 1))] for index in range(count)]

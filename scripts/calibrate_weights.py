@@ -90,7 +90,7 @@ def run_auto_round(
 
 
 def keep_what_is_not_weights(merged: Path, folder: Path) -> None:
-    """Tokenizer and generation config as the merged model has them, and no path of this machine in the config."""
+    """Keep tokenizer and generation config as the merged model has them, and drop this machine's path from the config."""
     for file in merged.iterdir():
         weights = file.name.endswith((".safetensors", ".index.json"))
         if file.is_file() and not weights and file.name != "config.json" and not file.name.startswith("."):
@@ -116,7 +116,7 @@ class _Bar(io.StringIO):
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """AutoRound logs a line for each layer and draws bars."""
+    """Silence AutoRound, which logs a line for each layer and draws bars."""
     level = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:

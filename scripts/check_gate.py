@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _minimum(metric: str, limit: float, quality: dict[str, Any], file: Path) -> dict[str, Any]:
-    """Raises `UserError` for a metric that the score does not have."""
+    """Raise `UserError` for a metric that the score does not have."""
     if metric not in quality:
         known = ", ".join(key for key, value in quality.items() if isinstance(value, float))
         fail(f"no metric {metric!r} in it", f"use one of {known} in gate.minimum", at=file)

@@ -1,6 +1,6 @@
 """Check that no row occurs in two splits, nor one nearly like it: from the written corpus alone.
 
-Nothing of what made the split is used: ids, texts and similarities are computed anew from the files,
+Nothing of what made the split is used: ids, texts and similarities are computed again from the files,
 with another MinHash seed. What the template adds is left out, or every two rows would be alike.
 """
 
@@ -30,7 +30,7 @@ class Corpus:
         self.counts = array("q")
 
     def texts(self) -> Iterator[str]:
-        """The input of each row without the template. Raises `UserError` for a row that is in two splits."""
+        """Yield the input of each row without the template. Raises `UserError` for a row that is in two splits."""
         ids: dict[bytes, int] = {}
         same: dict[bytes, int] = {}
         for file in self.files:

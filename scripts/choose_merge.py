@@ -48,7 +48,7 @@ def choose(scores: Path, folders: dict[str, Path], settings: dict[str, Any]) -> 
         file = scores / f"merged-{kind}.validation.json"
         score = read_json(file)
         if score["inputs"]["model"] != hash_file(build_manifest_path(folders[kind])):
-            fail("it is the score of another model", "delete it and run again", at=file)
+            fail("this score was computed from a different model", "delete it and run again", at=file)
         predictions = list(read_jsonl(file.with_name(f"merged-{kind}.validation.predictions.jsonl")))
         found[kind] = build_statistics(settings["task"], predictions, score.get("labels"))[metric]
     values = {kind: compute_point_estimate(statistic) for kind, statistic in found.items()}

@@ -142,7 +142,7 @@ def walk_files(folder: Path) -> Iterator[Path]:
 
 
 def measure_age(folder: Path) -> float:
-    """Seconds since anything in it was written."""
+    """Return seconds since anything in it was written."""
     newest = max((file.lstat().st_mtime for file in walk_files(folder)), default=folder.lstat().st_mtime)
     return time.time() - newest
 
@@ -152,14 +152,14 @@ def hold_workspace(*, refuse: bool) -> Iterator[None]:
     """Hold the lock that `make run` holds. Raises `UserError` when a run has it, or Snakemake's own, and `refuse`."""
     if refuse and any((_STATE / "locks").glob("*")):
         hint = "wait for it; after a dead one: snakemake --unlock"
-        fail("a run goes on in this folder, or died in it", hint, at=_STATE)
+        fail("a run is in progress in this folder, or died in it", hint, at=_STATE)
     if not refuse or not _STATE.is_dir():
         yield
         return
     lock = open_lock(WORKSPACE_LOCK)
     try:
         if not try_lock(lock, WORKSPACE_LOCK):
-            fail("a run goes on in this folder", "wait for it to end", at=_STATE)
+            fail("a run is in progress in this folder", "wait for it to end", at=_STATE)
         yield
     finally:
         os.close(lock)
@@ -180,6 +180,6 @@ def hold_free_locks(locks: list[Path]) -> Iterator[bool]:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("what", choices=("work", "results", "all"))
-    arguments.add_argument("--days", type=float, default=0, help="only what nothing has written to for so long")
+    arguments.add_argument("--days", type=float, default=0, help="only what has not been written to for so many days")
     arguments.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     call_or_exit(main, arguments.parse_args())

@@ -4,7 +4,7 @@
 
 With equal lock, CPU capability, number of threads and dtype all models have the same bytes, and that is what is said.
 Elsewhere sums are rounded in another order, which a training makes more of, as if it had another seed. Then the scores
-are compared, stage by stage, on the same rows: so many rows answered otherwise may move an accuracy by three standard
+are compared, stage by stage, on the same rows: so many rows answered differently may move an accuracy by three standard
 deviations of their luck, and chrF by 3. Exit code 1 when a score lies outside, or when rows, prompts or splits differ:
 these do not depend on the machine.
 """
@@ -35,7 +35,7 @@ _WITH_SPEEDS = {
 
 
 def main(args: argparse.Namespace) -> str:
-    """Raises `UserError` when the two do not agree as they should."""
+    """Raise `UserError` when the two do not agree as they should."""
     mine, theirs = (list_artifacts(folder) for folder in (args.mine, args.theirs))
     only = sorted(mine.keys() ^ theirs.keys())
     if only:
@@ -64,14 +64,14 @@ def main(args: argparse.Namespace) -> str:
 
 
 def list_artifacts(results: Path) -> dict[str, str]:
-    """sha256 by path in the results folder, as the data goes: what was made first stands first."""
+    """Return sha256 by path in the results folder, as the data goes: what was made first stands first."""
     made = {path: sha256 for job in read_lineage(results).jobs() for path, sha256 in job["outputs"].items()}
     named = {strip_results_folder(path, results): sha256 for path, sha256 in made.items()}
     return {name: sha256 for name, sha256 in named.items() if name}
 
 
 def strip_results_folder(path: str, results: Path) -> str:
-    """`results/model` in its folder, whatever that is called; empty for what lies outside."""
+    """Return `results/model` in its folder, whatever that is called; empty for what lies outside."""
     _, found, name = path.partition("/")
     return name if found and (results / name).exists() else ""
 
@@ -96,7 +96,7 @@ def compare_scores(mine: Path, theirs: Path) -> int:
         name = escape_controls(file.relative_to(mine / "scores").with_suffix("").as_posix())
         print(
             f"{name:<44} {metric} {ours[metric]:.3f} {others[metric]:.3f} ({apart:+.3f}),"
-            f" {changed} of {rows} rows answered otherwise" + ("" if within else "   OUTSIDE")
+            f" {changed} of {rows} rows answered differently" + ("" if within else "   OUTSIDE")
         )
     return outside
 

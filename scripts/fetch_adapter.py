@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def read_adapter_config(path: Path) -> dict[str, Any]:
-    """The adapter's configuration. Raises `UserError` for what is no adapter, or one that cannot be merged."""
+    """Return the adapter's configuration. Raises `UserError` for what is no adapter, or one that cannot be merged."""
     if not path.is_dir():
         fail("no such folder", "check finetune.adapter", at=path)
     check_model_folder(path)
@@ -112,7 +112,7 @@ def check_weights(parts: dict[str, Stored], config: dict[str, Any], base: dict[s
         adapted = map_adapted_weights(set(parts))
     except ValueError as unknown:
         hint = _cause(str(unknown), base) or _MERGE_YOURSELF
-        fail(f"it holds {unknown}, which is no low-rank matrix", hint, at=path)
+        fail(f"it holds {unknown}, which is not a low-rank matrix", hint, at=path)
     if not adapted:
         fail("it holds no low-rank matrices", "name the folder that peft's save_pretrained wrote", at=path)
     for name, (a, b, magnitude) in adapted.items():
@@ -127,7 +127,7 @@ def check_weights(parts: dict[str, Stored], config: dict[str, Any], base: dict[s
             fail(f"{name} is stored as {part.dtype}", "save it in float32, float16 or bfloat16", at=path)
     check_finite(parts, path)
     if not any(_has_effect(parts, names) for names in adapted.values()):
-        fail("it changes nothing: one matrix of each pair is zero", "save it again, after its training", at=path)
+        fail("it has no effect: one matrix of each pair is zero", "save it after training", at=path)
 
 
 def _has_effect(parts: dict[str, Stored], names: tuple[str, str, str | None]) -> bool:

@@ -48,7 +48,7 @@ def _sources(source: dict[str, Any], files: list[Path]) -> Iterator[tuple[str, P
 
 
 def _explain_file(path: Path, name: str) -> Iterator[SourceRow]:
-    """The rows of a file that people know by another name."""
+    """Yield the rows of a file that people know by another name."""
     try:
         yield from read_rows(path)
     except UserError as error:
@@ -88,7 +88,7 @@ def _hub_rows(id: str, revision: str, split: str, config: str | None) -> Iterato
             rows = builder.as_dataset(split=split).to_iterable_dataset()
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         fail(
-            f"the hub does not give it: {extract_first_line(error).rstrip('.')}",
+            f"cannot be loaded from the hub: {extract_first_line(error).rstrip('.')}",
             "check id, revision, split and config in data.hub, the network, and HF_TOKEN for gated data",
             at=f"{id}@{revision}",
         )

@@ -87,7 +87,7 @@ def check_config(theirs: Any, base: Path, label: Path) -> None:
 
 
 def check_tokenizer(folder: Path, base: Path, label: Path) -> None:
-    """Raises `UserError` when it reads texts otherwise than the base model, or stops at other tokens."""
+    """Raise `UserError` when it reads texts otherwise than the base model, or stops at other tokens."""
     ours, theirs = load_tokenizer(base), load_tokenizer(folder)
     texts = [*HARD_TEXTS, *ours.control]
     for text, one, other in zip(texts, ours.encode_batch(texts), theirs.encode_batch(texts), strict=True):

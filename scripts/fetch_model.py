@@ -60,7 +60,7 @@ def locate(source: dict[str, Any], path: Path | None, scratch: Path) -> Source:
 
 
 def open_azure_source(uri: str, sha256: str | None, scratch: Path) -> Source:
-    """A model of Azure Machine Learning, checked by hash where the configuration states one."""
+    """Return a model of Azure Machine Learning, checked by hash where the configuration states one."""
     from lib.azure.machine_learning import fetch_model_files
     from lib.models.mlflow import find_model_root, flatten_model_folder
 

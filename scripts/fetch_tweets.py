@@ -37,13 +37,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def parse_tweet(line: str) -> dict[str, str]:
-    """One row of the source: `id TAB mean rating TAB text`."""
+    """Return one row of the source: `id TAB mean rating TAB text`."""
     id_, rating, text = line.split("\t", maxsplit=2)
     return {"id": id_, "text": text, "sentiment": classify_rating(float(rating))}
 
 
 def classify_rating(rating: float) -> str:
-    """positive from 0.5 up, negative from -0.5 down, neutral between."""
+    """Return positive from 0.5 up, negative from -0.5 down, neutral between."""
     return "positive" if rating >= CUT else "negative" if rating <= -CUT else "neutral"
 
 

@@ -72,7 +72,7 @@ fi
 [ -n "$python" ] || find_python
 if [ -e "$folder" ] || [ -L "$folder" ]; then
     [ -e "$folder/pyvenv.cfg" ] || [ -L "$folder" ] || rmdir "$folder" 2>/dev/null ||
-        fail "$folder is no virtual environment; move it away, then start again"
+        fail "$folder is not a virtual environment; move it away, then start again"
     rm -rf "$folder"
 fi
 trap 'rm -rf "$folder"' EXIT

@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     for folder in (args.base, args.adapter):
         read_manifest(folder)
     if read_manifest(args.adapter)["inputs"]["base"] != hash_file(build_manifest_path(args.base)):
-        fail("it was trained on another base model", "merge it into that one, or train it anew", at=args.adapter)
+        fail("it was trained on another base model", "merge it into that one, or train it again", at=args.adapter)
     report_loaded()
     matrix = 4 * max(weight.elements for weight in locate_weights(args.base).values())
     require_memory(LIBRARIES_MB + matrix / 1e6, "merge_adapter")
@@ -77,7 +77,11 @@ def merge(base: Path, adapter: Path, output: Path, quantization: Quantization | 
     try:
         adapted = map_adapted_weights(set(parts))
     except ValueError as unknown:
-        fail(f"it holds {unknown}, which is no low-rank matrix", "only LoRA, rsLoRA and DoRA can be merged", at=adapter)
+        fail(
+            f"it holds {unknown}, which is not a low-rank matrix",
+            "only LoRA, rsLoRA and DoRA can be merged",
+            at=adapter,
+        )
     if left := adapted.keys() - stored.keys():
         fail(f"{min(left)} of the adapter is not in the base model", "train on this base model", at=adapter)
     rounded = list_linear_weights(build_empty_model(base)) & stored.keys() if quantization else set()
@@ -100,7 +104,7 @@ def merge(base: Path, adapter: Path, output: Path, quantization: Quantization | 
 
 
 def compute_adapter_scale(config: dict[str, Any]) -> float:
-    """alpha / r, or alpha / sqrt(r) for rank-stabilized LoRA (Kalajdzievski 2023)."""
+    """Return lora_alpha / r, or lora_alpha / sqrt(r) for rank-stabilized LoRA (Kalajdzievski 2023)."""
     rank = config["r"]
     return config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
@@ -108,7 +112,7 @@ def compute_adapter_scale(config: dict[str, Any]) -> float:
 def add_low_rank(
     weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, magnitude: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """W + scale * B A in float32; with a magnitude m, rows are brought to length m (DoRA, Liu et al. 2024, eq. 5)."""
+    """Return W + scale * B A in float32; with a magnitude m, rows get length m (DoRA, Liu et al. 2024, eq. 5)."""
     merged = torch.addmm(weight.float(), b.float(), a.float(), alpha=scale)
     if magnitude is None:
         return merged
@@ -118,7 +122,7 @@ def add_low_rank(
 def measure_logit_difference(
     base: Path, adapter: Path, merged: Path, rows: Path, quantization: Quantization | None = None
 ) -> float:
-    """Largest difference of logits on the last position of some prompts, relative to the largest logit."""
+    """Return largest difference of logits on the last position of some prompts, relative to the largest logit."""
     tokenizer = load_tokenizer(merged)
     prompts = tokenizer.encode_batch([row["prompt"] for row in read_rows(rows)[:_CHECKED_ROWS]])
     # peft's own forward, not the formula above
@@ -129,7 +133,7 @@ def measure_logit_difference(
 
 @torch.inference_mode()
 def compute_last_logits(model: Any, prompts: list[list[int]]) -> torch.Tensor:
-    """Logits behind each prompt, [prompts, vocabulary], in one pass.
+    """Return logits behind each prompt, [prompts, vocabulary], in one pass.
 
     Prompts are filled up on the right, where a causal model does not look back from.
     """

@@ -127,7 +127,7 @@ def _provenance(base: dict[str, Any]) -> str:
 
 
 def _list(facts: dict[str, Any], before: str = "") -> str:
-    """Markdown list of settings, nested ones by dotted name; null is left out."""
+    """Return Markdown list of settings, nested ones by dotted name; null is left out."""
     lines = []
     for key, value in facts.items():
         if isinstance(value, dict):

@@ -84,7 +84,7 @@ def main(configfile: Path) -> str:
 
 
 def sample_rows(rows: Sequence[Row], config: Config) -> list[Row]:
-    """At most about `_ROWS` of the kept rows, each label in its share but never below what the audit asks."""
+    """Return at most about `_ROWS` of the kept rows, each label in its share but never below what the audit asks."""
     order = random.Random(config.seed).sample(rows, len(rows))
     share = min(1.0, _ROWS / len(rows))
     counts = Counter(row["target"] for row in rows)
@@ -98,7 +98,7 @@ def sample_rows(rows: Sequence[Row], config: Config) -> list[Row]:
 
 
 def shuffle_labels(rows: Sequence[Row], seed: int) -> list[str]:
-    """The labels of the rows in another order."""
+    """Return the labels of the rows in another order."""
     return random.Random(seed + 1).sample([row["target"] for row in rows], len(rows))
 
 
@@ -122,7 +122,7 @@ def measure(config: Config, name: str, rows: Sequence[Row]) -> Measured:
 
 
 def derive_configuration(config: Config, results: str, rows: Path) -> dict[str, Any]:
-    """The configuration with other rows, the base model that is there already, and no choice of a checkpoint."""
+    """Return the configuration with other rows, the base model that is there already, and no choice of a checkpoint."""
     values = config.model_dump(mode="json")
     source = dict.fromkeys(("hub", "package", "source", "sha256"))
     return values | {

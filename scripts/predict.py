@@ -83,7 +83,7 @@ def format_line(result: dict[str, Any]) -> str:
 
 
 def read_inputs(texts: Sequence[str], file: Path | None, columns: Sequence[str]) -> Iterator[Input]:
-    """The texts of the command line, then those of the file."""
+    """Yield the texts of the command line, then those of the file."""
     tabular = file is not None and file.suffix.lower() in SUFFIXES
     if len(columns) != 1 and (texts or (file and not tabular)):
         fail(f"the model takes the columns {', '.join(columns)}", "give them in a .jsonl or .csv with --file")
@@ -127,7 +127,7 @@ def read_lines(file: Path) -> list[str]:
 def check_values(
     one: Input, columns: Sequence[str], tokenizer: Tokenizer, optional: Sequence[str] = ()
 ) -> dict[str, str]:
-    """The model's columns as text, under the rules of the training data. Raises `UserError`."""
+    """Return the model's columns as text, under the rules of the training data. Raises `UserError`."""
     control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
     values = {}
     for name in columns:
@@ -154,7 +154,7 @@ def check_values(
 
 
 def render_fitting_prompt(one: Input, values: dict[str, str], template: dict[str, Any], tokenizer: Tokenizer) -> str:
-    """The prompt; an input longer than in training is cut as there, or refused with `UserError`."""
+    """Return the prompt; an input longer than in training is cut as there, or refused with `UserError`."""
     filled = cast(Template, template)
     values = _bound_values(one, values, template)
     answers = template["labels"] or [""]
@@ -184,7 +184,7 @@ def _bound_values(one: Input, values: dict[str, str], template: dict[str, Any]) 
 def classify(
     model: OnnxModel, tokenizer: Tokenizer, template: dict[str, Any], prompts: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """The most probable label of each prompt, and the share of each label in their probability."""
+    """Yield the most probable label of each prompt, and the share of each label in their probability."""
     labels = template["labels"]
     encoded = encode_choices(tokenizer, cast(Template, template), prompts)
     reader = Reader(model, max(len(prompt) + max(map(len, choices)) for prompt, choices in encoded))
@@ -200,7 +200,7 @@ def classify(
 def generate(
     model: OnnxModel, tokenizer: Tokenizer, template: dict[str, Any], prompts: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """The greedy answer to each prompt, at most as long as the longest row of the training data."""
+    """Yield the greedy answer to each prompt, at most as long as the longest row of the training data."""
     encoded = tokenizer.encode_batch(prompts)
     longest = max(map(len, encoded))
     limit = min(template["max_length"], model.context_length - longest)

@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def render_files() -> dict[Path, str]:
-    """Contents by path."""
+    """Return contents by path."""
     locked = read_locked_versions(ROOT / "requirements.lock")
     files = {
         ROOT / path: render_environment(
@@ -167,7 +167,7 @@ def _wheels_alone(names: set[str]) -> list[str]:
 
 
 def collect_dependencies(roots: list[str], locked: dict[str, str]) -> set[str]:
-    """The packages of the lock that `roots` need, by the metadata of what is installed."""
+    """Return the packages of the lock that `roots` need, by the metadata of what is installed."""
     found: set[str] = set()
     waiting = list(roots)
     while waiting:

@@ -74,17 +74,19 @@ def hold_workspace() -> int:
     lock = open_lock(WORKSPACE_LOCK)
     if not (try_lock(lock, WORKSPACE_LOCK) and is_still_there(WORKSPACE_LOCK, lock)):  # `make clean` removes it
         os.close(lock)
-        fail("another run is going on in this folder; wait for it to end")
+        fail("another run is in progress in this folder; wait for it to end")
     return lock
 
 
 def _cores(arguments: list[str]) -> list[str]:
-    """All of this machine's, where no profile says how many: on a cluster they would limit what a job may ask for."""
+    """Return all of this machine's, where no profile says how many: on a cluster they would limit what a job may ask
+    for.
+    """
     return [] if any(word.split("=")[0] == "--profile" for word in arguments) else ["--cores", "all"]
 
 
 def _reason(lines: list[str]) -> str:
-    """Why Snakemake stopped, where no script says it."""
+    """Return why Snakemake stopped, where no script says it."""
     known = [f"error: {advice}" for text, advice in STOPPED.items() if any(text in line for line in lines)]
     failures = filter(None, (find_failure(Exception(line)) for line in reversed(lines)))
     known += [format_error(describe_failure(failure, "this machine")) for failure in failures]
@@ -232,7 +234,7 @@ def merge(**sources: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def drop_interrupts(lines: Iterable[str], interrupted: threading.Event) -> Iterator[str]:
-    """The lines, after a Ctrl-C without Python's tracebacks: of what starts or ends, and mixed with other lines.
+    """Yield the lines, after a Ctrl-C without Python's tracebacks: of what starts or ends, and mixed with other lines.
 
     What such a traceback names besides the interrupt itself stays.
     """

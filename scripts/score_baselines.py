@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
 def _qualities(
     predictions: Sequence[Prediction], template: Template, settings: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Quality by baseline and split."""
+    """Return quality by baseline and split."""
     samples = settings["evaluate"]["bootstrap_samples"]
     result: dict[str, dict[str, Any]] = {}
     for (name, split), part in _group_predictions(predictions).items():
@@ -63,7 +63,7 @@ def _qualities(
 def _without_label_word(
     predictions: Sequence[Prediction], rows: Sequence[dict[str, Any]], template: Template
 ) -> dict[str, Any]:
-    """By split and baseline: accuracy on the n rows whose text does not hold the word of their own label."""
+    """Return by split and baseline the accuracy on the n rows whose text does not hold the word of their label."""
     hidden = {row["id"] for row in rows if not find_word_places(row["label"], extract_input(template, row["prompt"]))}
     result: dict[str, Any] = {split: {"n": 0, "accuracy": {}} for split in SCORED_SPLITS}
     kept = [row for row in predictions if row["id"] in hidden]
@@ -84,7 +84,7 @@ def _group_predictions(predictions: Sequence[Prediction]) -> dict[tuple[str, str
 def _classify(
     train: Sequence[dict[str, Any]], scored: Sequence[tuple[str, dict[str, Any]]], template: Template, seed: int
 ) -> list[Prediction]:
-    """Predictions of the three baselines on `scored`, pairs of split and row."""
+    """Return predictions of the three baselines on `scored`, pairs of split and row."""
     labels = template["labels"]
     assert labels is not None
     counts = Counter(row["label"] for row in train)
@@ -113,7 +113,9 @@ def _classify(
 def _tfidf_logreg(
     known_texts: Sequence[str], own_labels: Sequence[str], texts: Sequence[str], labels: Sequence[str], seed: int
 ) -> list[tuple[str, dict[str, float] | None]] | None:
-    """Of each text the most probable label and the log probability of every label; None where that takes many GB."""
+    """Return for each text the most probable label and the log probability of every label; None where that takes many
+    GB.
+    """
     from sklearn.linear_model import LogisticRegression
 
     if len(set(own_labels)) > _MOST_LABELS:
@@ -135,7 +137,7 @@ def _tfidf_logreg(
 def _copy_answers(
     train: Sequence[dict[str, Any]], scored: Sequence[tuple[str, dict[str, Any]]], template: Template
 ) -> list[Prediction]:
-    """The answer of the training question with the largest TF-IDF cosine."""
+    """Return the answer of the training question with the largest TF-IDF cosine."""
     from sklearn.neighbors import NearestNeighbors
 
     tfidf = _tfidf()
@@ -151,7 +153,7 @@ def _copy_answers(
 
 
 def _keep_first_answers(predictions: list[Prediction], greedy_rows: int) -> None:
-    """Models answer freely on the first rows of a split only, so baselines are measured on the same."""
+    """Keep the free answers of the first rows of a split, on which models answer too."""
     for part in _group_predictions(predictions).values():
         for row in part[greedy_rows:]:
             row["answer"] = None

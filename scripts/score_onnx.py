@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def check_shipped_tokenizer(shipped: Tokenizer, trained: Tokenizer, file: Path, rows: Sequence[Row]) -> None:
-    """Raises `UserError` naming the first row whose ids differ between the two tokenizers."""
+    """Raise `UserError` naming the first row whose ids differ between the two tokenizers."""
     for texts in ([row["prompt"] for row in rows], [row["prompt"] + row["completion"] for row in rows]):
         pairs = zip(trained.encode_batch(texts), shipped.encode_batch(texts), strict=True)
         for line, (expected, found) in enumerate(pairs, start=1):
@@ -112,7 +112,7 @@ def score_references(
 
 
 def report_each(predictions: Iterator[Row], count: int) -> Iterator[Row]:
-    """`predictions`, with a line about progress now and then."""
+    """Yield `predictions`, with a line about progress now and then."""
     said = time.monotonic()
     for number, prediction in enumerate(predictions, start=1):
         if time.monotonic() - said > 20:

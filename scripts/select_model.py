@@ -1,10 +1,10 @@
 """Choose the variant that ships, on validation rows, under the constraints of the configuration.
 
 A variant is out when it breaks a constraint, or when another one is shown to be better: the 95 %
-bootstrap interval of their paired difference lies above 0. The rows cannot tell the rest apart; of these the
+bootstrap interval of their paired difference lies above 0. The rest do not differ significantly; of these the
 smallest wins. Sizes within 5 % count as one, as those of one variant in all runs are: there the better metric wins,
 then the faster. That is a rule, not a finding, so the selection says which variants
-it could not tell apart and how many rows could. Every rejection has its reason.
+do not differ significantly and how many rows could show a difference. Every rejection has its reason.
 
 Beside the choice stand two views of all variants of all runs: `candidates` with the Pareto front over quality, size,
 tokens per second, time to the first token and memory, and `ranking` by the mean over seeds. The front compares point
@@ -110,7 +110,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _read_candidates(layout: Layout, settings: dict[str, Any]) -> list[Candidate]:
-    """Every scored variant of every run on the same rows.
+    """Return every scored variant of every run on the same rows.
 
     Resamples in which the metric of one is undefined are left out for all.
 
@@ -149,7 +149,11 @@ def _read_candidates(layout: Layout, settings: dict[str, Any]) -> list[Candidate
 def _read_score(score_file: Path, manifest_file: Path, metric: str) -> dict[str, Any]:
     score: dict[str, Any] = read_json(score_file)
     if score["inputs"]["model"] != hash_file(manifest_file):
-        fail(f"scored was another model than {manifest_file}", "delete the score and run again", at=score_file)
+        fail(
+            f"this score was computed from a different model than {manifest_file}",
+            "delete the score and run again",
+            at=score_file,
+        )
     if metric not in score["quality"]:
         known = ", ".join(key for key, value in score["quality"].items() if isinstance(value, float))
         fail(f"no metric {metric!r} in it", f"set selection.metric to one of {known}", at=score_file)
@@ -157,7 +161,7 @@ def _read_score(score_file: Path, manifest_file: Path, metric: str) -> dict[str,
 
 
 def _find_broken_constraint(candidate: Candidate, selection: dict[str, Any]) -> str:
-    """Why the variant cannot be chosen, or nothing."""
+    """Return why the variant cannot be chosen, or nothing."""
     metric, least = METRICS[selection["metric"]].spoken, selection.get("min_quality")
     if candidate.value is None:
         return f"it has no {metric}: no row has a free answer (evaluate.greedy_rows is 0)"
@@ -177,7 +181,7 @@ def _find_broken_constraint(candidate: Candidate, selection: dict[str, Any]) -> 
 
 
 def _choose(order: list[Candidate], metric: str) -> tuple[Candidate, str, dict[str, str]]:
-    """The chosen candidate, why, and by name why each other one was not. order: best first."""
+    """Return the chosen candidate, why, and by name why each other one was not. order: best first."""
     metric = METRICS[metric].spoken
     lost, equal = {}, []
     for place, one in enumerate(order):
@@ -191,14 +195,14 @@ def _choose(order: list[Candidate], metric: str) -> tuple[Candidate, str, dict[s
     for one in equal:
         if one is not chosen:
             lost[one.name] = (
-                f"{metric} {one.value:.3f} cannot be told from {chosen.name}'s"
+                f"{metric} {one.value:.3f} does not differ significantly from {chosen.name}'s"
                 f" {chosen.value:.3f}{_range(_difference(chosen, one))}, and {_thriftier(chosen, one)}"
             )
     return chosen, _why(chosen, order, equal, metric), lost
 
 
 def _smallest(equal: list[Candidate]) -> list[Candidate]:
-    """Those whose size is that of the smallest, in their order."""
+    """Return those whose size is that of the smallest, in their order."""
     limit = _ONE_SIZE * min(one.speed["size_mb"] for one in equal)
     return [one for one in equal if one.speed["size_mb"] <= limit]
 
@@ -208,7 +212,7 @@ def _by_quality(candidates: list[Candidate]) -> list[Candidate]:
 
 
 def _find_better(others: Sequence[Candidate], one: Candidate) -> Candidate | None:
-    """The first of `others` that is shown to be better than `one`."""
+    """Return the first of `others` that is shown to be better than `one`."""
     for start in range(0, len(others), _AT_ONCE):
         some = others[start : start + _AT_ONCE]
         low = np.percentile(np.stack([other.bootstrap for other in some]) - one.bootstrap, 2.5, axis=1)
@@ -218,18 +222,21 @@ def _find_better(others: Sequence[Candidate], one: Candidate) -> Candidate | Non
 
 
 def _why(chosen: Candidate, order: list[Candidate], equal: list[Candidate], metric: str) -> str:
-    text = f"{metric} {chosen.value:.3f} on {chosen.rows} validation rows"
+    value = f"{chosen.value:.3f} on {chosen.rows} validation rows"
     if len(order) == 1:
-        return f"{text}; it is the only variant that keeps every constraint"
-    if chosen is order[0]:
-        text += ", the best"
+        return f"{metric} {value}; it is the only variant that keeps every constraint"
+    is_best = chosen is order[0]
+    text = f"the best {metric} ({value})" if is_best else f"{metric} {value}"
     others = [f"{one.name} ({one.value:.3f})" for one in equal if one is not chosen]
-    if others:
-        size = f"{chosen.speed['size_mb']:.1f} MB"
-        alone = len(_smallest(equal)) == 1
-        of_these = "it is the smallest of these" if alone else f"of the smallest of these it has the best {metric}"
-        text += f"; these rows cannot tell it from {_some(others)}, and {of_these}, {size}"
-    return text
+    if not others:
+        return text
+    size = f"{chosen.speed['size_mb']:.1f} MB"
+    if is_best:
+        verb = "are" if others[1:] else "is"
+        return f"{text}; {_some(others)} {verb} not significantly worse, but no smaller than its {size}"
+    alone = len(_smallest(equal)) == 1
+    of_these = "it is the smallest of these" if alone else f"it has the best {metric} of the smallest of these"
+    return f"{text}; not significantly different from {_some(others)}, and {of_these}, {size}"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -238,7 +245,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _compare_candidates(chosen: Candidate, other: Candidate) -> dict[str, Any]:
-    """Chosen minus other by the metric, whether the rows tell them apart, and about how many rows would."""
+    """Return chosen minus other by the metric, whether the rows tell them apart, and about how many rows would."""
     low, high = _difference(chosen, other)
     difference = (chosen.value or 0.0) - (other.value or 0.0)
     return {
@@ -252,20 +259,20 @@ def _compare_candidates(chosen: Candidate, other: Candidate) -> dict[str, Any]:
 
 
 def _difference(best: Candidate, other: Candidate) -> list[float]:
-    """95 % interval of best minus other, on the same resampled rows."""
+    """Return 95 % interval of best minus other, on the same resampled rows."""
     found = compute_percentile_interval_95(best.bootstrap - other.bootstrap)
     assert found is not None
     return found
 
 
 def _find_dominating(feasible: Sequence[Candidate]) -> list[str | None]:
-    """For each the best by the metric of those on the Pareto front that dominate it. feasible: best first."""
+    """Return for each the best of those on the Pareto front that dominate it. feasible: best first."""
     values = [[one.value or 0.0, *(sign * one.speed[key] for key, sign in _SPEED.items())] for one in feasible]
     return [None if place is None else feasible[place].name for place in find_dominators(np.array(values))]
 
 
 def _entry(one: Candidate, reason: str, chosen: bool, above: dict[str, str | None]) -> dict[str, Any]:
-    """What `candidates` says of one. above: what dominates each that keeps the constraints."""
+    """Return what `candidates` says of one. above: what dominates each that keeps the constraints."""
     return {
         "run": one.run,
         "variant": one.variant,

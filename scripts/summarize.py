@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _data(audit: dict[str, Any], split: dict[str, Any]) -> dict[str, int]:
-    """Numbers of rows; `rejected` is the total, its reasons are in the audit."""
+    """Return numbers of rows; `rejected` is the total, its reasons are in the audit."""
     counted = ("exact_duplicates", "near_duplicate_clusters", "label_conflicts")
     return {
         "rows": audit["rows"],
@@ -65,7 +65,7 @@ def _data(audit: dict[str, Any], split: dict[str, Any]) -> dict[str, int]:
 
 
 def _runs(args: argparse.Namespace) -> dict[str, Any]:
-    """Training facts, choice of merge and stages of every run; ONNX builds that were not scored have no quality."""
+    """Return training facts, choice of merge and stages of every run; ONNX builds that were not scored have no quality."""
     base = _predictions(args.base_validation_predictions)
     return {one["name"]: _run(one, args.settings, args.results, base) for one in args.settings["runs"]}
 
@@ -95,7 +95,7 @@ def _run(one: dict[str, Any], settings: dict[str, Any], layout: Layout, base: Se
 def _compare_stages(
     stages: Sequence[str], run_name: str, settings: dict[str, Any], layout: Layout, base: Sequence[Prediction]
 ) -> dict[str, dict[str, Any]]:
-    """Quality of each scored stage of a run, compared with the stage that it was made from."""
+    """Return quality of each scored stage of a run, compared with the stage that it was made from."""
     predictions = {stage: _predictions(layout.predictions(run_name, stage)) for stage in stages} | {"base": base}
     result = {}
     for stage in stages:
@@ -106,7 +106,7 @@ def _compare_stages(
 
 
 def _before(stage: str, scored: Container[str]) -> str:
-    """The stage that `stage` was made from; the base, where a run has none before it."""
+    """Return the stage that `stage` was made from; the base, where a run has none before it."""
     before = "merged" if stage.startswith("onnx-") else "adapter" if stage.startswith("merged") else "base"
     return before if before in scored else "base"
 
@@ -114,7 +114,7 @@ def _before(stage: str, scored: Container[str]) -> str:
 def _comparison(
     settings: dict[str, Any], before: Sequence[Prediction], after: Sequence[Prediction], name: str
 ) -> dict[str, Any]:
-    """`flips`, `kl` and `against` of a stage; `against` has the paired test and the intervals of the difference."""
+    """Return `flips`, `kl` and `against` of a stage; `against` has the paired test and the intervals of the difference."""
     draw = {"seed": settings["seed"], "samples": settings["evaluate"]["bootstrap_samples"]}
     return compare_stages_with_intervals(settings["task"], before, after, name=name, **draw)
 
@@ -126,20 +126,24 @@ def _stage(
 
 
 def _size_mb(folder: Path) -> float:
-    """MB (10^6 bytes) of the files that the folder's manifest names; the folder itself may be gone by now."""
+    """Return MB (10^6 bytes) of the files that the folder's manifest names; the folder itself may be gone by now."""
     size_bytes: int = load_manifest(build_manifest_path(folder))["size_bytes"]
     return size_bytes / 1e6
 
 
 def _model(args: argparse.Namespace, speed: dict[str, Any]) -> dict[str, Any]:
-    """The packaged model on the test rows, compared with the baseline that it must be worth more than.
+    """Return the packaged model on the test rows, compared with the baseline that it must be worth more than.
 
     `compared` holds the same comparison with every baseline and with the untouched base model.
     Raises `UserError` when the score is of other bytes than the packaged model's.
     """
     score, settings = read_json(args.model_score), args.settings
     if score["inputs"]["model"] != hash_file(args.model_manifest):
-        fail(f"scored was another model than {args.model_manifest}", "delete it and run again", at=args.model_score)
+        fail(
+            f"this score was computed from a different model than {args.model_manifest}",
+            "delete it and run again",
+            at=args.model_score,
+        )
     rivals: dict[str, list[Prediction]] = {}
     for row in _predictions(args.baseline_predictions):
         if row["split"] == "test":

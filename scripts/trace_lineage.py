@@ -67,7 +67,8 @@ def verify(results: Path) -> str:
         fail(broken.what, broken.hint, at=broken.path)
     jobs, found = list(lineage.jobs()), sorted(find_sources(lineage))
     said = (
-        f"{len(lineage.by_output)} artifacts of {len(jobs)} jobs lead back to {len(found)} sources: {', '.join(found)}"
+        f"{len(lineage.by_output)} artifacts from {len(jobs)} jobs verified, back to {len(found)} sources:"
+        f" {', '.join(found)}"
     )
     return (
         said if is_sealed(results) else f"{said}\n{results / NAME} has no hashes of its own: an older version wrote it"
@@ -85,7 +86,7 @@ def find_all_broken(lineage: Lineage, results: Path) -> Iterator[Broken]:
 
 
 def resolve(what: str, results: Path) -> tuple[Path, Any]:
-    """A path as it is; a key of the summary becomes the file that it was taken from, and its value.
+    """Return a path as it is; a key of the summary becomes the file that it was taken from, and its value.
 
     Raises `UserError` for what is neither.
     """
@@ -104,7 +105,7 @@ def resolve(what: str, results: Path) -> tuple[Path, Any]:
 
 
 def find_source(keys: Sequence[str], results: Path) -> Path:
-    """The file that a part of the summary was taken from; the summary itself for what it computed."""
+    """Return the file that a part of the summary was taken from; the summary itself for what it computed."""
     match keys:
         case ["data", *_]:
             return results / "data/audit.json"
@@ -128,7 +129,7 @@ def find_source(keys: Sequence[str], results: Path) -> Path:
 
 
 def find_artifact(path: Path, lineage: Lineage) -> str:
-    """The artifact that `path` is or lies in. Raises `UserError` when no job made it."""
+    """Return the artifact that `path` is or lies in. Raises `UserError` when no job made it."""
     for place in (path, *path.parents):
         if place.as_posix() in lineage.by_output:
             return place.as_posix()
@@ -137,7 +138,7 @@ def find_artifact(path: Path, lineage: Lineage) -> str:
 
 
 def draw_tree(lineage: Lineage, start: str) -> Iterator[str]:
-    """Lines, depth first; what a job was given is not repeated below its other outputs."""
+    """Yield lines, depth first; what a job was given is not repeated below its other outputs."""
     hashes: dict[str, str | None] = {}
     shown: set[int] = set()
 

@@ -99,7 +99,7 @@ def has_result(work: Path) -> bool:
 
 
 def _copy_nothing() -> None:
-    """What copies progress that is kept nowhere else."""
+    """Copy no progress: it is kept nowhere else."""
 
 
 def find_deadline(minutes: float | None) -> float | None:
@@ -191,7 +191,7 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
 
 
 def build_lora_model(model: Any, settings: dict[str, Any]) -> Any:
-    """The base model with fresh, seeded LoRA layers. Raises `UserError` when a target names no layer.
+    """Return the base model with fresh, seeded LoRA layers. Raises `UserError` when a target names no layer.
 
     The layers of all methods are peft's.
     """
@@ -230,7 +230,7 @@ def count_trainable(model: Any) -> int:
 def describe_training(
     trainer: AdapterTrainer, model: Any, dtype: torch.dtype, settings: dict[str, Any], classes: list[str] | None
 ) -> dict[str, Any]:
-    """What the report says about the training: curve, choice of the checkpoint, tokens, speed, memory.
+    """Return what the report says about the training: curve, choice of the checkpoint, tokens, speed, memory.
 
     classes: of each training row, or None where they are not balanced.
 
@@ -282,7 +282,7 @@ def describe_training(
 
 
 def balance_facts(balance: str, classes: list[str]) -> dict[str, Any]:
-    """Training rows of each class, and what makes up for their numbers. balance: weight or oversample."""
+    """Return training rows of each class, and what makes up for their numbers. balance: weight or oversample."""
     rows = dict(sorted(Counter(classes).items()))
     if balance == "weight":
         return {"method": balance, "rows": rows, "weights": batching.compute_class_weights(classes)}
@@ -324,7 +324,11 @@ if __name__ == "__main__":
     )
     arguments.add_argument("--training", type=Path, required=True, help="facts about the training, to write")
     arguments.add_argument("--threads", type=int, default=2, help="of all processes of a machine together")
-    arguments.add_argument("--processes", type=int, default=1, help="that train together, one for each GPU")
-    arguments.add_argument("--limit", type=float, help="minutes after which a scheduler ends this job: stop before")
+    arguments.add_argument(
+        "--processes", type=int, default=1, help="number of processes that train together, one for each GPU"
+    )
+    arguments.add_argument(
+        "--limit", type=float, help="minutes until the scheduler ends this job; training stops before"
+    )
     distributed.launch(arguments)
     run(arguments, main)

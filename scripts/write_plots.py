@@ -43,7 +43,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 def list_metrics(summary: dict[str, Any]) -> dict[str, Any]:
-    """The packaged model on test rows and on validation rows, what it must be worth more than, size, speed, verdict."""
+    """Return the packaged model on test rows and on validation rows, what it must be worth more than, size, speed,
+    verdict.
+    """
     chosen, model = summary["selected"], summary["model"]
     run_facts = summary["runs"][chosen["run"]]
     validation = run_facts["stages"][f"onnx-{chosen['variant']}"]["validation"]
@@ -62,7 +64,7 @@ def list_metrics(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def list_variants(summary: dict[str, Any]) -> Iterable[list[Any]]:
-    """A line for each variant that was scored, in the order of the summary."""
+    """Yield a line for each variant that was scored, in the order of the summary."""
     for one in summary["selected"]["candidates"]:
         if one["value"] is not None:
             yield [one[key] for key in _VARIANT.values()]

@@ -58,6 +58,8 @@ if __name__ == "__main__":
         "output": "report.html",
     }.items():
         arguments.add_argument(f"--{name}", type=Path, required=True, help=what)
-    arguments.add_argument("--calibrated", nargs="*", default=[], metavar="VARIANT", help="whose weights were rounded")
+    arguments.add_argument(
+        "--calibrated", nargs="*", default=[], metavar="VARIANT", help="variants with calibrated weights"
+    )
     add_results_argument(arguments)
     run(arguments, main)

@@ -208,12 +208,12 @@ class Executor(RemoteExecutor):
 
 
 def _slug(name: str) -> str:
-    """A rule or group as part of a job's name: letters, digits, - and _, and not too long."""
+    """Return a rule or group as part of a job's name: letters, digits, - and _, and not too long."""
     return re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")[:60] or "job"
 
 
 def _resources(job: JobExecutorInterface) -> Mapping[str, Any]:
-    """The resources that concern a job of Azure; those of its members, where it is a group."""
+    """Return the resources that concern a job of Azure; those of its members, where it is a group."""
     resources = dict(job.resources.items())
     for member in job.jobs if job.is_group() else []:
         for key, value in member.resources.items():

@@ -39,7 +39,7 @@ _SWITCH = re.compile(r"true|false|yes|no|on|off|none|", re.IGNORECASE)
 
 
 def check_no_secrets(variables: Mapping[str, str]) -> None:
-    """Raises `WorkflowError`, which names no value, for the first variable that seems to hold a secret."""
+    """Raise `WorkflowError`, which names no value, for the first variable that seems to hold a secret."""
     for name, value in variables.items():
         if is_secret(name, value):
             raise WorkflowError(

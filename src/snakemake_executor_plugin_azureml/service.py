@@ -82,7 +82,7 @@ class Service:
         self._computes: set[str] = set()
 
     def check_compute(self, name: str) -> None:
-        """That workspace and compute are there, asked once for each."""
+        """Check that workspace and compute are there, once for each."""
         if name in self._computes:
             return
         try:
@@ -121,7 +121,7 @@ class Service:
             return Look(unanswered=_first_line(error), retry_after=_retry_after(error))
 
     def why_failed(self, name: str) -> str:
-        """Reason and last lines of the log, as far as the service tells them."""
+        """Return reason and last lines of the log, as far as the service tells them."""
         try:
             details: Any = self._client.jobs._runs_operations.get_run_details(name)  # what its `stream` reads
         except Exception as error:  # a hint is not worth another failure
@@ -167,7 +167,7 @@ class Service:
             return None
 
     def _patiently(self, ask: Callable[[], T]) -> T:
-        """What `ask` returns, asked again with growing pauses while the service is busy or away."""
+        """Return what `ask` returns, asked again with growing pauses while the service is busy or away."""
         pause = _FIRST_PAUSE
         for attempt in range(_ATTEMPTS):
             try:
@@ -175,7 +175,7 @@ class Service:
             except ResourceNotFoundError:
                 raise
             except (CredentialUnavailableError, ClientAuthenticationError) as error:
-                raise WorkflowError(f"Azure does not know who you are ({_first_line(error)}); run: az login") from None
+                raise WorkflowError(f"Azure could not authenticate you ({_first_line(error)}); run: az login") from None
             except AzureError as error:
                 if not _is_transient(error) or attempt == _ATTEMPTS - 1:
                     raise WorkflowError(_explain_error(error)) from None
@@ -213,7 +213,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _last_lines(client: MLClient, files: dict[str, str]) -> str:
-    """Of the log that the command wrote. files: URLs that grant access themselves, by name."""
+    """Return the last lines of the log that the command wrote. files: URLs that grant access themselves, by name."""
     urls = [url for name, url in sorted(files.items()) if name.startswith("user_logs/")]
     if not urls:
         return ""

@@ -20,7 +20,7 @@ class JobInput(NamedTuple):
 
 
 def parse_named_words(words: str | None, where: str) -> dict[str, str]:
-    """NAME=VALUE words as a dictionary. Raises `WorkflowError`, which says `where`."""
+    """Return NAME=VALUE words as a dictionary. Raises `WorkflowError`, which says `where`."""
     named: dict[str, str] = {}
     for word in (words or "").split():
         name, separator, value = word.partition("=")
@@ -33,7 +33,7 @@ def parse_named_words(words: str | None, where: str) -> dict[str, str]:
 
 
 def parse_inputs(words: str | None, where: str) -> dict[str, JobInput]:
-    """NAME=TYPE:MODE:URI words. Raises `WorkflowError`, which says `where`."""
+    """Return NAME=TYPE:MODE:URI words. Raises `WorkflowError`, which says `where`."""
     inputs = {}
     for name, value in parse_named_words(words, where).items():
         kind, _, rest = value.partition(":")
@@ -49,7 +49,7 @@ def parse_inputs(words: str | None, where: str) -> dict[str, JobInput]:
 
 
 def parse_outputs(words: str | None, where: str) -> dict[str, str]:
-    """NAME=URI words. Raises `WorkflowError`, which says `where`."""
+    """Return NAME=URI words. Raises `WorkflowError`, which says `where`."""
     outputs = {}
     for name, uri in parse_named_words(words, where).items():
         address = normalize_address(uri)
@@ -98,7 +98,7 @@ class JobSpecification:
         description: str,
         tags: Mapping[str, str],
     ) -> "JobSpecification":
-        """From the settings of the run and the resources of a rule, which go first.
+        """Build a specification from the settings of the run and the resources of a rule, which go first.
 
         Raises `WorkflowError` when it would have no place or no software to run in.
         """
@@ -142,7 +142,7 @@ class JobSpecification:
         )
 
     def command_job(self) -> Any:
-        """The same as `azure.ai.ml.entities.Command`."""
+        """Return the same as `azure.ai.ml.entities.Command`."""
         from azure.ai.ml import Input, Output, command
         from azure.ai.ml.entities import (
             AmlTokenConfiguration,
@@ -185,7 +185,7 @@ def _both(of_all: str | None, of_rule: str | None) -> str:
 
 
 def _with_paths(command: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> str:
-    """The command, told where its inputs and outputs are: Azure puts their paths into commands and nowhere else."""
+    """Return the command, told where its inputs and outputs are: Azure puts their paths into commands and nowhere else."""
     exports = [f'export AZUREML_INPUT_{name.upper()}="${{{{inputs.{name}}}}}"' for name in inputs]
     exports += [f'export AZUREML_OUTPUT_{name.upper()}="${{{{outputs.{name}}}}}"' for name in outputs]
     return " && ".join([*exports, command])

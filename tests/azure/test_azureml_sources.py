@@ -332,7 +332,7 @@ def test_without_a_workspace_a_person_is_told_what_to_set(tmp_path):
     env = {name: value for name, value in os.environ.items() if not name.startswith(("AZUREML", "SNAKEMAKE"))}
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "it is not known which workspace is meant" in done.stderr.splitlines()[-1]
+    assert "the workspace is not known" in done.stderr.splitlines()[-1]
     assert "set SNAKEMAKE_AZUREML_SUBSCRIPTION_ID, SNAKEMAKE_AZUREML_RESOURCE_GROUP" in done.stderr.splitlines()[-1]
 
 

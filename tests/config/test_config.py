@@ -93,7 +93,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
 
         ("seed: 0", "seed: -1", "seed", "seed: input should be greater than or equal to 0 (found -1); a seed is a whole number from 0 to 4294967295"),
         ("seed: 0", "seed: 4294967296", "seed", "seed: input should be less than or equal to 4294967295"),
-        ("seed: 0", "seed: yes", "seed", "seed: true is no number (YAML reads yes"),
+        ("seed: 0", "seed: yes", "seed", "seed: true is not a number (YAML reads yes"),
         ("finetune:", "sweep: {seed: [1, -2]}\nfinetune:", "sweep", "sweep.seed.1: input should be greater than or equal to 0 (found -2); a seed is"),
         ("  r: 16", "  data_seed: -5", "  data_seed", "finetune.data_seed: input should be greater than or equal to 0 (found -5); a seed is"),
         ("  r: 16", "  r: yes", "  r:", "finetune.r: true is no number"),
@@ -114,8 +114,8 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
         (LABELS, "labels: {-4: [0], b: []}", "  labels", 'data.labels: YAML reads -4 as a number; quote it: "-4"'),
         (LABELS, "labels: {a: [0.0], b: []}", "  labels", 'data.labels.a.0: YAML reads 0.0 as a number; quote it: "0.0"'),
         (LABELS, "labels: {a: x, b: []}", "  labels", "data.labels.a: input should be a valid list (found 'x')"),
-        (LABELS, "labels: {a: [b], b: []}", "  labels", "data: labels: 'b' stands there twice"),
-        (LABELS, "labels: [a, a]", "  labels", "data: labels: 'a' stands there twice"),
+        (LABELS, "labels: {a: [b], b: []}", "  labels", "data: labels: 'b' is listed twice"),
+        (LABELS, "labels: [a, a]", "  labels", "data: labels: 'a' is listed twice"),
         (LABELS, "labels: [a]", "  labels", "data.labels: list should have at least 2 items"),
         (LABELS, "optional_columns: [texts]", "  optional_columns", "data.optional_columns: the template asks for text, not for texts"),
         (LABELS, "optional_columns: [sentiment]", "  optional_columns", "data.optional_columns: the template asks for text, not"),
@@ -154,7 +154,7 @@ def test_two_sources_or_none_are_refused(tmp_path):
 def test_a_key_given_twice_is_refused_with_both_lines(tmp_path):
     text = changed("  r: 16", "  r: 16\n  r: 32")
     number = text.splitlines().index("  r: 32") + 1
-    with pytest.raises(UserError, match=rf"config.yaml:{number}: r stands twice \(first in line {number - 1}\)"):
+    with pytest.raises(UserError, match=rf"config.yaml:{number}: r occurs twice \(first in line {number - 1}\)"):
         load(text, tmp_path)
 
 

@@ -63,9 +63,7 @@ def test_where_every_input_is_as_it_was_made_the_fault_is_ours(model):
 def test_another_rows_file_is_named_by_the_first_key_that_it_lacks(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"id": "1"}\n{"id": "2"}\n')
-    with pytest.raises(
-        UserError, match=r"rows\.jsonl: it has no 'prompt', as a file of its name has; remove it and run"
-    ):
+    with pytest.raises(UserError, match=r"rows\.jsonl: it has no 'prompt', which such a file has; remove it and run"):
         [row["prompt"] for row in read_jsonl(path)]
 
 

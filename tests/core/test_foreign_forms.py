@@ -306,5 +306,5 @@ def test_a_plan_names_a_pipe_that_lies_where_a_job_writes(project, put):
 @pytest.mark.parametrize("name", ["summary.json", "base.manifest.json"])
 def test_a_pipe_in_place_of_json_is_one_line_and_no_wait(project, name):
     os.mkfifo(project / name)
-    with pytest.raises(UserError, match="it is no regular file; remove it"):
+    with pytest.raises(UserError, match="it is not a regular file; remove it"):
         read_form(project / name, allow_open_object())

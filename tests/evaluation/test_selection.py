@@ -72,10 +72,13 @@ def test_the_smallest_within_noise_of_the_best_wins(select):
     )
     assert (found["run"], found["variant"]) == ("lora", "small")
     assert found["reason"] == (
-        "accuracy 0.890 on 100 validation rows; these rows cannot tell it from lora/big (0.900),"
+        "accuracy 0.890 on 100 validation rows; not significantly different from lora/big (0.900),"
         " and it is the smallest of these, 100.0 MB"
     )
-    assert "cannot be told from lora/small's 0.890 (95 % interval of the difference -0.0" in reasons(found)["big"]
+    assert (
+        "does not differ significantly from lora/small's 0.890 (95 % interval of the difference -0.0"
+        in reasons(found)["big"]
+    )
     assert "lora/small is smaller (100.0 against 500.0 MB)" in reasons(found)["big"]
     assert "accuracy 0.600 is below lora/big's 0.900 (95 % interval of the difference +0." in reasons(found)["bad"]
 
@@ -241,7 +244,7 @@ def test_the_default_metric_is_macro_f1(select):
 
 def test_a_score_of_other_bytes_or_without_the_metric_is_refused(select, tmp_path, run_script):
     select({"one": ({1}, 100, {})})
-    write_json(build_manifest_path(Layout(tmp_path).folder("lora", "onnx-one")), {"name": "built anew"})
+    write_json(build_manifest_path(Layout(tmp_path).folder("lora", "onnx-one")), {"name": "built again"})
     done = run_script("select_model", *again(tmp_path, ["one"]), check=False)
     assert done.returncode == 1
     assert "scored was another model" in done.stderr

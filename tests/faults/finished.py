@@ -21,7 +21,7 @@ TESTS = Path(__file__).resolve().parents[1]
 ADAPTER, MERGED = f"-{HOSTILE}{{v-2}} adapter", f"-{HOSTILE}{{v-2}} merged"
 # What two undisturbed runs do not have in common: times, speed and memory, and what quotes them.
 VARYING = ("training.json", "run_card.json", "report.html", "/speed/", "lineage.json")
-# What has such numbers in it: when an input has to be made again, so is everything after it, and speed is measured anew.
+# What has such numbers in it: when an input has to be made again, so is everything after it, and speed is measured again.
 QUOTING = (
     "selection.json",
     "summary.json",

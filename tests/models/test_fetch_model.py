@@ -268,7 +268,9 @@ def test_a_tokenizer_of_sentencepiece_alone_says_how_to_convert_it(model, counts
     (model / "tokenizer.json").unlink()
     edit_json(model / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
     (model / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
-    words = "its tokenizer is a SentencePiece file alone (tokenizer.model), which is not read here; write its tokenizer.json"
+    words = (
+        "its tokenizer is a SentencePiece file alone (tokenizer.model), which cannot be read; write its tokenizer.json"
+    )
     refused(model, tmp_path / "out", counts["phi3"], words)
 
 

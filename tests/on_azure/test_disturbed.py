@@ -75,7 +75,7 @@ def test_a_cancellation_that_is_not_answered_is_told(workspace):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--config", "results=/out"], "results: /out is no folder below this one"),
+        (["--config", "results=/out"], "results: /out is not a folder below this one"),
         (["--default-storage-prefix", "az://no-such-container/a"], "has no such container"),
         (["--azureml-compute", "no-such-cluster"], "has no compute no-such-cluster"),
         (["--azureml-workspace", "elsewhere"], "workspace elsewhere"),
@@ -109,7 +109,7 @@ def test_a_copy_without_git_is_told_what_jobs_would_lack(workspace):
     done = workspace.snakemake("--", ADAPTER)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(
-        "error: jobs get their sources by git, which knows none here; clone it"
+        "error: jobs get their sources through git, but this folder is not a git repository; clone it"
     )
     assert not workspace.jobs()
 
@@ -118,7 +118,7 @@ def test_a_configuration_from_outside_is_refused(workspace, tmp_path):
     shutil.copy(workspace.root / "config.yaml", tmp_path / "mine.yaml")
     done = workspace.snakemake("--configfile", str(tmp_path / "mine.yaml"), "--", ADAPTER)
     assert done.returncode == 1
-    assert "jobs elsewhere get no files from outside of this folder; put it into" in done.stderr.splitlines()[-1]
+    assert "remote jobs cannot read files outside this folder; put it into" in done.stderr.splitlines()[-1]
 
 
 # Rows and models that lie in Azure

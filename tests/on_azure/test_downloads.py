@@ -323,7 +323,7 @@ def test_who_may_not_is_told_the_roles(service, azurite, container, scratch):
     uri = add_datastore(service, azurite, container)
     service.answer("GET /datastores/store", status=403, **REFUSAL)
     said = refused(f"{uri}m", scratch)
-    assert said.startswith(f"{uri}m: Azure refuses it (")
+    assert said.startswith(f"{uri}m: Azure denies access (")
     assert said.endswith(
         "you need the roles AzureML Data Scientist (workspace) and Storage Blob Data Reader (its storage)"
     )
@@ -333,8 +333,8 @@ def test_who_is_not_logged_in_is_told_to(service, scratch, monkeypatch):
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "EnvironmentCredential")
     for uri in ("azureml://datastores/store/paths/m", REGISTRY):
         said = refused(uri, scratch)
-        assert said.startswith(f"{uri}: Azure refuses it (")
-        assert said.endswith("Azure does not know who you are: run az login")
+        assert said.startswith(f"{uri}: Azure denies access (")
+        assert said.endswith("Azure could not authenticate you: run az login")
 
 
 def test_a_key_that_was_renewed_elsewhere_is_told(service, azurite, container, scratch):
@@ -365,4 +365,4 @@ def test_files_that_would_leave_their_folder_are_refused(service, azurite, conta
 
 def test_a_model_that_lies_elsewhere_is_told(service, scratch):
     service.answer("GET /models/tiny/versions/3", {"modelType": "custom_model", "modelUri": "runs:/1/m", "flavors": {}})
-    assert "runs:/1/m, which is no path of a datastore" in refused("azureml://models/tiny/versions/3", scratch)
+    assert "runs:/1/m, which is not the path of a datastore" in refused("azureml://models/tiny/versions/3", scratch)

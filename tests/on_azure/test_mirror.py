@@ -78,7 +78,7 @@ def test_progress_that_has_other_bytes_in_the_storage_is_not_used(azurite, conta
         make(tmp_path / "b")
         other.save()
     with mirror_checkpoints(url, tmp_path / "c"):
-        assert find_fault(tmp_path / "c" / folder.name) is None, "what was made anew is kept"
+        assert find_fault(tmp_path / "c" / folder.name) is None, "what was made again is kept"
 
 
 def test_progress_that_is_damaged_here_comes_from_the_storage(container, tmp_path):
@@ -244,6 +244,6 @@ def test_a_blob_with_other_bytes_than_were_uploaded_is_refused(container, tmp_pa
     (tmp_path / "source").write_text("weights")
     folder = blobs.place(f"az://{container}/results")
     blobs.upload(tmp_path / "source", folder, "a", {"sha256": "0" * 64})
-    with pytest.raises(UserError, match=f"^az://{container}/results/a: it has other bytes than were uploaded"):
+    with pytest.raises(UserError, match=f"^az://{container}/results/a: its bytes differ from what was uploaded"):
         blobs.download(folder, "a", tmp_path / "target")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -189,7 +189,7 @@ def test_a_key_that_another_parser_would_read_is_refused(model):
         '"session_options": {', '"session_options": {"custom_ops_library": "evil.so"}, "session_options": {'
     )
     (model / "genai_config.json").write_text(text)
-    assert "'session_options' stands there twice" in refusal(model)
+    assert "'session_options' is listed twice" in refusal(model)
 
 
 # The folder and its other files

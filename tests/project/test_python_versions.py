@@ -173,7 +173,7 @@ def test_an_environment_whose_python_is_gone_is_made_anew(machine):
 def test_a_folder_that_is_no_environment_stays(machine):
     machine.add("python3.11", "cpython-311")
     (machine.venv / "notes").mkdir(parents=True)
-    assert ".venv is no virtual environment; move it away" in one_line(machine.make())
+    assert ".venv is not a virtual environment; move it away" in one_line(machine.make())
     assert (machine.venv / "notes").exists()
 
 

@@ -171,7 +171,7 @@ def test_the_validation_loss_is_that_of_every_row_once(learned):
 
 
 def test_another_row_of_the_batch_changes_no_logits(tiny_model, tmp_path):
-    """Rows that see each other (8): positions start anew with each row."""
+    """Rows that see each other (8): positions start again with each row."""
     rows = list(read_jsonl(learnable_corpus(tiny_model, tmp_path) / "train.jsonl"))
     rows[4]["prompt"] = rows[4]["prompt"].replace("again", "again and again and again")
     short, one, other = (
@@ -277,7 +277,7 @@ def test_a_merge_follows_pefts_own_scale(tiny_model, tmp_path, options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"modules_to_save": ["lm_head"]}, "which is no low-rank matrix"),
+        ({"modules_to_save": ["lm_head"]}, "which is not a low-rank matrix"),
         ({"alpha_pattern": {"o_proj": 48}}, "differs from base and adapter"),
     ],
 )

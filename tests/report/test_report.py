@@ -436,11 +436,13 @@ def test_what_the_rows_cannot_show_is_said_with_the_number_of_rows_that_could():
     one = {"run": "lora", "variant": "fp32", "difference": -0.01, "difference_ci95": [-0.03, 0.01]}
     undecided = findings.describe_significance("macro_f1", one | {"is_significant": False, "rows_needed": 1234})
     assert undecided == (
-        "These rows cannot tell it from lora/fp32: the difference is -3.0 to +1.0 points of macro-F1."
+        "Its difference from lora/fp32 is not significant: -3.0 to +1.0 points of macro-F1."
         " If the difference is as large as it looks here, about 1,200 rows would settle it."
     )
     decided = one | {"difference": 0.02, "difference_ci95": [0.01, 0.03], "is_significant": True, "rows_needed": 50}
-    assert "it is better than lora/fp32, by 1.0 to 3.0 points" in findings.describe_significance("macro_f1", decided)
+    assert "It is significantly better than lora/fp32, by 1.0 to 3.0 points" in findings.describe_significance(
+        "macro_f1", decided
+    )
 
 
 def rank(group: str, mean: float, told_apart: bool | None, seeds: int = 1) -> dict:
@@ -452,12 +454,12 @@ def rank(group: str, mean: float, told_apart: bool | None, seeds: int = 1) -> di
     [
         (
             [rank("a", 0.8, None), rank("b", 0.79, False)],
-            "a/int4 is first by mean macro-F1, 0.800, but cannot be told apart from b/int4: for all we know this difference is"
+            "a/int4 is first by mean macro-F1, 0.800, but not significantly better than b/int4: this difference may be"
             " noise. There is one seed only, so the luck of the training is not measured: another seed may turn this round.",
         ),
         (
             [rank("a", 0.8, None, 3), rank("b", 0.79, False, 3), rank("c", 0.7, True, 3)],
-            "a/int4 is first by mean macro-F1, 0.800, but cannot be told apart from b/int4: for all we know this difference is"
+            "a/int4 is first by mean macro-F1, 0.800, but not significantly better than b/int4: this difference may be"
             " noise. 1 of 3 is shown to be worse. Where there are several seeds (3), the intervals cover the luck of rows and"
             " training, if roughly with so few.",
         ),

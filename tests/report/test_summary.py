@@ -221,6 +221,6 @@ def test_a_score_of_another_model_is_refused(made, tmp_path):
     done = run.summarize(check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(
-        "error: scores/model.test.json: scored was another model than assembled.manifest.json"
+        "error: scores/model.test.json: this score was computed from a different model than assembled.manifest.json"
     )
     assert not run.path("summary.json").exists()

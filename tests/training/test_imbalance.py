@@ -133,7 +133,7 @@ def test_in_an_epoch_each_class_comes_as_often_as_the_largest(lengths):
         for row, label in enumerate(classes):
             assert times[row] - 20 // ROWS[label] in ((0, 1) if 20 % ROWS[label] else (0,))
         epochs.append(times)
-    assert epochs[0] != epochs[1], "which rows come once more is drawn anew"
+    assert epochs[0] != epochs[1], "which rows come once more is drawn again"
 
 
 def test_without_classes_the_order_is_the_plain_permutation():

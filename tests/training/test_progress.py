@@ -46,10 +46,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a hidden file more": (lambda folder: (folder / ".evil").write_text(""), ".evil does not belong"),
     "a link": (
         lambda folder: ((folder / WEIGHTS).rename(folder.parent / "x"), (folder / WEIGHTS).symlink_to("../x")),
-        f"{WEIGHTS} is no regular file",
+        f"{WEIGHTS} is not a regular file",
     ),
     "a link to a folder": (lambda folder: (folder / "more").symlink_to("/"), "more does not belong to it"),
-    "a pipe": (lambda folder: ((folder / WEIGHTS).unlink(), os.mkfifo(folder / WEIGHTS)), "is no regular file"),
+    "a pipe": (lambda folder: ((folder / WEIGHTS).unlink(), os.mkfifo(folder / WEIGHTS)), "is not a regular file"),
     "killed before its end": (lambda folder: (folder / COMPLETE).unlink(), "it was cut short"),
     "a cut list": (lambda folder: os.truncate(folder / COMPLETE, 20), f"{COMPLETE} cannot be read"),
     "another list": (lambda folder: write_json(folder / COMPLETE, {"files": {WEIGHTS: 3}}), f"{COMPLETE} cannot"),

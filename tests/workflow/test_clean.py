@@ -92,7 +92,7 @@ def test_a_running_workflow_is_left_alone(folder, run_script, what):
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = run_script("clean", what, cwd=folder, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: .snakemake: a run goes on in this folder; wait")
+    assert done.stderr.startswith("error: .snakemake: a run is in progress in this folder; wait")
     (folder / ".snakemake/locks").mkdir()
     (folder / ".snakemake/locks/0.input.lock").touch()
     done = run_script("clean", what, cwd=folder, check=False)

@@ -135,7 +135,7 @@ def hide(name: str) -> None:
 
 KEPT = {
     "touched": lambda: [os.utime(path) for path in (ROWS, WEIGHTS, MODEL)],
-    "copied anew": lambda: (copy_anew(MODEL), shutil.rmtree("old"), copy_anew(ROWS)),
+    "copied again": lambda: (copy_anew(MODEL), shutil.rmtree("old"), copy_anew(ROWS)),
     "a link to the rows": lambda: link(ROWS),
     "a link to the model": lambda: link(MODEL),
     "files that no rule reads": lambda: [hide(name) for name in (".DS_Store", ".git/index", ".cache/download")],

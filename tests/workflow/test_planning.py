@@ -60,7 +60,7 @@ def test_a_constraint_of_many_names_is_short():
 def test_settings_that_no_command_can_hold_are_told_and_all_others_start():
     """Linux takes 128 KB in one argument."""
     subprocess.run(["true", check_argument_length("x" * 124_999)], check=True)
-    with pytest.raises(UserError, match="sweep: has more runs than the command that compares them can name"):
+    with pytest.raises(UserError, match="sweep: has too many runs for one selection"):
         check_argument_length("é" * 65_000)
 
 

@@ -145,7 +145,7 @@ FOUND: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "an empty folder inside": (lambda: (BASE / "onnx/empty").mkdir(), f"{BASE}/onnx/empty: no job wrote this empty"),
     "a hidden file inside": (lambda: (BASE / ".evil.py").write_text("x"), f"{BASE}/.evil.py: no job wrote this hidden"),
-    "a pipe inside": (lambda: os.mkfifo(BASE / "pipe"), f"{BASE}/pipe: no job wrote it: it is no regular file"),
+    "a pipe inside": (lambda: os.mkfifo(BASE / "pipe"), f"{BASE}/pipe: no job wrote it: it is not a regular file"),
     "Snakemake's file with content": (
         lambda: (BASE / ".snakemake_timestamp").write_text("x"),
         f"{BASE}/.snakemake_timestamp: Snakemake leaves this file empty, and it is not",
@@ -216,7 +216,7 @@ KEPT: dict[str, Callable[[], object]] = {
 def test_what_belongs_there_is_no_false_alarm(verify, change):
     change()
     said = verify()
-    assert said.startswith("4 artifacts of 3 jobs lead back to 1 sources: rows.json")
+    assert said.startswith("4 artifacts from 3 jobs verified, back to 1 sources: rows.json")
     assert ("no hashes of its own: an older version wrote it" in said) == (change is write_as_before)
 
 

@@ -345,7 +345,7 @@ def bad_config(workspace: Workspace, old: str, new: str) -> str:
         (
             "num_train_epochs: 1",
             "num_train_epochs: 1\n  num_train_epochs: 2",
-            r"config.yaml:\d+: num_train_epochs stands twice",
+            r"config.yaml:\d+: num_train_epochs occurs twice",
         ),
         ("num_train_epochs: 1", "num_train_epochs: [1", r"config.yaml:\d+: not YAML"),
         ("rows.json", "missing.json", r"data.files: .*missing.json does not exist"),

@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 
 def place(url: str) -> Place:
-    """The folder az://CONTAINER/PATH. Raises `UserError` when it is none, or no account is named."""
+    """Return the folder az://CONTAINER/PATH. Raises `UserError` when it is none, or no account is named."""
     scheme, _, rest = url.partition("://")
     container, _, prefix = rest.strip("/").partition("/")
     if scheme.lower() != "az" or not container or not prefix:
@@ -59,7 +59,7 @@ def place(url: str) -> Place:
 
 
 def open_service(url: str, key: Any) -> BlobServiceClient:
-    """The storage account of that address, opened by `key`, or the emulator."""
+    """Return the storage account of that address, opened by `key`, or the emulator."""
     if emulator := os.environ.get(_EMULATOR):
         return BlobServiceClient.from_connection_string(emulator)
     return BlobServiceClient(url, credential=key)
@@ -73,12 +73,12 @@ def explain_storage_errors(where: str) -> Iterator[None]:
     except ResourceNotFoundError as error:
         fail(f"the storage has no such container or blob ({extract_first_line(error)})", "check the path", at=where)
     except ClientAuthenticationError as error:
-        fail(f"the storage does not know who you are ({extract_first_line(error)})", "run: az login", at=where)
+        fail(f"the storage could not authenticate you ({extract_first_line(error)})", "run: az login", at=where)
     except (ServiceRequestError, ServiceResponseError) as error:
         fail(f"the storage does not answer ({extract_first_line(error)})", "check account name and network", at=where)
     except HttpResponseError as error:
         hint = "you need the role Storage Blob Data Contributor" if error.status_code == 403 else "start again later"
-        fail(f"the storage refuses ({extract_first_line(error)})", hint, at=where)
+        fail(f"the storage denies access ({extract_first_line(error)})", hint, at=where)
 
 
 def list_blobs(folder: Place, below: Iterable[str] = ("",)) -> dict[str, int]:
@@ -112,7 +112,9 @@ def download(folder: Place, path: str, target: Path) -> None:
         stated = (blob.properties.metadata or {}).get("sha256")
         if stated and hash_file(partial) != stated:
             where = f"az://{folder.container.container_name}/{folder.name(path)}"
-            fail("it has other bytes than were uploaded", "delete it there: the next run makes it again", at=where)
+            fail(
+                "its bytes differ from what was uploaded", "delete it there, and the next run makes it again", at=where
+            )
 
 
 def upload(source: Path, folder: Place, path: str, metadata: dict[str, str] | None = None) -> None:

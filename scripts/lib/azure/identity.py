@@ -16,7 +16,7 @@ for _name in ("azure", "msal"):
 
 @cache
 def get_credential() -> Any:
-    """A credential for azure's clients (`DefaultAzureCredential`).
+    """Return a credential for azure's clients (`DefaultAzureCredential`).
 
     Azure Machine Learning names an identity that was chosen for the job in DEFAULT_IDENTITY_CLIENT_ID.
     """
@@ -28,7 +28,7 @@ def get_credential() -> Any:
 
 @cache
 def read_vault_secret(url: str) -> str:
-    """A secret of Key Vault by its address, https://VAULT.vault.azure.net/secrets/NAME, read once.
+    """Return a secret of Key Vault by its address, https://VAULT.vault.azure.net/secrets/NAME, read once.
 
     Raises `UserError` when it is no such address, when there is no such secret, or when access is refused.
     """
@@ -38,7 +38,7 @@ def read_vault_secret(url: str) -> str:
     parts = _SECRET.fullmatch(url)
     if parts is None:
         # Not repeated: it may be the secret itself.
-        fail("what is given as the address of a secret is none", "write https://VAULT.vault.azure.net/secrets/NAME")
+        fail("this is not a Key Vault secret URL", "write https://VAULT.vault.azure.net/secrets/NAME")
     vault, name, version = parts.groups()
     try:
         value = SecretClient(vault, get_credential()).get_secret(name, version).value
@@ -46,13 +46,13 @@ def read_vault_secret(url: str) -> str:
         fail(f"{vault} has no secret {name}", "check its name")
     except ClientAuthenticationError as error:
         fail(
-            f"{vault} does not know who asks ({extract_first_line(error)})",
+            f"{vault} could not authenticate this program ({extract_first_line(error)})",
             "run: az login; in jobs, give the compute an identity",
         )
     except HttpResponseError as error:
         fail(
-            f"{vault} refuses the secret ({extract_first_line(error)})",
-            "who asks needs the role Key Vault Secrets User",
+            f"{vault} denies access to the secret ({extract_first_line(error)})",
+            "this identity needs the role Key Vault Secrets User",
         )
     except AzureError as error:
         fail(f"{vault} does not answer ({extract_first_line(error)})", "check its name and the network")

@@ -52,7 +52,7 @@ class ModelVersion(NamedTuple):
 
 
 def parse_data(uri: str) -> StoredPath:
-    """The file that an address names. Raises `ValueError` with what a person should write."""
+    """Return the file that an address names. Raises `ValueError` with what a person should write."""
     match = _DATASTORE.fullmatch(_one_word(uri))
     if match is None:
         raise ValueError(f"{uri} is not azureml://datastores/NAME/paths/FILE")
@@ -60,7 +60,7 @@ def parse_data(uri: str) -> StoredPath:
 
 
 def parse_model(uri: str) -> ModelVersion | StoredPath:
-    """The model that an address names. Raises `ValueError` with what a person should write."""
+    """Return the model that an address names. Raises `ValueError` with what a person should write."""
     match = _MODEL.fullmatch(_one_word(uri))
     if match and match["version"].lower() != "latest":
         return ModelVersion(match["registry"], _workspace(match), match["name"], match["version"])
@@ -77,7 +77,7 @@ def parse_model(uri: str) -> ModelVersion | StoredPath:
 
 
 def build_job_address(uri: str) -> str:
-    """The address as jobs want it: a model of the workspace that they run in has one of its own."""
+    """Return the address as jobs want it: a model of the workspace that they run in has one of its own."""
     source = parse_model(uri)
     if isinstance(source, ModelVersion) and not source.registry and not source.workspace:
         return f"azureml:{source.name}:{source.version}"
@@ -96,7 +96,7 @@ def _normalize(match: re.Match[str]) -> str:
 
 
 def choose_job_type(uri: str, registered_as: str) -> str:
-    """What a job takes the model for: what a version is registered as; what lies in a datastore is no asset."""
+    """Return what a job takes the model for: what a version is registered as; what lies in a datastore is no asset."""
     source = parse_model(uri)
     if isinstance(source, ModelVersion):
         return registered_as
@@ -105,7 +105,7 @@ def choose_job_type(uri: str, registered_as: str) -> str:
 
 def _one_word(uri: str) -> str:
     if re.search(r"\s", uri):
-        raise ValueError(f"{uri} holds white space, with which jobs cannot be given it: rename what it names")
+        raise ValueError(f"{uri} holds white space, so no job can mount it; rename the file or folder")
     return uri
 
 
@@ -116,7 +116,7 @@ def _workspace(match: re.Match[str]) -> Workspace | None:
 
 
 def fetch_data_file(uri: str, scratch: Path) -> Path:
-    """The file behind a datastore's address: where the job has it, or downloaded into `scratch`.
+    """Return the file behind a datastore's address: where the job has it, or downloaded into `scratch`.
 
     Raises `UserError` when it is not there, or Azure refuses or does not answer.
     """
@@ -131,7 +131,7 @@ def fetch_data_file(uri: str, scratch: Path) -> Path:
 
 
 def fetch_model_files(uri: str, scratch: Path) -> Path:
-    """The files of a model, in the same way: a folder, or the one file that it is."""
+    """Return the files of a model, in the same way: a folder, or the one file that it is."""
     if given := _input_of_job("AZUREML_INPUT_MODEL", uri):
         return given
     with _explain_errors(uri):
@@ -143,12 +143,12 @@ def fetch_model_files(uri: str, scratch: Path) -> Path:
 def _input_of_job(variable: str, uri: str) -> Path | None:
     given = os.environ.get(variable)
     if given and not Path(given).exists():
-        fail(f"{given}, which {variable} names, does not exist", "unset it where this is no job of Azure", at=uri)
+        fail(f"{given}, which {variable} names, does not exist", "unset it outside of Azure's jobs", at=uri)
     return Path(given) if given else None
 
 
 def _download(container: Any, path: str, scratch: Path) -> None:
-    """What is in a folder, or a file by its own name, into `scratch`."""
+    """Download what is in a folder, or a file by its own name, into `scratch`."""
     from lib.azure import blobs
 
     inside = blobs.list_blobs(blobs.Place(container, path))
@@ -171,14 +171,14 @@ def _download_file(container: Any, path: str, scratch: Path) -> Path:
 
 
 def _stream(container: Any, path: str, target: Path) -> None:
-    """Through little memory, unlike the client's own download."""
+    """Download through little memory, unlike the client's own method."""
     from lib.azure import blobs
 
     blobs.download(blobs.Place(container, ""), path, target)
 
 
 def _place(source: ModelVersion | StoredPath) -> tuple[Any, str]:
-    """The container in which a model lies, and the path of its folder there."""
+    """Return the container in which a model lies, and the path of its folder there."""
     if isinstance(source, StoredPath):
         return _container(source), source.path
     models = _client(source.workspace, source.registry).models
@@ -188,12 +188,12 @@ def _place(source: ModelVersion | StoredPath) -> tuple[Any, str]:
     try:
         stored = parse_data(address)
     except ValueError:
-        fail(f"its files lie at {address}, which is no path of a datastore", "register them from a datastore")
+        fail(f"its files lie at {address}, which is not the path of a datastore", "register them from a datastore")
     return _container(stored), stored.path
 
 
 def _registry_place(models: Any, registry: str, source: ModelVersion, address: str) -> tuple[Any, str]:
-    """A registry lends a signature for the container; the client has no public function that only asks for it."""
+    """Return the container and path of a model in a registry, which lends a signature for it."""
     from azure.ai.ml._utils._registry_utils import get_storage_details_for_registry_assets
     from azure.storage.blob import ContainerClient
 
@@ -235,7 +235,7 @@ def _container(stored: StoredPath) -> Any:
 
 
 def _key(datastore: Any) -> Any:
-    """What opens a datastore: what it keeps for that, or else the identity of who asks."""
+    """Return what opens a datastore: what it keeps for that, or else the identity of who asks."""
     from lib.azure.identity import get_credential
 
     kept = datastore.credentials
@@ -249,7 +249,9 @@ def _key(datastore: Any) -> Any:
 
 
 def _client(workspace: Workspace | None, registry: str | None = None) -> Any:
-    """A client of a workspace (None: that of the environment, or of config.json as `az ml` keeps it) or a registry."""
+    """Return a client of a workspace (None: that of the environment, or of config.json as `az ml` keeps it) or a
+    registry.
+    """
     from azure.ai.ml import MLClient
 
     from lib.azure.identity import get_credential
@@ -265,7 +267,7 @@ def _client(workspace: Workspace | None, registry: str | None = None) -> Any:
     except Exception as error:  # it has classes of its own for what is wrong with the file
         names = ", ".join(f"SNAKEMAKE_AZUREML_{name}" for name in _VARIABLES)
         fail(
-            f"it is not known which workspace is meant ({extract_first_line(error)})",
+            f"the workspace is not known ({extract_first_line(error)})",
             f"set {names}, or write the address with subscription, resource group and workspace",
         )
 
@@ -285,14 +287,14 @@ def _explain_errors(uri: str) -> Iterator[None]:
     except ResourceNotFoundError as error:
         fail(f"it is not there ({extract_first_line(error)})", "check the address", at=uri)
     except HttpResponseError as error:
-        fail(f"Azure refuses it ({extract_first_line(error)})", _hint(error), at=uri)
+        fail(f"Azure denies access ({extract_first_line(error)})", _hint(error), at=uri)
     except AzureError as error:
         kind = "does not answer" if not isinstance(error, MlException) else "does not give it"
         fail(f"Azure {kind} ({extract_first_line(error)})", "check the address and the network", at=uri)
 
 
 def _hint(error: Any) -> str:
-    """What to do about a request that was refused."""
+    """Return what to do about a request that was refused."""
     from azure.core.exceptions import ClientAuthenticationError
 
     said = f"{getattr(error, 'error_code', '')} {error}"
@@ -303,7 +305,7 @@ def _hint(error: Any) -> str:
     if "AuthorizationFailure" in said:
         return "the network rules of its storage keep this machine out, or it may not be read with what was given"
     if isinstance(error, ClientAuthenticationError):
-        return "Azure does not know who you are: run az login"
+        return "Azure could not authenticate you: run az login"
     if error.status_code == 403:
         return "you need the roles AzureML Data Scientist (workspace) and Storage Blob Data Reader (its storage)"
     return "start again later"

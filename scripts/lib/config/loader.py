@@ -56,7 +56,7 @@ _PATTERNS = {
 
 
 def load_config(values: dict[str, Any], sources: list[Path]) -> Config:
-    """Validate a configuration that Snakemake has read.
+    """Return validate a configuration that Snakemake has read.
 
     values: the merged dictionary. sources: the files it came from; errors name file and line there.
     Raises `UserError` with the first error: an unknown key with the nearest known name, a wrong type
@@ -99,7 +99,7 @@ def check_results_folder(results: str, sources: list[Path], home: Path, user_pat
 
 
 def _is_type_choice(part: int | str, values: Any, location: tuple[int | str, ...]) -> bool:
-    """Pydantic adds the tried type of a union (`list[str]`, `literal['all-linear']`) to an error's path."""
+    """Return whether pydantic added a part of an error's path: the tried type of a union (`list[str]`)."""
     node = values
     for step in location:
         known = (isinstance(node, dict) and step in node) or (isinstance(node, list) and isinstance(step, int))
@@ -111,7 +111,7 @@ def _is_type_choice(part: int | str, values: Any, location: tuple[int | str, ...
 
 
 def _explain(error: Any, path: list[int | str], scalar: Any) -> tuple[str, str]:
-    """What is wrong and what to do. scalar: the YAML node that the error is about, None where no file has it."""
+    """Return what is wrong and what to do. scalar: the YAML node that the error is about, None where no file has it."""
     name = ".".join(str(part) for part in path) or "the configuration"
     kind = error["type"]
     if kind == "extra_forbidden":
@@ -140,7 +140,7 @@ def _explain(error: Any, path: list[int | str], scalar: Any) -> tuple[str, str]:
 
 
 def _explain_scalar(name: str, value: Any, scalar: Any) -> tuple[str, str]:
-    """A value that YAML takes for something other than the text that it was meant to be."""
+    """Return a value that YAML takes for something other than the text that it was meant to be."""
     if value is None and (scalar is None or not scalar.value):
         return f"{name} has no value", "give one"
     kinds = {True: "true", False: "false", None: "nothing"}
@@ -176,7 +176,7 @@ def _suggest(path: list[int | str]) -> str:
 
 
 def _section_below(section: Any, part: int | str) -> Any:
-    """The `Section` class that key `part` of `section` holds; for `variants` and its names, `Variant`."""
+    """Return the `Section` class that key `part` of `section` holds; for `variants` and its names, `Variant`."""
     if section is Variant and part not in Variant.model_fields:
         return Variant
     field = section.model_fields.get(part)
@@ -189,18 +189,20 @@ def _section_below(section: Any, part: int | str) -> Any:
 
 
 def _find_named_keys(what: str) -> list[str]:
-    """The keys that a message starts with: `data: labels: ...` and `data.labels: ...`."""
+    """Return the keys that a message starts with: `data: labels: ...` and `data.labels: ...`."""
     found = re.match(r"[\w.-]+(: [\w.-]+(?=:))*", what)
     return found[0].replace(": ", ".").split(".") if found else []
 
 
 def _without_key(path: list[int | str]) -> list[int | str]:
-    """The path of a mapping, where pydantic names one of its keys."""
+    """Return the path of a mapping, where pydantic names one of its keys."""
     return path[:-2] if path[-1:] == ["[key]"] else path
 
 
 def _scalar(path: list[int | str], sources: list[Path]) -> Any:
-    """The YAML node of a scalar; of a mapping whose key is no text, the first such key. None where no file has it."""
+    """Return the YAML node of a scalar; of a mapping whose key is no text, the first such key. None where no file has
+    it.
+    """
     _, _, node = _locate(_without_key(path), sources)
     if path[-1:] == ["[key]"] and isinstance(node, yaml.MappingNode):
         return next((key for key, _ in node.value if key.tag != "tag:yaml.org,2002:str"), None)
@@ -208,7 +210,7 @@ def _scalar(path: list[int | str], sources: list[Path]) -> Any:
 
 
 def _locate(path: Sequence[int | str], sources: list[Path]) -> tuple[str, int | None, Any]:
-    """File, line and node of a key, or of the deepest part of its path that a file holds; later files win.
+    """Return file, line and node of a key, or of the deepest part of its path that a file holds; later files win.
 
     The node is None where no file holds the whole path.
     """

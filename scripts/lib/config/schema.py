@@ -250,7 +250,7 @@ class Sweep(Section):
     """A grid: every combination of the listed values is a run or a variant. What they share is made once."""
 
     seed: list[Seed] = Field(default=[])
-    """Seeds of the training: each one starts the adapter and orders the rows anew. The split keeps the top-level
+    """Seeds of the training: each one starts the adapter and orders the rows again. The split keeps the top-level
     `seed`. Empty: one run with that seed."""
     finetune: dict[str, list[Any]] = Field(default={})
     """Values to try for keys of `finetune`, such as {r: [8, 32]}."""
@@ -371,12 +371,12 @@ class Config(Section):
 
 
 def build_json_schema() -> dict[str, Any]:
-    """JSON Schema of the configuration, for editors."""
+    """Return JSON Schema of the configuration, for editors."""
     return Config.model_json_schema()
 
 
 def _check_values(where: str, kind: type[Section], section: Section, key: str, values: list[Any]) -> None:
-    """Each of the values that a sweep lists for a key must be one that the key can have."""
+    """Raise `ValueError` unless each value that a sweep lists for a key is one that the key can have."""
     if key not in kind.model_fields:
         close = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.5)
         raise ValueError(f"{where}: no such key" + (f", did you mean {close[0]}?" if close else ""))

@@ -98,7 +98,7 @@ class Data(Section):
         _exactly_one(self, "files", "hub", "package", "source")
         if self.source:
             if PurePath(parse_data(self.source).path).suffix.lower() not in SUFFIXES:
-                raise ValueError(f"source: {self.source} is not a file that is read here, use {FORMATS}")
+                raise ValueError(f"source: {self.source} has a format that cannot be read, use {FORMATS}")
             if self.sha256 is None:
                 raise ValueError("source: needs sha256: (of the file), since a datastore's files can change")
         elif self.sha256:
@@ -111,7 +111,7 @@ class Data(Section):
         spellings = [*(self.labels or ()), *chain.from_iterable(others)]
         text, count = Counter(spellings).most_common(1)[0] if spellings else ("", 0)
         if count > 1:
-            raise ValueError(f"labels: {text!r} stands there twice")
+            raise ValueError(f"labels: {text!r} is listed twice")
         return self
 
 

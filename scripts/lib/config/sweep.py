@@ -49,7 +49,8 @@ class Run:
 
 
 def expand_runs(finetune: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> dict[str, Run]:
-    """Runs by name. finetune: the section as it stands; grid: values by key; seeds: of the training, at least one.
+    """Return runs by name. finetune: the section as it stands; grid: values by key; seeds: of the training, at least
+    one.
 
     A run is named after its method and what the grid changes: `lora-r-8-seed-1`. Raises `ValueError` when two
     combinations get one name.
@@ -69,7 +70,7 @@ def expand_runs(finetune: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], 
 def expand_variants(
     variants: Mapping[str, Mapping[str, Any]], grids: Mapping[str, Mapping[str, Sequence[Any]]]
 ) -> dict[str, dict[str, Any]]:
-    """Variants by name: `int4` with the grid `block_size: [32, 64]` becomes `int4-block-size-32` and `-64`.
+    """Return variants by name: `int4` with the grid `block_size: [32, 64]` becomes `int4-block-size-32` and `-64`.
 
     Raises `ValueError` when two combinations get one name.
     """
@@ -84,7 +85,7 @@ def expand_variants(
 
 
 def list_combinations(grid: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
-    """Every choice of one value for each key, the last key changing fastest; one empty choice without keys."""
+    """Return every choice of one value for each key, the last key changing fastest; one empty choice without keys."""
     return (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
 
 
@@ -95,7 +96,7 @@ def _start(finetune: Mapping[str, Any]) -> str:
 
 
 def _words(chosen: Mapping[str, Any]) -> list[str]:
-    """`r-8`, `learning-rate-0-001`: keys and values with what a name may hold."""
+    """Return `r-8`, `learning-rate-0-001`: keys and values with what a name may hold."""
     values = {
         _SHORT_KEYS.get(key, key): ("-".join(map(str, value)) if isinstance(value, list) else value)
         for key, value in chosen.items()

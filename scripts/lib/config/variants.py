@@ -35,7 +35,7 @@ _MIXED = rf"{_PAIR}(,{_PAIR})*"
 
 
 def _types(annotation: Any) -> Iterator[Any]:
-    """The types in an annotation, those inside unions and `Annotated` too; of a list, not those of its items."""
+    """Yield the types in an annotation, those inside unions and `Annotated` too; of a list, not those of its items."""
     if get_origin(annotation) in (Union, UnionType, Annotated, Literal):
         for inner in get_args(annotation):
             yield from _types(inner if get_origin(annotation) is not Literal else type(inner))
@@ -54,7 +54,7 @@ class Section(BaseModel):
         """Refuse what pydantic lets pass: true for the number 1."""
         kind = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and {int, float} & set(_types(kind)):
-            raise ValueError(f"{str(value).lower()} is no number (YAML reads yes, no, on and off as true and false)")
+            raise ValueError(f"{str(value).lower()} is not a number (YAML reads yes, no, on and off as true and false)")
         return value
 
 
@@ -143,7 +143,7 @@ class Variant(Section):
 
 
 def _find_broken_combinations(variant: Variant) -> list[tuple[bool, str]]:
-    """What does not go together, with the reason and the way out."""
+    """Return what does not go together, with the reason and the way out."""
     mixed = variant.matmul_mixed_precision or ""
     int8 = variant.precision == "int8" or "int8" in mixed
     head_differs = variant.is_symmetric is False or "last_matmul:int8" in mixed

@@ -44,7 +44,7 @@ def find_fault(folder: Path) -> str | None:
         return f"{min(foreign)} does not belong to it"
     for name, (size, _) in expected.items():  # sizes of all first: they cost nothing
         if (folder / name).is_symlink() or not (folder / name).is_file():
-            return f"{name} is no regular file"
+            return f"{name} is not a regular file"
         if (folder / name).stat().st_size != size:
             return f"{name} has {(folder / name).stat().st_size} bytes, not {size}"
     changed = (name for name, (_, sha256) in expected.items() if hash_file(folder / name) != sha256)

@@ -83,7 +83,7 @@ def call_or_exit(function: Callable[..., Any], *args: Any, **options: Any) -> An
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
-    """An argument parser with what every script takes: `--log`."""
+    """Return an argument parser with what every script takes: `--log`."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--log", type=Path, help="write everything that libraries print to this file")
     return result
@@ -104,7 +104,7 @@ def parse_settings(text: str) -> dict[str, Any]:
 
 
 def extract_first_line(error: BaseException) -> str:
-    """What an error of a library says, cut to one line."""
+    """Return what an error of a library says, cut to one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
@@ -112,7 +112,7 @@ _terminal = sys.stderr
 
 
 def report_progress(message: str) -> None:
-    """One line for the person who waits, on the terminal and in the log; of several processes the first speaks."""
+    """Print a line for the person who waits, on the terminal and in the log; of several processes the first speaks."""
     if os.environ.get("RANK", "0") == "0":
         _say(message)
 

@@ -83,7 +83,7 @@ def get_world_size() -> int:
 
 
 def get_local_world_size() -> int:
-    """How many of the processes run on this machine."""
+    """Return how many of the processes run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _group() else 1
 
 
@@ -93,7 +93,7 @@ def wait_for_all() -> None:
 
 
 def broadcast(value: T) -> T:
-    """What the first process has; all others wait for it."""
+    """Return what the first process has; all others wait for it."""
     if not (group := _group()):
         return value
     values = [value]
@@ -102,7 +102,7 @@ def broadcast(value: T) -> T:
 
 
 def all_gather(value: T) -> list[T]:
-    """The value of each process."""
+    """Return the value of each process."""
     if not (group := _group()):
         return [value]
     values: list[Any] = [None] * get_world_size()
@@ -111,17 +111,17 @@ def all_gather(value: T) -> list[T]:
 
 
 def all_reduce_sum(values: Sequence[float]) -> list[float]:
-    """Sums over all processes, number by number."""
+    """Return sums over all processes, number by number."""
     return [sum(numbers) for numbers in zip(*all_gather(list(values)), strict=True)]
 
 
 def shard(rows: Sequence[T]) -> Sequence[T]:
-    """The rows that fall to this process; `gather_shards` puts what comes of them together again."""
+    """Return the rows that fall to this process; `gather_shards` puts what comes of them together again."""
     return rows[get_rank() :: get_world_size()]
 
 
 def gather_shards(found: Sequence[T]) -> list[T]:
-    """What all processes found for their `shard`, in the order of the rows."""
+    """Return what all processes found for their `shard`, in the order of the rows."""
     parts = all_gather(list(found))
     result: list[Any] = [None] * sum(map(len, parts))
     for number, part in enumerate(parts):
@@ -130,6 +130,6 @@ def gather_shards(found: Sequence[T]) -> list[T]:
 
 
 def _group() -> Any:
-    """torch.distributed where there is a group; torch is not loaded to find that there is none."""
+    """Return torch.distributed where there is a group; torch is not loaded to find that there is none."""
     group = sys.modules.get("torch.distributed")
     return group if group is not None and group.is_available() and group.is_initialized() else None

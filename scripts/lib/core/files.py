@@ -21,7 +21,7 @@ SAFETENSORS_INDEX = "model.safetensors.index.json"  # which file holds which ten
 
 
 def dump_canonical_json(value: Any) -> str:
-    """JSON that is equal exactly when the values are equal: sorted keys, no white space."""
+    """Return JSON that is equal exactly when the values are equal: sorted keys, no white space."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -139,7 +139,7 @@ def _sync(path: Path) -> None:
 
 
 def _partial(path: Path) -> Path:
-    """Where `path` is written first; what a killed process left there is removed."""
+    """Return where `path` is written first; what a killed process left there is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f"{glob.escape(path.name)}.partial.*"):
         _remove(left)
@@ -155,7 +155,7 @@ def _remove(path: Path) -> None:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file holds only the address of its content, as a clone without Git LFS leaves it."""
+    """Return whether a file holds only the address of its content, as a clone without Git LFS leaves it."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:
@@ -163,7 +163,7 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link where the file system can: weights are large and nothing edits them in place."""
+    """Make a hard link where the file system can: weights are large and nothing edits them in place."""
     try:
         os.link(source, target)
     except OSError:
@@ -212,7 +212,7 @@ class _Stated(dict[str, Any]):
         self.at = at
 
     def __missing__(self, key: str) -> NoReturn:
-        fail(f"it has no {key!r}, as a file of its name has", "remove it and run the workflow again", at=self.at)
+        fail(f"it has no {key!r}, which such a file has", "remove it and run the workflow again", at=self.at)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)  # for copies and other processes
@@ -256,7 +256,7 @@ def parse_json(text: str, *, strict: bool = False, **options: Any) -> Any:
     That is nesting without end, whole numbers of thousands of digits, and halves of surrogate pairs. NaN and Infinity
     are read: configurations of models have them, as Python writes them.
 
-    strict: refuse them, and a key that stands twice in an object, of which each parser takes the one that it likes.
+    strict: refuse them, and a key that occurs twice in an object, of which each parser takes the one that it likes.
     options: those of `json.loads`.
     """
     hooks: dict[str, Any] = {"object_pairs_hook": _make_object, "parse_constant": _refuse} if strict else {}
@@ -279,13 +279,13 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise _AmbiguousError(f"the key {key[:80]!a} stands there twice")
+            raise _AmbiguousError(f"the key {key[:80]!a} is listed twice")
         result[key] = value
     return result
 
 
 def _refuse(constant: str) -> Any:
-    raise _AmbiguousError(f"{constant} is no number")
+    raise _AmbiguousError(f"{constant} is not a number")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -30,7 +30,7 @@ def read_form(path: Path, form: Form, hint: str = _HINT, *, strict: bool = False
     Raises `UserError` with the file and the key that is wrong, and for a pipe, whose reader would wait for ever.
     """
     if path.exists() and not path.is_file():
-        fail("it is no regular file", "remove it", at=path)
+        fail("it is not a regular file", "remove it", at=path)
     if strict and path.exists() and path.stat().st_size > _MOST_BYTES:
         fail("too large for a file of its kind", hint, at=path)
     return check_form(read_json(path, hint=hint, strict=strict), form, at=path, hint=hint)

@@ -1,4 +1,4 @@
-"""Where the artifacts of a results folder lie, above all those of which it has one for each run, stage or variant.
+"""Paths of the artifacts in a results folder, such as those of each run, stage and variant.
 
 The rules say themselves where they write. Who reads what a whole sweep has written, rule or script, finds it by this:
 named one by one, the files of 200 runs would not fit into a command. A rule that wrote elsewhere would be found when
@@ -38,7 +38,7 @@ class Layout:
         return self.results / "assembled"
 
     def folder(self, run: str, stage: str) -> Path:
-        """Weights of a stage; their manifest stands beside them."""
+        """Return weights of a stage; their manifest stands beside them."""
         return self._run(run) / self._check_part(stage).replace("onnx-", "onnx/", 1)
 
     def calibrated(self, run: str, variant: str) -> Path:
@@ -48,7 +48,7 @@ class Layout:
         return self._run(run) / "training.json"
 
     def merge(self, run: str) -> Path:
-        """Which of two merges was better."""
+        """Return which of two merges was better."""
         return self._run(run) / "merge.json"
 
     def score(self, run: str, stage: str) -> Path:
@@ -56,7 +56,7 @@ class Layout:
         return self.results / "scores" / self._check_part(run) / f"{self._check_part(stage)}.validation.json"
 
     def predictions(self, run: str, stage: str) -> Path:
-        """Of the same rows."""
+        """Return the file of the predictions of the same rows."""
         return self.score(run, stage).with_suffix(".predictions.jsonl")
 
     def speed(self, run: str, variant: str) -> Path:
@@ -70,7 +70,7 @@ class Layout:
 
 
 def add_results_argument(arguments: argparse.ArgumentParser) -> None:
-    """`--results FOLDER`, the layout of what a script reads."""
+    """Add `--results FOLDER`, the layout of what a script reads."""
     arguments.add_argument(
         "--results",
         type=lambda folder: Layout(Path(folder)),

@@ -120,7 +120,7 @@ class _Check:
         if parent is not None and isinstance(parent.event, yaml.MappingStartEvent):
             parent.key_is_due = not parent.key_is_due
         if is_key and not isinstance(event, yaml.ScalarEvent):
-            self.fail("a key is no plain text", "write KEY: VALUE, with the key in quotes if need be", line)
+            self.fail("a key is not plain text", "write KEY: VALUE, with the key in quotes if need be", line)
         if isinstance(event, yaml.AliasEvent):
             self.alias(event, line)
             return
@@ -140,7 +140,7 @@ class _Check:
 
     def name(self, event: Any, values: int) -> None:
         if event.anchor in self.values:
-            self.fail(f"the anchor &{event.anchor[:60]} stands twice", "rename one", event.start_mark.line + 1)
+            self.fail(f"the anchor &{event.anchor[:60]} occurs twice", "rename one", event.start_mark.line + 1)
         if event.anchor:
             self.values[event.anchor] = values
 
@@ -155,7 +155,7 @@ class _Check:
         if value == _TEMPLATE:
             self.fail(f"{_TEMPLATE} would run code that is in the file", "remove it", line)
         if value in parent.keys:
-            self.fail(f"{value[:80]} stands twice (first in line {parent.keys[value]})", "remove one", line)
+            self.fail(f"{value[:80]} occurs twice (first in line {parent.keys[value]})", "remove one", line)
         parent.keys[value] = line
 
     def scalar(self, event: Any, line: int) -> str:

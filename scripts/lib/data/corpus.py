@@ -13,7 +13,7 @@ def load_template(path: Path) -> Template:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a corpus file. Raises `UserError` when there is none."""
+    """Return all rows of a corpus file. Raises `UserError` when there is none."""
     rows = list(read_jsonl(path))
     if not rows:
         fail("no rows", "lower split.validation and split.test or bring more rows", at=path)

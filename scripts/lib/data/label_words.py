@@ -43,7 +43,7 @@ class LabelWords:
         }
 
     def shortcuts(self, classes: dict[str, int]) -> list[dict[str, Any]]:
-        """Single words that nearly give a label away: at least 90 % of their rows, and 5 % of the label's rows.
+        """Return single words that nearly give a label away: at least 90 % of their rows, and 5 % of the label's rows.
 
         Where one label has most rows, a word must also halve the error of always saying that label.
         """

@@ -45,7 +45,7 @@ class SimilarPairs(NamedTuple):
 
 
 def find_similar_pairs(texts: Iterable[str], threshold: float, *, seed: int, folder: Path) -> SimilarPairs:
-    """Pairs of places in `texts` whose similarity is at least `threshold`, enough to connect all such.
+    """Return pairs of places in `texts` whose similarity is at least `threshold`, enough to connect all such.
 
     A spanning forest: two texts are joined by a chain of pairs exactly when they are joined by a
     chain of similar texts. `folder` has room for a temporary copy of the texts.
@@ -81,7 +81,7 @@ def tell_uncompared(rule: str, similar: SimilarPairs) -> None:
 
 
 def number_clusters(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
-    """For each of `count` texts the number of its cluster; numbers count up in order of first texts."""
+    """Return for each of `count` texts the number of its cluster, which count up in order of first texts."""
     groups = Groups(count)
     for one, other in pairs:
         groups.merge(one, other)
@@ -89,7 +89,7 @@ def number_clusters(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
 
 
 def _comparable(text: str) -> str:
-    """Case-folded, without punctuation, white space folded; a text of punctuation only stays as it is."""
+    """Return a text case-folded, without punctuation, white space folded; one of punctuation only as it is."""
     folded = normalize(text).casefold()
     return normalize(folded.translate(_NO_PUNCTUATION)) or folded
 
@@ -106,7 +106,7 @@ _NO_PUNCTUATION = _NoPunctuation()
 
 
 def _find_joining_pairs(index: TextIndex) -> Iterator[tuple[int, int]]:
-    """Pairs of similar texts, each of which joins two groups that were apart."""
+    """Yield pairs of similar texts, each of which joins two groups that were apart."""
     groups = Groups(index.count)
     keys = index.keys()
     # Neighbors first: that joins the many copies of one text in linear time; where few are similar, most is in vain.

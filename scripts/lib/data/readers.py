@@ -126,7 +126,7 @@ def convert_typed_rows(rows: Iterable[Mapping[str, Any]], features: Mapping[str,
 
 
 def _with_label_names(value: Any, feature: Any) -> Any:
-    """The value with the names of its `ClassLabel`s in the place of their numbers; -1, no label, is null."""
+    """Return the value with the names of its `ClassLabel`s in the place of their numbers; -1, no label, is null."""
     if isinstance(feature, dict) and isinstance(value, dict):
         return {name: _with_label_names(item, feature.get(name)) for name, item in value.items()}
     if isinstance(value, list):
@@ -159,7 +159,7 @@ class _Json:
         )
 
     def read(self, text: str, start: int) -> tuple[Any, int, str | None]:
-        """The value at `start`, where it ends, and what is wrong with it as a row. Raises `ValueError`."""
+        """Return the value at `start`, where it ends, and what is wrong with it as a row. Raises `ValueError`."""
         self._problems.clear()
         self._is_json = True
         value, end = self._decoder.raw_decode(text, start)
@@ -245,7 +245,7 @@ def _read_json_lines(path: Path) -> Iterator[SourceRow]:
 
 
 def _read_json_list(path: Path) -> Iterator[SourceRow]:
-    """A list is one value: behind a break nothing can be told apart, so a break is never only a bad row."""
+    """Yield the rows of a list. It is one value: behind a break no row can be recognized, so a break ends the file."""
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8-sig")
@@ -297,7 +297,7 @@ def _refuse_list(path: Path, text: str, place: int, what: str) -> NoReturn:
 
 
 def _read_csv(path: Path) -> Iterator[SourceRow]:
-    """Cells are text, as they stand in the file. The first row names the columns.
+    """Yield rows whose cells are text, as they stand in the file. The first row names the columns.
 
     A column without a name is called by its place (`column 1`: the index of pandas); its empty cells are left out.
     """
@@ -329,7 +329,7 @@ def _name_cells(names: list[str], cells: list[str]) -> dict[str, str]:
 
 
 def _csv_records(lines: Iterable[str]) -> Iterator[tuple[int, list[str], str | None]]:
-    """Line on which a record starts, its cells, and what is wrong with it; blank lines are no records."""
+    """Yield the line on which a record starts, its cells, and what is wrong with it; blank lines are no records."""
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(lines, strict=True)
     while True:
@@ -347,7 +347,7 @@ def _csv_records(lines: Iterable[str]) -> Iterator[tuple[int, list[str], str | N
 
 
 def _decode_lines(file: Iterable[bytes], undecodable: list[int]) -> Iterator[str]:
-    """Lines as text; the numbers of those that are not UTF-8 go to `undecodable`."""
+    """Yield lines as text; the numbers of those that are not UTF-8 go to `undecodable`."""
     for number, raw in enumerate(file, start=1):
         try:
             yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -357,7 +357,7 @@ def _decode_lines(file: Iterable[bytes], undecodable: list[int]) -> Iterator[str
 
 
 def _column_names(path: Path, line: int, cells: list[str], problem: str | None) -> list[str]:
-    """Names of the columns; empty ones at the end name none."""
+    """Return names of the columns; empty ones at the end name none."""
     names = [cell.strip() for cell in cells]
     while names and not names[-1]:
         names.pop()

@@ -90,7 +90,7 @@ def _bound_values(values: dict[str, str], target: str, corpus: dict[str, Any]) -
 def _values(
     row: dict[str, Any], names: Sequence[str], optional: Sequence[str], control: re.Pattern[str], special_tokens: str
 ) -> dict[str, str] | Reason:
-    """The named columns as text, the target last, or why the row has not all of them.
+    """Return the named columns as text, the target last, or why the row has not all of them.
 
     optional: columns that may be empty or missing.
     """

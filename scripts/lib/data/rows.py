@@ -15,7 +15,7 @@ NOT_TEXT = "not text"
 
 
 def get_column(row: Any, name: str) -> Any:
-    """Value of a column, or `MISSING`. A dotted name that is no key reaches into objects, by number into lists."""
+    """Return value of a column, or `MISSING`. A dotted name that is no key reaches into objects, by number into lists."""
     value = _child(row, name)
     for dot in re.finditer(r"\.", name) if value is MISSING else ():
         value = get_column(_child(row, name[: dot.start()]), name[dot.end() :])
@@ -43,7 +43,7 @@ def list_reachable_names(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def convert_to_text(value: Any) -> str | None:
-    """Text of a JSON value without outer white space: numbers and booleans as JSON writes them.
+    """Return text of a JSON value without outer white space: numbers and booleans as JSON writes them.
 
     None for lists and objects: how to read them as text is not ours to guess.
     """
@@ -62,11 +62,11 @@ def describe_value(value: Any) -> str:
 
 
 def normalize(text: str) -> str:
-    """Unicode NFC, trimmed, white space folded: texts that differ only in this are the same text."""
+    """Return Unicode NFC, trimmed, white space folded: texts that differ only in this are the same text."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def compute_row_id(values: Mapping[str, str]) -> str:
-    """sha256 of a record's normalized values by column name, whatever their order."""
+    """Return sha256 of a record's normalized values by column name, whatever their order."""
     normalized = {name: normalize(value) for name, value in values.items()}
     return hashlib.sha256(dump_canonical_json(normalized).encode()).hexdigest()

@@ -61,7 +61,7 @@ def format_placeholder(name: str) -> str:
 
 
 def _column_name(text: str, found: re.Match[str]) -> str:
-    """The name in a placeholder. Raises `UserError` when it is none."""
+    """Return the name in a placeholder. Raises `UserError` when it is none."""
     if found["quoted"]:
         try:
             name = json.loads(found["quoted"])
@@ -80,12 +80,12 @@ def _column_name(text: str, found: re.Match[str]) -> str:
 
 
 def list_columns(segments: list[Segment]) -> list[str]:
-    """Names of the columns in order of first use."""
+    """Return names of the columns in order of first use."""
     return list(dict.fromkeys(segment["column"] for segment in segments if "column" in segment))
 
 
 def list_template_columns(corpus: Mapping[str, Any], target: str) -> list[str]:
-    """Input columns that a `corpus:` section uses (without the target). Raises as `parse_segments`."""
+    """Return input columns that a `corpus:` section uses (without the target). Raises as `parse_segments`."""
     texts = [corpus.get("text_template"), corpus.get("system"), corpus.get("user")]
     names = [name for text in texts if text for name in list_columns(parse_segments(text))]
     return [name for name in dict.fromkeys(names) if name != target]
@@ -117,7 +117,7 @@ def compile_template(
 
 
 def render(segments: list[Segment], values: Mapping[str, str]) -> str:
-    """Text of `segments` with the values put in. Raises `KeyError` for a column without a value."""
+    """Return text of `segments` with the values put in. Raises `KeyError` for a column without a value."""
     return "".join(segment["text"] if "text" in segment else values[segment["column"]] for segment in segments)
 
 

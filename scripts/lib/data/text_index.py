@@ -99,7 +99,7 @@ class TextIndex:
         self._waiting, self._characters = [], 0
 
     def _band_keys(self, shingles: NDArray[np.uint64], starts: Numbers) -> NDArray[np.uint32]:
-        """Shape (texts, bands), one number a band; numbers that collide only propose a pair more."""
+        """Return one number a band, (texts, bands); numbers that collide only propose a pair more."""
         low = np.full((_PERMUTATIONS, len(starts)), 0xFFFFFFFF, dtype=np.uint32)
         mixed = (shingles >> np.uint64(TEXT_BITS - 32)).astype(np.uint32)
         for start in range(0, len(mixed), _HASHED):
@@ -128,11 +128,11 @@ class TextIndex:
         self._slot.frombytes(slots.tobytes())
 
     def keys(self) -> NDArray[np.uint32]:
-        """Shape (texts, bands)."""
+        """Return the keys of the texts, (texts, bands)."""
         return np.frombuffer(self._keys, dtype=np.uint32).reshape(self.count, self.bands)
 
     def may_be_similar(self, left: Numbers, right: Numbers) -> NDArray[np.bool_]:
-        """False only where sizes or bit maps exclude that the texts are similar."""
+        """Return False only where sizes or bit maps exclude that the texts are similar."""
         sizes = np.frombuffer(self._sizes, dtype=np.int32)
         one, other = sizes[left], sizes[right]
         possible = np.minimum(one, other) >= self.threshold * np.maximum(one, other)
@@ -148,7 +148,7 @@ class TextIndex:
         return possible
 
     def _bit_maps(self, places: Numbers, width: int) -> NDArray[np.uint64]:
-        """Bit maps folded to `width`, shape (places, words); each is that wide at least."""
+        """Return bit maps folded to `width`, shape (places, words); each is that wide at least."""
         words = _SMALLEST_MAP // 8 << width
         result = np.empty((len(places), words), dtype=np.uint64)
         own = np.frombuffer(self._width, dtype=np.int8)[places]
@@ -224,7 +224,7 @@ class TextIndex:
             start = end
 
     def _whole(self, place: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-        """Shingles of a text, from the file, and a bit map so wide that it says nearly as much as they."""
+        """Return shingles of a text, from the file, and a bit map so wide that it says nearly as much as they."""
         if place not in self._cache:
             self._keep_whole(place, hash_shingles([self._text(place)])[0])
         return self._cache[place]

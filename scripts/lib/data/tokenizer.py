@@ -62,7 +62,7 @@ class Tokenizer:
         return self.backend.decode(ids, skip_special_tokens=False)
 
     def token(self, id_: int) -> str:
-        """Text of one token as the vocabulary writes it (control tokens are their own text)."""
+        """Return text of one token as the vocabulary writes it (control tokens are their own text)."""
         text = self.backend.id_to_token(id_)
         if text is None:
             fail(f"the tokenizer has no token {id_}", "the model and its tokenizer do not belong together")
@@ -108,7 +108,7 @@ def load_tokenizer(model: Path, texts: Sequence[str] = ()) -> Tokenizer:
 
 
 def read_end_token_ids(model: Path) -> frozenset[int]:
-    """Ids that end a text: generation_config.json decides, config.json where it is silent.
+    """Return ids that end a text: generation_config.json decides, config.json where it is silent.
 
     An ONNX folder has genai_config.json instead.
 
@@ -135,7 +135,7 @@ def read_max_tokens(model: Path) -> int:
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-    """Ids of prompt and completion, the completion encoded behind its prompt.
+    """Return ids of prompt and completion, the completion encoded behind its prompt.
 
     Raises `UserError` when `ids(prompt)` is not a prefix of `ids(prompt + completion)`: the first
     token of the answer in training would then never occur when the model is asked.
@@ -177,7 +177,7 @@ def find_shared_prefix(rows: Sequence[Sequence[int]]) -> int:
 
 
 def _text(value: Any) -> str | None:
-    """A special token in tokenizer_config.json is a string or an object with `content`."""
+    """Return a special token in tokenizer_config.json is a string or an object with `content`."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None

@@ -9,7 +9,7 @@ from lib.data.tokenizer import Tokenizer
 def shorten_values(
     tokenizer: Tokenizer, template: Template, values: Mapping[str, str], answer: str, *, max_length: int, side: str
 ) -> dict[str, str] | None:
-    """Input values with which prompt and answer take at most `max_length` tokens.
+    """Return input values with which prompt and answer take at most `max_length` tokens.
 
     The longest value loses its end (`side` right) or its start (left), half of it at a time at most,
     so that two long values shrink together. Control tokens, fixed text and answer stay whole; None
@@ -28,7 +28,7 @@ def shorten_values(
 
 
 def _cut(value: str, spans: list[tuple[int, int]], excess: int, side: str) -> str:
-    """`value` without `excess` of its tokens, or half of them; a character is never cut in two."""
+    """Return `value` without `excess` of its tokens, or half of them; a character is never cut in two."""
     dropped = min(excess, (len(spans) + 1) // 2)
     if dropped >= len(spans):
         return ""

@@ -13,13 +13,13 @@ Prediction = dict[str, Any]
 
 
 def parse_answer(answer: str, labels: Sequence[str]) -> str | None:
-    """The label that a free answer is, or None. `joyful`, `Joy.` and `joy or fear` are no labels."""
+    """Return the label that a free answer is, or None. `joyful`, `Joy.` and `joy or fear` are no labels."""
     text = normalize_unicode(answer.strip())
     return next((label for label in labels if normalize_unicode(label) == text), None)
 
 
 def compute_token_f1(answer: str, reference: str) -> float:
-    """Overlap of the words of two texts, as SQuAD measures it (lower case, without punctuation and articles)."""
+    """Return overlap of the words of two texts, as SQuAD measures it (lower case, without punctuation and articles)."""
     given, wanted = _squad_words(answer), _squad_words(reference)
     if not given or not wanted:
         return float(given == wanted)
@@ -28,20 +28,20 @@ def compute_token_f1(answer: str, reference: str) -> float:
 
 
 def compute_label_shares(log_probs: dict[str, float]) -> dict[str, float]:
-    """Probability of each label when only the labels could be said."""
+    """Return probability of each label when only the labels could be said."""
     shares = np.exp(log_normalize([list(log_probs.values())]))[0]
     return dict(zip(log_probs, shares.tolist(), strict=True))
 
 
 def log_normalize(log_probs: list[list[float]]) -> np.ndarray:
-    """(n, k) log probabilities of the labels among each other: each row's exp sums to 1."""
+    """Return (n, k) log probabilities of the labels among each other: each row's exp sums to 1."""
     values = np.array(log_probs)
     values = values - values.max(axis=1, keepdims=True)
     return np.asarray(values - np.log(np.exp(values).sum(axis=1, keepdims=True)))
 
 
 def check_unique(predictions: Sequence[Prediction], what: str) -> dict[str, Prediction]:
-    """The predictions by their id. Raises `UserError`, naming `what`, when a row occurs twice."""
+    """Return the predictions by their id. Raises `UserError`, naming `what`, when a row occurs twice."""
     by_id = {row["id"]: row for row in predictions}
     if len(by_id) != len(predictions):
         twice = next(id_ for id_, count in Counter(row["id"] for row in predictions).items() if count > 1)
@@ -50,7 +50,7 @@ def check_unique(predictions: Sequence[Prediction], what: str) -> dict[str, Pred
 
 
 def normalize_whitespace(text: str) -> str:
-    """Without white space at the ends, and with one space between words."""
+    """Return a text without white space at the ends, and with one space between words."""
     return " ".join(text.split())
 
 
@@ -60,6 +60,6 @@ def normalize_unicode(text: str) -> str:
 
 
 def _squad_words(text: str) -> list[str]:
-    """Words as SQuAD's official script normalizes them, with the punctuation and symbols of any script."""
+    """Return words as SQuAD's official script normalizes them, with the punctuation and symbols of any script."""
     kept = "".join(sign for sign in text.lower() if unicodedata.category(sign)[0] not in "PS")
     return [word for word in kept.split() if word not in ("a", "an", "the")]

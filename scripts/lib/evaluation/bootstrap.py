@@ -28,7 +28,7 @@ class Statistic:
 
 
 def build_ratio(numerator: np.ndarray, denominator: np.ndarray) -> Statistic:
-    """The sum of (n,) numerators by the sum of (n,) denominators; undefined where that is 0."""
+    """Return the sum of (n,) numerators by the sum of (n,) denominators; undefined where that is 0."""
     return Statistic(np.column_stack([numerator, denominator]), lambda sums: divide(sums[..., 0], sums[..., 1]))
 
 
@@ -39,7 +39,7 @@ def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def compute_point_estimate(statistic: Statistic) -> float | None:
-    """The metric on all rows, or None where it is undefined (no row has a free answer)."""
+    """Return the metric on all rows, or None where it is undefined (no row has a free answer)."""
     value = float(statistic.value(statistic.rows.sum(axis=0)))
     return None if math.isnan(value) else value
 
@@ -47,13 +47,13 @@ def compute_point_estimate(statistic: Statistic) -> float | None:
 def bootstrap_interval(
     statistic: Statistic, *, seed: int, samples: int, minus: Statistic | None = None
 ) -> list[float] | None:
-    """95 % percentile bootstrap interval of a metric, or of `statistic` minus `minus` on the same rows."""
+    """Return 95 % percentile bootstrap interval of a metric, or of `statistic` minus `minus` on the same rows."""
     drawn = bootstrap_replicates([statistic] if minus is None else [statistic, minus], seed=seed, samples=samples)
     return compute_percentile_interval_95(drawn[0] if minus is None else drawn[0] - drawn[1])
 
 
 def bootstrap_replicates(measured: Sequence[Statistic], *, seed: int, samples: int) -> np.ndarray:
-    """(metrics, samples) values of metrics on resampled rows: those of one column have the same rows.
+    """Return (metrics, samples) values of metrics on resampled rows: those of one column have the same rows.
 
     The metrics are of as many rows in the same order. NaN where a metric is undefined. A row of the result minus
     another one is what the bootstrap says of their difference, so no pair has to be drawn again.
@@ -64,7 +64,7 @@ def bootstrap_replicates(measured: Sequence[Statistic], *, seed: int, samples: i
 
 
 def compute_percentile_interval_95(values: np.ndarray) -> list[float] | None:
-    """The 95 % percentile interval of (samples,) replicates, or None when each of them is undefined."""
+    """Return the 95 % percentile interval of (samples,) replicates, or None when each of them is undefined."""
     known = values[~np.isnan(values)]
     return [float(value) for value in np.percentile(known, [2.5, 97.5])] if len(known) else None
 

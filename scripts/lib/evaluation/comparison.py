@@ -37,7 +37,7 @@ class RankedModel:
 def compare_stages(
     task: str, before: Sequence[Prediction], after: Sequence[Prediction], *, name: str
 ) -> dict[str, Any]:
-    """How `after` differs from the stage `before`, called `name`, on the same rows in any order.
+    """Return how `after` differs from the stage `before`, called `name`, on the same rows in any order.
 
     flips: rows whose predicted label (generation: whose free answer) differs.
     kl: mean over rows of KL(before || after) of the label probabilities in nats; None without them.
@@ -94,7 +94,7 @@ def is_better(against: dict[str, Any], metric: str) -> bool:
 
 
 def compute_mcnemar_p(wins: int, losses: int) -> float:
-    """Two-sided exact p of the hypothesis that a win is as likely as a loss; 1 without either."""
+    """Return two-sided exact p of the hypothesis that a win is as likely as a loss; 1 without either."""
     from scipy.stats import binomtest
 
     return float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
@@ -103,7 +103,7 @@ def compute_mcnemar_p(wins: int, losses: int) -> float:
 def measure_difference(
     task: str, before: Sequence[Prediction], after: Sequence[Prediction], *, name: str, seed: int, samples: int
 ) -> dict[str, Any]:
-    """How far `after` lies above the stage `before`, called `name`, on the same rows in any order.
+    """Return how far `after` lies above the stage `before`, called `name`, on the same rows in any order.
 
     difference: each compared metric of `after` minus that of `before`, in the metric's own unit.
     difference_ci95: their 95 % percentile bootstrap intervals; in each resample both have the same rows.
@@ -134,7 +134,7 @@ def measure_difference(
 
 
 def rank_candidates(members: Sequence[RankedModel], *, seed: int) -> list[dict[str, Any]]:
-    """Each group and variant by its mean over seeds, best first, with the difference from the best.
+    """Return each group and variant by its mean over seeds, best first, with the difference from the best.
 
     seeds, values: of its members. sd: their standard deviation (n - 1), None with one seed. difference: its mean
     minus the best one's; difference_ci95: the 95 % bootstrap interval of that; is_significant: whether it excludes
@@ -179,7 +179,7 @@ def rank_candidates(members: Sequence[RankedModel], *, seed: int) -> list[dict[s
 
 
 def find_dominators(points: np.ndarray) -> list[int | None]:
-    """For each of (n, d) points, d values of which more is better, the first one of the front that dominates it.
+    """Return for each of (n, d) points, of whose d values more is better, the first of the front that dominates it.
 
     One dominates another when it is at least as good in every value and better in one. None: nothing
     dominates it, so it is itself on the Pareto front. Points are compared as they are, without their noise.
@@ -190,7 +190,7 @@ def find_dominators(points: np.ndarray) -> list[int | None]:
 
 
 def estimate_rows_needed(wins: int, losses: int, n: int) -> int | None:
-    """About how many rows show a difference like this one: two-sided at 95 %, with a power of 80 %.
+    """Return about how many rows show a difference like this one: two-sided at 95 %, with a power of 80 %.
 
     Out of n rows `wins` are right only after and `losses` right only before; these shares are taken as the
     true ones. None when wins equal losses: then there is no difference that rows could show. The formula
@@ -205,7 +205,7 @@ def estimate_rows_needed(wins: int, losses: int, n: int) -> int | None:
 
 
 def compute_sample_size_from_interval(gap: float, ci95: Sequence[float], n: int) -> int | None:
-    """About how many rows show the difference `gap` of any metric, which n rows give with the interval `ci95`.
+    """Return about how many rows show the difference `gap` of any metric, which n rows give with the interval `ci95`.
 
     At 95 %, with a power of 80 %, if the true difference is the one seen: its standard error falls
     with the root of the number of rows. None for a difference of 0.
@@ -215,12 +215,12 @@ def compute_sample_size_from_interval(gap: float, ci95: Sequence[float], n: int)
 
 
 def compute_minimum_detectable_effect(wins: int, losses: int, n: int) -> float:
-    """The smallest difference (share of rows) that n rows show 4 times in 5, when as many rows differ as here."""
+    """Return the smallest difference (share of rows) that n rows show 4 times in 5, when as many rows differ as here."""
     return (_Z_95 + _Z_80) * math.sqrt((wins + losses) / n / n)
 
 
 def align_rows(before: Sequence[Prediction], after: Sequence[Prediction], name: str) -> list[Prediction]:
-    """`before` in the order of `after`."""
+    """Return `before` in the order of `after`."""
     by_id = check_unique(before, f"the predictions of {name}")
     wanted = check_unique(after, f"the predictions compared with {name}")
     if different := by_id.keys() ^ wanted.keys():
@@ -232,7 +232,7 @@ def align_rows(before: Sequence[Prediction], after: Sequence[Prediction], name: 
 
 
 def _mean_of_seeds(drawn: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """(samples,) means of (seeds, samples) replicates over seeds that are drawn anew for each sample."""
+    """Return (samples,) means of (seeds, samples) replicates over seeds that are drawn again for each sample."""
     count, samples = drawn.shape
     if count == 1:
         return drawn[0]
@@ -243,7 +243,7 @@ def _mean_of_seeds(drawn: np.ndarray, generator: np.random.Generator) -> np.ndar
 def _rows_for(
     before: Sequence[Prediction], after: Sequence[Prediction], gap: float | None, ci95: Sequence[float] | None
 ) -> int | None:
-    """How many rows show the difference `gap` of the main metric; both have their rows in the same order."""
+    """Return how many rows show the difference `gap` of the main metric; both have their rows in the same order."""
     if gap is None or ci95 is None:
         return None
     if "label" not in after[0]:
@@ -256,7 +256,7 @@ def _rows_for(
 def _same_answers(
     before: Sequence[Prediction], after: Sequence[Prediction]
 ) -> tuple[list[Prediction], list[Prediction]]:
-    """Without the free answers that only one of the two gave; rows are in the same order."""
+    """Drop the free answers that only one of the two gave; rows are in the same order."""
     pairs = list(zip(before, after, strict=True))
     none = {"answer": None, "stopped": None}
     kept = [old["answer"] is not None and new["answer"] is not None for old, new in pairs]

@@ -34,7 +34,7 @@ def find_main_baseline(task: str, scored: Container[str]) -> str:
 def measure_quality(
     task: str, predictions: Sequence[Prediction], labels: list[str] | None, *, seed: int, samples: int
 ) -> dict[str, Any]:
-    """Quality of one stage on one split, in the form of a score file.
+    """Return quality of one stage on one split, in the form of a score file.
 
     Returns `quality` and `answered` (rows with a free answer); for classification also `labels`,
     `per_class` and `confusion` (row: true label, column: predicted label, in the order of `labels`; of more than
@@ -61,7 +61,7 @@ def measure_quality(
 
 
 def build_statistics(task: str, predictions: Sequence[Prediction], labels: list[str] | None) -> dict[str, Statistic]:
-    """The metrics of `task` over these rows, by name.
+    """Return the metrics of `task` over these rows, by name.
 
     Free answers count only on the rows that have one. Raises `UserError` when there are no rows, a
     row occurs twice, a label is unknown, or a log probability is not a finite number.

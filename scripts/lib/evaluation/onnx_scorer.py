@@ -40,7 +40,7 @@ class Scorer:
     """Scores answers with one session; computes what neighboring prompts begin with once."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        """Raises `ValueError` when the model takes more than ids, mask, positions, keys and values, or other types."""
+        """Raise `ValueError` when the model takes more than ids, mask, positions, keys and values, or other types."""
         decoder = read_genai_config(folder)["model"]["decoder"]
         file = resolve_below(folder, decoder["filename"], at=folder / GENAI_CONFIG)
         options = onnxruntime.SessionOptions()
@@ -73,7 +73,7 @@ class Scorer:
         self._cache = dict.fromkeys(self._past, self._empty)
 
     def log_probs(self, rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> Iterator[list[float]]:
-        """Summed log probability of each answer's ids behind its prompt, row by row.
+        """Yield summed log probability of each answer's ids behind its prompt, row by row.
 
         rows: prompt ids with the ids of each answer.
         """
@@ -94,7 +94,7 @@ class Scorer:
                 sums, waiting = {}, []
 
     def _read(self, prompt: Sequence[int]) -> np.ndarray:
-        """Logits behind a prompt, [vocabulary]; its keys and values are kept."""
+        """Return logits behind a prompt, [vocabulary]; its keys and values are kept."""
         shared = find_shared_prefix([prompt, self._prompt])
         known = {name: np.ascontiguousarray(states[:, :, :shared]) for name, states in self._cache.items()}
         logits, self._cache = self._run(np.array([prompt[shared:]]), np.array([len(prompt)]), known)
@@ -124,7 +124,8 @@ class Scorer:
     def _run(
         self, ids: np.ndarray, lengths: np.ndarray, past: dict[str, np.ndarray], last: bool = False
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits [rows, ids or only the last, vocabulary] and the grown keys and values, none after a `last` call.
+        """Return logits [rows, ids or only the last, vocabulary] and the grown keys and values, none after a `last`
+        call.
 
         ids: [rows, new]; lengths: [rows], real tokens of each with the new ones; past: [rows, heads, old, size].
         """
@@ -143,7 +144,7 @@ class Scorer:
 
 
 def open_scorer(model: OnnxModel) -> Scorer | None:
-    """A scorer for a loaded model, or None where only onnxruntime-genai knows how to run it."""
+    """Return a scorer for a loaded model, or None where only onnxruntime-genai knows how to run it."""
     if not model.on_cpu:
         return None
     keep_freed_memory()  # of the keys and values, the same sizes again and again
@@ -154,7 +155,7 @@ def open_scorer(model: OnnxModel) -> Scorer | None:
 
 
 def _with_last_logits(file: Path) -> bytes:
-    """The graph of an ONNX model, its weights left in their file, that computes the logits of the last id only.
+    """Return the graph of an ONNX model, its weights left in their file, that computes the logits of the last id only.
 
     Unchanged where what leads to the logits is not a product with weights.
     """
@@ -181,7 +182,7 @@ def select_log_probs(logits: np.ndarray, ids: Sequence[int]) -> np.ndarray:
 
 
 def _side_by_side(states: Sequence[np.ndarray]) -> np.ndarray:
-    """Keys or values of several prompts, each [1, heads, tokens, size], as [prompts, heads, longest, size]."""
+    """Return keys or values of several prompts, each [1, heads, tokens, size], as [prompts, heads, longest, size]."""
     longest = max(one.shape[2] for one in states)
     result = np.zeros((len(states), states[0].shape[1], longest, states[0].shape[3]), dtype=states[0].dtype)
     for index, one in enumerate(states):

@@ -94,7 +94,7 @@ def measure_accuracy(answered: Answered) -> Statistic:
 
 
 def measure_macro_f1(answered: Answered) -> Statistic:
-    """The mean over labels that occur among true or predicted ones, as scikit-learn's is."""
+    """Return the mean over labels that occur among true or predicted ones, as scikit-learn's is."""
     counts = _sum_labels(*answered.label_numbers, len(answered.labels or []))
 
     def value(sums: np.ndarray) -> np.ndarray:
@@ -110,20 +110,20 @@ def measure_greedy_accuracy(answered: Answered) -> Statistic:
 
 
 def measure_invalid_rate(answered: Answered) -> Statistic:
-    """The share of free answers that are no label."""
+    """Return the share of free answers that are no label."""
     invalid = np.array([answer is None for answer in answered.answered_labels])
     return build_ratio(answered.has_answer * invalid, answered.has_answer)
 
 
 def measure_stop_rate(answered: Answered) -> Statistic:
-    """The share of free answers that end by themselves."""
+    """Return the share of free answers that end by themselves."""
     stopped = [row["stopped"] for row in answered.predictions]
     known = np.array([value is not None for value in stopped], dtype=float)
     return build_ratio(np.array([bool(value) for value in stopped], dtype=float), known)
 
 
 def measure_chrf(answered: Answered) -> Statistic:
-    """chrF (Popovic 2015) as sacrebleu computes it for a corpus."""
+    """Return chrF (Popovic 2015) as sacrebleu computes it for a corpus."""
     from sacrebleu.metrics.chrf import CHRF
 
     metric = CHRF()
@@ -153,11 +153,13 @@ def measure_exact_match(answered: Answered) -> Statistic:
 
 
 def measure_perplexity(answered: Answered) -> Statistic:
-    """exp of the mean negative log probability of a token, over rows that have one (baselines do not)."""
+    """Return exp of the mean negative log probability of a token, over rows that have one (baselines do not)."""
     known = [(row["id"], row["log_prob"] or 0.0, row["tokens"] or 0) for row in answered.predictions]
     for id_, log_prob, _ in known:
         if not math.isfinite(log_prob):
-            fail(f"the log probability of row {id_} is {log_prob}", "the model computes no numbers: build it anew")
+            fail(
+                f"the log probability of row {id_} is {log_prob}", "the model computes NaN or infinity: build it again"
+            )
     rows = np.array([[-log_prob, tokens] for _, log_prob, tokens in known], dtype=float)
     return Statistic(rows, lambda sums: np.exp(divide(sums[..., 0], sums[..., 1])))
 
@@ -214,9 +216,12 @@ def index_labels(predictions: Sequence[Prediction], labels: list[str]) -> tuple[
     for row in predictions:
         for key in ("label", "predicted"):
             if row[key] not in number:
-                fail(f"row {row['id']}: {key} {row[key]!r} is none of the labels {labels}", "make the scores again")
+                fail(f"row {row['id']}: {key} {row[key]!r} is not one of the labels {labels}", "make the scores again")
         if any(not math.isfinite(value) for value in (row["log_probs"] or {}).values()):
-            fail(f"row {row['id']}: a log probability is not finite", "the model computes no numbers: build it anew")
+            fail(
+                f"row {row['id']}: a log probability is not finite",
+                "the model computes NaN or infinity: build it again",
+            )
     truth = np.array([number[row["label"]] for row in predictions])
     return truth, np.array([number[row["predicted"]] for row in predictions])
 

@@ -13,7 +13,7 @@ _SURENESS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)  # edges of the ranges of 
 
 
 def measure_reliability(predictions: Sequence[Prediction], *, seed: int, samples: int) -> dict[str, Any]:
-    """Whether the probability of the predicted label is the share of rows on which that label is right.
+    """Return whether the probability of the predicted label is the share of rows on which that label is right.
 
     bins: for each range of the probability that holds rows: low, high, n, the mean probability said, and
     the share right. said, right: the same over all rows. gap: said minus right; gap_ci95: its bootstrap interval.

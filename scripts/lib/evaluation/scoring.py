@@ -15,7 +15,7 @@ from lib.provenance.manifests import build_manifest_path
 def encode_choices(
     tokenizer: Tokenizer, template: Template, prompts: Sequence[str]
 ) -> list[tuple[list[int], list[list[int]]]]:
-    """For each prompt its ids and, label by label, the ids of the answer behind it (end token included).
+    """Return for each prompt its ids and, label by label, the ids of the answer behind it (end token included).
 
     The end token is part of each choice, so labels that are prefixes of each other compare fairly.
     """
@@ -29,7 +29,7 @@ def encode_choices(
 
 
 def answer_limit(template: Template, choices: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-    """Tokens that a free answer may take. A label needs little more than the longest of `choices` (their ids)."""
+    """Return tokens that a free answer may take. A label needs little more than the longest of `choices` (their ids)."""
     return 2 + max(map(len, choices)) if template["task"] == "classification" else max_new_tokens
 
 

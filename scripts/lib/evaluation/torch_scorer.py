@@ -30,7 +30,8 @@ _LAST = torch.tensor([-1])
 def measure_task_quality(
     model: Any, *, tokenizer: Tokenizer, template: Template, rows: Sequence[dict[str, Any]], evaluate: dict[str, Any]
 ) -> dict[str, float]:
-    """The metric of `SELECTED_BY` by its name, from 0: macro-F1 (to 1) over all rows, chrF (to 100) of free answers.
+    """Return the metric of `SELECTED_BY` by its name, from 0: macro-F1 (to 1) over all rows, chrF (to 100) of free
+    answers.
 
     Of several processes each scores its share of the rows, and all have the metric over all of them.
     evaluate: `batch_size`; for generation also `greedy_rows` (the first rows, at least one) and `max_new_tokens`.
@@ -94,7 +95,7 @@ def read_beginning(model: Any, prompts: Sequence[list[int]]) -> Beginning:
 
 @torch.inference_mode()
 def score_choices(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]], beginning: Beginning) -> torch.Tensor:
-    """Summed log probability of each choice of each prompt: [prompts, choices].
+    """Return summed log probability of each choice of each prompt: [prompts, choices].
 
     batch: prompt ids with the ids of their choices. What the prompts share is already run, the rest
     is run once; the tokens of each choice follow on its keys and values.
@@ -198,7 +199,7 @@ def add_answers(
 
 @torch.inference_mode()
 def decode_greedily(model: Any, tokenizer: Tokenizer, prompts: list[list[int]], limit: int) -> list[list[int]]:
-    """Greedy continuations of at most `limit` tokens, with the end token where one came."""
+    """Return greedy continuations of at most `limit` tokens, with the end token where one came."""
     from transformers import GenerationConfig
 
     ids, mask = pad_left(prompts, max(map(len, prompts)), model.device)
@@ -219,7 +220,7 @@ def decode_greedily(model: Any, tokenizer: Tokenizer, prompts: list[list[int]], 
 
 
 def build_unscored_prediction(row: dict[str, Any], template: Template) -> dict[str, Any]:
-    """The prediction of a generation row of which nothing is known yet."""
+    """Return the prediction of a generation row of which nothing is known yet."""
     return {
         "id": row["id"],
         "reference": extract_target(template, row["completion"]),
@@ -231,7 +232,7 @@ def build_unscored_prediction(row: dict[str, Any], template: Template) -> dict[s
 
 
 def pad_left(sequences: Sequence[list[int]], width: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, padded on the left: both [sequences, width]."""
+    """Return ids and attention mask, padded on the left: both [sequences, width]."""
     ids = torch.zeros((len(sequences), width), dtype=torch.long)
     mask = torch.zeros((len(sequences), width), dtype=torch.long)
     for index, sequence in enumerate(sequences):
@@ -245,7 +246,7 @@ def compute_positions(mask: torch.Tensor) -> torch.Tensor:
 
 
 def batch_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Places of rows in batches of like length, with a line about progress now and then."""
+    """Yield places of rows in batches of like length, with a line about progress now and then."""
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     said = time.monotonic()
     for start in range(0, len(order), batch_size):

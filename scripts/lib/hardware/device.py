@@ -12,7 +12,7 @@ def use_threads(threads: int) -> None:
 
 
 def choose_training_dtype(wanted: str) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU that has it or on a CPU with AMX or AVX512-BF16, else float32.
+    """Choose the dtype: `auto` is bfloat16 on a GPU that has it or on a CPU with AMX or AVX512-BF16, else float32.
 
     Without such units a CPU does bfloat16 matmuls about ten times slower than float32.
     """
@@ -24,7 +24,7 @@ def choose_training_dtype(wanted: str) -> torch.dtype:
 
 
 def measure_matmul_peak(dtype: torch.dtype, size: int = 1536, seconds: float = 1.0) -> float:
-    """Best FLOP/s of square matmuls over about a second: what the share of the peak refers to."""
+    """Return best FLOP/s of square matmuls over about a second: what the share of the peak refers to."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     best, end = 0.0, time.perf_counter() + seconds

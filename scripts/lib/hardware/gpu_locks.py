@@ -46,7 +46,7 @@ def claim(count: int, place: Path = PLACE, patience: float = 2.0) -> list[str]:
 
 
 def list_visible_cards() -> list[str]:
-    """UUIDs of the cards that this process may use, those in CUDA_VISIBLE_DEVICES where it is set.
+    """Return UUIDs of the cards that this process may use, those in CUDA_VISIBLE_DEVICES where it is set.
 
     Numbers there are nvidia-smi's. Without nvidia-smi its names stand for themselves. Raises `UserError` when it names
     a card that is not here, or one twice, of which CUDA shows none.

@@ -16,7 +16,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
 def measure_peak_rss_mb() -> float:
-    """Highest resident set of this process, in MB.
+    """Return highest resident set of this process, in MB.
 
     Not getrusage on Linux: there a process starts with the peak of the one that forked it.
     """
@@ -38,7 +38,7 @@ def require_memory(needed_mb: float, rule: str, hint: str = "stop other programs
 
 
 def measure_available_mb(root: Path = Path("/")) -> float:
-    """MB that this process can still get: of the machine, and of the limits of its control groups.
+    """Return MB that this process can still get: of the machine, and of the limits of its control groups.
 
     Pages of files count as free, since the kernel drops them; so does swap. Infinite where the system
     does not tell. root: the tree that holds `proc` and `sys`.
@@ -53,7 +53,7 @@ def measure_available_mb(root: Path = Path("/")) -> float:
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
-    """Bytes left below the limit of each control group that this process is in, of version 1 or 2.
+    """Yield bytes left below the limit of each control group that this process is in, of version 1 or 2.
 
     Inside a container the path in /proc may be that of the host; its own group is then the mount itself.
     """
@@ -75,7 +75,7 @@ def _left_in_groups(root: Path) -> Iterator[int]:
 
 
 def _file_pages(stat: Path, prefix: str) -> int:
-    """Bytes of a group that hold pages of files."""
+    """Return bytes of a group that hold pages of files."""
     values = dict(line.split() for line in stat.read_text(encoding="ascii").splitlines())
     return sum(int(values.get(f"{prefix}{name}", 0)) for name in ("active_file", "inactive_file"))
 
@@ -94,7 +94,7 @@ def return_freed_memory() -> None:
 def keep_freed_memory() -> None:
     """Let the C library keep freed blocks for the next ones (glibc).
 
-    It otherwise gives large ones back, and each training step gets its activations anew, page by page.
+    It otherwise gives large ones back, and each training step gets its activations again, page by page.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):

@@ -24,12 +24,12 @@ _TOKEN_BYTES = 3  # of a corpus file
 
 
 def estimate_weights_mb(parameters: int, bytes_each: int = 4) -> float:
-    """Size of a model's weights in MB (fp32 unless told otherwise)."""
+    """Return size of a model's weights in MB (fp32 unless told otherwise)."""
     return parameters * bytes_each / _MB
 
 
 def estimate_data_mb(rows_mb: float) -> int:
-    """Rules that hold the rows and a few facts of each: MinHash and ids beside the text."""
+    """Return rules that hold the rows and a few facts of each: MinHash and ids beside the text."""
     return math.ceil(1000 + 12 * rows_mb)
 
 
@@ -39,12 +39,12 @@ def estimate_check_build_mb(rows_mb: float) -> int:
 
 
 def estimate_fetch_model_mb(parameters: int) -> int:
-    """Dequantizing a GGUF holds it in fp32 and once more while it is saved."""
+    """Return dequantizing a GGUF holds it in fp32 and once more while it is saved."""
     return math.ceil(1000 + 2.5 * estimate_weights_mb(parameters))
 
 
 def estimate_train_mb(parameters: int, finetune: Mapping[str, Any], max_length: int) -> int:
-    """Weights in fp32, adapter with two Adam moments and gradient, activations of one batch.
+    """Return weights in fp32, adapter with two Adam moments and gradient, activations of one batch.
 
     Activations: about 34 bytes per hidden value and layer (Korthikanti et al. 2022, table 2, without
     the attention matrix); hidden x layers is taken as 1.4 * parameters ** 0.5, which holds within a
@@ -62,7 +62,7 @@ def estimate_train_mb(parameters: int, finetune: Mapping[str, Any], max_length: 
 
 
 def estimate_merge_mb(parameters: int) -> int:
-    """The libraries and a few copies of the largest matrix, seldom more than a fifth of the weights.
+    """Return the libraries and a few copies of the largest matrix, seldom more than a fifth of the weights.
 
     Measured (benchmarks/memory.md): 651 MB for 134.5 million parameters.
     """
@@ -70,7 +70,7 @@ def estimate_merge_mb(parameters: int) -> int:
 
 
 def estimate_build_mb(parameters: int) -> int:
-    """The builder holds the weights in fp32 and once more while it packs them; k_quant takes most.
+    """Return the builder holds the weights in fp32 and once more while it packs them; k_quant takes most.
 
     Measured (benchmarks/memory.md), int4 / k_quant / fp32 in MB: 585 / 645 / 587 for 3.2 million parameters,
     1244 / 1650 / 1206 for 47.2, 1859 / 2829 / 2337 for 134.5: at most 1011 + 3.4 times the weights.
@@ -79,7 +79,7 @@ def estimate_build_mb(parameters: int) -> int:
 
 
 def estimate_calibrate_mb(parameters: int) -> int:
-    """The weights in fp32, a layer's inputs and gradients: 1320 MB measured for 134.5 million parameters."""
+    """Return the weights in fp32, a layer's inputs and gradients: 1320 MB measured for 134.5 million parameters."""
     return math.ceil(1200 + 2.5 * estimate_weights_mb(parameters))
 
 
@@ -88,12 +88,12 @@ def estimate_score_mb(parameters: int) -> int:
 
 
 def grow_with_attempts(mb: float, attempt: int) -> int:
-    """Memory at a further attempt: half as much again each time, since the first may have died of too little."""
+    """Return memory at a further attempt: half as much again each time, since the first may have died of too little."""
     return math.ceil(mb * 1.5 ** (attempt - 1))
 
 
 def reserve_minutes(seconds: float, attempt: int) -> int:
-    """Reserved time: what it should take, four times, and twice that at each further attempt."""
+    """Return reserved time: what it should take, four times, and twice that at each further attempt."""
     return math.ceil((4 * seconds / 60 + 10) * 2 ** (attempt - 1))
 
 
@@ -103,7 +103,7 @@ def estimate_seconds(reserved: int) -> float:
 
 
 def estimate_data_minutes(rows_mb: float, attempt: int) -> int:
-    """Slowest is the audit: 250 s for a million rows, about 300 MB (benchmarks/data.md)."""
+    """Return slowest is the audit: 250 s for a million rows, about 300 MB (benchmarks/data.md)."""
     return reserve_minutes(2 * rows_mb, attempt)
 
 
@@ -120,23 +120,24 @@ def estimate_train_minutes(parameters: int, corpus_mb: float, finetune: Mapping[
 
 
 def estimate_merge_minutes(parameters: int, attempt: int) -> int:
-    """Weights are read and written three times, at no less than 100 MB/s, and two forward passes compared."""
+    """Return weights are read and written three times, at no less than 100 MB/s, and two forward passes compared."""
     return reserve_minutes(3 * estimate_weights_mb(parameters) / 100, attempt)
 
 
 def estimate_build_minutes(parameters: int, attempt: int) -> int:
-    """Slowest is k_quant."""
+    """Return slowest is k_quant."""
     return reserve_minutes(estimate_weights_mb(parameters) / 10, attempt)
 
 
 def estimate_calibrate_minutes(parameters: int, calibration: Mapping[str, int], attempt: int) -> int:
-    """Each layer passes 4 sequences forward and back in a step: 639 s beside other work for the demo, 551 here."""
+    """Return each layer passes 4 sequences forward and back in a step: 639 s beside other work for the demo, 551 here."""
     tokens = 4 * calibration["length"] * calibration["iterations"]
     return reserve_minutes(12 * parameters * tokens / _CPU_OPERATIONS, attempt)
 
 
 def estimate_score_minutes(parameters: int, rows_mb: float, evaluate: Mapping[str, int], attempt: int) -> int:
-    """2N operations a token of every row, and free answers on the first, the weights read for each of their tokens.
+    """Return 2N operations a token of every row, and free answers on the first, the weights read for each of their
+    tokens.
 
     Measured for the demo (benchmarks/scoring.md): 14.6 rows/s in PyTorch, 34 in ONNX Runtime; 7 by this figure.
     """
@@ -146,13 +147,13 @@ def estimate_score_minutes(parameters: int, rows_mb: float, evaluate: Mapping[st
 
 
 def estimate_benchmark_minutes(parameters: int, benchmark: Mapping[str, int], attempt: int) -> int:
-    """Token after token, as if the weights were not quantized."""
+    """Return token after token, as if the weights were not quantized."""
     tokens = (benchmark["prompts"] + 1) * benchmark["new_tokens"]
     return reserve_minutes(4 * parameters * tokens / _CPU_BYTES, attempt)
 
 
 def count_gpus(resources: Mapping[str, Any]) -> int:
-    """GPUs of a job on one node: its `gpu`, which counts those of all its nodes, or the number in `gres`.
+    """Return GPUs of a job on one node: its `gpu`, which counts those of all its nodes, or the number in `gres`.
 
     gres: as Slurm writes it, `gpu`, `gpu:2` or `gpu:a100:2`.
     """

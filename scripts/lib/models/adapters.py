@@ -23,7 +23,7 @@ def write_adapter_config(folder: Path) -> None:
 
 
 def map_adapted_weights(adapter: set[str]) -> dict[str, tuple[str, str, str | None]]:
-    """Names of (A, B, magnitude) of each adapted weight, by the weight's name in the base.
+    """Return names of (A, B, magnitude) of each adapted weight, by the weight's name in the base.
 
     A is [r, in], B is [out, r]; the magnitude, [out], is there with DoRA only. Raises `ValueError` when the
     adapter holds anything else.

@@ -34,7 +34,7 @@ class Head(NamedTuple):
 def read_head(path: Path, label: str) -> Head:
     """Read the head of a GGUF file.
 
-    Raises `UserError` when lengths do not fit into the file, or a key or a tensor stands there twice.
+    Raises `UserError` when lengths do not fit into the file, or a key or a tensor is listed twice.
     """
     try:
         size = path.stat().st_size
@@ -142,4 +142,4 @@ def _form(kind: int) -> str:
 
 def _check_new(what: str, name: str, known: Collection[str]) -> None:
     if name in known:
-        raise ValueError(f"{what} {name[:80]!r} stands there twice")
+        raise ValueError(f"{what} {name[:80]!r} is listed twice")

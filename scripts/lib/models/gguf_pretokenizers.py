@@ -62,7 +62,7 @@ def join(*alternatives: str) -> str:
 
 
 def build_cased_word(suffix: str) -> str:
-    """Words that end before a capital behind a small letter: `camelCase` is two."""
+    """Return the pattern of words that end before a capital behind a small letter: `camelCase` is two."""
     start = r"[^\r\n\p{L}\p{N}]?"
     return join(f"{start}{UPPER}*{LOWER}+{suffix}", f"{start}{UPPER}+{LOWER}*{suffix}")
 

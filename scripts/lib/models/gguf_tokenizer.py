@@ -53,7 +53,7 @@ def load_gguf_tokenizer(metadata: dict[str, Any], label: str) -> Any:
 
 
 def read_array(metadata: dict[str, Any], name: str, length: int | None, label: str) -> list[Any]:
-    """A list among the tokenizer's keys. Raises `UserError` when it is missing or of another length."""
+    """Return a list among the tokenizer's keys. Raises `UserError` when it is missing or of another length."""
     values = metadata.get(f"tokenizer.ggml.{name}")
     if values is None or length not in (None, len(values)):
         found = "none" if values is None else f"{len(values)} for {length} tokens"
@@ -62,17 +62,17 @@ def read_array(metadata: dict[str, Any], name: str, length: int | None, label: s
 
 
 def read_tokens(metadata: dict[str, Any], label: str) -> list[str]:
-    """Texts of the tokens by id; llama.cpp, too, gives names to empty ones."""
+    """Return texts of the tokens by id; llama.cpp, too, gives names to empty ones."""
     texts = read_array(metadata, "tokens", None, label)
     tokens = [token or f"[EMPTY_{id_}]" for id_, token in enumerate(texts)]
     token, count = Counter(tokens).most_common(1)[0]
     if count > 1:
-        fail(f"its tokenizer is broken: the token {token!r} stands there {count} times", HINT, at=label)
+        fail(f"its tokenizer is broken: the token {token!r} occurs {count} times", HINT, at=label)
     return tokens
 
 
 def read_special_tokens(metadata: dict[str, Any], tokens: list[str], label: str) -> dict[str, str]:
-    """Texts of the special tokens by role, as transformers names the roles."""
+    """Return texts of the special tokens by role, as transformers names the roles."""
     defaults = SENTENCEPIECE_IDS if metadata["tokenizer.ggml.model"] == "llama" else {}
     ids = {role: metadata.get(f"tokenizer.ggml.{key}", defaults.get(role)) for role, key in ROLES.items()}
     for role, id_ in ids.items():
@@ -99,7 +99,7 @@ def find_pre_tokenizer(metadata: dict[str, Any], label: str) -> PreTokenizer:
 def build_byte_level_bpe(
     metadata: dict[str, Any], tokens: list[str], family: PreTokenizer, label: str
 ) -> "tokenizers.Tokenizer":
-    """Merges from the file, a pre-tokenizer from its name."""
+    """Build a tokenizer with the merges of the file and a pre-tokenizer by its name."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     vocabulary = {token: id_ for id_, token in enumerate(tokens)}
@@ -113,7 +113,7 @@ def build_byte_level_bpe(
 
 
 def read_merges(metadata: dict[str, Any], vocabulary: dict[str, int], label: str) -> list[tuple[str, str]]:
-    """Pairs of tokens that make a token; of any other the library `tokenizers` does not fail but crash."""
+    """Return pairs of tokens that make a token; of any other the library `tokenizers` does not fail but crash."""
     merges = []
     for merge in read_array(metadata, "merges", None, label):
         left, _, right = merge.partition(" ")
@@ -124,7 +124,7 @@ def read_merges(metadata: dict[str, Any], vocabulary: dict[str, int], label: str
 
 
 def split_pieces(regexes: tuple[str, ...]) -> Any:
-    """A pre-tokenizer of Split alone: of others such as Digits, ONNX Runtime GenAI takes no notice."""
+    """Build a pre-tokenizer of Split alone: ONNX Runtime GenAI ignores others such as Digits."""
     from tokenizers import Regex, pre_tokenizers
 
     splits = [pre_tokenizers.Split(Regex(regex), "isolated") for regex in regexes]
@@ -134,7 +134,7 @@ def split_pieces(regexes: tuple[str, ...]) -> Any:
 def build_sentencepiece_bpe(
     metadata: dict[str, Any], tokens: list[str], roles: dict[str, str], label: str
 ) -> "tokenizers.Tokenizer":
-    """Merges follow from the scores. A space comes before the text and what follows a control token."""
+    """Build a tokenizer whose merges follow from the scores. A space comes before the text and behind control tokens."""
     from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers.tokenization_utils_base import generate_merges
 
@@ -154,7 +154,7 @@ def build_sentencepiece_bpe(
 
 
 def list_whole_tokens(metadata: dict[str, Any], tokens: list[str], label: str) -> list["tokenizers.AddedToken"]:
-    """Tokens that are found in a text before anything else."""
+    """Return tokens that are found in a text before anything else."""
     from tokenizers import AddedToken
 
     kinds = read_array(metadata, "token_type", len(tokens), label)

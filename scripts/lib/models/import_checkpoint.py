@@ -157,7 +157,9 @@ def import_safetensors(source: Source, out: Path, parameters: int) -> dict[str, 
 
 
 def load_causal_config(source: Source) -> Any:
-    """The model's config (PreTrainedConfig). Raises `UserError` unless it is a causal LM that transformers knows."""
+    """Return the model's config (PreTrainedConfig). Raises `UserError` unless it is a causal LM that transformers
+    knows.
+    """
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
@@ -224,7 +226,7 @@ def match_tensors(config: Any, tensors: Mapping[str, "Stored"], label: str) -> d
 
 
 def find_tied_weights(config: Any) -> dict[str, str]:
-    """Weights that are the same as another one, by name: usually `lm_head.weight` of the embedding."""
+    """Return weights that are the same as another one, by name: usually `lm_head.weight` of the embedding."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if not config.tie_word_embeddings:
@@ -245,7 +247,7 @@ def place_file(source: Path, target: Path, *, link: bool) -> None:
 
 
 def check_parameters(count: int, stated: int, label: str) -> None:
-    """Memory and time of later rules follow from the stated number, so it must be right within 1 %."""
+    """Raise `UserError` unless the stated number of parameters, on which later rules rely, is right within 1 %."""
     if abs(count - stated) > 0.01 * stated:
         fail(
             f"it has {count} parameters, the configuration states {stated}",
@@ -334,7 +336,7 @@ def clean_tokenizer_config(path: Path) -> None:
 
 
 def check_tokenizer(source: Source, ours: Tokenizer, theirs: Any, vocabulary: int) -> None:
-    """The written tokenizer gives the ids of transformers, and those of the source's own tokenizer.json.
+    """Raise `UserError` unless the written tokenizer gives the ids of transformers and of the source's own file.
 
     theirs: a PreTrainedTokenizer. vocabulary: rows of the embedding.
     """

@@ -51,7 +51,7 @@ class Quantization(TypedDict):
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, quantization: Quantization | None = None) -> Any:
-    """A causal language model in evaluation mode, on the GPU where there is one.
+    """Return a causal language model in evaluation mode, on the GPU where there is one.
 
     quantization: its linear layers, all but the vocabulary head, are rounded to 4 bits and compute in `dtype`. On a
     GPU they stay in 4 bits, which saves memory; on a CPU they hold the values that the 4 bits stand for: bitsandbytes'
@@ -172,7 +172,7 @@ def check_tensors(
         faults.append(f"{len(mismatched)} of another shape ({name} first: {list(found)}, in the model {list(wanted)})")
     if faults:
         hint = hint or guess_cause(missing, unexpected, [found for _, found, _ in mismatched])
-        fail(f"its tensors are not the model's: {', '.join(faults)}", hint, at=at)
+        fail(f"its tensors do not fit the model: {', '.join(faults)}", hint, at=at)
 
 
 def guess_cause(missing: Collection[str], unexpected: Collection[str], shapes: Collection[Sequence[int]]) -> str:
@@ -199,7 +199,7 @@ def find_wrapper_cause(name: str) -> str | None:
 
 
 def round_to_4_bits(weight: torch.Tensor, quantization: Quantization) -> torch.Tensor:
-    """The values that a layer of a 4-bit base computes with: `weight` in float32, through bitsandbytes' codes."""
+    """Return the values that a layer of a 4-bit base computes with: `weight` in float32, through bitsandbytes' codes."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     codes, state = quantize_4bit(
@@ -211,7 +211,7 @@ def round_to_4_bits(weight: torch.Tensor, quantization: Quantization) -> torch.T
 
 
 def list_linear_weights(model: Any) -> set[str]:
-    """Names of the weights that a 4-bit base rounds: those of all linear layers but the vocabulary head."""
+    """Return names of the weights that a 4-bit base rounds: those of all linear layers but the vocabulary head."""
     head = model.get_output_embeddings()
     return {
         f"{name}.weight"
@@ -221,7 +221,7 @@ def list_linear_weights(model: Any) -> set[str]:
 
 
 def build_bitsandbytes_config(quantization: Quantization, dtype: torch.dtype) -> Any:
-    """The same for transformers, which puts bitsandbytes' own layers into the model."""
+    """Return the same for transformers, which puts bitsandbytes' own layers into the model."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

@@ -16,7 +16,8 @@ _PACKED = ("hftransformersv2", "hftransformers")
 
 
 def find_model_root(fetched: Path, scratch: Path) -> Path:
-    """The folder that holds the model, however deep a job or a download has put it; names in it are the same then.
+    """Return the folder that holds the model, however deep a job or a download has put it; names in it are the same
+    then.
 
     fetched: a folder, or the model as one file. scratch: an empty folder for a link to that.
     """
@@ -29,7 +30,7 @@ def find_model_root(fetched: Path, scratch: Path) -> Path:
 
 
 def flatten_model_folder(root: Path, scratch: Path, label: str) -> Path:
-    """The folder with config, tokenizer and weights of a model that was packed by MLflow, or is in no package.
+    """Return the folder with config, tokenizer and weights of a model that was packed by MLflow, or is in no package.
 
     root: as `find_model_root` finds it. scratch: an empty folder for links to the files, where they lie in several.
     label: how messages name the model. Raises `UserError` when the package holds no such model.
@@ -49,7 +50,7 @@ def flatten_model_folder(root: Path, scratch: Path, label: str) -> Path:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """The folder and those in it: a download puts the model into a folder of its name."""
+    """Return the folder and those in it: a download puts the model into a folder of its name."""
     inside = sorted(path for path in folder.iterdir() if path.is_dir())
     deeper = sorted(path for place in inside for path in place.iterdir() if path.is_dir())
     return [folder, *inside, *deeper]
@@ -60,7 +61,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _parts(root: Path, label: str) -> list[Path]:
-    """Folders of the package that hold config, tokenizer and model, in this order."""
+    """Return the folders of the package that hold config, tokenizer and model, in this order."""
     flavors = _flavors(root / "MLmodel", label)
     for name in _PACKED:
         if name in flavors:

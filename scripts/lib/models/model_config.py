@@ -66,4 +66,6 @@ def check_generation_config(source: "Source") -> None:
     try:
         transformers.GenerationConfig.from_pretrained(source.folder)
     except Exception as error:  # whatever its values lead to
-        fail(f"its generation_config.json cannot be read: {extract_first_line(error)}", "save it anew", at=source.label)
+        fail(
+            f"its generation_config.json cannot be read: {extract_first_line(error)}", "save it again", at=source.label
+        )

@@ -24,7 +24,7 @@ from lib.models.import_checkpoint import Source, load_causal_config, match_tenso
 from lib.models.import_gguf import build_tokenizer, read_gguf
 from lib.models.safetensors_streaming import build_empty_model, read_headers
 
-# Each child would import anew what the server has not: so what all models need stands above, though unused.
+# Each child would import again what the server has not: so what all models need stands above, though unused.
 
 # The largest vocabularies, of 262,144 tokens, take a minute and 1 GB out of a GGUF file, and seconds otherwise.
 LIMITS = Limits(seconds=900, megabytes=4096)

@@ -45,7 +45,7 @@ class Stored(NamedTuple):
 
 
 def locate_weights(folder: Path) -> dict[str, Stored]:
-    """Where each weight of a model lies, by name, from the headers of its files alone."""
+    """Return where each weight of a model lies, by name, from the headers of its files alone."""
     return {name: weight for file in sorted(folder.glob("*.safetensors")) for name, weight in _weights_of(file).items()}
 
 
@@ -85,7 +85,7 @@ def read_index(folder: Path, label: str | Path) -> dict[str, str]:
     index: dict[str, str] = read_form(file, form, "fetch the whole model")["weight_map"]
     for name in set(index.values()):
         if not check_bare_name(name, at=file).endswith(".safetensors"):
-            fail(f"{name}, which {SAFETENSORS_INDEX} names, is no safetensors file", "do not use it", at=label)
+            fail(f"{name}, which {SAFETENSORS_INDEX} names, is not a safetensors file", "do not use it", at=label)
     return index
 
 
@@ -133,7 +133,7 @@ def _parse_header(content: BinaryIO) -> dict[str, Any]:
             raise ValueError(f"its header says that it is {length} bytes long")
         header: dict[str, Any] = json.loads(content.read(length))
         if not isinstance(header, dict):
-            raise ValueError("its header is no object")
+            raise ValueError("its header is not an object")
     except (ValueError, RecursionError) as error:
         fail(f"not a safetensors file: {extract_first_line(error)}", "make or fetch it again", at=content.name)
     return header
@@ -159,13 +159,13 @@ def check_finite(weights: Mapping[str, Stored], label: str | Path) -> None:
     for name, stored in weights.items():
         weight = read_weight(stored, name)
         if weight.is_floating_point() and not torch.stack(weight.aminmax()).isfinite().all():
-            fail(f"{name} holds numbers that are not finite", "choose another revision, or train it anew", at=label)
+            fail(f"{name} holds numbers that are not finite", "choose another revision, or train it again", at=label)
 
 
 def read_weight(stored: Stored, name: str) -> torch.Tensor:
-    """The weight, in the dtype it is stored in.
+    """Return the weight, in the dtype it is stored in.
 
-    The file is opened anew for each: the pages of an open one stay in memory.
+    The file is opened again for each: the pages of an open one stay in memory.
     """
     with safe_open(stored.file, framework="pt") as file:
         return file.get_tensor(name)
@@ -189,7 +189,7 @@ class _Rounded(Mapping[str, torch.Tensor]):
 
 
 def build_empty_model(folder: Path) -> Any:
-    """The model of a folder without its weights."""
+    """Return the model of a folder without its weights."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -199,7 +199,8 @@ def build_empty_model(folder: Path) -> Any:
 
 
 def stream_model(folder: Path, adapter: Path | None = None, quantization: Quantization | None = None) -> Any:
-    """The model, perhaps with an adapter, on the CPU and holding no weight: each layer reads its own when it runs.
+    """Return the model, perhaps with an adapter, on the CPU and holding no weight: each layer reads its own when it
+    runs.
 
     quantization: the linear layers are those of a 4-bit base, computed in float32. Memory holds one weight at a
     time, so a pass costs the time to read all files. Models whose modules have other names than their files

@@ -74,7 +74,7 @@ class Graph:
         return dict(sorted(Counter(node.op_type for node in self._graph.node).items()))
 
     def fault(self) -> str | None:
-        """Why no runtime could load it: an input that nothing makes, or a weight that the data file lacks."""
+        """Return why no runtime could load it: an input that nothing makes, or a weight that the data file lacks."""
         made = {value.name for value in self._graph.input} | set(self._weights) | {""}
         for node in self._graph.node:
             for name in node.input:
@@ -95,7 +95,7 @@ class Graph:
         return self._array(self._node(name).input[1]).T
 
     def read_quantized(self, name: str) -> Quantized:
-        """The weight of the MatMulNBits or DequantizeLinear node `name`."""
+        """Return the weight of the MatMulNBits or DequantizeLinear node `name`."""
         node = self._node(name)
         facts = {attribute.name: attribute.i for attribute in node.attribute}
         if node.op_type == "DequantizeLinear":
@@ -114,7 +114,7 @@ class Graph:
         )
 
     def _read_qdq(self, node: onnx.NodeProto, block: int) -> Quantized:
-        """The weight of a DequantizeLinear node: codes of 4 bits, [K, N], cut along K; without a sign from 0."""
+        """Return the weight of a DequantizeLinear node: codes of 4 bits, [K, N], cut along K; without a sign from 0."""
         signed = self._weights[node.input[0]].data_type == onnx.TensorProto.INT4
         middle = 8 if signed else 0
         values = self._array(node.input[0]).astype(np.int16).T + middle
@@ -141,7 +141,7 @@ class Graph:
 
 
 def list_merged_names(node: str, names: Collection[str]) -> list[str]:
-    """Names of the merged weights behind a node such as `/model/layers.0/attn/o_proj/MatMul_Q4`.
+    """Return names of the merged weights behind a node such as `/model/layers.0/attn/o_proj/MatMul_Q4`.
 
     Several where the builder joins them, q, k and v for instance; the joined one where it takes a part of it. None
     where the node has a name that no weight has.
@@ -159,7 +159,7 @@ def list_merged_names(node: str, names: Collection[str]) -> list[str]:
 
 
 def select_rows_behind(node: str, merged: np.ndarray, count: int) -> np.ndarray:
-    """The `count` rows of a merged weight that a node has, where the builder takes it apart; else all of them."""
+    """Return the `count` rows of a merged weight that a node has, where the builder takes it apart; else all of them."""
     if len(merged) <= count:
         return merged
     _, place = _SPLIT.get(node.strip("/").split("/")[-2], ("", 0))
@@ -167,13 +167,13 @@ def select_rows_behind(node: str, merged: np.ndarray, count: int) -> np.ndarray:
 
 
 def dequantize(weight: Quantized) -> np.ndarray:
-    """The values that the codes stand for: [N, K], float32."""
+    """Return the values that the codes stand for: [N, K], float32."""
     values = (weight.codes.astype(np.float32) - weight.zeros[:, :, None]) * weight.scales[:, :, None]
     return values.reshape(len(values), -1)[:, : weight.columns]
 
 
 def dequantize_gptq(qweight: np.ndarray, scales: np.ndarray, qzeros: np.ndarray) -> np.ndarray:
-    """The values that a 4-bit checkpoint in the layout of GPTQ stands for: [N, K], float32.
+    """Return the values that a 4-bit checkpoint in the layout of GPTQ stands for: [N, K], float32.
 
     qweight: [K / 8, N] int32, eight codes along K in each, the lowest bits first. scales: [groups, N].
     qzeros: [groups, N / 8] int32, zero points packed along N, stored less one (AutoGPTQ's format 1).
@@ -187,13 +187,13 @@ def dequantize_gptq(qweight: np.ndarray, scales: np.ndarray, qzeros: np.ndarray)
 
 
 def is_rounded(stored: np.ndarray, original: np.ndarray) -> bool:
-    """Whether a weight that is not quantized is the original, rounded once to the type that it is stored in."""
+    """Return whether a weight that is not quantized is the original, rounded once to the type that it is stored in."""
     allowed = 1.001 * _ROUNDING[stored.dtype.name] * np.abs(original) + 2.0**-25  # half of float16's smallest step
     return bool((np.abs(stored.astype(np.float32) - original) <= allowed).all())
 
 
 def measure_largest_error(weight: Quantized, original: np.ndarray) -> float:
-    """Largest |original - dequantized|, in steps of the block; rounding to the nearest gives 0.5.
+    """Return largest |original - dequantized|, in steps of the block; rounding to the nearest gives 0.5.
 
     Values beyond the last code are compared with that: a symmetric grid has one code less above zero.
     original: [N, K].
@@ -207,7 +207,7 @@ def measure_largest_error(weight: Quantized, original: np.ndarray) -> float:
 
 
 def name_grid(weight: Quantized, original: np.ndarray) -> str:
-    """How the scales were chosen, from the scales themselves.
+    """Return how the scales were chosen, from the scales themselves.
 
     default: the value of largest size, with its sign, is code 0: scale = value / -8 in 4 bits.
     rtn: scale = 2 max|w| / 15 in 4 bits. asymmetric: with zero points. other: none of these.
@@ -231,7 +231,7 @@ def name_grid(weight: Quantized, original: np.ndarray) -> str:
 
 
 def _blocks(original: np.ndarray, weight: Quantized) -> np.ndarray:
-    """[N, K] as [N, blocks, block size], the last block filled up with zeros."""
+    """Return [N, K] as [N, blocks, block size], the last block filled up with zeros."""
     rows, blocks, size = weight.codes.shape
     padded = np.zeros((rows, blocks * size), dtype=np.float32)
     padded[:, : weight.columns] = original
@@ -239,7 +239,7 @@ def _blocks(original: np.ndarray, weight: Quantized) -> np.ndarray:
 
 
 def _unpack_codes(packed: np.ndarray, bits: int) -> np.ndarray:
-    """Bytes as codes along the last axis: two a byte in 4 bits, the low half first."""
+    """Return bytes as codes along the last axis: two a byte in 4 bits, the low half first."""
     if bits == 8:
         return packed
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)

@@ -69,7 +69,7 @@ def explain_runtime_errors(what: str, *, at: Path) -> Iterator[None]:
 
 
 def open_onnx(folder: Path, threads: int) -> OnnxModel:
-    """As `load_onnx`, but raises ONNX Runtime's own `RuntimeError`."""
+    """Load a model as `load_onnx` does, but raise ONNX Runtime's own `RuntimeError`."""
     made = read_genai_config(folder)
     on_cpu = not made["model"]["decoder"]["session_options"].get("provider_options")
     if not on_cpu:
@@ -90,7 +90,7 @@ def open_onnx(folder: Path, threads: int) -> OnnxModel:
 
 
 def read_context_length(config: dict[str, Any]) -> int:
-    """Tokens that a model reads as it was trained to, by its genai_config.json.
+    """Return tokens that a model reads as it was trained to, by its genai_config.json.
 
     A sliding window is the limit: the graphs that the builder makes do not slide it, and longer texts
     give other logits than in PyTorch, or none.
@@ -129,7 +129,7 @@ class Reader:
         return self._generator.get_logits()[0, -1].copy()
 
     def answer(self, limit: int) -> list[int]:
-        """Ids of the free greedy answer to the prompt just read, at most `limit`, the end token included."""
+        """Return ids of the free greedy answer to the prompt just read, at most `limit`, the end token included."""
         ids: list[int] = []
         while len(ids) < limit and not self._generator.is_done():
             self._generator.generate_next_token()
@@ -137,7 +137,7 @@ class Reader:
         return ids
 
     def log_probs(self, first: np.ndarray, answers: Sequence[Sequence[int]]) -> list[float]:
-        """Summed log probability of each answer's ids behind the prompt.
+        """Return summed log probability of each answer's ids behind the prompt.
 
         first: what `read` returned. The prompt is not computed again for each answer.
         """
@@ -153,7 +153,7 @@ class Reader:
         return sums
 
     def _append(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits behind each of `ids`, [ids, vocabulary]."""
+        """Return logits behind each of `ids`, [ids, vocabulary]."""
         logits = []
         for step in [ids] if self._model.gives_all_logits else [[id_] for id_ in ids]:
             self._generator.append_tokens(np.array(step, dtype=np.int32))
@@ -162,6 +162,6 @@ class Reader:
 
 
 def compute_log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in float64."""
+    """Return the log softmax over the last axis, in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

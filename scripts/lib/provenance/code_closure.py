@@ -10,7 +10,7 @@ from pathlib import Path
 
 @cache
 def find_code_closure(script: Path) -> list[Path]:
-    """The `scripts/lib` modules that a script imports, directly or through another, sorted.
+    """Return the `scripts/lib` modules that a script imports, directly or through another, sorted.
 
     They are inputs of its rule: an edit reruns it, a touch does not. Computed from the source, so no
     list can be forgotten.
@@ -45,13 +45,13 @@ def hash_code(paths: Iterable[Path]) -> str:
 
 
 def _has_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether a module, class or function begins with a docstring."""
+    """Return whether a module, class or function begins with a docstring."""
     return ast.get_docstring(node, clean=False) is not None
 
 
 @cache
 def _find_imports(path: Path) -> set[str]:
-    """Dotted names that begin with `lib`. `from lib.a import b` may mean the module lib.a.b or a name in lib.a."""
+    """Return dotted names that begin with `lib`. `from lib.a import b` may mean the module lib.a.b or a name in lib.a."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

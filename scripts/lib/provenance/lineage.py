@@ -67,7 +67,7 @@ class Lineage(NamedTuple):
     by_output: dict[str, Job]
 
     def jobs(self) -> Iterator[Job]:
-        """Each job once."""
+        """Yield each job once."""
         seen = set()
         for job in self.by_output.values():
             if id(job) not in seen:
@@ -75,7 +75,7 @@ class Lineage(NamedTuple):
                 yield job
 
     def sha256(self, path: str) -> str | None:
-        """Of an output as its job wrote it; None for what no job wrote."""
+        """Return the sha256 of an output as its job wrote it; None for what no job wrote."""
         job = self.by_output.get(path)
         return job["outputs"][path] if job else None
 
@@ -109,7 +109,7 @@ def parse_lineage(content: bytes, at: str | Path) -> Lineage:
 def _check_job(job: Job, at: str | Path) -> None:
     record = job["record"]
     if not re.fullmatch(r"\w+", job["rule"]):
-        fail(f"{ascii(job['rule'])[:80]} is no name of a rule", _HINT, at=at)
+        fail(f"{ascii(job['rule'])[:80]} is not the name of a rule", _HINT, at=at)
     for paths in (job["outputs"], job["sources"], record.get("input") or [], record.get("input_checksums") or {}):
         for path in paths:
             check_source_path(path, at=at)
@@ -188,7 +188,9 @@ def is_hidden(name: str) -> bool:
 
 
 def list_input_hashes(job: Job) -> dict[str, str | None]:
-    """sha256 of each input of a job at the time, by path; None for folders of ours, whose manifests are inputs too."""
+    """Return sha256 of each input of a job at the time, by path; None for folders of ours, whose manifests are inputs
+    too.
+    """
     checksums = (job["record"].get("input_checksums") or {}) | job["sources"]
     return {path: (checksums.get(path) or "").rpartition(":")[2] or None for path in job["record"].get("input") or []}
 
@@ -198,7 +200,7 @@ def is_code(path: str) -> bool:
 
 
 def read_settings(job: Job) -> dict[str, Any]:
-    """What the rule was given: its own sections of the configuration, the seed, the versions that matter."""
+    """Return what the rule was given: its own sections of the configuration, the seed, the versions that matter."""
     for text in job["record"].get("params") or []:
         try:
             value = json.loads(ast.literal_eval(text))
@@ -210,7 +212,7 @@ def read_settings(job: Job) -> dict[str, Any]:
 
 
 def find_sources(lineage: Lineage) -> set[str]:
-    """Rows and weights that no job made."""
+    """Return rows and weights that no job made."""
     made = lineage.by_output.keys()
     found = {path for path in walk(lineage, made) if path not in made}
     return {path for path in found if f"{path}.manifest.json" not in made}  # weights that were dropped after use
@@ -225,7 +227,7 @@ class Broken(NamedTuple):
 
 
 def find_broken_links(lineage: Lineage, paths: Iterable[str]) -> Iterator[Broken]:
-    """What does not hold on the way from `paths` back to their sources; every file is hashed once.
+    """Yield what does not hold on the way from `paths` back to their sources; every file is hashed once.
 
     A link holds when an output has the bytes that its job wrote, and each input of the job has the bytes that the
     job read. Outputs that were dropped after use (`keep: selected`) are known by their manifests.
@@ -259,7 +261,7 @@ def find_broken_links(lineage: Lineage, paths: Iterable[str]) -> Iterator[Broken
 
 
 def _manifest(path: str, job: Job) -> Iterator[Broken]:
-    """A manifest must name inputs that the job had; the bytes that it names are those of the folder's own hash."""
+    """Yield inputs that a manifest names and the job had not."""
     if not path.endswith(".manifest.json"):
         return
     manifest = load_manifest(Path(path))
@@ -270,7 +272,7 @@ def _manifest(path: str, job: Job) -> Iterator[Broken]:
 
 
 def walk(lineage: Lineage, paths: Iterable[str]) -> Iterator[str]:
-    """`paths` and everything that they were made from, each once, code left out."""
+    """Yield `paths` and everything that they were made from, each once, code left out."""
     seen: set[str] = set()
     waiting = list(paths)[::-1]
     while waiting:

@@ -33,19 +33,19 @@ def build_manifest_path(directory: Path) -> Path:
 
 
 def hash_files(directory: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """sha256 of each file below `directory`, by path relative to it; those in `known` are not read."""
+    """Return sha256 of each file below `directory`, by path relative to it; those in `known` are not read."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != STAMP)
     names = {path.relative_to(directory).as_posix(): path for path in files}
     return {name: known.get(name) or hash_file(path) for name, path in names.items()}
 
 
 def read_described_files(directory: Path) -> dict[str, str]:
-    """The files that a manifest names: all but the run card, which tells of time and machine."""
+    """Return the files that a manifest names: all but the run card, which tells of time and machine."""
     return {name: sha256 for name, sha256 in hash_files(directory).items() if name != RUN_CARD}
 
 
 def read_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions, without the build's local part (`2.13.0+cpu` is 2.13.0)."""
+    """Return installed versions, without the build's local part (`2.13.0+cpu` is 2.13.0)."""
     return {name: version(name).partition("+")[0] for name in sorted(packages)}
 
 

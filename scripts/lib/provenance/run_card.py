@@ -21,7 +21,7 @@ _MANY = 20  # changed files that are named
 
 
 def run_card(settings: dict[str, Any], manifests: dict[str, Path], seconds: dict[str, float]) -> dict[str, Any]:
-    """settings: the parts of the configuration that made the artifact, seeds among them. manifests: by name.
+    """Describe a run. settings: the parts of the configuration that made it, with seeds. manifests: by name.
 
     seconds: that the jobs of each rule took so far.
     """
@@ -38,7 +38,7 @@ def run_card(settings: dict[str, Any], manifests: dict[str, Path], seconds: dict
 
 
 def describe_code() -> dict[str, Any]:
-    """git's commit, and whether the working tree was as committed; null where the project is no git checkout."""
+    """Return git's commit, and whether the working tree was as committed; null where the project is no git checkout."""
     if CODE in os.environ:
         return json.loads(os.environ[CODE])
     commit = _git("rev-parse", "HEAD")
@@ -62,7 +62,7 @@ def _sha256(path: Path) -> str | None:
 
 
 def _versions() -> dict[str, str]:
-    """Every installed distribution, by its normalized name."""
+    """Return every installed distribution, by its normalized name."""
     found = {one.metadata["Name"].lower().replace("_", "-"): one.version for one in distributions()}
     return dict(sorted(found.items()))
 
@@ -85,7 +85,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _gpus() -> list[str]:
-    """Names of NVIDIA's GPUs and their driver, by its own tool."""
+    """Return names of NVIDIA's GPUs and their driver, by its own tool."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)

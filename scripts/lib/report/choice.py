@@ -23,7 +23,7 @@ from lib.report.page import Block, Figure, Section, Table
 
 
 def build_head(evidence: Evidence) -> dict[str, Any]:
-    """Title, verdict and the numbers that a reader asks for first."""
+    """Return title, verdict and the numbers that a reader asks for first."""
     summary, task = evidence.summary, evidence.task
     model, gate = summary["model"], summary["gate"]
     rival = find_main_baseline(task, summary["baselines"])
@@ -61,8 +61,8 @@ def show_choice(evidence: Evidence) -> Section:
     few = selected["compared"] if len(selected["compared"]) <= findings.NAMED else []  # else the table is enough
     blocks: list[Block] = [
         f"Variants were compared by {format_term(evidence.metric)} on {evidence.measured_on('validation')};"
-        f" the constraints were {join_words(limits) or 'none'}. Of variants that these rows cannot tell apart the"
-        " smallest is taken; sizes within 5 % count as one, and there the better metric decides.",
+        f" the constraints were {join_words(limits) or 'none'}. Of variants that do not differ significantly, the"
+        " smallest is taken; sizes within 5 % count as equal, and there the better metric decides.",
         *_front(evidence),
         *(findings.describe_significance(evidence.metric, one) for one in few),
         *_compare_candidates(evidence),
@@ -73,7 +73,7 @@ def show_choice(evidence: Evidence) -> Section:
 
 
 def _front(evidence: Evidence) -> list[Block]:
-    """Quality against size: the chosen variant, what is on the Pareto front, and the best of the others."""
+    """Return quality against size: the chosen variant, what is on the Pareto front, and the best of the others."""
     scored = [one for one in evidence.candidates if one["value"] is not None]
     if len(scored) < 2:
         return []
@@ -131,13 +131,19 @@ def _compare_candidates(evidence: Evidence) -> list[Table]:
         )
         for one in evidence.summary["selected"]["compared"]
     ]
-    head = ("Other variant", f"Chosen minus other, {format_term(evidence.metric)}", "Told apart", "Rows", "Rows needed")
+    head = (
+        "Other variant",
+        f"Chosen minus other, {format_term(evidence.metric)}",
+        "Significant",
+        "Rows",
+        "Rows needed",
+    )
     caption = "The chosen variant against the others, in points with 95 % intervals"
     return _best_first(caption, head, rows)
 
 
 def _list_rejected(evidence: Evidence) -> list[Table]:
-    """Why not X? For every X."""
+    """Return why each other variant was not chosen."""
     rows = [(_name(one), one["reason"]) for one in evidence.summary["selected"]["rejected"]]
     folded = len(rows) > SHOWN
     caption = f"Rejected: why each of the {len(rows):,} other variants was not chosen" if folded else "Rejected"
@@ -145,7 +151,7 @@ def _list_rejected(evidence: Evidence) -> list[Table]:
 
 
 def _rank_settings(evidence: Evidence) -> list[Block]:
-    """Settings by their mean over seeds."""
+    """Return settings by their mean over seeds."""
     ranking, name = evidence.summary["ranking"], evidence.metric
     if not ranking:
         return []
@@ -166,14 +172,14 @@ def _rank_settings(evidence: Evidence) -> list[Block]:
         f"Mean {format_term(name)}",
         "Standard deviation",
         "Minus the best",
-        "Told apart",
+        "Significant",
     )
     caption = f"Ranking by the mean over seeds; differences in {name_points(name)} with 95 % intervals"
     return [findings.describe_ranking(name, ranking), *_best_first(caption, head, rows)]
 
 
 def _best_first(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Table]:
-    """A table; of a long one the first rows, and all of them folded."""
+    """Return a table; of a long one the first rows, and all of them folded."""
     if len(rows) <= SHOWN:
         return [Table(caption, head, rows)] if rows else []
     best = Table(f"{caption}: the first {SHOWN}", head, rows[:SHOWN])

@@ -44,7 +44,7 @@ def show_cost(evidence: Evidence) -> Section:
 
 
 def _whole(evidence: Evidence) -> list[str]:
-    """From the start of the first job to the end of the last, as far as the logs say when jobs started."""
+    """Say how long the run took, from the start of the first job to the end of the last."""
     found = sum_whole_run(evidence.jobs)
     if not found:
         unknown = sum(job.started is None for job in evidence.jobs)
@@ -124,7 +124,7 @@ def _show_training(evidence: Evidence) -> list[Block]:
 
 
 def _show_learning(run_name: str, facts: dict[str, Any]) -> list[Block]:
-    """What chose the checkpoint, the curves with its step marked, and the facts."""
+    """Return what chose the checkpoint, the curves with its step marked, and the facts."""
     best_by = facts.get("best_by", "loss")
     rows = [(key.replace("_", " "), format_value(value)) for key, value in facts.items() if key != "curve"]
     kept = f"at step {facts['best_step']:,} of {facts['steps']:,}; that checkpoint was kept"
@@ -152,7 +152,7 @@ def _losses(run_name: str, facts: dict[str, Any]) -> Figure:
 
 
 def _scores(run_name: str, name: str, facts: dict[str, Any]) -> Figure:
-    """A metric on validation rows while training."""
+    """Return a metric on validation rows while training."""
     found = _points(facts, f"eval_{name}")
     caption = f"Numbers of this plot: {format_term(name)} of run {run_name} by step"
     table = Table(

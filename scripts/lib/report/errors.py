@@ -77,7 +77,7 @@ def _calibration(evidence: Evidence) -> list[Block]:
 
 
 def _wrong_examples(evidence: Evidence) -> list[Table]:
-    """The errors that the model was surest of."""
+    """Return the errors that the model was surest of."""
     wrong = [
         (compute_label_shares(row["log_probs"]), text, row)
         for _, text, row in evidence.examples

@@ -76,7 +76,7 @@ class Evidence:
         return {name: runs[name] for name in order[:SHOWN]}
 
     def is_folded(self, run_name: str) -> bool:
-        """Of many runs only the chosen one is open."""
+        """Return whether a run is folded: of many, only the chosen one is open."""
         return self.many and run_name != self.summary["selected"]["run"]
 
     @property
@@ -86,12 +86,12 @@ class Evidence:
         return found
 
     def rows_measured(self, split: str) -> int:
-        """Rows that the main metric rests on: generation is measured where answers were free."""
+        """Return rows that the main metric rests on: generation is measured where answers were free."""
         n: int = self.summary["data"][split]
         return n if self.task == "classification" else min(n, self.settings["evaluate"]["greedy_rows"])
 
     def measured_on(self, split: str) -> str:
-        """`630 test rows`, or `the first 100 of 630 test rows (perplexity on all of them)`."""
+        """Return `630 test rows`, or `the first 100 of 630 test rows (perplexity on all of them)`."""
         n, measured = self.summary["data"][split], self.rows_measured(split)
         if self.task == "classification":
             return f"{n:,} {split} rows"
@@ -99,7 +99,7 @@ class Evidence:
 
 
 def read_evidence(args: argparse.Namespace) -> Evidence:
-    """Raises `UserError` when rows and predictions are of different corpora."""
+    """Raise `UserError` when rows and predictions are of different corpora."""
     template = read_json(args.template)
     predictions = {row["id"]: row for row in read_jsonl(args.model_predictions)}
     rows = list(read_jsonl(args.rows))
@@ -126,7 +126,7 @@ def read_evidence(args: argparse.Namespace) -> Evidence:
 
 
 def _manifests(layout: Layout, runs: dict[str, dict[str, Any]], calibrated: Sequence[str]) -> Iterator[Path]:
-    """In the order of the table: as the data goes, the packaged model last."""
+    """Yield manifests in the order of the table: as the data goes, the packaged model last."""
     stages = [(name, stage) for name, run in runs.items() for stage in run["stages"]]
     yield build_manifest_path(layout.base)
     yield from (build_manifest_path(layout.folder(*one)) for one in stages if not one[1].startswith("onnx-"))
@@ -137,5 +137,5 @@ def _manifests(layout: Layout, runs: dict[str, dict[str, Any]], calibrated: Sequ
 
 
 def format_measured(name: str, quality: dict[str, Any]) -> dict[str, str]:
-    """A cell with the interval below the value."""
+    """Return a cell with the interval below the value."""
     return {"text": formatting.format_metric(name, quality[name]), "note": formatting.format_interval(name, quality)}

@@ -66,13 +66,13 @@ def describe_choice(summary: dict[str, Any]) -> str:
 
 
 def describe_significance(name: str, one: dict[str, Any]) -> str:
-    """Whether the validation rows tell the chosen variant from `one`, and how many rows would."""
+    """Say whether the chosen variant differs significantly from `one`, and how many rows would show it."""
     other, low_high = f"{one['run']}/{one['variant']}", one["difference_ci95"]
     if one["is_significant"]:
         better = "better" if one["difference"] > 0 else "worse"
-        return f"These rows show that it is {better} than {other}, by {_range(name, low_high, one['difference'])}."
+        return f"It is significantly {better} than {other}, by {_range(name, low_high, one['difference'])}."
     ends = " to ".join(format_signed(convert_to_points(name, end)) for end in low_high)
-    start = f"These rows cannot tell it from {other}: the difference is {ends} {name_points(name)}"
+    start = f"Its difference from {other} is not significant: {ends} {name_points(name)}"
     return f"{start}. {describe_rows_needed(one['rows_needed'])}"
 
 
@@ -83,7 +83,7 @@ def describe_rows_needed(rows: int | None) -> str:
 
 
 def describe_worth(task: str, summary: dict[str, Any], measured: str) -> str:
-    """Whether the model beats what costs nothing. measured: on which rows."""
+    """Return whether the model beats what costs nothing. measured: on which rows."""
     name, rival = MAIN_METRIC[task], find_main_baseline(task, summary["baselines"])
     model, other = summary["model"]["test"], summary["baselines"][rival]["test"]
     against = summary["model"]["compared"][rival]
@@ -95,7 +95,7 @@ def describe_worth(task: str, summary: dict[str, Any], measured: str) -> str:
 
 
 def describe_rivals(task: str, summary: dict[str, Any]) -> list[str]:
-    """Which baselines the model beats, and which it does not."""
+    """Return which baselines the model beats, and which it does not."""
     name, compared = MAIN_METRIC[task], summary["model"]["compared"]
     values = {rival: splits["test"][name] for rival, splits in summary["baselines"].items()}
     values["base"] = summary["base"]["test"][name]
@@ -120,7 +120,7 @@ def describe_rivals(task: str, summary: dict[str, Any]) -> list[str]:
 
 
 def describe_uncertainty(task: str, quality: Quality, rows: int) -> str:
-    """How far the luck of the rows moves the main metric. rows: those that it rests on."""
+    """Return how far the luck of the rows moves the main metric. rows: those that it rests on."""
     name = MAIN_METRIC[task]
     found = quality[f"{name}_ci95"]
     if not found:
@@ -133,7 +133,7 @@ def describe_uncertainty(task: str, quality: Quality, rows: int) -> str:
 
 
 def describe_power(task: str, against: Against, rows: int, rival: str) -> str:
-    """What these rows can show against a rival, and how many rows its difference needs."""
+    """Return what these rows can show against a rival, and how many rows its difference needs."""
     name, wins, losses = MAIN_METRIC[task], against["wins"], against["losses"]
     found = f"Against {rival} {_won(task, against)} ({format_p_value(against['mcnemar_p'])})"
     if is_significant(against, name):
@@ -158,7 +158,7 @@ def free_answers(task: str, quality: Quality, answered: int) -> str:
 
 
 def describe_stage_cost(task: str, stage: str, quality: Quality) -> str:
-    """What a stage cost, or gained, against the one that it was made from."""
+    """Return what a stage cost, or gained, against the one that it was made from."""
     against = quality["against"]
     changed = f"{quality['flips']:,} answers differ"
     if task == "classification":
@@ -169,7 +169,7 @@ def describe_stage_cost(task: str, stage: str, quality: Quality) -> str:
 
 
 def describe_quantization(task: str, summary: dict[str, Any]) -> str:
-    """What the chosen variant costs against the model that it was built from, and what it saves."""
+    """Return what the chosen variant costs against the model that it was built from, and what it saves."""
     selected = summary["selected"]
     stages = summary["runs"][selected["run"]]["stages"]
     stage = stages[f"onnx-{selected['variant']}"]
@@ -181,7 +181,7 @@ def describe_quantization(task: str, summary: dict[str, Any]) -> str:
 
 
 def merge_choice(run_name: str, merge: dict[str, Any]) -> str:
-    """What it was worth to try both merges of an adapter that was trained on a 4-bit base."""
+    """Return what it was worth to try both merges of an adapter that was trained on a 4-bit base."""
     kept, name = merge["chosen"], merge["metric"]
     other = next(kind for kind in merge["values"] if kind != kept)
     values = [format_metric(name, merge["values"][kind]) for kind in (kept, other)]
@@ -197,7 +197,7 @@ def merge_choice(run_name: str, merge: dict[str, Any]) -> str:
 
 
 def describe_ranking(name: str, ranking: Sequence[dict[str, Any]]) -> str:
-    """Which setting is first by its mean, whether that is more than noise, and which noise was measured.
+    """Return which setting is first by its mean, whether that is more than noise, and which noise was measured.
 
     ranking: best first, at least one.
     """
@@ -207,8 +207,8 @@ def describe_ranking(name: str, ranking: Sequence[dict[str, Any]]) -> str:
     sentences = []
     if same:
         few = [*same[:NAMED], f"{len(same) - NAMED:,} more"] if len(same) > NAMED + 1 else same
-        noise = "this difference is" if len(same) == 1 else "these differences are"
-        sentences.append(f"{first}, but cannot be told apart from {join_words(few)}: for all we know {noise} noise.")
+        noise = "this difference may be" if len(same) == 1 else "these differences may be"
+        sentences.append(f"{first}, but not significantly better than {join_words(few)}: {noise} noise.")
         if worse:
             sentences.append(
                 f"{len(worse):,} of {len(ranking):,} {'is' if len(worse) == 1 else 'are'} shown to be worse."
@@ -221,7 +221,7 @@ def describe_ranking(name: str, ranking: Sequence[dict[str, Any]]) -> str:
 
 
 def _luck(ranking: Sequence[dict[str, Any]]) -> list[str]:
-    """Which luck the intervals of a ranking cover."""
+    """Return which luck the intervals of a ranking cover."""
     counts = sorted({len(one["seeds"]) for one in ranking if len(one["seeds"]) > 1})
     once = [one for one in ranking if len(one["seeds"]) == 1]
     if not counts:
@@ -274,7 +274,7 @@ def describe_errors(pairs: Sequence[tuple[int, str, str]]) -> str:
 
 
 def describe_reliability(found: dict[str, Any]) -> str:
-    """Whether the probabilities that the model states can be taken as they are."""
+    """Return whether the probabilities that the model states can be taken as they are."""
     low, high = found["gap_ci95"]
     means = f"it states {format_percent(found['said'])} on average and is right on {format_percent(found['right'])}"
     if low > 0:
@@ -285,7 +285,7 @@ def describe_reliability(found: dict[str, Any]) -> str:
 
 
 def describe_audit(audit: dict[str, Any]) -> str:
-    """What the audit found, worst first; or that it found nothing."""
+    """Return what the audit found, worst first; or that it found nothing."""
     found = []
     if aside := audit["rows"] - audit["kept"]:
         reasons = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in audit["rejected"].items()]
@@ -310,18 +310,18 @@ def describe_leakage(counts: dict[str, int], threshold: float) -> str:
     total = sum(counts.values())
     return (
         f"None of the {total:,} rows, nor one that is at least {100 * threshold:g} % similar to it, stands in two"
-        " splits; this was computed anew from the written files."
+        " splits; this was computed again from the written files."
     )
 
 
 def _range(name: str, ci95: Sequence[float], difference: float = 1.0) -> str:
-    """`3.2 to 11.0 points of accuracy`, without the sign."""
+    """Return `3.2 to 11.0 points of accuracy`, without the sign."""
     low, high = sorted(convert_to_points(name, end) * (1 if difference > 0 else -1) for end in ci95)
     return f"{low:.1f} to {high:.1f} {name_points(name)}"
 
 
 def _cost(task: str, against: Against) -> str:
-    """`costs between 2.1 and 8.8 points of accuracy (p = 0.002)`, a gain, or no difference."""
+    """Return `costs between 2.1 and 8.8 points of accuracy (p = 0.002)`, a gain, or no difference."""
     name = MAIN_METRIC[task]
     found, p = against["difference_ci95"][name], format_p_value(against["mcnemar_p"])
     if not against["wins"] + against["losses"] or found is None:

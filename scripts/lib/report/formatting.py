@@ -23,13 +23,13 @@ def format_heading(key: str) -> str:
 
 
 def format_term(key: str) -> str:
-    """The name within a sentence: `accuracy`, but `TF-IDF`."""
+    """Return the name within a sentence: `accuracy`, but `TF-IDF`."""
     name = format_heading(key)
     return name if name[1].isupper() else name[0].lower() + name[1:]
 
 
 def format_check_name(name: str) -> str:
-    """`accuracy_above_tfidf_logreg` for people."""
+    """Return `accuracy_above_tfidf_logreg` for people."""
     key, _, rival = name.partition("_above_")
     return f"{format_term(key)} above {format_term(rival)}" if rival else format_term(key)
 
@@ -39,14 +39,14 @@ def format_percent(share: float) -> str:
 
 
 def format_number(value: float | int | None, digits: int = 3) -> str:
-    """Fixed digits, thousands separated; a dash for what does not apply."""
+    """Format a number with fixed digits, thousands separated; a dash for what does not apply."""
     if value is None:
         return "–"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
 
 
 def format_estimate(rows: int) -> str:
-    """A number of rows that is an estimate: two digits are enough."""
+    """Return a number of rows that is an estimate: two digits are enough."""
     digits = len(str(rows))
     return f"{round(rows, 2 - digits) if digits > 2 else rows:,}"
 
@@ -57,7 +57,7 @@ def format_metric(name: str, value: float | None) -> str:
 
 
 def format_interval(name: str, quality: Quality) -> str:
-    """`0.801 to 0.860`; nothing where there is no interval."""
+    """Return `0.801 to 0.860`; nothing where there is no interval."""
     found = quality.get(f"{name}_ci95")
     return f"{format_metric(name, found[0])} to {format_metric(name, found[1])}" if found else ""
 
@@ -68,17 +68,17 @@ def convert_to_points(name: str, difference: float) -> float:
 
 
 def name_points(name: str) -> str:
-    """`points of accuracy`."""
+    """Return `points of accuracy`."""
     return f"points of {format_term(name)}"
 
 
 def format_signed(value: float) -> str:
-    """`+1.4`, `-0.2`; never `-0.0`."""
+    """Return `+1.4`, `-0.2`; never `-0.0`."""
     return f"{round(value, 1) + 0.0:+.1f}"
 
 
 def format_gap(name: str, difference: float | None, ci95: Sequence[float] | None) -> dict[str, str]:
-    """A cell: the difference in points with its interval below it."""
+    """Return a cell: the difference in points with its interval below it."""
     if difference is None or ci95 is None:
         return {"text": "–", "note": ""}
     low, high = (format_signed(convert_to_points(name, end)) for end in ci95)
@@ -86,7 +86,7 @@ def format_gap(name: str, difference: float | None, ci95: Sequence[float] | None
 
 
 def format_megabytes(value: float) -> str:
-    """`117 MB`; small models show a digit more."""
+    """Return `117 MB`; small models show a digit more."""
     return f"{format_number(float(value), 0 if value >= 10 else 1)}\u00a0MB"
 
 
@@ -95,19 +95,19 @@ def format_p_value(p: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`41 s`, `12.3 minutes`, `2.1 hours`."""
+    """Return `41 s`, `12.3 minutes`, `2.1 hours`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
 def join_words(words: Sequence[str]) -> str:
-    """`a, b and c`."""
+    """Join words as `a, b and c`."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def format_value(value: Any) -> str:
-    """Any value of a settings or facts table."""
+    """Return any value of a settings or facts table."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, dict):

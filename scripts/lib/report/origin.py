@@ -40,7 +40,7 @@ def show_origin(evidence: Evidence) -> Section:
 
 
 def _card(card: dict[str, Any]) -> list[tuple[str, str]]:
-    """Time, commit, machine and versions; settings and manifests have tables of their own."""
+    """Return time, commit, machine and versions; settings and manifests have tables of their own."""
     shown = {key: card[key] for key in ("made", "code", "lock_sha256", "machine", "versions")}
     return [(key, value if isinstance(value, str) else dump_canonical_json(value)) for key, value in _flat(shown)]
 

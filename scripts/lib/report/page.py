@@ -56,7 +56,7 @@ class Section:
 
 
 def render(sections: Sequence[Section], head: dict[str, Any]) -> str:
-    """The whole page. head: title, subtitle, verdict, good, cards, gate."""
+    """Return the whole page. head: title, subtitle, verdict, good, cards, gate."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

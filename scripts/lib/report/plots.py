@@ -70,7 +70,7 @@ class Scale(NamedTuple):
 
 
 def draw_dot_and_whisker(dots: Sequence[Dot], label: str) -> Markup:
-    """One line per stage: a dot at the value, a whisker over the interval, the value behind it."""
+    """Draw one line per stage: a dot at the value, a whisker over the interval, the value behind it."""
     ticks = choose_ticks(min(dot.interval[0] for dot in dots), max(dot.interval[1] for dot in dots))
     across, height = Scale(ticks[0], ticks[-1], 204, 420), 26 * len(dots) + 48
     parts = [_grid(across(tick), 4, height - 40, _tick(tick, ticks)) for tick in ticks]
@@ -88,7 +88,7 @@ def draw_dot_and_whisker(dots: Sequence[Dot], label: str) -> Markup:
 
 
 def draw_scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
-    """Size against quality: up and left is better; whiskers are 95 % intervals."""
+    """Draw size against quality: up and left is better; whiskers are 95 % intervals."""
     x_ticks = choose_ticks(0, max(point.x for point in points))
     y_ticks = choose_ticks(min(point.interval[0] for point in points), max(point.interval[1] for point in points))
     across, up = Scale(x_ticks[0], x_ticks[-1], 60, 460), Scale(y_ticks[0], y_ticks[-1], 220, 32)
@@ -105,7 +105,7 @@ def draw_scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
 
 
 def draw_front(spots: Sequence[Spot], x_label: str, y_label: str) -> Markup:
-    """Less of x and more of y is better: a line joins the best for each x. Names stand in a column of their own."""
+    """Draw spots of which less x and more y is better; a line joins the best for each x. Names have their own column."""
     bottom = 44 + max(176, _LINE * len(spots))
     x_ticks, y_ticks = (
         choose_ticks(min(values), max(values)) for values in ([one.x for one in spots], [one.y for one in spots])
@@ -135,7 +135,7 @@ def draw_front(spots: Sequence[Spot], x_label: str, y_label: str) -> Markup:
 def draw_learning_curve(
     train: Sequence[tuple[float, float]], validation: Sequence[tuple[float, float]], best_step: float, label: str
 ) -> Markup:
-    """A value by step, in training (thin line) and validation (dashed line, squares); the best step is marked.
+    """Return a value by step, in training (thin line) and validation (dashed line, squares); the best step is marked.
 
     A loss starts at 0; what was measured in validation alone, such as a score, where its values start.
     """
@@ -179,7 +179,7 @@ def draw_reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
 
 
 def draw_stacked_bars(bars: Sequence[Bar], names: tuple[str, str, str], label: str) -> Markup:
-    """One line per bar: its three parts in dark, hatched and white, and their sum behind it."""
+    """Draw one line per bar: its three parts in dark, hatched and white, and their sum behind it."""
     ticks = choose_ticks(0, max(sum(bar.parts) for bar in bars))
     across, height = Scale(ticks[0], ticks[-1], 134, 394), 26 * len(bars) + 76
     parts = [_HATCH]
@@ -200,7 +200,7 @@ def draw_stacked_bars(bars: Sequence[Bar], names: tuple[str, str, str], label: s
 
 
 def choose_ticks(low: float, high: float) -> list[float]:
-    """4 to 7 round numbers (steps of 1, 2, 5 times a power of ten) that enclose `low` to `high`."""
+    """Return 4 to 7 round numbers (steps of 1, 2, 5 times a power of ten) that enclose `low` to `high`."""
     if high - low < 1e-9:
         low, high = low - 0.05, high + 0.05
     rough = (high - low) / 4
@@ -211,7 +211,7 @@ def choose_ticks(low: float, high: float) -> list[float]:
 
 
 def _staircase(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those of the points (x, y) that have more y than every point with as little x, by x."""
+    """Return those of the points (x, y) that have more y than every point with as little x, by x."""
     found: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
         if not found or y > found[-1][1]:
@@ -220,7 +220,7 @@ def _staircase(points: Sequence[tuple[float, float]]) -> list[tuple[float, float
 
 
 def _apart(heights: Sequence[float], top: float, bottom: float) -> list[float]:
-    """Ascending heights moved so that they are a line apart, between `top` and `bottom` if they fit."""
+    """Return ascending heights moved so that they are a line apart, between `top` and `bottom` if they fit."""
     moved, lowest = [], bottom
     for height in reversed(heights):
         moved.append(min(height, lowest))
@@ -229,7 +229,7 @@ def _apart(heights: Sequence[float], top: float, bottom: float) -> list[float]:
 
 
 def _names(names: Sequence[str], spots: Sequence[tuple[float, float]]) -> list[str]:
-    """Names beside their spots, moved up or down where they would cover a spot or another name."""
+    """Place names beside their spots, moved up or down where they would cover a spot or another name."""
     taken: list[tuple[float, float, float]] = []  # left, right, height of the base line
     parts = []
     for name, (x, y) in zip(names, spots, strict=True):
@@ -247,7 +247,7 @@ def _names(names: Sequence[str], spots: Sequence[tuple[float, float]]) -> list[s
 
 
 def _end_names(names: Sequence[tuple[str, float, float]], lowest: float) -> list[str]:
-    """Names behind the ends of their lines, at least 16 apart and never below `lowest`, where the axis is."""
+    """Place names behind the ends of their lines, at least 16 apart and never below `lowest`, where the axis is."""
     parts, floor = [], lowest + 12
     for name, x, y in sorted(names, key=lambda one: -one[2]):
         floor = min(y + 4, floor - 16)
@@ -256,7 +256,7 @@ def _end_names(names: Sequence[tuple[str, float, float]], lowest: float) -> list
 
 
 def _tick(value: float, ticks: Sequence[float]) -> str:
-    """As many digits as the distance of the ticks needs."""
+    """Format a tick with as many digits as the distance of the ticks needs."""
     digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
     return f"{value:,.{digits}f}"
 
@@ -276,7 +276,7 @@ def _mark(x: float, y: float, filled: bool) -> str:
 
 
 def _both_ends(name: str) -> str:
-    """Runs of a sweep begin alike and their variants end alike: a long name keeps both ends."""
+    """Shorten a long name but keep both ends: runs of a sweep begin alike, their variants end alike."""
     return name if len(name) <= 27 else f"{name[:11]}…{name[-15:]}"
 
 

@@ -23,7 +23,7 @@ def show_quantization_cost(evidence: Evidence) -> Section:
 
 
 def _run(evidence: Evidence, run_name: str, facts: dict[str, Any]) -> list[Block]:
-    """Every scored stage of a run; one that was only quantized has none before its ONNX builds."""
+    """Return every scored stage of a run; one that was only quantized has none before its ONNX builds."""
     stages = {name: stage for name, stage in facts["stages"].items() if stage["validation"]}
     qualities = {"base": evidence.summary["base"]["validation"]}
     qualities |= {name: stage["validation"] for name, stage in stages.items()}
@@ -42,7 +42,7 @@ def _run(evidence: Evidence, run_name: str, facts: dict[str, Any]) -> list[Block
 
 
 def _comparison_table(run_name: str, qualities: dict[str, dict[str, Any]]) -> Table:
-    """Each stage against the one before: paired differences, then the rows behind them."""
+    """Return each stage against the one before: paired differences, then the rows behind them."""
     against_of = {name: quality["against"] for name, quality in qualities.items() if quality["against"]}
     metrics = list(next(iter(against_of.values()))["difference"])
     rows = [

@@ -57,7 +57,7 @@ class Whole:
 
 
 def read_jobs(timings: Path, logs: Path) -> list[Job]:
-    """The jobs below the folder of timings: `<rule>/<name>.tsv` there is `<rule>/<name>.txt` in the logs.
+    """Return the jobs below the folder of timings: `<rule>/<name>.tsv` there is `<rule>/<name>.txt` in the logs.
 
     The timings are Snakemake's benchmark tables: columns `s` and `max_rss` ("NA" or "-" where it took no sample).
     """
@@ -76,7 +76,7 @@ def read_jobs(timings: Path, logs: Path) -> list[Job]:
 
 
 def sum_by_rule(jobs: Sequence[Job]) -> list[RuleTime]:
-    """The longest rule first."""
+    """Sum the times of each rule, the longest first."""
     result = []
     for rule in {job.rule for job in jobs}:
         own_jobs = [job for job in jobs if job.rule == rule]
@@ -89,7 +89,7 @@ def sum_by_rule(jobs: Sequence[Job]) -> list[RuleTime]:
 
 
 def sum_whole_run(jobs: Sequence[Job]) -> Whole | None:
-    """None when the log of a job does not say when it started."""
+    """Sum the times of the whole run; None when the log of a job does not say when it started."""
     spans = sorted((job.started, job.started + job.seconds) for job in jobs if job.started is not None)
     if not spans or len(spans) < len(jobs):
         return None
@@ -103,13 +103,13 @@ def sum_whole_run(jobs: Sequence[Job]) -> Whole | None:
 
 
 def sum_known(values: Sequence[float | None]) -> float | None:
-    """The sum, or None when one of the values is not known."""
+    """Return the sum, or None when one of the values is not known."""
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
 
 
 def _time_line(log: Path) -> tuple[float, ...]:
-    """When the job started, its start-up and its work; nothing when the log does not say."""
+    """Return when the job started, its start-up and its work; nothing when the log does not say."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     found = _TIME_LINE.match(lines[-1]) if lines else None
     return tuple(float(value) for value in found.groups()) if found else ()

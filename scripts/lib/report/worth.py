@@ -61,7 +61,7 @@ def show_uncertainty(evidence: Evidence) -> Section:
 
 
 def draw_quality(stages: dict[str, dict[str, Any]], name: str, best: str) -> list[Figure]:
-    """Stages whose metric is undefined (no free answers) are left out."""
+    """Draw the quality of stages, but of those whose metric is undefined (no free answers)."""
     dots = [
         plots.Dot(stage, quality[name], format_metric(name, quality[name]), quality[f"{name}_ci95"], stage == best)
         for stage, quality in stages.items()
@@ -78,7 +78,7 @@ def draw_quality(stages: dict[str, dict[str, Any]], name: str, best: str) -> lis
 
 
 def _rivals_table(evidence: Evidence) -> Table:
-    """Paired: what the model is above each rival on the same rows."""
+    """Return how far the model is above each rival, paired on the same rows."""
     compared = evidence.summary["model"]["compared"]
     metrics = list(compared[find_main_baseline(evidence.task, compared)]["difference"])
     rows = [
@@ -97,7 +97,7 @@ def _rivals_table(evidence: Evidence) -> Table:
 
 
 def _rows_table(evidence: Evidence) -> Table:
-    """How many rows each comparison has, and how many would settle it."""
+    """Return how many rows each comparison has, and how many would settle it."""
     summary = evidence.summary
     rows: list[Sequence[str]] = [
         _show_verdict(f"The model against {format_term(rival)}", against, evidence, "test")
@@ -127,7 +127,7 @@ def _test_name(task: str) -> str:
 
 
 def _without_label_word(evidence: Evidence) -> list[Block]:
-    """A model that only finds the label's word in the text has learned nothing: how is it without?"""
+    """Return a model that only finds the label's word in the text has learned nothing: how is it without?"""
     if evidence.task != "classification":
         return []
     found = evidence.baselines["extra"]["without_label_word"]["test"]

@@ -34,7 +34,7 @@ Hashes = dict[str, str | None]
 
 
 def read_hub_token() -> str | bool:
-    """The token of HF_TOKEN, or the secret of Key Vault that SLMFLOW_HF_TOKEN_SECRET names.
+    """Return the token of HF_TOKEN, or the secret of Key Vault that SLMFLOW_HF_TOKEN_SECRET names.
 
     False keeps the library from looking elsewhere for one. Raises `UserError` when the vault does not give it.
     """
@@ -96,7 +96,7 @@ def _hash_in_cache(file: Path) -> str | None:
 
 
 def _check_hash(file: Path, expected: str | None, id_: str) -> None:
-    """huggingface_hub compares sizes, not contents, so the contents are compared here."""
+    """Compare the content of a file: huggingface_hub compares sizes only."""
     if expected is None:
         return
     if len(expected) == 64:
@@ -108,7 +108,7 @@ def _check_hash(file: Path, expected: str | None, id_: str) -> None:
     if found != expected:
         file.resolve().unlink()
         file.unlink(missing_ok=True)
-        fail(f"{file.name} of {id_} came with hash {found}, the hub states {expected}", "start again to fetch it anew")
+        fail(f"{file.name} of {id_} came with hash {found}, the hub states {expected}", "start again to fetch it again")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Example(TypedDict):
 
 
 def encode_rows(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], *, loss: str, max_length: int) -> list[Example]:
-    """Each row as a sequence of its own. loss: `completion` (answer and end token) or `all`.
+    """Return each row as a sequence of its own. loss: `completion` (answer and end token) or `all`.
 
     Raises `UserError` for a row without a supervised token or longer than the model's `max_length`.
     """
@@ -49,7 +49,7 @@ def encode_rows(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], *, loss: s
 
 
 def join_rows(examples: Sequence[Example], length: int) -> list[Example]:
-    """Rows joined in their order and cut into blocks of `length` tokens, as Olive's `join` does.
+    """Return rows joined in their order and cut into blocks of `length` tokens, as Olive's `join` does.
 
     Unlike there the last, shorter block is kept: no token is lost.
     """
@@ -68,7 +68,7 @@ def compute_class_weights(labels: Sequence[str]) -> dict[str, float]:
 
 
 def weight_examples(examples: Sequence[Example], labels: Sequence[str]) -> list[Example]:
-    """Each example with the weight of its class; `labels`: the class of each."""
+    """Return each example with the weight of its class; `labels`: the class of each."""
     weights = compute_class_weights(labels)
     return [{**example, "weight": weights[label]} for example, label in zip(examples, labels, strict=True)]
 
@@ -115,7 +115,7 @@ class Collator:
 def compute_completion_loss(
     outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Cross entropy summed over supervised tokens, divided by their number in the whole optimizer step.
+    """Return cross entropy summed over supervised tokens, divided by their number in the whole optimizer step.
 
     outputs.logits: [rows, logits_to_keep, vocabulary], each predicting the label behind it, the last
     nothing; labels and weights: [rows, tokens]. With weights each token's loss is multiplied by its own,
@@ -141,7 +141,7 @@ class EpochOrder(torch.utils.data.Sampler[int]):
     again; the longest comes first, so that memory runs out at once or never.
 
     With `classes`, the class of each row, rows of smaller classes come more than once in an epoch, so
-    that each class comes as often as the largest; which rows come once more than others is drawn anew
+    that each class comes as often as the largest; which rows come once more than others is drawn again
     in each epoch.
     """
 
@@ -164,7 +164,7 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Rows drawn in an epoch."""
+        """Return rows drawn in an epoch."""
         return self.largest * len(self.members) or self.rows
 
     def __iter__(self) -> Iterator[int]:
@@ -188,7 +188,7 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         return iter([row for batch in [*shuffled, *rest] for row in batch])
 
     def _drawn(self, generator: torch.Generator) -> list[int]:
-        """The rows of an epoch, class by class: each as often as all can be, some once more."""
+        """Return the rows of an epoch, class by class: each as often as all can be, some once more."""
         drawn: list[int] = []
         for rows in self.members.values():
             often, rest = divmod(self.largest, len(rows))

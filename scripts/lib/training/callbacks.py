@@ -19,12 +19,12 @@ _SPENT = "spent.json"  # in a checkpoint
 
 
 def list_validations(state: Any) -> list[dict[str, Any]]:
-    """What the log says about each validation: step, eval_loss and maybe a metric, in order."""
+    """Return what the log says about each validation: step, eval_loss and maybe a metric, in order."""
     return [entry for entry in state.log_history if "eval_loss" in entry]
 
 
 def has_stopped_early(state: Any, patience: int | None) -> bool:
-    """Whether as many validations as `patience` brought nothing better, before the last step."""
+    """Return whether as many validations as `patience` brought nothing better, before the last step."""
     since_best = sum(entry["step"] > (state.best_global_step or 0) for entry in list_validations(state))
     return patience is not None and since_best >= patience and state.global_step < state.max_steps
 
@@ -43,7 +43,7 @@ class TrainingStats:
     targets: int = 0
 
     def in_all(self) -> "TrainingStats":
-        """The tokens of all processes; the time is theirs together."""
+        """Return the tokens of all processes; the time is theirs together."""
         return TrainingStats(
             self.seconds, *map(int, distributed.all_reduce_sum([self.real_tokens, self.computed_tokens, self.targets]))
         )

@@ -71,7 +71,7 @@ class PackingCollator:
 
 
 def build_attention_table(shared: int, starts: Sequence[int], tokens: int) -> dict[str, Any]:
-    """Where each packed token stands among the queries and keys of a padded table.
+    """Return where each packed token stands among the queries and keys of a padded table.
 
     starts: place of each row's first own token, behind the `shared` ones. `queries` [lines, longest]
     and `keys` [lines, shared + longest] hold places of tokens: a line for each row, and before them
@@ -117,7 +117,7 @@ def attend_packed(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention of each row over the shared beginning and itself.
+    """Return causal attention of each row over the shared beginning and itself.
 
     query, key, value: [1, heads, tokens, head size]; returns [1, tokens, heads, head size].
     Raises `ValueError` when a row is longer than the model's sliding window.
@@ -131,7 +131,7 @@ def attend_packed(
         return found.to(query.dtype), None
 
     def table(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """[1, heads, tokens, size] -> [lines, heads, longest, size]"""
+        """Rearrange [1, heads, tokens, size] as [lines, heads, longest, size]."""
         return states[0].index_select(1, places.flatten()).unflatten(1, places.shape).transpose(0, 1)
 
     lines = sdpa_attention_forward(
@@ -150,7 +150,7 @@ def attend_packed(
 def _short_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, layout: dict[str, Any]
 ) -> torch.Tensor:
-    """The same by plain batched products in float32; the queries of all heads that share a key stand together."""
+    """Return the same by plain batched products in float32; the queries of all heads that share a key stand together."""
     heads, tokens, size = query.shape[1:]
     kv_heads = key.shape[1]
     group = heads // kv_heads
@@ -160,7 +160,7 @@ def _short_attention(
     kv_start = torch.arange(kv_heads).view(kv_heads, 1, 1) * tokens
 
     def rows(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """[1, heads, tokens, size] -> [kv heads x lines, places in a line, size]"""
+        """Rearrange [1, heads, tokens, size] as [kv heads x lines, places in a line, size]."""
         return states.flatten(0, 2).index_select(0, index.flatten()).view(kv_heads * lines, -1, size)
 
     bias = torch.zeros(layout["mask"].shape).masked_fill_(~layout["mask"], float("-inf"))

@@ -37,7 +37,7 @@ def build_adapter_trainer(
     classes: Sequence[str] | None = None,
     more: Sequence[TrainerCallback] = (),
 ) -> "AdapterTrainer":
-    """Trainer of a peft model. encoded: `train` and `validation`; settings: the section `finetune`.
+    """Build the trainer of a peft model. encoded: `train` and `validation`; settings: the section `finetune`.
 
     measure: what chooses the checkpoint; None: the validation loss. classes: of each training row, for
     `class_balance`. more: callbacks after those of every training.
@@ -137,7 +137,7 @@ class AdapterTrainer(Trainer):
         self.order, self.spent, self.measure, self.lr_ratio = order, spent, measure, lr_ratio
 
     def get_train_dataloader(self) -> "_Loader":
-        """This process's batches; not through accelerate, which lets the last rows of an epoch come twice."""
+        """Return this process's batches; not through accelerate, which repeats rows at the end of an epoch."""
         rows: Any = self.train_dataset
         shares = batching.DistributedBatchSampler(
             self.order,
@@ -150,7 +150,7 @@ class AdapterTrainer(Trainer):
         return _Loader(filled, batch_sampler=shares, collate_fn=self.data_collator)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW as configured; with `lr_ratio` in two groups, A and B matrices (LoRA+, Hayou et al. 2024)."""
+        """Build AdamW as configured; with `lr_ratio` in two groups, A and B matrices (LoRA+, Hayou et al. 2024)."""
         if self.lr_ratio is None or self.optimizer is not None:
             return super().create_optimizer(model)
         from peft.optimizers import create_loraplus_optimizer
@@ -186,8 +186,9 @@ class AdapterTrainer(Trainer):
         return super().compute_loss(model, inputs, *rest, **options)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
-        """What the loss of an optimizer step is divided by, in all processes: the weights of its supervised tokens,
-        or their number."""
+        """Return what the loss of an optimizer step is divided by, in all processes: the weights of its supervised
+        tokens, or their number.
+        """
         if not batch_samples:
             return None
         own = torch.stack([count_supervised(batch) for batch in batch_samples]).sum().to(device)
@@ -195,7 +196,7 @@ class AdapterTrainer(Trainer):
         return self.accelerator.gather(own.double()).sum() if distributed.get_world_size() > 1 else own
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validation loss and, where it decides, the task's metric; the training goes on as if nothing had been.
+        """Return validation loss and, where it decides, the task's metric; the training goes on as if nothing had been.
 
         Raises `UserError` when the loss is not a finite number.
         """
@@ -214,7 +215,7 @@ class AdapterTrainer(Trainer):
         return metrics
 
     def _validation_loss(self) -> float:
-        """Loss per supervised token over all validation rows (the Trainer's own averages batches)."""
+        """Return loss per supervised token over all validation rows (the Trainer's own averages batches)."""
         loss_sum, tokens = 0.0, 0
         rows: Any = self.eval_dataset
         size, collator, model = self.args.per_device_eval_batch_size, self.data_collator, self.model
@@ -233,7 +234,7 @@ class AdapterTrainer(Trainer):
         return of_all[0] / of_all[1]
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Whether this checkpoint is the best: the higher metric, then the lower loss, then the earlier step.
+        """Return whether this checkpoint is the best: the higher metric, then the lower loss, then the earlier step.
 
         `state.best_metric` holds these in this order, [metric, -loss] or [-loss]; it is saved with the state as JSON.
         """
@@ -263,13 +264,13 @@ class _Loader(DataLoader[batching.Example]):
 
 
 def count_supervised(batch: dict[str, Any]) -> torch.Tensor:
-    """How much of a batch counts: its weights, or the number of its supervised tokens."""
+    """Return how much of a batch counts: its weights, or the number of its supervised tokens."""
     return batch["weights"].sum() if "weights" in batch else (batch["labels"] != batching.IGNORED).sum()
 
 
 @contextmanager
 def preserve_state(model: Any) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards mode and torch's random numbers are as before.
+    """Evaluate for a while; afterwards mode and torch's random numbers are as before.
 
     So neither how often nor by what is validated changes what is learned.
     """

@@ -175,4 +175,4 @@ def check_gpus(asked: Mapping[str, Mapping[str, object]]) -> None:
 def tell_unused_gpus(asked: Mapping[str, Mapping[str, object]]) -> None:
     """Tell users with NVIDIA GPUs that the run uses none of them. asked: resources set, by rule."""
     if shutil.which("nvidia-smi") and not any({"gpu", "gres"} & set(resources) for resources in asked.values()):
-        print("GPUs of this machine are not used; --profile profiles/gpu does", file=sys.stderr)
+        print("this machine's GPUs are not used; to use them: --profile profiles/gpu", file=sys.stderr)

@@ -43,12 +43,12 @@ def _check_sources(configuration: list[str]) -> None:
     known = subprocess.run(["git", "ls-files", "scripts"], capture_output=True, text=True)
     if not known.stdout:
         fail(
-            "jobs get their sources by git, which knows none here",
+            "jobs get their sources through git, but this folder is not a git repository",
             "clone it with git, or: git init; git add .",
         )
     for file in configuration:
         if os.path.relpath(file).startswith(".."):
-            fail("jobs elsewhere get no files from outside of this folder", f"put it into {Path.cwd()}", at=file)
+            fail("remote jobs cannot read files outside this folder", f"put it into {Path.cwd()}", at=file)
 
 
 def find_storage_address(workflow: Any, path: str) -> str:
@@ -74,7 +74,7 @@ def sync_metadata_before_run(workflow: Any, results: str, given: Iterable[str]) 
     Raises `UserError` where it cannot, or where jobs elsewhere could not write to such a folder.
     """
     if workflow.storage_settings.default_storage_provider and not re.match(r"\w", results):
-        fail(f"results: {results} is no folder below this one", "jobs elsewhere need one, such as results")
+        fail(f"results: {results} is not a folder below this one", "remote jobs need one, such as results")
     if workflow.storage_settings.default_storage_provider == "azure":
         from lib.workflow import azure_storage_plugin, remote_lineage
 

@@ -48,7 +48,7 @@ def check_argument_length(settings: str) -> str:
     Raises `UserError` when they are longer than Linux allows.
     """
     if len(settings.encode()) >= _LONGEST_ARGUMENT:
-        fail("sweep: has more runs than the command that compares them can name", "make several configurations of it")
+        fail("sweep: has too many runs for one selection", "split it into several configurations")
     return settings
 
 
@@ -63,5 +63,5 @@ def name_quantization_package(finetune: Mapping[str, Any]) -> str:
 
 
 def omit_keys(section: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return a section without some of its keys, such as those that a sweep sets anew for each run."""
+    """Return a section without some of its keys, such as those that a sweep sets again for each run."""
     return {name: value for name, value in section.items() if name not in names}

@@ -128,7 +128,7 @@ def _fault_of(entry: "os.DirEntry[str]", top: bool) -> str | None:
     if entry.is_symlink() and entry.is_dir():
         return "no job wrote this link to a folder"
     if not entry.is_file():
-        return "no job wrote it: it is no regular file"
+        return "no job wrote it: it is not a regular file"
     hidden = entry.name.startswith(".") and not _INSIDE.fullmatch(entry.name)
     return "no job wrote this hidden file" if hidden else None
 
