@@ -90,7 +90,9 @@ def run_auto_round(
 
 
 def keep_what_is_not_weights(merged: Path, folder: Path) -> None:
-    """Keep tokenizer and generation config as the merged model has them, and drop this machine's path from the config."""
+    """Keep tokenizer and generation config as the merged model has them, and drop this machine's path from the
+    config.
+    """
     for file in merged.iterdir():
         weights = file.name.endswith((".safetensors", ".index.json"))
         if file.is_file() and not weights and file.name != "config.json" and not file.name.startswith("."):

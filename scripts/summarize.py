@@ -65,7 +65,9 @@ def _data(audit: dict[str, Any], split: dict[str, Any]) -> dict[str, int]:
 
 
 def _runs(args: argparse.Namespace) -> dict[str, Any]:
-    """Return training facts, choice of merge and stages of every run; ONNX builds that were not scored have no quality."""
+    """Return training facts, choice of merge and stages of every run; ONNX builds that were not scored have no
+    quality.
+    """
     base = _predictions(args.base_validation_predictions)
     return {one["name"]: _run(one, args.settings, args.results, base) for one in args.settings["runs"]}
 
@@ -114,7 +116,9 @@ def _before(stage: str, scored: Container[str]) -> str:
 def _comparison(
     settings: dict[str, Any], before: Sequence[Prediction], after: Sequence[Prediction], name: str
 ) -> dict[str, Any]:
-    """Return `flips`, `kl` and `against` of a stage; `against` has the paired test and the intervals of the difference."""
+    """Return `flips`, `kl` and `against` of a stage; `against` has the paired test and the intervals of the
+    difference.
+    """
     draw = {"seed": settings["seed"], "samples": settings["evaluate"]["bootstrap_samples"]}
     return compare_stages_with_intervals(settings["task"], before, after, name=name, **draw)
 

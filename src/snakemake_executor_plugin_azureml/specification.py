@@ -185,7 +185,9 @@ def _both(of_all: str | None, of_rule: str | None) -> str:
 
 
 def _with_paths(command: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> str:
-    """Return the command, told where its inputs and outputs are: Azure puts their paths into commands and nowhere else."""
+    """Return the command, told where its inputs and outputs are: Azure puts their paths into commands and nowhere
+    else.
+    """
     exports = [f'export AZUREML_INPUT_{name.upper()}="${{{{inputs.{name}}}}}"' for name in inputs]
     exports += [f'export AZUREML_OUTPUT_{name.upper()}="${{{{outputs.{name}}}}}"' for name in outputs]
     return " && ".join([*exports, command])

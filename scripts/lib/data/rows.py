@@ -15,7 +15,9 @@ NOT_TEXT = "not text"
 
 
 def get_column(row: Any, name: str) -> Any:
-    """Return value of a column, or `MISSING`. A dotted name that is no key reaches into objects, by number into lists."""
+    """Return value of a column, or `MISSING`. A dotted name that is no key reaches into objects, by number into
+    lists.
+    """
     value = _child(row, name)
     for dot in re.finditer(r"\.", name) if value is MISSING else ():
         value = get_column(_child(row, name[: dot.start()]), name[dot.end() :])

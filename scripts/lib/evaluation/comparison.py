@@ -215,7 +215,9 @@ def compute_sample_size_from_interval(gap: float, ci95: Sequence[float], n: int)
 
 
 def compute_minimum_detectable_effect(wins: int, losses: int, n: int) -> float:
-    """Return the smallest difference (share of rows) that n rows show 4 times in 5, when as many rows differ as here."""
+    """Return the smallest difference (share of rows) that n rows show 4 times in 5, when as many rows differ as
+    here.
+    """
     return (_Z_95 + _Z_80) * math.sqrt((wins + losses) / n / n)
 
 

@@ -29,7 +29,9 @@ def encode_choices(
 
 
 def answer_limit(template: Template, choices: Sequence[Sequence[int]], max_new_tokens: int) -> int:
-    """Return tokens that a free answer may take. A label needs little more than the longest of `choices` (their ids)."""
+    """Return tokens that a free answer may take. A label needs little more than the longest of `choices` (their
+    ids).
+    """
     return 2 + max(map(len, choices)) if template["task"] == "classification" else max_new_tokens
 
 

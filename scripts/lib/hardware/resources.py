@@ -130,7 +130,9 @@ def estimate_build_minutes(parameters: int, attempt: int) -> int:
 
 
 def estimate_calibrate_minutes(parameters: int, calibration: Mapping[str, int], attempt: int) -> int:
-    """Return each layer passes 4 sequences forward and back in a step: 639 s beside other work for the demo, 551 here."""
+    """Return each layer passes 4 sequences forward and back in a step: 639 s beside other work for the demo, 551
+    here.
+    """
     tokens = 4 * calibration["length"] * calibration["iterations"]
     return reserve_minutes(12 * parameters * tokens / _CPU_OPERATIONS, attempt)
 

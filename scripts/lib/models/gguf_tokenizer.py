@@ -134,7 +134,9 @@ def split_pieces(regexes: tuple[str, ...]) -> Any:
 def build_sentencepiece_bpe(
     metadata: dict[str, Any], tokens: list[str], roles: dict[str, str], label: str
 ) -> "tokenizers.Tokenizer":
-    """Build a tokenizer whose merges follow from the scores. A space comes before the text and behind control tokens."""
+    """Build a tokenizer whose merges follow from the scores. A space comes before the text and behind control
+    tokens.
+    """
     from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers.tokenization_utils_base import generate_merges
 

@@ -199,7 +199,9 @@ def find_wrapper_cause(name: str) -> str | None:
 
 
 def round_to_4_bits(weight: torch.Tensor, quantization: Quantization) -> torch.Tensor:
-    """Return the values that a layer of a 4-bit base computes with: `weight` in float32, through bitsandbytes' codes."""
+    """Return the values that a layer of a 4-bit base computes with: `weight` in float32, through bitsandbytes'
+    codes.
+    """
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     codes, state = quantize_4bit(

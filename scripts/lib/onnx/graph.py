@@ -159,7 +159,9 @@ def list_merged_names(node: str, names: Collection[str]) -> list[str]:
 
 
 def select_rows_behind(node: str, merged: np.ndarray, count: int) -> np.ndarray:
-    """Return the `count` rows of a merged weight that a node has, where the builder takes it apart; else all of them."""
+    """Return the `count` rows of a merged weight that a node has, where the builder takes it apart; else all of
+    them.
+    """
     if len(merged) <= count:
         return merged
     _, place = _SPLIT.get(node.strip("/").split("/")[-2], ("", 0))

@@ -51,7 +51,9 @@ def _has_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.Async
 
 @cache
 def _find_imports(path: Path) -> set[str]:
-    """Return dotted names that begin with `lib`. `from lib.a import b` may mean the module lib.a.b or a name in lib.a."""
+    """Return dotted names that begin with `lib`. `from lib.a import b` may mean the module lib.a.b or a name in
+    lib.a.
+    """
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:

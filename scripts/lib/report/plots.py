@@ -105,7 +105,9 @@ def draw_scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
 
 
 def draw_front(spots: Sequence[Spot], x_label: str, y_label: str) -> Markup:
-    """Draw spots of which less x and more y is better; a line joins the best for each x. Names have their own column."""
+    """Draw spots of which less x and more y is better; a line joins the best for each x. Names have their own
+    column.
+    """
     bottom = 44 + max(176, _LINE * len(spots))
     x_ticks, y_ticks = (
         choose_ticks(min(values), max(values)) for values in ([one.x for one in spots], [one.y for one in spots])

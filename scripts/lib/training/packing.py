@@ -150,7 +150,9 @@ def attend_packed(
 def _short_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, layout: dict[str, Any]
 ) -> torch.Tensor:
-    """Return the same by plain batched products in float32; the queries of all heads that share a key stand together."""
+    """Return the same by plain batched products in float32; the queries of all heads that share a key stand
+    together.
+    """
     heads, tokens, size = query.shape[1:]
     kv_heads = key.shape[1]
     group = heads // kv_heads
