@@ -32,7 +32,7 @@ from lib.data.labels import (
 )
 from lib.data.near_duplicates import describe_uncompared, find_similar_pairs, number_clusters, tell_uncompared
 from lib.data.row_values import REASONS, Reason, Source, read_sources
-from lib.data.rows import MISSING, compute_row_id, get_column, list_reachable_names, normalize
+from lib.data.rows import MISSING, compute_row_id, format_place, get_column, list_reachable_names, normalize
 from lib.data.template_inversion import extract_input
 from lib.data.templates import Template, compile_template, render_completion, render_prompt
 from lib.data.tokenizer import Tokenizer, load_tokenizer
@@ -47,7 +47,7 @@ Places = NDArray[np.int64]
 
 @dataclass
 class Rows:
-    """Hold what stays in memory of each row: 77 bytes, whatever its text. Texts are read again where needed.
+    """Hold what stays in memory of each row: 81 bytes, whatever its text. Texts are read again where needed.
 
     state: 0 for a usable row, else the place of its reason in `REASONS`, counted from 1.
     other: the row that it conflicts with or repeats.
@@ -63,6 +63,7 @@ class Rows:
     other: array = field(default_factory=lambda: array("i"))
     file: array = field(default_factory=lambda: array("i"))
     line: array = field(default_factory=lambda: array("q"))
+    number: array = field(default_factory=lambda: array("i"))
     target: array = field(default_factory=lambda: array("i"))
     tokens: array = field(default_factory=lambda: array("i"))
     ids: bytearray = field(default_factory=bytearray)
@@ -76,7 +77,7 @@ class Rows:
         np.frombuffer(self.other, dtype=np.int32)[places] = others
 
     def place(self, index: int) -> str:
-        return f"{self._file_names[self.file[index]]}:{self.line[index]}"
+        return format_place(self._file_names[self.file[index]], self.line[index], self.number[index])
 
     def target_text(self, index: int) -> str:
         return self._target_names[self.target[index]]
@@ -151,6 +152,7 @@ def _index_rows(path: Path, sources: Iterable[Source], names: Sequence[str], *, 
             absent.update(name for name in names if get_column(read["row"], name) is MISSING)
         rows.file.append(rows.files.setdefault(read["file"], len(rows.files)))
         rows.line.append(read["line"])
+        rows.number.append(read["number"])
         rows.other.append(-1)
         rows.tokens.append(0)
         if classified and spelling is not None:
@@ -365,6 +367,7 @@ def _iterate_kept(
             "id": rows.ids[32 * source.number : 32 * source.number + 32].hex(),
             "file": source.read["file"],
             "line": source.read["line"],
+            "number": source.read["number"],
             "values": inputs,
             "target": target,
             "cluster": int(clusters[source.number]),
@@ -377,9 +380,9 @@ def _iterate_rejected(
     """Yield the rows set aside; the first one of each reason goes to `examples`."""
     for source in sources:
         if rows.state[source.number]:
-            place = {"file": source.read["file"], "line": source.read["line"]}
+            place = {key: source.read[key] for key in ("file", "line", "number")}
             reason = _reason(source, rows, max_length)
-            examples.setdefault(reason.reason, f"{place['file']}:{place['line']}: {reason.detail}")
+            examples.setdefault(reason.reason, f"{format_place(**place)}: {reason.detail}")
             yield {**place, **reason._asdict(), "row": source.read.get("row")}
 
 

@@ -1,7 +1,8 @@
 """Read the raw rows, from files, the hub, a package or Azure, into one file: each row with its source.
 
-Writes JSON Lines: {"file", "line", "row"}, or {"file", "line", "error"} for a row that cannot be
-read, where the settings say to keep those. Parquet and the hub have no lines: theirs are row numbers.
+Writes JSON Lines: {"file", "line", "number", "row"}, or "error" in the place of "row" for a row that cannot be read,
+where the settings say to keep those. number: the row's place in its file, from 1. Parquet and the hub have no lines:
+theirs are these numbers.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from typing import Any
 from lib.core.cli import UserError, build_parser, extract_first_line, fail, parse_settings, report_progress, run
 from lib.core.files import hash_file, write_jsonl
 from lib.data.readers import SourceRow, convert_typed_rows, read_rows
+from lib.data.rows import format_place
 
 
 def main(args: argparse.Namespace) -> None:
@@ -60,20 +62,21 @@ def _collect_rows(
 ) -> Iterator[dict[str, Any]]:
     for name, place, rows in sources:
         count = 0
-        for line, row, error in rows:
-            count += 1
+        for count, (line, row, error) in enumerate(rows, start=1):
+            where = {"file": name, "line": line, "number": count}
             if error is None:
-                yield {"file": name, "line": line, "row": row}
+                yield {**where, "row": row}
             elif keep_unreadable:
-                yield {"file": name, "line": line, "error": error}
+                yield {**where, "error": error}
             else:
-                fail(error, "mend it, or set data.unreadable: reject to set such rows aside", at=place, line=line)
+                hint = "mend it, or set data.unreadable: reject to set such rows aside"
+                fail(error, hint, at=format_place(place, line, count))
         if count == 0:
             fail("holds no rows", "choose another file", at=place)
         report_progress(f"fetch_data: {count} rows from {name}")
 
 
-def _hub_rows(id: str, revision: str, split: str, config: str | None) -> Iterator[SourceRow]:
+def _hub_rows(id: str, revision: str, split: str, config: str | None = None) -> Iterator[SourceRow]:
     import datasets
 
     from lib.sources.huggingface import check_data_file, explain_hub_errors, read_hub_token

@@ -26,8 +26,8 @@ import numpy as np
 
 from lib.core.cli import build_parser, fail, run
 from lib.core.escaping import escape_controls
-from lib.data.readers import SUFFIXES, read_rows
-from lib.data.rows import MISSING, convert_to_text, describe_value, get_column
+from lib.data.readers import is_readable, read_rows
+from lib.data.rows import MISSING, convert_to_text, describe_value, format_place, get_column
 from lib.data.templates import Template, render_completion, render_prompt
 from lib.data.tokenizer import Tokenizer
 from lib.data.tokenizer_trial import TRIED_TEXTS, join_values
@@ -84,7 +84,7 @@ def format_line(result: dict[str, Any]) -> str:
 
 def read_inputs(texts: Sequence[str], file: Path | None, columns: Sequence[str]) -> Iterator[Input]:
     """Yield the texts of the command line, then those of the file."""
-    tabular = file is not None and file.suffix.lower() in SUFFIXES
+    tabular = file is not None and is_readable(file)
     if len(columns) != 1 and (texts or (file and not tabular)):
         fail(f"the model takes the columns {', '.join(columns)}", "give them in a .jsonl or .csv with --file")
     for number, text in enumerate(texts, start=1):
@@ -99,10 +99,11 @@ def read_inputs(texts: Sequence[str], file: Path | None, columns: Sequence[str])
     if file.suffix.lower() == ".parquet" and missing:
         what = f"Parquet is read with {missing[0]}, which is not installed"
         fail(what, f"pip install {' '.join(missing)}, or save as .csv", at=file)
-    for source in read_rows(file):
+    for number, source in enumerate(read_rows(file), start=1):
+        place = format_place(file, source.line, number)
         if source.error:
-            fail(source.error, "mend or remove the line", at=file, line=source.line)
-        yield Input(source.row, file, source.line)
+            fail(source.error, "mend or remove the row", at=place)
+        yield Input(source.row, place)
 
 
 def read_lines(file: Path) -> list[str]:

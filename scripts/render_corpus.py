@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from lib.core.cli import UserError, build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import publish_file, read_json, read_jsonl
 from lib.core.layout import SCORED_SPLITS, SPLITS
+from lib.data.rows import format_place
 from lib.data.templates import Template, compile_template, render_chats, render_completion, render_prompt
 from lib.data.tokenizer import Tokenizer, encode_completion, load_tokenizer
 from lib.data.truncation import shorten_values
@@ -76,6 +77,11 @@ def _render_rows(
         count, scored = count + len(batch), scored + len(asked)
 
 
+def locate(row: dict[str, Any]) -> str:
+    """Return where a kept row stands in its file."""
+    return format_place(row["file"], row["line"], row["number"])
+
+
 class Text(NamedTuple):
     """A row as prompt and completion; head: the ids of the prompt."""
 
@@ -89,7 +95,7 @@ class Text(NamedTuple):
         try:
             encode_completion(self.prompt, self.completion, self.head, whole)
         except UserError as error:
-            fail(str(error), at=self.row["file"], line=self.row["line"])
+            fail(str(error), at=locate(self.row))
 
 
 def _fit_values(
@@ -108,11 +114,11 @@ def _fit_values(
             short = shorten_values(tokenizer, template, row["values"], row["target"], max_length=max_length, side=side)
             if short is None:
                 what = "the row does not fit into corpus.max_length"
-                fail(what, "audit the data again", at=row["file"], line=row["line"])
+                fail(what, "audit the data again", at=locate(row))
             values[place], encoded[place] = short, tokenizer.encode(text(row, short))
         if len(encoded[place]) > max_length:
             what = f"{len(encoded[place])} tokens, corpus.max_length is {max_length}"
-            fail(what, "audit the data again", at=row["file"], line=row["line"])
+            fail(what, "audit the data again", at=locate(row))
     return values, encoded
 
 
@@ -132,7 +138,7 @@ def _check_chat(
         # Theirs may go on behind the end token; ours may have an end token where theirs has none.
         if not (theirs.startswith(ours) or ours == theirs + tokenizer.eos):
             what = "the tokenizer's chat template changes the text of this row"
-            fail(what, "use corpus.text_template", at=row["file"], line=row["line"])
+            fail(what, "use corpus.text_template", at=locate(row))
 
 
 def _check_choices(texts: Sequence[Text], choices: Sequence[str], scored: int, tokenizer: Tokenizer) -> None:

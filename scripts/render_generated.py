@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _PYPI = ["packaging", "requests", "truststore", "urllib3"]
 _AZURE = ["azure-ai-ml", "azure-identity", "azure-keyvault-secrets", "azure-storage-blob"]  # sources, progress
 GROUPS = {
-    "data": [*_AZURE, *_PYPI, "datasets", "huggingface-hub", "jinja2", "numpy", "tokenizers", "xxhash"],
+    "data": [*_AZURE, *_PYPI, "datasets", "huggingface-hub", "jinja2", "numpy", "openpyxl", "tokenizers", "xxhash"],
     "train": [
         *_AZURE,
         *_PYPI,

@@ -178,7 +178,7 @@ def test_json_that_python_reads_and_nobody_can_use_is_one_line(tmp_path, content
 def test_json_that_other_programs_read_in_another_way_is_read_unless_the_reader_is_strict(tmp_path, text):
     (tmp_path / "one.json").write_text(text)
     assert "a" in read_json(tmp_path / "one.json")
-    with pytest.raises(UserError, match="one.json: not JSON: .* (is no number|is listed twice)"):
+    with pytest.raises(UserError, match="one.json: not JSON: .* (is not a number|is listed twice)"):
         read_json(tmp_path / "one.json", strict=True)
 
 

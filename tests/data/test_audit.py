@@ -72,8 +72,8 @@ def test_each_reason_with_its_place_and_row(tmp_path, tiny_phi3):
     assert "'tone'" in details[3]
     assert "'<|end|>'" in details[6]
     assert "'anger'" in details[10]
-    assert details[11] == "'joy' here, 'fear' at a.json:12"
-    assert details[13] == "same as a.json:1"
+    assert details[11] == "'joy' here, 'fear' at a.jsonl:12"
+    assert details[13] == "same as a.jsonl:1"
     assert "256" in details[14]
     assert details[16] == "'phrase' contains the character NUL (U+0000)"
     assert [details[line] for line in (4, 5, 17)] == [
@@ -242,7 +242,7 @@ def test_optional_columns_may_be_empty_but_not_all_of_them(tmp_path, tiny_phi3):
     result, kept, _ = audit(tmp_path, tiny_phi3, rows, corpus=corpus, task="generation")
     assert len(kept) == 1
     (reason,) = result["verdict"]["reasons"]
-    assert "3 empty_value (a.json:2: 'input' is empty; name it in data.optional_columns if it may be)" in reason
+    assert "3 empty_value (a.jsonl:2: 'input' is empty; name it in data.optional_columns if it may be)" in reason
 
 
 LOST = [row("a"), row("b", "fear"), row("a"), row("a"), row("", "fear"), row(""), "not JSON"]
@@ -253,7 +253,11 @@ LOST = [row("a"), row("b", "fear"), row("a"), row("a"), row("", "fear"), row("")
     [
         (LOST, {}, None),  # 3 of 7: what is there twice is not lost
         ([*LOST, row("")], {}, None),
-        ([*LOST, row(""), row("")], {}, "5 of 9 rows are set aside, more than half: 4 empty_value (a.json:5: 'phrase'"),
+        (
+            [*LOST, row(""), row("")],
+            {},
+            "5 of 9 rows are set aside, more than half: 4 empty_value (a.jsonl:5: 'phrase'",
+        ),
         ([*LOST, row(""), row("")], {"max_rejected": 0.56}, None),
         (LOST, {"max_rejected": 0.1}, "3 of 7 rows are set aside, more than data.max_rejected 0.1 allows: 2 empty"),
         (LOST, {"max_rejected": 0.0}, "data.max_rejected: 0.43 lets them go"),
@@ -594,7 +598,7 @@ def test_thousands_of_copies_of_one_form_are_compared_a_few_times_each(tmp_path,
 
 
 def test_script_writes_its_three_files_or_none(tmp_path, tiny_phi3, run_script):
-    write_jsonl(tmp_path / "rows.jsonl", [{"file": "a", "line": 1, "row": row("x")}])
+    write_jsonl(tmp_path / "rows.jsonl", [{"file": "a", "line": 1, "number": 1, "row": row("x")}])
     settings = json.dumps({"task": "classification", "data": DATA, "corpus": CORPUS})
     words = ["--settings", settings, "--rows", tmp_path / "rows.jsonl"]
     for name in ("audit", "rejected", "kept"):

@@ -100,7 +100,7 @@ def nothing_written(folder: Path) -> bool:
 
 
 def test_row_over_the_limit_is_an_error(tmp_path, tiny_phi3):
-    with pytest.raises(UserError, match=r"^data/a\.json:10: .* tokens, corpus.max_length is 8"):
+    with pytest.raises(UserError, match=r"^data/a\.json, row 1 \(line 10\): .* tokens, corpus.max_length is 8"):
         render(tmp_path, tiny_phi3, kept_rows(), TEXT, max_length=8)
     assert nothing_written(tmp_path)
 
@@ -116,7 +116,8 @@ def test_seam_that_the_tokenizer_joins_names_the_row(tmp_path, tiny_phi3, joinin
         rows[3]["target"] = word[1:]
     else:
         labels.append(word[1:])
-    with pytest.raises(UserError, match=rf"^data/a\.json:{13 if joining == 'answer' else 11}: the tokenizer joins"):
+    number, line = (4, 13) if joining == "answer" else (2, 11)
+    with pytest.raises(UserError, match=rf"^data/a\.json, row {number} \(line {line}\): the tokenizer joins"):
         render(tmp_path, tiny_phi3, rows, corpus, labels=labels)
     assert nothing_written(tmp_path)
 
@@ -128,7 +129,7 @@ def test_chat_template_that_changes_a_value_is_caught(tmp_path, tiny_llama):
     path.write_text(path.read_text().replace("message['content']", "message['content'].split('</think>')[-1]"))
     render(tmp_path, base, kept_rows(), CHAT)
     rows = kept_rows([*PHRASES, "a </think> b"])
-    with pytest.raises(UserError, match=r"^data/a\.json:16: the tokenizer's chat template changes"):
+    with pytest.raises(UserError, match=r"^data/a\.json, row 7 \(line 16\): the tokenizer's chat template changes"):
         render(tmp_path, base, rows, CHAT)
 
 

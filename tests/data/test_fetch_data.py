@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import fetch_data
+import openpyxl
 import pyarrow.parquet
 import pytest
 
@@ -125,7 +127,7 @@ BROKEN_ROWS = {
 def test_broken_row_stops_with_its_line_or_is_set_aside(tmp_path, name):
     content, line, reason = BROKEN_ROWS[name]
     message = refusal(tmp_path, name, content)
-    assert message.startswith(f"{name}:{line}: ")
+    assert message.startswith(f"{name}, row 2 (line {line}): " if name.endswith(".json") else f"{name}:{line}: ")
     assert reason in message
     assert "data.unreadable: reject" in message
     assert "\n" not in message
@@ -133,6 +135,23 @@ def test_broken_row_stops_with_its_line_or_is_set_aside(tmp_path, name):
     assert ["error" in row for row in rows] == [False, True, False]
     assert rows[1]["line"] == line
     assert reason in rows[1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("one_line.json", '[{"t": 1}, {"t": 2}, {"t": 1, "t": 2}]', "one_line.json, row 3 (line 1): "),
+        ("long_cells.csv", 'a,b\n"x\ny\nz",1\n1,2,3\n', "long_cells.csv, row 2 (line 5): "),
+        ("rows.csv", "a,b\n1,2\n1,2,3\n", "rows.csv:3: "),
+        ("lines.jsonl", '{"t": 1}\n{"t": 1, "t": 2}\n', "lines.jsonl:2: "),
+        ("blank_lines.jsonl", '\n\n{"t": 1}\n{"t": 1, "t": 2}\n', "blank_lines.jsonl, row 2 (line 4): "),
+    ],
+)
+def test_a_row_is_named_by_its_number_where_its_line_does_not_tell_it(tmp_path, name, content, place):
+    assert refusal(tmp_path, name, content).startswith(place)
+    number = int(place.partition("row ")[2].split()[0]) if "row " in place else 2
+    rows = fetch(tmp_path, (name, content), unreadable="reject")
+    assert next(row["number"] for row in rows if "error" in row) == number
 
 
 def parquet(columns: dict | list) -> bytes:
@@ -159,7 +178,7 @@ BROKEN_FILES = {
     "bytes.json": ('[{"t": "é"},\n{"t": "'.encode() + b'\xff"}]', "bytes.json:2: not UTF-8; save"),
     "nameless.csv": (",,\n1,2,3\n", "nameless.csv:1: the first row names no column"),
     "twice.csv": ("t,t\n1,2\n", "twice.csv:1: the column 't' occurs twice"),
-    "rows.txt": ("x", "not a format"),
+    "rows.txt": ("x", "this format cannot be read"),
     "rows.parquet": ("x" * 100, "rows.parquet: not Parquet"),
     "twice.parquet": (parquet([("t", ["a"]), ("t", ["b"])]), "the column 't' occurs twice"),
 }
@@ -233,16 +252,22 @@ WHOLE_FILES = {
     "lfs": (LFS, "jsonl csv parquet", "Git LFS pointer", "git lfs pull"),
     "annex": ("/annex/objects/SHA256E-s12--4d7a.csv\n", "csv", "git-annex pointer", "git annex get"),
     "html": ("\n<!DOCTYPE html><html><body>Log in</body></html>", "json csv parquet", "HTML page", "download"),
-    "gzip": (gzip.compress(JSON_ROWS.encode()), "jsonl csv json.gz", "compressed (gzip)", "unpack"),
-    "excel": (b"PK\x03\x04" + bytes(26) + b"xl/workbook.xml", "csv xlsx", "Excel workbook", "save its sheet as CSV"),
+    "gzip": (gzip.compress(JSON_ROWS.encode()), "jsonl csv", "compressed (gzip)", "end in .gz"),
+    "not_gzip": (JSON_ROWS, "jsonl.gz csv.gz", "not a whole gzip file", "fetch it again"),
+    "cut_gzip": (gzip.compress(JSON_ROWS.encode())[:-9], "jsonl.gz", "not a whole gzip file", "fetch it again"),
+    "gzip_of_zeros": (gzip.compress(bytes(150_000_000)), "jsonl.gz", "unpacks to more than 1", "unpack it"),
+    "gzip_of_gzip": (gzip.compress(gzip.compress(JSON_ROWS.encode())), "jsonl.gz", "compressed (gzip)", "end in .gz"),
+    "excel": (b"PK\x03\x04" + bytes(26) + b"xl/workbook.xml", "csv", "Excel workbook", "end in .xlsx, or save its sheet as CSV"),
+    "not_excel": (b"PK\x03\x04" + bytes(26) + b"xl/workbook.xml", "xlsx", "not an Excel workbook", "save its sheet as CSV"),
+    "old_excel": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), "csv xlsx", "an old Excel workbook", "save it as .xlsx"),
     "zip": (b"PK\x03\x04" + bytes(26) + b"rows.csv", "csv zip", "zip archive", "unpack"),
-    "utf16": (JSON_ROWS.encode("utf-16"), "jsonl json csv", "UTF-16", "as UTF-8"),
-    "utf16_unmarked": (CSV_ROWS.encode("utf-16-be"), "csv jsonl", "UTF-16", "as UTF-8"),
-    "utf32": (CSV_ROWS.encode("utf-32"), "csv", "UTF-32", "as UTF-8"),
-    "cp1252": (CSV_ROWS.replace("one", "café £5").encode("cp1252"), "csv", "csv:2: not UTF-8, likely Windows-1252", "as UTF-8"),
-    "cp1252_late": (("t,u\n" + "a,b\n" * 50_000 + "ü,b\n").encode("cp1252"), "csv", "csv:50002: not UTF-8, likely", "as UTF-8"),
-    "cp1252_json": ((JSON_ROWS + '{"text": "ü"}\n').encode("cp1252"), "jsonl", "jsonl:7: not UTF-8, likely Windows", "as UTF-8"),
-    "cp1252_list": ('[\n{"t": "ü"}]'.encode("cp1252"), "json", "json:2: not UTF-8, likely Windows", "as UTF-8"),
+    "utf16": (JSON_ROWS.encode("utf-16"), "jsonl json csv", "UTF-16", "iconv -f UTF-16 -t UTF-8"),
+    "utf16_unmarked": (CSV_ROWS.encode("utf-16-be"), "csv jsonl", "UTF-16", "iconv -f UTF-16 -t UTF-8"),
+    "utf32": (CSV_ROWS.encode("utf-32"), "csv", "UTF-32", "iconv -f UTF-32 -t UTF-8"),
+    "cp1252": (CSV_ROWS.replace("one", "café £5").encode("cp1252"), "csv", "csv:2: not UTF-8, likely Windows-1252", "iconv -f WINDOWS-1252 -t UTF-8"),
+    "cp1252_late": (("t,u\n" + "a,b\n" * 50_000 + "ü,b\n").encode("cp1252"), "csv", "csv:50002: not UTF-8, likely", "iconv -f WINDOWS-1252 -t UTF-8"),
+    "cp1252_json": ((JSON_ROWS + '{"text": "ü"}\n').encode("cp1252"), "jsonl", "jsonl:7: not UTF-8, likely Windows", "iconv -f WINDOWS-1252 -t UTF-8"),
+    "cp1252_list": ('[\n{"t": "ü"}]'.encode("cp1252"), "json", "json:2: not UTF-8, likely Windows", "iconv -f WINDOWS-1252 -t UTF-8"),
     "shift_jis": ("t,u\n日本語,テスト\n".encode("shift-jis"), "csv", "csv:2: not UTF-8, in an unknown", "as UTF-8"),
     "cr": (CSV_ROWS.replace("\n", "\r"), "csv", "CR alone", "LF or CRLF"),
     "cr_json": (JSON_ROWS.replace("\n", "\r"), "jsonl json", "CR alone", "LF or CRLF"),
@@ -261,12 +286,6 @@ WHOLE_FILES = {
     "python": ("{'t': 1}\n{'t': 2}\n", "jsonl json", "Python dictionaries", "json.dumps"),
     "csv_as_json": (CSV_ROWS, "json jsonl", "begins with 'text,label'", "name it after its format"),
     "json_as_csv": (JSON_ROWS, "csv", "JSON under the name of CSV", "end in .json"),
-    "semicolons": ('text;label\r\n"one, or so";calm\r\n"two";angry\r\n', "csv", "separated by semicolons", "by commas"),
-    "comma_in_head": ("price, EUR;label\n1;a\n2,5;b\n", "csv", "separated by semicolons", "by commas"),
-    "sep": ("sep=;\ntext;label\none;calm\n", "csv", "separated by semicolons", "by commas"),
-    "sep_comma": ("sep=,\n" + CSV_ROWS, "csv", "Excel's sep= and no names", "name every column"),
-    "tabs": (CSV_ROWS.replace(",", "\t"), "csv tsv", "separated by tabs", "by commas"),
-    "bars": (CSV_ROWS.replace(",", "|"), "csv", "separated by vertical bars", "by commas"),
     "title": ("Export of 2024\n" + CSV_ROWS, "csv", "the first row has 1 cells, all rows below have 2", "name every column"),
     "parquet": (b"PAR1" + bytes(50), "csv json", "a Parquet file", "end in .parquet"),
     "no_keys": ("{t: 1}\n{t: 2}\n", "jsonl json", "no line of its beginning is one JSON object", "on one line"),
@@ -287,6 +306,65 @@ def test_a_file_that_is_something_else_is_named_with_what_to_do(tmp_path, case, 
     assert hint in message.partition("; ")[2]
     assert "unreadable" not in message
     assert "\n" not in message
+
+
+SEPARATED = {
+    "semicolons.csv": 'text;label\r\n"one; or so";calm\r\ntwo;angry\r\n',
+    "comma_in_head.csv": "text;label\n1;a\n2,5;b\n",
+    "sep.csv": "sep=;\ntext;label\none;calm\ntwo;angry\n",
+    "sep_comma.csv": "sep=,\n" + CSV_ROWS,
+    "tabs.csv": CSV_ROWS.replace(",", "\t"),
+    "tabs.tsv": CSV_ROWS.replace(",", "\t"),
+    "one_column.tsv": "text\none\n",
+    "bars.csv": CSV_ROWS.replace(",", "|"),
+}
+
+
+@pytest.mark.parametrize("name", SEPARATED)
+def test_cells_are_separated_by_what_the_file_shows_and_a_line_says_so(tmp_path, name, capsys):
+    path = tmp_path / name
+    path.write_bytes(SEPARATED[name].encode())
+    rows = list(readers.read_rows(path))
+    assert not any(row.error for row in rows)
+    assert rows[0].row["text" if name != "comma_in_head.csv" else "label"] in ("one", "one; or so", "a")
+    assert rows[0].line == (3 if name.startswith("sep") else 2)
+    told = name.endswith(".csv") and name != "sep_comma.csv"
+    assert ("cells are separated by" in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.csv.gz", "rows.json.gz"])
+def test_gzipped_files_are_read_like_what_is_in_them(tmp_path, name):
+    plain, packed = tmp_path / name.removesuffix(".gz"), tmp_path / name
+    plain.write_text({"l": JSON_ROWS, "v": CSV_ROWS, "n": json.dumps([{"t": 1}])}[plain.name[-1]])
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert list(readers.read_rows(packed)) == list(readers.read_rows(plain))
+    plain.write_text("a,a\n" if ".csv" in name else "[{}, {" if ".json." in name else PRETTY_ROW)
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(UserError) as caught:
+        list(readers.read_rows(packed))
+    assert str(caught.value).startswith(f"{packed}:"), "the name that people know"
+
+
+def test_a_workbook_is_read_by_the_first_row_of_its_first_sheet_with_rows(tmp_path, capsys):
+    book = openpyxl.Workbook()
+    book.active.title = "Empty"
+    for row in (
+        [],
+        ["text", "score", "day", None],
+        ["one", 7, datetime(2026, 11, 1)],
+        [],
+        [None, 0.5, None],
+        [1, 2, 3, 4],
+    ):
+        book.create_sheet("Rows") if "Rows" not in book.sheetnames else None
+        book["Rows"].append(row)
+    book.create_sheet("Notes").append(["x"])
+    book.save(tmp_path / "rows.xlsx")
+    first, second, third = readers.read_rows(tmp_path / "rows.xlsx")
+    assert first == (3, {"text": "one", "score": 7, "day": "2026-11-01T00:00:00"}, None)
+    assert second == (5, {"text": None, "score": 0.5, "day": None}, None)
+    assert (third.line, third.error) == (6, "4 cells, but the first row names 3 columns")
+    assert "read is sheet 'Rows'; not read: 'Notes'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -398,7 +476,7 @@ def test_package_file_is_read_like_any_other(tmp_path, monkeypatch):
 
     monkeypatch.setattr(pypi, "fetch_package_file", package_file)
     rows = fetch_source(tmp_path, {"package": asked}, [])
-    assert rows == [{"file": "some-data:some/rows.csv", "line": 2, "row": {"t": "x"}}]
+    assert rows == [{"file": "some-data:some/rows.csv", "line": 2, "number": 1, "row": {"t": "x"}}]
 
 
 @pytest.fixture
@@ -408,7 +486,7 @@ def hub():
 
 
 def fetch_hub(hub: FakeHub, tmp_path: Path, revision: str = COMMIT, split: str = "train", **environment: str):
-    source = {"hub": {"id": "team/rows", "revision": revision, "split": split, "config": None}}
+    source = {"hub": {"id": "team/rows", "revision": revision, "split": split}}
     settings = json.dumps({"source": source, "unreadable": "error"})
     words = [sys.executable, SCRIPT, "--settings", settings, "--output", tmp_path / "rows.jsonl"]
     return subprocess.run(

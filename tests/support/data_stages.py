@@ -31,7 +31,7 @@ def audit(tmp_path: Path, base: Path, rows: list, task: str = "classification", 
     import audit_data
 
     sources = (
-        {"file": "a.json", "line": line, **({"error": row} if isinstance(row, str) else {"row": row})}
+        {"file": "a.jsonl", "line": line, "number": line, **({"error": row} if isinstance(row, str) else {"row": row})}
         for line, row in enumerate(rows, start=1)
     )
     write_jsonl(tmp_path / "rows.jsonl", sources)
@@ -68,7 +68,7 @@ def kept_rows(phrases: list[str] = PHRASES) -> list[dict]:
     for index, phrase in enumerate(phrases):
         target = ("joy", "fear")[index % 2]
         id_ = compute_row_id({"phrase": phrase, "tone": target})
-        place = {"file": "data/a.json", "line": index + 10}
+        place = {"file": "data/a.json", "line": index + 10, "number": index + 1}
         rows.append({"id": id_, **place, "values": {"phrase": phrase}, "target": target, "cluster": index})
     return rows
 

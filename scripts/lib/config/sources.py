@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, T
 
 from lib.azure.machine_learning import StoredPath, parse_data, parse_model
 from lib.config.variants import Count, Section
-from lib.data.readers import FORMATS, SUFFIXES
+from lib.data.readers import FORMATS, is_readable
 
 SHA256 = r"^[0-9a-f]{64}$"
 Sha256 = Annotated[str, StringConstraints(pattern=SHA256)]
@@ -97,7 +97,7 @@ class Data(Section):
     def _one_source(self) -> "Data":
         _exactly_one(self, "files", "hub", "package", "source")
         if self.source:
-            if PurePath(parse_data(self.source).path).suffix.lower() not in SUFFIXES:
+            if not is_readable(PurePath(parse_data(self.source).path)):
                 raise ValueError(f"source: {self.source} has a format that cannot be read, use {FORMATS}")
             if self.sha256 is None:
                 raise ValueError("source: needs sha256: (of the file), since a datastore's files can change")

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, NoReturn
 from lib.core.cli import fail
 
 HEAD_BYTES = 1 << 16
-_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_SEPARATOR_LINE = re.compile(r"\Asep=([,;\t|])\r?\n")  # Excel's own first line
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 class FileKind(NamedTuple):
@@ -27,7 +28,7 @@ class FileKind(NamedTuple):
     detail: str = ""
 
 
-_AS_UTF_8 = "save the file as UTF-8"
+_AS_UTF_8 = "save the file as UTF-8, as by: iconv -f {} -t UTF-8 OLD > NEW"
 _UNPACK = "unpack it and name the file inside"
 # What a file is that is not read as it stands, and what to do. None of them is the fault of single rows.
 FAULTS = {
@@ -37,15 +38,18 @@ FAULTS = {
     "xml": ("an XML document", "write its rows as JSON Lines or CSV"),
     "compressed": ("compressed ({})", _UNPACK),
     "zip": ("a zip archive", _UNPACK),
-    "excel": ("an Excel workbook", "save its sheet as CSV UTF-8"),
+    "gzip": ("compressed (gzip)", "let its name end in .gz, behind that of the file inside"),
+    "excel": ("an Excel workbook", "let its name end in .xlsx, or save its sheet as CSV UTF-8"),
+    "old_excel": ("an old Excel workbook", "save it as .xlsx or CSV UTF-8"),
     "office": ("a document of an office program", "save its table as CSV UTF-8"),
     "pdf": ("a PDF document", "write its rows as JSON Lines or CSV"),
     "sqlite": ("an SQLite database", "export its table as CSV"),
     "arrow": ("an Arrow file, as datasets' save_to_disk writes it", "write it with Dataset.to_parquet"),
     "parquet": ("a Parquet file under another name", "let its name end in .parquet"),
-    "utf_16": ("text in UTF-16, not in UTF-8", _AS_UTF_8),
-    "utf_32": ("text in UTF-32, not in UTF-8", _AS_UTF_8),
-    "not_utf_8": ("not UTF-8, {}", _AS_UTF_8),
+    "utf_16": ("text in UTF-16, not in UTF-8", _AS_UTF_8.format("UTF-16")),
+    "utf_32": ("text in UTF-32, not in UTF-8", _AS_UTF_8.format("UTF-32")),
+    "windows_1252": ("not UTF-8, likely Windows-1252", _AS_UTF_8.format("WINDOWS-1252")),
+    "not_utf_8": ("not UTF-8, in an unknown encoding", _AS_UTF_8.format("ENCODING")),
     "binary": ("a binary file, not text", "name a file of rows"),
     "carriage_returns": ("lines end in CR alone, as on an old Mac", "save the file with LF or CRLF line ends"),
     "json_as_csv": ("JSON under the name of CSV", "let its name end in .json"),
@@ -68,18 +72,17 @@ FAULTS = {
     "json_lines_with_commas": ("JSON Lines with commas between", "take the commas away, or put all in a list [ ]"),
     "json_lines_broken": ("no line of its beginning is one JSON object", "write each row as a JSON object on one line"),
     "python_dicts": ("Python dictionaries, not JSON: its keys are in single quotes", "write it with json.dumps"),
-    "csv_separator": ("CSV separated by {}", "save it separated by commas, under a name that ends in .csv"),
     "csv_head": ("the first row has {}", "let the first row name every column"),
 }
 _MAGIC = {
     b"version https://git-lfs.github.com/spec/": FileKind("git_lfs_pointer"),
     b"version https://hawser.github.com/spec/": FileKind("git_lfs_pointer"),
     b"/annex/objects/": FileKind("git_annex_pointer"),
-    b"\x1f\x8b": FileKind("compressed", "gzip"),
+    b"\x1f\x8b": FileKind("gzip"),
     b"\xfd7zXZ\x00": FileKind("compressed", "xz"),
     b"\x28\xb5\x2f\xfd": FileKind("compressed", "zstd"),
     b"7z\xbc\xaf\x27\x1c": FileKind("compressed", "7z"),
-    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": FileKind("excel"),
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": FileKind("old_excel"),
     b"%PDF-": FileKind("pdf"),
     b"SQLite format 3\x00": FileKind("sqlite"),
     b"ARROW1\x00": FileKind("arrow"),
@@ -138,7 +141,7 @@ def detect_encoding(path: Path) -> FileKind | None:
     if right >= broken:
         return None
     # Letters with accents stand among others; in encodings of other scripts they stand side by side.
-    return FileKind("not_utf_8", "likely Windows-1252" if letters < 1.5 * groups else "in an unknown encoding")
+    return FileKind("windows_1252" if letters < 1.5 * groups else "not_utf_8")
 
 
 def _detect_container(head: bytes, suffix: str) -> FileKind | None:
@@ -149,6 +152,8 @@ def _detect_container(head: bytes, suffix: str) -> FileKind | None:
     if re.match(rb"BZh[1-9]1AY&SY", head):
         return FileKind("compressed", "bzip2")
     if head.startswith(b"PK\x03\x04"):
+        if suffix == ".xlsx":
+            return None
         return FileKind("excel" if b"xl/" in head else "office" if b"mimetype" in head or b"word/" in head else "zip")
     if head.startswith(b"PAR1"):
         return None if suffix == ".parquet" else FileKind("parquet")
@@ -314,20 +319,30 @@ def _detect_csv(text: str, *, is_cut: bool) -> FileKind | None:
         return FileKind("carriage_returns")
     if re.match(r'\[?\s*\{\s*"', text):
         return FileKind("json_as_csv")
-    if text.startswith("sep="):  # Excel's own first line
-        told = _SEPARATORS.get(text[4:5])
-        return FileKind("csv_separator", told) if told else FileKind("csv_head", "Excel's sep= and no names")
-    widths = {separator: _widths(text, separator, is_cut=is_cut) for separator in (",", *_SEPARATORS)}
-    if not widths[","]:
-        return None
-    head, *below = widths[","]
-    for separator, name in _SEPARATORS.items():
-        other = widths[separator]
-        if other[0] > 1 and (head == 1 or (len(set(other)) == 1 and len({head, *below}) > 1)):
-            return FileKind("csv_separator", name)
+    separator = _find_separator(text, is_cut=is_cut)
+    text = _SEPARATOR_LINE.sub("", text)
+    head, *below = _widths(text, separator, is_cut=is_cut) or [0]
     if len(below) > 1 and len(set(below)) == 1 and below[0] > head:
         return FileKind("csv_head", f"{head} cells, all rows below have {below[0]}")
     return None
+
+
+def detect_separator(head: bytes) -> str:
+    """Return what separates the cells of a CSV file, from its first `HEAD_BYTES`: one of `SEPARATORS`."""
+    return _find_separator(_text(head), is_cut=len(head) == HEAD_BYTES)
+
+
+def _find_separator(text: str, *, is_cut: bool) -> str:
+    if told := _SEPARATOR_LINE.match(text):
+        return told[1]
+    widths = {separator: _widths(text, separator, is_cut=is_cut) for separator in SEPARATORS}
+    if not widths[","]:
+        return ","
+    head, *below = widths[","]
+    for separator, other in widths.items():
+        if other[0] > 1 and (head == 1 or (len(set(other)) == 1 and len({head, *below}) > 1)):
+            return separator
+    return ","
 
 
 def _widths(text: str, separator: str, *, is_cut: bool) -> list[int]:

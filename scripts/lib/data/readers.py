@@ -18,11 +18,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, NoReturn
 
-from lib.core.cli import fail
-from lib.data.file_kinds import detect_encoding, detect_file_kind, read_head, refuse
+from lib.core.cli import fail, report_progress
+from lib.data.compressed import read_gzip
+from lib.data.excel import read_excel
+from lib.data.file_kinds import SEPARATORS, detect_encoding, detect_file_kind, detect_separator, read_head, refuse
 from lib.data.rows import NOT_TEXT
 
 _SPACE = re.compile(r"[ \t\r\n]*")  # what JSON calls white space
@@ -31,8 +33,9 @@ MOST_CHARACTERS = 64_000_000  # of a row as it stands in its file
 TOO_DEEP = f"nested more than {DEEPEST} deep"
 TOO_LARGE = f"the row has more than {MOST_CHARACTERS:,} characters"
 _LONGEST_NUMBER = 4300  # digits: Python reads no longer ones
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
-FORMATS = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+_TEXT_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+SUFFIXES = (*_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES), ".xlsx", ".parquet")
+FORMATS = f"{', '.join(_TEXT_SUFFIXES)}, each also as .gz, .xlsx or .parquet"
 
 
 class SourceRow(NamedTuple):
@@ -50,6 +53,8 @@ def read_rows(path: Path) -> Iterator[SourceRow]:
     """
     if not path.is_file():
         fail("no such file" if not path.exists() else "not a file", "check the path", at=path)
+    if is_readable(path) and path.suffix.lower() == ".gz":
+        return read_gzip(path, read_rows)
     suffix = path.suffix.lower()
     if kind := detect_file_kind(read_head(path), suffix):
         refuse(kind, path)
@@ -58,15 +63,22 @@ def read_rows(path: Path) -> Iterator[SourceRow]:
             rows = _read_json_list(path) if _first_byte(path) == b"[" else _read_json_lines(path)
         case ".jsonl" | ".ndjson":
             rows = _read_json_lines(path)
-        case ".csv":
-            rows = _read_csv(path)
+        case ".csv" | ".tsv":
+            rows = _read_csv(path, _choose_separator(path, suffix))
+        case ".xlsx":
+            rows = _read_excel(path)
         case ".parquet":
             from lib.data.parquet import read_parquet
 
             return convert_typed_rows(*read_parquet(path))
         case _:
-            fail("not a format that is read here", f"use {FORMATS}", at=path)
+            fail("this format cannot be read", f"use {FORMATS}", at=path)
     return map(_shallow, rows)
+
+
+def is_readable(path: PurePath) -> bool:
+    """Return whether rows are read from files of this name."""
+    return path.name.lower().endswith(SUFFIXES)
 
 
 def _shallow(source: SourceRow) -> SourceRow:
@@ -296,7 +308,15 @@ def _refuse_list(path: Path, text: str, place: int, what: str) -> NoReturn:
     )
 
 
-def _read_csv(path: Path) -> Iterator[SourceRow]:
+def _choose_separator(path: Path, suffix: str) -> str:
+    """Return what separates the cells of a file, and say so where its name does not."""
+    separator = detect_separator(read_head(path))
+    if suffix == ".csv" and separator != ",":
+        report_progress(f"{path}: cells are separated by {SEPARATORS[separator]}")
+    return "\t" if suffix == ".tsv" and separator == "," else separator
+
+
+def _read_csv(path: Path, separator: str) -> Iterator[SourceRow]:
     """Yield rows whose cells are text, as they stand in the file. The first row names the columns.
 
     A column without a name is called by its place (`column 1`: the index of pandas); its empty cells are left out.
@@ -304,13 +324,15 @@ def _read_csv(path: Path) -> Iterator[SourceRow]:
     undecodable: list[int] = []
     encoding = _Encoding(path)
     with open(path, "rb") as file:
-        records = _csv_records(_decode_lines(file, undecodable))
+        records = _csv_records(_decode_lines(file, undecodable), separator)
         names: list[str] | None = None
         for line, cells, problem in records:
             if undecodable:
                 line, problem = undecodable[0], "not UTF-8"
                 undecodable.clear()
                 encoding.check(line)
+            if names is None and line == 1 and _is_separator_line(cells):
+                continue
             if names is None:
                 names = _column_names(path, line, cells, problem)
                 continue
@@ -322,16 +344,35 @@ def _read_csv(path: Path) -> Iterator[SourceRow]:
             yield SourceRow(line, {} if problem else _name_cells(names, cells), problem)
 
 
+def _read_excel(path: Path) -> Iterator[SourceRow]:
+    """Yield the rows of a workbook, whose first row names the columns; `line` is the number in the sheet."""
+    names: list[str] | None = None
+    for line, cells in read_excel(path):
+        if names is None:
+            names = _column_names(path, line, ["" if cell is None else str(cell) for cell in cells], None)
+            continue
+        problem = None
+        if any(cell is not None for cell in cells[len(names) :]):
+            problem = f"{len(cells)} cells, but the first row names {len(names)} columns"
+        row = {name: cell for name, cell in zip(names, cells, strict=False) if name}
+        yield SourceRow(line, {} if problem else convert_to_json(row), problem)
+
+
 def _name_cells(names: list[str], cells: list[str]) -> dict[str, str]:
     pairs = list(zip(names, cells, strict=False))  # more cells than names are empty
     nameless = {f"column {place}": cell for place, (name, cell) in enumerate(pairs, 1) if cell and not name}
     return nameless | {name: cell for name, cell in pairs if name}
 
 
-def _csv_records(lines: Iterable[str]) -> Iterator[tuple[int, list[str], str | None]]:
+def _is_separator_line(cells: list[str]) -> bool:
+    """Return whether a first row is Excel's `sep=;`, cut at that separator."""
+    return len(cells) == 2 and cells[0] == "sep=" and not cells[1]
+
+
+def _csv_records(lines: Iterable[str], separator: str) -> Iterator[tuple[int, list[str], str | None]]:
     """Yield the line on which a record starts, its cells, and what is wrong with it; blank lines are no records."""
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(lines, strict=True, delimiter=separator)
     while True:
         line = reader.line_num + 1
         cells: list[str] = []

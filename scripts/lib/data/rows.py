@@ -5,11 +5,13 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 from lib.core.files import dump_canonical_json
 
 MISSING = object()
+HEADED_SUFFIXES = (".csv", ".tsv")
 NOT_TEXT = "not text"
 """The one key of what stands in a row for a value that JSON has no place for; its value says what that was."""
 
@@ -54,6 +56,19 @@ def convert_to_text(value: Any) -> str | None:
     if isinstance(value, str):
         return value.strip()
     return json.dumps(value) if isinstance(value, (bool, int, float)) else None
+
+
+def format_place(file: str | Path, line: int, number: int) -> str:
+    """Say where a row stands: `FILE:LINE`, or `FILE, row NUMBER (line LINE)` where the line does not tell which it is.
+
+    Rows of a JSON list may share a line, and those of CSV may span several.
+    number: the row's place in its file, from 1.
+    """
+    suffix = PurePath(str(file).removesuffix(".gz")).suffix.lower()
+    behind = 1 if suffix in HEADED_SUFFIXES else 0  # the first row of these names the columns
+    if suffix == ".json" or line != number + behind:
+        return f"{file}, row {number} (line {line})"
+    return f"{file}:{line}"
 
 
 def describe_value(value: Any) -> str:
