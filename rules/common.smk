@@ -4,7 +4,7 @@ from lib.core.files import dump_canonical_json
 from lib.hardware import resources
 from lib.provenance.code_closure import find_code_closure
 from lib.training.methods import choose_quantization
-from lib.workflow.helpers import choose_environment_file, find_path
+from lib.workflow.helpers import choose_environment_file, find_path, list_data_files
 from lib.workflow.job_inputs import describe_data_input, describe_model_input
 from lib.workflow.job_resources import (
     count_processes,
@@ -33,9 +33,13 @@ def user_path(path, key, made=frozenset()):
 
 
 TWEETS = local_file(str(HOME / "data/raw/tweets.json"))
-DATA_FILES = [
-    user_path(name, "data.files", {TWEETS}) for name in CONFIG.data.files or []
-]
+# Files, each with its split or nothing; on another machine patterns stay what they are, since nothing lies there.
+DATA_SPLITS = dict(
+    call_or_exit(list_data_files, CONFIG.data.every_file, CONFIG.data.splits, HOME)
+    if workflow.is_main_process or not STORED
+    else []
+)
+DATA_FILES = [user_path(name, "data.files", {TWEETS}) for name in DATA_SPLITS]
 MODEL_PATH = CONFIG.base_model.path and user_path(
     CONFIG.base_model.path, "base_model.path"
 )

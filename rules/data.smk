@@ -41,9 +41,9 @@ rule fetch_data:
     params:
         settings=settings(
             "datasets pyarrow",
-            source=config_subset(
-                "data", "files", "hub", "package", "source", "sha256"
-            ),
+            source=config_subset("data", "hub", "package", "source", "sha256")
+            | ({"files": list(DATA_SPLITS)} if DATA_SPLITS else {})
+            | ({"splits": list(DATA_SPLITS.values())} if CONFIG.data.splits else {}),
             unreadable=CONFIG.data.unreadable,
         ),
     shell:
@@ -122,6 +122,7 @@ rule audit_data:
                 "max_rejected",
             ),
             corpus=CONFIGURATION["corpus"],
+            split=config_subset("split", "column", "values", "groups"),
         ),
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --rows {input.rows:q} --base {input.base:q}"
@@ -148,7 +149,10 @@ rule split_data:
         runtime=estimate_data_minutes,
     params:
         settings=settings(
-            task=CONFIG.task, seed=CONFIG.seed, split=CONFIGURATION["split"]
+            task=CONFIG.task,
+            seed=CONFIG.seed,
+            split=config_subset("split", "validation", "test")
+            | {"leakage": CONFIG.leakage},
         ),
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --audit {input.audit:q} --kept {input.kept:q}"
@@ -209,7 +213,11 @@ rule check_leakage:
         mem_mb=estimate_data_memory,
         runtime=estimate_data_minutes,
     params:
-        settings=settings("numpy", near_duplicates=CONFIG.data.near_duplicates),
+        settings=settings(
+            "numpy",
+            near_duplicates=CONFIG.data.near_duplicates,
+            leakage=CONFIG.leakage,
+        ),
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --train {input.train:q}"
         " --validation {input.validation:q} --test {input.test:q} --template {input.template:q}"

@@ -184,6 +184,7 @@ rule summarize:
     input:
         audit=rules.audit_data.output.audit,
         split=rules.split_data.output.split,
+        leakage=rules.check_leakage.output.leakage,
         tokenizer=rules.check_tokenizer.output.check,
         baselines=rules.score_baselines.output.scores,
         baseline_predictions=rules.score_baselines.output.predictions,
@@ -233,7 +234,7 @@ rule summarize:
         results=results_folder,
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --audit {input.audit:q} --split {input.split:q}"
-        " --tokenizer {input.tokenizer:q}"
+        " --leakage {input.leakage:q} --tokenizer {input.tokenizer:q}"
         " --baselines {input.baselines:q} --baseline-predictions {input.baseline_predictions:q}"
         " --base-validation {input.base_validation:q}"
         " --base-validation-predictions {input.base_validation_predictions:q} --base-test {input.base_test:q}"

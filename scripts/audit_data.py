@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
@@ -52,7 +53,9 @@ class Rows:
     state: 0 for a usable row, else the place of its reason in `REASONS`, counted from 1.
     other: the row that it conflicts with or repeats.
     file, target: numbers in `files` and `targets`; answers of task generation have none.
-    ids, inputs: digests of the whole row, 32 bytes, and of its input columns, 16 bytes.
+    ids, inputs: digests of the whole row, 32 bytes, and of its input columns, 16 bytes; a given split is a part of
+    both, for what stands in two of them is not removed, but told.
+    groups: for each column of `split.groups` the hashes of its values.
     spellings: how often each label occurs as it stands in the rows; none for task generation.
     """
 
@@ -68,6 +71,7 @@ class Rows:
     tokens: array = field(default_factory=lambda: array("i"))
     ids: bytearray = field(default_factory=bytearray)
     inputs: bytearray = field(default_factory=bytearray)
+    groups: list[array] = field(default_factory=list)
 
     def usable(self) -> Places:
         return np.flatnonzero(np.frombuffer(self.state, dtype=np.uint8) == 0)
@@ -98,11 +102,11 @@ def main(args: argparse.Namespace) -> None:
     template = compile_template(corpus, tokenizer, task=task, target=data["target"], labels=None)
 
     def sources() -> Iterator[Source]:
-        return read_sources(args.rows, data, template, tokenizer, corpus)
+        return read_sources(args.rows, data, template, tokenizer, corpus, args.settings.get("split", {}))
 
-    rows = _index_rows(
-        args.rows, sources(), [*template["columns"], data["target"]], classified=task == "classification"
-    )
+    names, split = [*template["columns"], data["target"]], args.settings.get("split", {})
+    others = [*([split["column"]] if "column" in split else []), *split.get("groups", ())]
+    rows = _index_rows(args.rows, sources(), names, others, classified=task == "classification")
     if task == "classification":
         _set_aside_conflicts(rows)
     _set_aside_duplicates(rows)
@@ -111,7 +115,7 @@ def main(args: argparse.Namespace) -> None:
     texts = _read_texts(sources(), rows, tokenizer, template, corpus, words)
     similar = find_similar_pairs(texts, data["near_duplicates"], seed=_SEED, folder=args.kept.parent)
     kept = rows.usable()
-    clusters = _clusters(rows, kept, similar.pairs)
+    clusters = _clusters(rows, kept, chain(similar.pairs, _same_groups(rows, kept)))
     words.expect(_class_counts(rows, kept))
     write_jsonl(args.kept, _iterate_kept(sources(), rows, clusters, words, template))
 
@@ -137,19 +141,24 @@ def main(args: argparse.Namespace) -> None:
     report_progress(f"audit_data: {len(kept)} of {len(rows.state)} rows kept; set aside: {rejected or 'none'}")
 
 
-def _index_rows(path: Path, sources: Iterable[Source], names: Sequence[str], *, classified: bool) -> Rows:
-    """Return all rows, with those set aside that do not stand on their own. The last of `names` is the target."""
+def _index_rows(
+    path: Path, sources: Iterable[Source], names: Sequence[str], others: Sequence[str], *, classified: bool
+) -> Rows:
+    """Return all rows, with those set aside that do not stand on their own.
+
+    names: the columns of the template, the target last. others: columns that the split needs.
+    """
     rows = Rows()
     absent = Counter[str]()
     known: set[str] = set()
     first_row: dict[str, Any] = {}
     readable = 0
-    for _, read, values, spelling in sources:
+    for _, read, values, spelling, split, groups in sources:
         if "row" in read:
             readable += 1
             first_row = first_row or read["row"]
             known.update(read["row"])
-            absent.update(name for name in names if get_column(read["row"], name) is MISSING)
+            absent.update(name for name in (*names, *others) if get_column(read["row"], name) is MISSING)
         rows.file.append(rows.files.setdefault(read["file"], len(rows.files)))
         rows.line.append(read["line"])
         rows.number.append(read["number"])
@@ -162,26 +171,34 @@ def _index_rows(path: Path, sources: Iterable[Source], names: Sequence[str], *, 
             rows.target.append(-1)
             rows.ids += bytes(32)
             rows.inputs += bytes(16)
+            for hashes in rows.groups:
+                hashes.append(0)
             continue
         target = values[names[-1]]
         inputs = {name: values[name] for name in names[:-1]}
         rows.state.append(0)
         rows.target.append(rows.targets.setdefault(target, len(rows.targets)) if classified else -1)
-        rows.ids += bytes.fromhex(compute_row_id(values))
-        rows.inputs += bytes.fromhex(compute_row_id(inputs))[:16]
-    for name in names:
+        given = {"split": split} if split else {}
+        rows.ids += bytes.fromhex(compute_row_id(values, **given))
+        rows.inputs += bytes.fromhex(compute_row_id(inputs, **given))[:16]
+        if not rows.groups:
+            rows.groups = [array("Q", bytes(8 * (len(rows.state) - 1))) for _ in groups]
+        for hashes, group in zip(rows.groups, groups, strict=True):
+            hashes.append(xxhash.xxh3_64_intdigest(group.encode()))
+    for name in (*names, *others):
         if known and absent[name] == readable:
-            fail(f"no row has the column {name!r}", _tell_columns(name, known, first_row), at=path)
+            where = "corpus or data.target" if name in names else "split"
+            fail(f"no row has the column {name!r}", _tell_columns(name, known, first_row, where), at=path)
     return rows
 
 
-def _tell_columns(name: str, known: set[str], row: dict[str, Any]) -> str:
+def _tell_columns(name: str, known: set[str], row: dict[str, Any], where: str) -> str:
     """Return the columns that there are, in nested rows with the names that reach into them."""
     for key, value in row.items():
         if isinstance(value, list) and value and get_column(value[0], name) is not MISSING:
             return f"the rows are a list under the key {key!r} of a row: save that list as the file"
     names = sorted(known.difference(row)) + list(list_reachable_names(row))
-    return f"the columns are {', '.join(names[:20])}: mend corpus or data.target"
+    return f"the columns are {', '.join(names[:20])}: mend {where}"
 
 
 def _digests(digests: bytearray, width: int, places: Places) -> NDArray[Any]:
@@ -254,6 +271,15 @@ def _inputs(source: Source, template: Template) -> dict[str, str]:
 def _target(source: Source, template: Template) -> str:
     assert not isinstance(source.values, Reason)
     return source.values[template["target"]]
+
+
+def _same_groups(rows: Rows, kept: Places) -> Iterator[tuple[int, int]]:
+    """Yield pairs of places in `kept` whose rows are in one group, enough to connect all of it."""
+    for hashes in rows.groups:
+        values = np.frombuffer(hashes, dtype=np.uint64)[kept]
+        order = np.argsort(values, kind="stable")
+        same = np.flatnonzero(values[order[1:]] == values[order[:-1]])
+        yield from zip(order[same].tolist(), order[same + 1].tolist(), strict=True)
 
 
 def _clusters(rows: Rows, kept: Places, pairs: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
@@ -371,6 +397,8 @@ def _iterate_kept(
             "values": inputs,
             "target": target,
             "cluster": int(clusters[source.number]),
+            **({"split": source.split} if source.split else {}),
+            **({"groups": list(source.groups)} if source.groups else {}),
         }
 
 
@@ -402,7 +430,7 @@ def _reason(source: Source, rows: Rows, max_length: int) -> Reason:
 
 if __name__ == "__main__":
     arguments = build_parser(__doc__)
-    arguments.add_argument("--settings", type=parse_settings, required=True, help="JSON: task, data, corpus")
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="JSON: task, data, corpus, split")
     arguments.add_argument("--rows", type=Path, required=True, help="rows.jsonl of fetch_data")
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     arguments.add_argument("--audit", type=Path, required=True)

@@ -1,38 +1,51 @@
-"""Check that no row occurs in two splits, nor one nearly like it: from the written corpus alone.
+"""Check that no row occurs in two splits, nor one nearly like it, nor one of its group: from the written corpus alone.
 
 Nothing of what made the split is used: ids, texts and similarities are computed again from the files,
 with another MinHash seed. What the template adds is left out, or every two rows would be alike.
+
+Of a split that was given, what leaks is counted and listed where the settings say so; the scores are then told with
+these rows and without them.
 """
 
 import argparse
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import xxhash
 
 from lib.core.cli import UserError, build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import read_json, read_jsonl, write_json
-from lib.core.layout import SPLITS
+from lib.core.layout import SCORED_SPLITS, SPLITS
+from lib.data.groups import Groups
 from lib.data.near_duplicates import describe_uncompared, find_similar_pairs, tell_uncompared
 from lib.data.rows import normalize
 from lib.data.template_inversion import extract_input
 from lib.data.templates import Template
 
 _SEED = 20011  # any but the one of audit_data
+_MOST_LISTED = 1000  # leaking pairs
 
 
 class Corpus:
-    """The rows of the three files, numbered one file after the other; in memory are digests, not texts."""
+    """The rows of the three files, numbered one file after the other; in memory are digests, not texts.
 
-    def __init__(self, files: list[Path], template: Template) -> None:
-        self.files, self.template = files, template
+    reports: leaks are noted in `leaks` and `pairs`, not refused.
+    """
+
+    def __init__(self, files: list[Path], template: Template, *, reports: bool) -> None:
+        self.files, self.template, self.reports = files, template, reports
         self.counts = array("q")
+        self.leaks: Counter[str] = Counter()
+        self.pairs: list[dict[str, str]] = []
+        self.joined: list[tuple[int, int]] = []
 
     def texts(self) -> Iterator[str]:
         """Yield the input of each row without the template. Raises `UserError` for a row that is in two splits."""
-        ids: dict[bytes, int] = {}
-        same: dict[bytes, int] = {}
+        known: dict[bytes, int] = {}
         for file in self.files:
             self.counts.append(0)
             for line, row in enumerate(read_jsonl(file), start=1):
@@ -42,16 +55,44 @@ class Corpus:
                     text = extract_input(self.template, row["prompt"])
                 except UserError as error:
                     fail(str(error), at=file, line=line)
-                self.refuse(ids.setdefault(_digest(row["id"]), number), number, "the same row")
-                self.refuse(same.setdefault(_digest(normalize(text).casefold()), number), number, "the same text")
+                found = [(_digest("id " + row["id"]), "same_rows", "the same row")]
+                found += [(_digest("text " + normalize(text).casefold()), "same_texts", "the same text")]
+                found += [
+                    (_digest("group " + group), "same_groups", f"a row of the same group {group!r}")
+                    for group in row.get("groups", ())
+                ]
+                for digest, kind, what in found:
+                    self.compare(known.setdefault(digest, number), number, kind, what)
                 yield text
 
-    def refuse(self, one: int, other: int, what: str) -> None:
-        """Raise `UserError` that names both places when they are in different splits."""
+    def compare(self, one: int, other: int, kind: str, what: str) -> None:
+        """Note two rows that are alike. Raises `UserError` that names both places when they are in different splits."""
         (file, line), (other_file, other_line) = self._place(one), self._place(other)
-        if file != other_file:
+        if self.reports and one != other:
+            self.joined.append((one, other))
+        if file == other_file:
+            return
+        if not self.reports:
             hint = "the scores would be of rows that were trained on: make the corpus again from split_data on"
             fail(f"{what} is at {other_file}:{other_line}", hint, at=file, line=line)
+        self.leaks[kind] += 1
+        if len(self.pairs) < _MOST_LISTED:
+            places = {"one": f"{file.name}:{line}", "other": f"{other_file.name}:{other_line}"}
+            self.pairs.append({"kind": kind, **places})
+
+    def find_leaking(self) -> dict[str, list[str]]:
+        """Return by scored split the ids of its rows that are like one of an earlier split, if only through others."""
+        groups = Groups(sum(self.counts))
+        for one, other in self.joined:
+            groups.merge(one, other)
+        roots = groups.roots()
+        starts = np.cumsum([0, *self.counts])
+        leaking = {}
+        for split, file, start, end in zip(SPLITS, self.files, starts[:-1], starts[1:], strict=True):
+            before = np.isin(roots[start:end], roots[:start])
+            if split in SCORED_SPLITS:
+                leaking[split] = [row["id"] for row, is_leak in zip(read_jsonl(file), before, strict=True) if is_leak]
+        return leaking
 
     def _place(self, number: int) -> tuple[Path, int]:
         for file, count in zip(self.files, self.counts, strict=False):
@@ -62,16 +103,25 @@ class Corpus:
 
 
 def main(args: argparse.Namespace) -> None:
-    corpus = Corpus([getattr(args, split) for split in SPLITS], read_json(args.template))
+    reports = args.settings["leakage"] == "report"
+    corpus = Corpus([getattr(args, split) for split in SPLITS], read_json(args.template), reports=reports)
     threshold = args.settings["near_duplicates"]
     similar = find_similar_pairs(corpus.texts(), threshold, seed=_SEED, folder=args.output.parent)
     for one, other in similar.pairs:
-        corpus.refuse(one, other, f"nearly the same text (similarity {threshold} or more)")
+        corpus.compare(one, other, "near_duplicates", f"nearly the same text (similarity {threshold} or more)")
     counts = dict(zip(SPLITS, corpus.counts, strict=True))
-    found = {"same_rows": 0, "same_texts": 0, "near_duplicates": 0, **describe_uncompared(similar)}
-    write_json(args.output, {"rows": counts, "threshold": threshold, "across_splits": found})
+    kinds = ("same_rows", "same_texts", "near_duplicates", "same_groups")
+    found = {kind: corpus.leaks[kind] for kind in kinds} | describe_uncompared(similar)
+    result: dict[str, Any] = {"rows": counts, "threshold": threshold, "across_splits": found}
+    leaking = corpus.find_leaking() if corpus.leaks else {}
+    write_json(args.output, result | ({"leaking": leaking, "pairs": corpus.pairs} if leaking else {}))
     tell_uncompared("check_leakage", similar)
-    report_progress(f"check_leakage: none of {sum(counts.values())} rows is in two splits")
+    told = [f"{len(ids)} of {counts[split]} {split} rows" for split, ids in leaking.items() if ids]
+    report_progress(
+        f"check_leakage: {' and '.join(told)} are like rows of an earlier split, see {args.output.name}"
+        if told
+        else f"check_leakage: none of {sum(counts.values())} rows is in two splits"
+    )
 
 
 def _digest(text: str) -> bytes:
@@ -80,7 +130,7 @@ def _digest(text: str) -> bytes:
 
 if __name__ == "__main__":
     arguments = build_parser(__doc__)
-    arguments.add_argument("--settings", type=parse_settings, required=True, help="JSON: near_duplicates")
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="JSON: near_duplicates, leakage")
     for name in SPLITS:
         arguments.add_argument(f"--{name}", type=Path, required=True)
     arguments.add_argument("--template", type=Path, required=True)

@@ -1,8 +1,8 @@
 """Read the raw rows, from files, the hub, a package or Azure, into one file: each row with its source.
 
 Writes JSON Lines: {"file", "line", "number", "row"}, or "error" in the place of "row" for a row that cannot be read,
-where the settings say to keep those. number: the row's place in its file, from 1. Parquet and the hub have no lines:
-theirs are these numbers.
+where the settings say to keep those, and "split" where the files are named by split. number: the row's place in its
+file, from 1. Parquet and the hub have no lines: theirs are these numbers.
 """
 
 import argparse
@@ -20,8 +20,9 @@ from lib.data.rows import format_place
 
 def main(args: argparse.Namespace) -> None:
     source = args.settings["source"]
+    splits = dict(zip(source.get("files", ()), source.get("splits", ()), strict=False))
     rows = _collect_rows(_sources(source, args.files), keep_unreadable=args.settings["unreadable"] == "reject")
-    write_jsonl(args.output, rows)
+    write_jsonl(args.output, ({**row, "split": splits[row["file"]]} if splits else row for row in rows))
 
 
 def _sources(source: dict[str, Any], files: list[Path]) -> Iterator[tuple[str, Path | str, Iterator[SourceRow]]]:

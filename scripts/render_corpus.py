@@ -28,7 +28,8 @@ def main(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(args.base)
     labels = read_json(args.audit)["labels"]
     template = compile_template(corpus, tokenizer, task=task, target=data["target"], labels=labels)
-    split_of = read_json(args.split)["rows"]
+    split = read_json(args.split)
+    split_of, dropped = split["rows"], set(split.get("dropped", ()))
     limits = {"max_length": corpus["max_length"], "truncation": corpus["truncation"]}
     if data.get("optional_columns"):
         limits["optional_columns"] = data["optional_columns"]
@@ -40,10 +41,13 @@ def main(args: argparse.Namespace) -> None:
         files = {split: stack.enter_context(open(path, "w", encoding="utf-8")) for split, path in partial.items()}
         count = 0
         for row, prompt, completion in _render_rows(args.kept, tokenizer, template, corpus, split_of):
+            if row["id"] in dropped:
+                continue
             if row["id"] not in split_of:
                 fail(f"has no row {row['id']}", "it is of another run: make it again", at=args.split)
             label = {"label": row["target"]} if task == "classification" else {}
-            record = {"id": row["id"], "prompt": prompt, "completion": completion, **label}
+            groups = {"groups": row["groups"]} if "groups" in row else {}
+            record = {"id": row["id"], "prompt": prompt, "completion": completion, **label, **groups}
             files[split_of[row["id"]]].write(json.dumps(record, ensure_ascii=False) + "\n")
             count += 1
     report_progress(f"render_corpus: {count} rows")

@@ -1,6 +1,7 @@
 """Split the kept rows into train, validation and test, by near-duplicate cluster and label.
 
-A cluster never crosses splits. The result depends on the seed and on the rows, not on their order.
+A cluster never crosses splits that are made here. Rows that were given a split keep it; what was not given is made of
+those for training. The result depends on the seed and on the rows, not on their order.
 """
 
 import argparse
@@ -15,37 +16,73 @@ from lib.core.layout import SCORED_SPLITS, SPLITS
 
 
 def main(args: argparse.Namespace) -> None:
-    audit = read_json(args.audit)
+    audit, split = read_json(args.audit), args.settings["split"]
     if not audit["verdict"]["ok"]:
         hint = "mend the data or the configuration; the rejected rows are beside this file"
         first, more = audit["verdict"]["reasons"][:3], audit["verdict"]["reasons"][3:]
         told = "; ".join(first + [f"{len(more)} more reasons"] * bool(more))
         fail(f"the audit stops here: {told}", hint, at=args.audit)
-    # Texts stay in the file: of a row three values are in memory, some 300 bytes with its place.
-    rows = [{name: row[name] for name in ("id", "target", "cluster")} for row in read_jsonl(args.kept)]
+    # Texts stay in the file: of a row three or four values are in memory, some 300 bytes with its place.
+    names = ("id", "target", "cluster", "split")
+    rows = [{name: row[name] for name in names if name in row} for row in read_jsonl(args.kept)]
+    given = {row["split"] for row in rows if "split" in row}
+    dropped = find_leaks(rows) if split["leakage"] == "drop" else set()
+    rows = [row for row in rows if row["id"] not in dropped]
     classified = args.settings["task"] == "classification"
-    places = _split(rows, args.settings["seed"], args.settings["split"], classified=classified)
+    made = [name for name in SCORED_SPLITS if name not in given]
+    places = _split(rows, args.settings["seed"], {name: split[name] for name in made}, classified=classified)
     counts = Counter(places.values())
     by_label = _by_label(rows, places, audit["labels"]) if classified else None
-    _refuse_gaps(counts, by_label, rows, args)
+    _refuse_gaps(counts, by_label, rows, made, args)
     result = {
-        "counts": {split: counts[split] for split in SPLITS},
+        "counts": {name: counts[name] for name in SPLITS},
         "by_label": by_label,
+        **({"given": sorted(given)} if given else {}),
+        **({"dropped": sorted(dropped)} if dropped else {}),
         "rows": dict(sorted(places.items())),
     }
     write_json(args.output, result)
-    report_progress("split_data: " + ", ".join(f"{counts[split]} {split}" for split in SPLITS))
+    less = f"; {len(dropped)} rows dropped, whose near-duplicates a later split has" if dropped else ""
+    report_progress("split_data: " + ", ".join(f"{counts[name]} {name}" for name in SPLITS) + less)
+
+
+def find_leaks(rows: Iterable[dict[str, Any]]) -> set[str]:
+    """Return the ids of the rows whose cluster also has rows of a later split, in the order of `SPLITS`.
+
+    A row that was given no split may be for training.
+    """
+    last: dict[int, int] = {}
+    for row in rows:
+        last[row["cluster"]] = max(last.get(row["cluster"], 0), _rank(row))
+    return {row["id"] for row in rows if _rank(row) < last[row["cluster"]]}
+
+
+def _rank(row: dict[str, Any]) -> int:
+    return SPLITS.index(row.get("split", SPLITS[0]))
 
 
 def _split(rows: Iterable[dict[str, Any]], seed: int, shares: dict[str, float], *, classified: bool) -> dict[str, str]:
-    """Split of each row by id."""
+    """Return the split of each row by id: the one that it was given, or one of `shares`, or training.
+
+    Rows given to training are divided as those that were given nothing. What is near a row that was given to a scored
+    split is for training: a split that is made here shares nothing with one that was given.
+    """
     clusters = defaultdict(list)
-    for row in rows:
-        clusters[row["cluster"]].append(row)
-    strata = defaultdict(list)
-    for cluster in clusters.values():
-        strata[_majority(cluster) if classified else ""].append(sorted(row["id"] for row in cluster))
     places: dict[str, str] = {}
+    taken = set()
+    for row in rows:
+        if row.get("split") in SCORED_SPLITS:
+            places[row["id"]] = row["split"]
+            taken.add(row["cluster"])
+        else:
+            clusters[row["cluster"]].append(row)
+    strata = defaultdict(list)
+    for number, cluster in clusters.items():
+        ids = sorted(row["id"] for row in cluster)
+        if number in taken:
+            places.update(dict.fromkeys(ids, "train"))
+        else:
+            strata[_majority(cluster) if classified else ""].append(ids)
     for _, stratum in sorted(strata.items()):
         for ids, split in _assign_clusters(stratum, seed, shares):
             places.update(dict.fromkeys(ids, split))
@@ -66,15 +103,15 @@ def _assign_clusters(
     proportion, among the splits that have room for it whole. Small strata get one row for each split.
     """
     total = sum(map(len, clusters))
-    room = {split: max(1.0, shares[split] * total) for split in SCORED_SPLITS}
+    room = {split: max(1.0, share * total) for split, share in shares.items()}
     wanted = {"train": max(0.0, total - sum(room.values())), **room}
     missing = dict(wanted)
     for cluster in sorted(clusters, key=lambda ids: (-len(ids), hash_text(f"{seed}:{ids[0]}"))):
-        fitting = [split for split in SPLITS if missing[split] >= len(cluster)]
+        fitting = [split for split in wanted if missing[split] >= len(cluster)]
         if fitting:
             split = max(fitting, key=lambda split: missing[split] / wanted[split])
         else:
-            split = max(SPLITS, key=lambda split: missing[split])
+            split = max(wanted, key=lambda split: missing[split])
         missing[split] -= len(cluster)
         yield cluster, split
 
@@ -90,16 +127,17 @@ def _refuse_gaps(
     counts: Counter[str],
     by_label: dict[str, dict[str, int]] | None,
     rows: Sequence[dict[str, Any]],
+    made: Sequence[str],
     args: argparse.Namespace,
 ) -> None:
-    """Raise `UserError` when a split has no rows, or none of a class."""
+    """Raise `UserError` when a split has no rows, or one that is made here none of a class."""
     clusters = len({row["cluster"] for row in rows})
     for split in SPLITS:
         if not counts[split]:
             what = f"no rows for {split}: {len(rows)} rows in {clusters} groups of near-duplicates"
             fail(what, "bring more rows, or raise data.near_duplicates", at=args.kept)
         for label, places in (by_label or {}).items():
-            if not places[split]:
+            if not places[split] and split in ("train", *made):
                 groups = len({row["cluster"] for row in rows if row["target"] == label})
                 what = f"no rows of class {label!r} for {split}: {places} of {groups} groups of near-duplicates"
                 fail(what, "bring more rows of it, raise data.near_duplicates, or drop the class", at=args.kept)

@@ -6,7 +6,7 @@ only quantized has no stage before its ONNX builds either, which are then compar
 """
 
 import argparse
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lib.core.files import hash_file, read_json, read_jsonl, write_json
 from lib.core.layout import SPLITS, Layout, add_results_argument
 from lib.evaluation.answers import Prediction
 from lib.evaluation.comparison import compare_stages_with_intervals
-from lib.evaluation.metrics import find_main_baseline
+from lib.evaluation.metrics import find_main_baseline, measure_quality
 from lib.evaluation.selection import load_selection
 from lib.provenance.manifests import build_manifest_path, load_manifest
 from lib.report.findings import state_verdict
@@ -48,6 +48,8 @@ def main(args: argparse.Namespace) -> None:
         "model": _model(args, read_json(args.results.speed(selection["run"], selection["variant"]))),
         "gate": read_json(args.gate),
     }
+    if leaking := read_json(args.leakage).get("leaking", {}).get("test"):
+        summary["leaks"] = _without_leaks(args, {*leaking})
     text, ship = state_verdict(args.settings["task"], summary)
     write_json(args.output, {"verdict": {"ship": ship, "text": text}, **summary})
 
@@ -162,6 +164,26 @@ def _model(args: argparse.Namespace, speed: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _without_leaks(args: argparse.Namespace, leaking: set[str]) -> dict[str, Any]:
+    """Return the quality on the test rows that are like no row of another split: of the model, the base and baselines.
+
+    rows: how many are left out. Null where none is left.
+    """
+    settings = args.settings
+    labels = read_json(args.model_score)["quality"].get("labels")
+    draw = {"seed": settings["seed"], "samples": settings["evaluate"]["bootstrap_samples"]}
+
+    def measure(predictions: Iterable[Prediction]) -> dict[str, Any] | None:
+        rows = [row for row in predictions if row["id"] not in leaking]
+        return measure_quality(settings["task"], rows, labels, **draw) if rows else None
+
+    scored = {"model": _predictions(args.model_predictions), "base": _predictions(args.base_test_predictions)}
+    for row in _predictions(args.baseline_predictions):
+        if row["split"] == "test":
+            scored.setdefault(row["baseline"], []).append(row)
+    return {"rows": len(leaking), "without": {name: measure(rows) for name, rows in scored.items()}}
+
+
 def _quality(score: Path) -> Any:
     return read_json(score)["quality"]
 
@@ -182,6 +204,7 @@ if __name__ == "__main__":
     for name, what in {
         "audit": "audit.json",
         "split": "split.json",
+        "leakage": "leakage.json",
         "tokenizer": "onnx_tokenizer.json",
         "baselines": "baselines.json",
         "baseline-predictions": "their predictions",

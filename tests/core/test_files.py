@@ -142,7 +142,7 @@ def test_a_full_disk_is_one_line():
 
 
 def test_settings_may_come_from_a_file(tmp_path, run_script):
-    (tmp_path / "s.json").write_text(json.dumps({"near_duplicates": 0.8}))
+    (tmp_path / "s.json").write_text(json.dumps({"near_duplicates": 0.8, "leakage": "error"}))
     for name in ("train", "validation", "test"):
         write_jsonl(tmp_path / f"{name}.jsonl", [])
     done = run_script("check_leakage", "--settings", "[1]", check=False)

@@ -174,14 +174,17 @@ LONG = [
 ]
 
 
-def check(corpus: Path, threshold: float = 0.8) -> dict:
+def check(corpus: Path, threshold: float = 0.8, leakage: str = "error") -> dict:
     import check_leakage
 
     places = {split: corpus / f"{split}.jsonl" for split in SPLITS}
     output = corpus / "leakage.json"
     check_leakage.main(
         argparse.Namespace(
-            settings={"near_duplicates": threshold}, template=corpus / "template.json", output=output, **places
+            settings={"near_duplicates": threshold, "leakage": leakage},
+            template=corpus / "template.json",
+            output=output,
+            **places,
         )
     )
     return read_json(output)
@@ -223,6 +226,25 @@ def test_planted_duplicate_is_caught_with_both_places(tmp_path, tiny_phi3, targe
     assert not (out / "leakage.json").exists()
 
 
+def test_rows_that_leak_across_a_given_split_are_counted_and_listed_with_both_places(tmp_path, tiny_phi3):
+    out = render(tmp_path, tiny_phi3, kept_rows(LONG), TEXT)
+    first, second = list(read_jsonl(out / "train.jsonl"))
+    plant(out, "test", {**first, "id": "1" * 64})
+    plant(out, "test", {**second, "id": "2" * 64, "prompt": second["prompt"].replace(".", "!?")})
+    plant(
+        out, "validation", {**first, "id": "3" * 64, "prompt": "### Text: apart\n### The tone is:\n", "groups": ["a=1"]}
+    )
+    plant(out, "test", {**first, "id": "4" * 64, "prompt": "### Text: other\n### The tone is:\n", "groups": ["a=1"]})
+    with pytest.raises(UserError, match=r"train.jsonl:1: the same text is at .*test.jsonl:3"):
+        check(out)
+    found = check(out, leakage="report")
+    assert found["leaking"] == {"validation": [], "test": ["1" * 64, "2" * 64, "4" * 64]}
+    pairs = {(one["kind"], one["one"], one["other"]) for one in found["pairs"]}
+    assert ("same_texts", "train.jsonl:1", "test.jsonl:3") in pairs
+    assert ("near_duplicates", "train.jsonl:2", "test.jsonl:4") in pairs
+    assert ("same_groups", "validation.jsonl:3", "test.jsonl:5") in pairs
+
+
 def test_duplicates_within_one_split_are_no_leak(tmp_path, tiny_phi3):
     out = render(tmp_path, tiny_phi3, kept_rows(LONG), TEXT)
     row = next(read_jsonl(out / "train.jsonl"))
@@ -254,7 +276,7 @@ def test_audit_split_and_check_agree(tmp_path, tiny_phi3, run_script):
             *("--rows", place["rows"], "--base", tiny_phi3, "--audit", place["audit"]),
             *("--rejected", place["rejected"], "--kept", place["kept"]),
         )
-        shares = {"seed": 1, "task": "classification", "split": {"validation": 0.2, "test": 0.2}}
+        shares = {"seed": 1, "task": "classification", "split": {"validation": 0.2, "test": 0.2, "leakage": "error"}}
         audited = ("--audit", place["audit"], "--kept", place["kept"])
         run_script("split_data", "--settings", shares, *audited, "--output", place["split"])
         run_script(
@@ -263,7 +285,14 @@ def test_audit_split_and_check_agree(tmp_path, tiny_phi3, run_script):
             *audited,
             *("--split", place["split"], "--base", tiny_phi3, *files),
         )
-        run_script("check_leakage", "--settings", {"near_duplicates": 0.8}, *files, "--output", place["leakage"])
+        run_script(
+            "check_leakage",
+            "--settings",
+            {"near_duplicates": 0.8, "leakage": "error"},
+            *files,
+            "--output",
+            place["leakage"],
+        )
         texts.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert texts[0] == texts[1]
     assert json.loads(texts[0]["audit"])["near_duplicate_clusters"] >= 2

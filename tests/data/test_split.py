@@ -125,3 +125,40 @@ def test_script_exit_code(tmp_path, run_script):
     done = run_script("split_data", *words, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path}/audit.json: the audit stops here: why; ")
+
+
+def give(rows: list[dict], **splits: range) -> list[dict]:
+    """The rows with the split that each was given, by the number of its cluster."""
+    given = {number: split for split, numbers in splits.items() for number in numbers}
+    return [row | ({"split": given[row["cluster"]]} if row["cluster"] in given else {}) for row in rows]
+
+
+def test_given_splits_are_kept_and_the_others_made_of_the_rest(tmp_path):
+    rows = give(kept(("joy", 100, 2), ("fear", 100, 1)), test=range(20), train=range(20, 60))
+    result = split(tmp_path, rows)
+    assert result["given"] == ["test", "train"]
+    assert result["counts"]["test"] == 40
+    assert {result["rows"][row["id"]] for row in rows if row.get("split") == "test"} == {"test"}
+    assert "test" not in {result["rows"][row["id"]] for row in rows if row.get("split") != "test"}
+    assert result["by_label"]["fear"] == {"train": 90, "validation": 10, "test": 0}, "a given split may lack a class"
+    assert result["by_label"]["joy"] == {"train": 144, "validation": 16, "test": 40}
+
+
+def test_what_is_near_a_given_row_is_for_training_or_dropped(tmp_path):
+    rows = kept(("joy", 60, 2))
+    rows = [
+        row | ({"split": "test"} if row["cluster"] < 10 and row["values"]["phrase"].endswith("0") else {})
+        for row in rows
+    ]
+    near = {row["id"] for row in rows if row["cluster"] < 10 and "split" not in row}
+    result = split(tmp_path, rows)
+    assert {result["rows"][id_] for id_ in near} == {"train"}
+    result = split(tmp_path, rows, shares={**SHARES, "leakage": "drop"})
+    assert set(result["dropped"]) == near
+    assert not near & result["rows"].keys()
+    assert result["counts"]["test"] == 10
+
+
+def test_with_all_splits_given_nothing_is_made(tmp_path):
+    rows = give(kept(("joy", 30, 1)), test=range(5), validation=range(5, 12), train=range(12, 20))
+    assert split(tmp_path, rows)["counts"] == {"train": 18, "validation": 7, "test": 5}

@@ -150,12 +150,14 @@ def test_data_rules_run_without_what_they_do_not_use(tmp_path, tiny_phi3):
     base = ("--base", tiny_phi3)
     rows = ("--rows", place["rows"], "--rejected", place["rejected"])
     assert loaded("audit_data", "--settings", settings, *rows, *audited, *base) == {"numpy", "tokenizers"}
-    shares = {"seed": 1, "task": "classification", "split": {"validation": 0.2, "test": 0.2}}
+    shares = {"seed": 1, "task": "classification", "split": {"validation": 0.2, "test": 0.2, "leakage": "error"}}
     assert loaded("split_data", "--settings", shares, *audited, "--output", place["split"]) == set()
     split = ("--split", place["split"])
     assert loaded("render_corpus", "--settings", settings, *audited, *split, *base, *templated) == {"tokenizers"}
     leakage = ("--output", place["leakage"])
-    assert loaded("check_leakage", "--settings", {"near_duplicates": 0.8}, *templated, *leakage) == {"numpy"}
+    assert loaded(
+        "check_leakage", "--settings", {"near_duplicates": 0.8, "leakage": "error"}, *templated, *leakage
+    ) == {"numpy"}
     scored = {"task": "classification", "seed": 1, "evaluate": {"bootstrap_samples": 10, "greedy_rows": 1}}
     outputs = ("--output", tmp_path / "scores", "--predictions", tmp_path / "predictions")
     used = loaded("score_baselines", "--settings", scored, *templated, *outputs)

@@ -26,7 +26,15 @@ PHRASES = [
 ]
 
 
-def audit(tmp_path: Path, base: Path, rows: list, task: str = "classification", corpus: dict | None = None, **data):
+def audit(
+    tmp_path: Path,
+    base: Path,
+    rows: list,
+    task: str = "classification",
+    corpus: dict | None = None,
+    split: dict | None = None,
+    **data,
+):
     """Audit rows (a text stands for an unreadable one); returns audit, kept and rejected rows."""
     import audit_data
 
@@ -35,7 +43,7 @@ def audit(tmp_path: Path, base: Path, rows: list, task: str = "classification", 
         for line, row in enumerate(rows, start=1)
     )
     write_jsonl(tmp_path / "rows.jsonl", sources)
-    settings = {"task": task, "data": {**DATA, **data}, "corpus": {**CORPUS, **(corpus or {})}}
+    settings = {"task": task, "data": {**DATA, **data}, "corpus": {**CORPUS, **(corpus or {})}, "split": split or {}}
     places = {name: tmp_path / f"{name}.jsonl" for name in ("rows", "kept", "rejected")}
     audit_data.main(argparse.Namespace(settings=settings, base=base, audit=tmp_path / "audit.json", **places))
     result = read_json(tmp_path / "audit.json")
@@ -58,7 +66,7 @@ def split(tmp_path: Path, rows: list[dict], *, seed=1, shares=SHARES, task="clas
     write_json(tmp_path / "audit.json", {"labels": labels, "verdict": verdict or {"ok": True, "reasons": []}})
     write_jsonl(tmp_path / "kept.jsonl", rows)
     places = {"audit": tmp_path / "audit.json", "kept": tmp_path / "kept.jsonl", "output": tmp_path / "split.json"}
-    settings = {"seed": seed, "task": task, "split": shares}
+    settings = {"seed": seed, "task": task, "split": {"leakage": "error", **shares}}
     split_data.main(argparse.Namespace(settings=settings, **places))
     return read_json(tmp_path / "split.json")
 

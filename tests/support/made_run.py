@@ -167,6 +167,8 @@ class MadeRun:
             "data/audit.json",
             "--split",
             "data/split.json",
+            "--leakage",
+            "corpus/leakage.json",
             "--tokenizer",
             "corpus/onnx_tokenizer.json",
             *self._baselines(),

@@ -37,11 +37,35 @@ class Split(Section):
     """Share of the rows that choose the best training checkpoint and the variant that ships."""
     test: Fraction = 0.15
     """Share of the rows that are scored once, at the end, and decide the gate."""
+    column: str | None = None
+    """Column that says to which split a row belongs: train, validation or test, or what `values` says. Rows with an
+    empty cell count as train. A split that no row is given to is made, by its share, of the rows for training. Not set:
+    all splits are made."""
+    values: Annotated[dict[Literal["train", "validation", "test"], str], Field(min_length=1)] | None = None
+    """What stands in `column`, by split, where it is not the split's own name: {test: eval}. Not set: the names are
+    train, validation and test."""
+    groups: Annotated[list[str], Field(min_length=1)] | None = None
+    """Columns whose values keep rows together, such as [customer_id]: rows with the same value land in the same split.
+    Not set: only near-duplicates stay together."""
+    leakage: Literal["error", "report", "drop"] | None = None
+    """What happens when a row is like one of another split, or in one group with it. `error`: the workflow stops.
+    `report`: such rows are counted and listed, and the test score is told with them and without them. `drop`: the row
+    of the earlier split (train, validation, test) is left out. Not set: `report` for splits that were given, else
+    `error`."""
 
     @model_validator(mode="after")
     def _leaves_training_rows(self) -> "Split":
         if self.validation + self.test >= 1:
             raise ValueError("validation and test together must leave rows to train on (their sum is below 1)")
+        return self
+
+    @model_validator(mode="after")
+    def _values_of_a_column(self) -> "Split":
+        if self.values and not self.column:
+            raise ValueError("values: needs column:, the column that holds them")
+        given = list((self.values or {}).values())
+        if len(set(given)) < len(given):
+            raise ValueError("values: two splits have the same value")
         return self
 
 
@@ -301,6 +325,10 @@ class Config(Section):
         self._check_columns()
         if self.task == "generation" and self.data.labels:
             raise ValueError("data.labels: belongs to task classification")
+        if self.split.column and self.data.splits:
+            raise ValueError(
+                "split.column: the files of data.files are named by split already; leave one of the two out"
+            )
         if not any(variant.scored for variant in self.every_variant.values()):
             raise ValueError("variants: none is scored, so none could be selected; add one for the cpu provider")
         if self.task == "generation" and any(run.finetune["class_balance"] != "none" for run in self.runs.values()):
@@ -362,6 +390,11 @@ class Config(Section):
             name: Run(run.group, run.seed, _validate(f"sweep.finetune ({name})", Finetune, run.finetune).model_dump())
             for name, run in found.items()
         }
+
+    @property
+    def leakage(self) -> str:
+        """`split.leakage`, or what it is where it is not set."""
+        return self.split.leakage or ("report" if self.split.column or self.data.splits else "error")
 
     @property
     def every_variant(self) -> dict[str, Variant]:

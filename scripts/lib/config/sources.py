@@ -21,6 +21,15 @@ LabelSpellings = Annotated[dict[str, Spellings], Field(min_length=2), Tag("(mapp
 Labels = Annotated[
     LabelList | LabelSpellings, Discriminator(lambda value: "(mapping)" if isinstance(value, dict) else "(list)")
 ]
+FileList = Annotated[list[str], Field(min_length=1), Tag("(list)")]
+FilesBySplit = Annotated[
+    dict[Literal["train", "validation", "test"], Annotated[list[str], Field(min_length=1)]],
+    Field(min_length=1),
+    Tag("(mapping)"),
+]
+Files = Annotated[
+    FileList | FilesBySplit, Discriminator(lambda value: "(mapping)" if isinstance(value, dict) else "(list)")
+]
 
 
 class DataHub(Section):
@@ -61,9 +70,10 @@ class Package(Section):
 class Data(Section):
     """Where the rows come from, and which of them are used. Give exactly one of `files`, `hub`, `package`, `source`."""
 
-    files: list[str] | None = None
-    """Files with rows: JSON list, JSON Lines, CSV or Parquet. Relative paths start at the working folder, or else at
-    the folder of the Snakefile."""
+    files: Files | None = None
+    """Files with rows: JSON list, JSON Lines, CSV, TSV (each also as .gz), Excel or Parquet; folders and patterns such
+    as rows/*.jsonl. As a list, or by split: {train: [a.jsonl], test: [b.jsonl]}. Relative paths start at the working
+    folder, or else at the folder of the Snakefile."""
     hub: DataHub | None = None
     """A dataset on the Hugging Face hub."""
     package: Package | None = None
@@ -103,6 +113,25 @@ class Data(Section):
                 raise ValueError("source: needs sha256: (of the file), since a datastore's files can change")
         elif self.sha256:
             raise ValueError("sha256: belongs to source:")
+        return self
+
+    @property
+    def every_file(self) -> list[str]:
+        """The names in `files`, as they stand there."""
+        return list(chain.from_iterable(self.files.values() if isinstance(self.files, dict) else [self.files or []]))
+
+    @property
+    def splits(self) -> list[str]:
+        """The split of each name in `files`, where they are named by split."""
+        if not isinstance(self.files, dict):
+            return []
+        return [split for split, names in self.files.items() for _ in names]
+
+    @model_validator(mode="after")
+    def _files_once(self) -> "Data":
+        name, count = Counter(self.every_file).most_common(1)[0] if self.files else ("", 0)
+        if count > 1:
+            raise ValueError(f"files: {name} is listed twice")
         return self
 
     @model_validator(mode="after")

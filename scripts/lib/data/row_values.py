@@ -1,11 +1,13 @@
 """A row's columns as text, under the rules of the training data, or the reason why it is set aside."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lib.core.files import read_jsonl
+from lib.data.given_splits import NoSplitError, read_given_split, read_groups
 from lib.data.labels import map_spellings
 from lib.data.rows import MISSING, convert_to_text, describe_value, get_column
 from lib.data.templates import Template, format_placeholder
@@ -20,6 +22,7 @@ REASONS = (
     "control_token",
     "empty_value",
     "unknown_label",
+    "no_split",
     "label_conflict",
     "exact_duplicate",
     "too_long",
@@ -37,21 +40,30 @@ class Source(NamedTuple):
     """The row with a number, as `fetch_data` wrote it, and its columns as text or why they cannot be used.
 
     spelling: the target as it stands in the row, of which `data.labels` may make another label.
+    split: the one that the row was given, or nothing. groups: those of `split.groups`, as `COLUMN=VALUE`.
     """
 
     number: int
     read: dict[str, Any]
     values: dict[str, str] | Reason
     spelling: str | None = None
+    split: str = ""
+    groups: Sequence[str] = ()
 
 
 def read_sources(
-    path: Path, data: dict[str, Any], template: Template, tokenizer: Tokenizer, corpus: dict[str, Any]
+    path: Path,
+    data: dict[str, Any],
+    template: Template,
+    tokenizer: Tokenizer,
+    corpus: dict[str, Any],
+    split: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[Source]:
     """Yield the rows of `fetch_data` with their columns as text, or why they cannot be used.
 
     A value longer than `CHARACTERS_PER_TOKEN` allows is cut here as truncation would cut it, or the row is set aside:
     nothing after this sees the rest.
+    split: `column`, `values` and `groups` of the configuration, those that are set.
     """
     names, target = [*template["columns"], data["target"]], data["target"]
     control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
@@ -69,10 +81,16 @@ def read_sources(
             yield Source(index, read, values)
             continue
         spelling = values[target]
+        try:
+            given = read_given_split(read, split.get("column"), split.get("values", {}))
+            groups = read_groups(read["row"], split.get("groups", ()))
+        except NoSplitError as error:
+            yield Source(index, read, Reason("no_split", str(error)), spelling)
+            continue
         if labels is None:
-            yield Source(index, read, values, spelling)
+            yield Source(index, read, values, spelling, given, groups)
         elif spelling in labels:
-            yield Source(index, read, {**values, target: labels[spelling]}, spelling)
+            yield Source(index, read, {**values, target: labels[spelling]}, spelling, given, groups)
         else:
             yield Source(index, read, Reason("unknown_label", f"{spelling!r} is not in data.labels"), spelling)
 

@@ -83,7 +83,10 @@ def normalize(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def compute_row_id(values: Mapping[str, str]) -> str:
-    """Return sha256 of a record's normalized values by column name, whatever their order."""
-    normalized = {name: normalize(value) for name, value in values.items()}
-    return hashlib.sha256(dump_canonical_json(normalized).encode()).hexdigest()
+def compute_row_id(values: Mapping[str, str], *, split: str = "") -> str:
+    """Return sha256 of a row's normalized values by column name, whatever their order.
+
+    split: the one that the row was given, which tells it from the same row of another one.
+    """
+    normalized: Any = {name: normalize(value) for name, value in values.items()}
+    return hashlib.sha256(dump_canonical_json([split, normalized] if split else normalized).encode()).hexdigest()

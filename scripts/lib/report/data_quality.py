@@ -9,7 +9,7 @@ from lib.data.tokenizer_check import describe_check
 from lib.evaluation.registry import MANY_LABELS
 from lib.report import findings
 from lib.report.evidence import Evidence
-from lib.report.formatting import format_number, format_percent, format_value
+from lib.report.formatting import format_heading, format_metric, format_number, format_percent, format_value
 from lib.report.page import Block, Section, Table
 
 
@@ -27,13 +27,34 @@ def show_data_quality(evidence: Evidence) -> Section:
     ]
     lengths = [(key.replace("_", " "), format_value(value)) for key, value in audit["tokens"].items()]
     blocks: list[Block] = [
-        findings.describe_leakage(evidence.leakage["rows"], evidence.leakage["threshold"]),
+        findings.describe_leakage(evidence.leakage),
+        *_leaks(evidence),
         describe_check(evidence.summary["tokenizer"]),
         *(_classes(evidence) if evidence.task == "classification" else []),
         Table("Rows", ("", "Rows"), rows),
         Table("Length in tokens, prompt and answer, before truncation", ("", "Tokens"), lengths),
     ]
     return Section("data", "What is wrong with the data?", findings.describe_audit(audit), blocks)
+
+
+def _leaks(evidence: Evidence) -> list[Block]:
+    """Return the test scores with and without the rows that leak, where any do."""
+    leaks = evidence.summary.get("leaks")
+    if not leaks:
+        return []
+    name = evidence.main
+    of = {"model": evidence.summary["model"], "base": evidence.summary["base"], **evidence.summary["baselines"]}
+    rows = [
+        (
+            format_heading(one),
+            format_metric(name, of[one]["test"][name]),
+            format_metric(name, quality[name] if quality else None),
+            format_number(quality["n"] if quality else 0),
+        )
+        for one, quality in leaks["without"].items()
+    ]
+    head = ("", f"{format_heading(name)}, all test rows", "Without rows that leak", "Rows left")
+    return [Table("Test scores with and without the rows that are like one of an earlier split", head, rows)]
 
 
 def _classes(evidence: Evidence) -> list[Block]:

@@ -306,11 +306,18 @@ def describe_audit(audit: dict[str, Any]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def describe_leakage(counts: dict[str, int], threshold: float) -> str:
-    total = sum(counts.values())
+def describe_leakage(leakage: dict[str, Any]) -> str:
+    """Say how many rows are like one of an earlier split. leakage: leakage.json."""
+    counts, alike = leakage["rows"], f"at least {100 * leakage['threshold']:g} % similar"
+    told = "this was computed again from the written files."
+    leaking = {split: len(ids) for split, ids in leakage.get("leaking", {}).items() if ids}
+    if not leaking:
+        total = sum(counts.values())
+        return f"None of the {total:,} rows, nor one that is {alike} to it, stands in two splits; {told}"
+    parts = join_words([f"{count:,} of {counts[split]:,} {split} rows" for split, count in leaking.items()])
     return (
-        f"None of the {total:,} rows, nor one that is at least {100 * threshold:g} % similar to it, stands in two"
-        " splits; this was computed again from the written files."
+        f"{parts} are the same as a row of an earlier split, {alike} to it or of its group; {told} The given split was"
+        " kept as it is: a score that such rows raise says less about new rows."
     )
 
 

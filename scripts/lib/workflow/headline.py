@@ -13,10 +13,11 @@ def format_headline(results: Path) -> str:
     summary = read_json(results / "summary.json")
     selected, model = summary["selected"], summary["model"]
     scores = {"model": model, "base model": summary["base"], **summary["baselines"]}
-    lines = [f"chosen: {selected['run']}/{selected['variant']}. {selected['reason']}", "", "on the test rows:"]
+    lines = [f"chosen: {selected['run']}/{selected['variant']}: {selected['reason']}", "", "on the test rows:"]
     lines += [f"  {name:<18} {_quality(score['test'])}" for name, score in scores.items()]
     lines += [
         _against(model["test"]["against"]),
+        *_leaks(summary),
         "",
         f"size {model['size_mb']:.0f} MB, first token after {model['first_token_ms']:.0f} ms,"
         f" {model['tokens_per_second']:.0f} tokens/s, {model['peak_rss_mb']:.0f} MB of memory, on this machine",
@@ -40,6 +41,15 @@ def _against(against: dict[str, Any]) -> str:
         f"model minus {against['name']}: {scale * against['difference'][name]:+.1f} [{low:+.1f}, {high:+.1f}]"
         f" points of {name} on the same rows, p = {against['mcnemar_p']:.2g}"
     )
+
+
+def _leaks(summary: dict[str, Any]) -> list[str]:
+    """Return what the model scores without the test rows that are like one of an earlier split, where there are any."""
+    if not (leaks := summary.get("leaks")):
+        return []
+    quality = leaks["without"]["model"]
+    score = _quality(quality) if quality else "none is left"
+    return [f"{leaks['rows']} test rows are like rows of an earlier split; model without them: {score}"]
 
 
 def _quality(quality: dict[str, Any]) -> str:

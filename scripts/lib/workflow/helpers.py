@@ -1,9 +1,12 @@
 """Functions that the Snakefile calls while it is read: paths, names, locked versions, GPUs."""
 
+import glob
+import itertools
 import os
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
 from pathlib import Path
@@ -14,6 +17,7 @@ from snakemake.settings.types import DeploymentMethod
 from snakemake_interface_storage_plugins.io import WILDCARD_REGEX
 
 from lib.core.cli import fail
+from lib.data.readers import FORMATS, is_readable
 
 # Signs with a meaning for Snakemake in every path; there is no way to escape them.
 _READ_IN_PATHS = {
@@ -92,6 +96,33 @@ def find_path(name: str, home: Path, key: str, made: Set[str] = frozenset()) -> 
     if not Path(path).exists() and path not in made:
         fail(f"{key}: {name} does not exist", "check the path, or put the file there")
     return f"./{path}" if path.startswith("-") else path
+
+
+def list_data_files(names: Sequence[str], splits: Sequence[str], home: Path) -> list[tuple[str, str]]:
+    """Return the files of `data.files`, each with its split or nothing: patterns and folders become what they hold.
+
+    A folder stands for the files in it that rows are read from. Raises `UserError` for one that holds none, and for a
+    file that is there twice.
+    """
+    found: list[tuple[str, str]] = []
+    for name, split in itertools.zip_longest(names, splits, fillvalue=""):
+        root = next((root for root in (Path(), home) if (root / name).exists()), None)
+        if root is not None and not (root / name).is_dir():
+            files = [name]
+        elif root is not None:
+            files = sorted(f"{name.rstrip('/')}/{path.name}" for path in (root / name).iterdir())
+        else:
+            roots = [Path(), home] if glob.has_magic(name) else []
+            files = next((files for root in roots if (files := sorted(glob.glob(name, root_dir=root)))), [name])
+        if files != [name]:
+            files = [file for file in files if is_readable(Path(file)) and not Path(file).name.startswith(".")]
+        if not files:
+            fail(f"data.files: {name} holds no file with rows", f"rows are read from {FORMATS}")
+        found += [(file, split) for file in files]
+    again = [file for file, count in Counter(file for file, _ in found).items() if count > 1]
+    if again:
+        fail(f"data.files: {again[0]} is there twice", "name it once, and leave it out of the pattern or folder")
+    return found
 
 
 def _check_signs(path: str, what: str, signs: Mapping[str, re.Pattern[str]] = _READ_IN_PATHS) -> None:
