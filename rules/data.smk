@@ -185,7 +185,7 @@ rule render_corpus:
         settings=settings(
             "tokenizers jinja2",
             task=CONFIG.task,
-            data=config_subset("data", "target", "optional_columns"),
+            data=config_subset("data", "target", "optional_columns", "answers"),
             corpus=CONFIGURATION["corpus"],
         ),
     shell:

@@ -153,7 +153,7 @@ def _index_rows(
     known: set[str] = set()
     first_row: dict[str, Any] = {}
     readable = 0
-    for _, read, values, spelling, split, groups in sources:
+    for _, read, values, spelling, split, groups, _ in sources:
         if "row" in read:
             readable += 1
             first_row = first_row or read["row"]
@@ -399,6 +399,7 @@ def _iterate_kept(
             "cluster": int(clusters[source.number]),
             **({"split": source.split} if source.split else {}),
             **({"groups": list(source.groups)} if source.groups else {}),
+            **({"other_answers": list(source.other_answers)} if source.other_answers else {}),
         }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.core.cli import UserError, build_parser, fail, parse_settings, report_progress, run
-from lib.core.files import publish_file, read_json, read_jsonl
+from lib.core.files import hash_text, publish_file, read_json, read_jsonl
 from lib.core.layout import SCORED_SPLITS, SPLITS
 from lib.data.rows import format_place
 from lib.data.templates import Template, compile_template, render_chats, render_completion, render_prompt
@@ -46,11 +46,29 @@ def main(args: argparse.Namespace) -> None:
             if row["id"] not in split_of:
                 fail(f"has no row {row['id']}", "it is of another run: make it again", at=args.split)
             label = {"label": row["target"]} if task == "classification" else {}
-            groups = {"groups": row["groups"]} if "groups" in row else {}
-            record = {"id": row["id"], "prompt": prompt, "completion": completion, **label, **groups}
-            files[split_of[row["id"]]].write(json.dumps(record, ensure_ascii=False) + "\n")
-            count += 1
+            more: dict[str, Any] = {name: row[name] for name in ("groups", "other_answers") if name in row}
+            record = {"id": row["id"], "prompt": prompt, "completion": completion, **label, **more}
+            records = [record]
+            if data.get("answers") == "each" and split_of[row["id"]] == "train":
+                records += _repeat_with_other_answers(row, record, tokenizer, template, corpus["max_length"])
+            for one in records:
+                files[split_of[row["id"]]].write(json.dumps(one, ensure_ascii=False) + "\n")
+            count += len(records)
     report_progress(f"render_corpus: {count} rows")
+
+
+def _repeat_with_other_answers(
+    row: dict[str, Any], record: dict[str, Any], tokenizer: Tokenizer, template: Template, max_length: int
+) -> list[dict[str, Any]]:
+    """Return a training row once more for each other answer that is right, but for those that are too long."""
+    records = []
+    for answer in row.get("other_answers", ()):
+        text = Text(row, record["prompt"], tokenizer.encode(record["prompt"]), render_completion(template, answer))
+        whole = tokenizer.encode(text.prompt + text.completion)
+        text.check_seam(whole)
+        if len(whole) <= max_length:
+            records.append({**record, "id": hash_text(record["id"] + answer), "completion": text.completion})
+    return records
 
 
 def _render_rows(

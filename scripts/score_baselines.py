@@ -26,6 +26,7 @@ from lib.evaluation.answers import Prediction
 from lib.evaluation.bootstrap import compute_point_estimate
 from lib.evaluation.many_labels import LabelFinder, find_nearest_centroids
 from lib.evaluation.metrics import build_statistics, measure_quality
+from lib.evaluation.scoring import describe_references
 
 _MOST_LABELS = 1000
 _MOST_WEIGHTS = 20_000_000  # of the regression, whose solver holds some 25 numbers for each
@@ -183,7 +184,7 @@ def _label_prediction(row: dict[str, Any], predicted: str, log_probs: dict[str, 
 def _text_prediction(row: dict[str, Any], template: Template, answer: str) -> Prediction:
     return {
         "id": row["id"],
-        "reference": extract_target(template, row["completion"]),
+        **describe_references(row, template),
         "answer": answer,
         "stopped": None,
         "log_prob": None,

@@ -14,11 +14,10 @@ from typing import Any
 from lib.core.cli import build_parser, fail, parse_settings, report_loaded, report_progress, run
 from lib.core.layout import SPLITS
 from lib.data.corpus import load_template, read_rows
-from lib.data.template_inversion import extract_target
 from lib.data.templates import Template
 from lib.data.tokenizer import Tokenizer, encode_pairs, find_first_difference, load_tokenizer
 from lib.evaluation.onnx_scorer import open_scorer
-from lib.evaluation.scoring import answer_limit, answer_text, encode_choices, write_score
+from lib.evaluation.scoring import answer_limit, answer_text, describe_references, encode_choices, write_score
 from lib.onnx.packaged import load_packaged_tokenizer
 from lib.onnx.runtime import OnnxModel, Reader, load_onnx
 from lib.provenance.manifests import read_manifest
@@ -103,7 +102,7 @@ def score_references(
         answer, stopped = answer_text(tokenizer, template, reader.answer(limit)) if asked else (None, None)
         yield {
             "id": row["id"],
-            "reference": extract_target(template, row["completion"]),
+            **describe_references(row, template),
             "answer": answer,
             "stopped": stopped,
             "log_prob": reader.log_probs(first, [completion])[0],

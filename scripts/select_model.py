@@ -233,7 +233,9 @@ def _why(chosen: Candidate, order: list[Candidate], equal: list[Candidate], metr
     size = f"{chosen.speed['size_mb']:.1f} MB"
     if is_best:
         verb = "are" if others[1:] else "is"
-        return f"{text}; {_some(others)} {verb} not significantly worse, but no smaller than its {size}"
+        least = min(one.speed["size_mb"] for one in equal)
+        smaller = "no smaller" if least >= chosen.speed["size_mb"] else "no more than 5 % smaller"
+        return f"{text}; {_some(others)} {verb} not significantly worse, but {smaller} than its {size}"
     alone = len(_smallest(equal)) == 1
     of_these = "it is the smallest of these" if alone else f"it has the best {metric} of the smallest of these"
     return f"{text}; not significantly different from {_some(others)}, and {of_these}, {size}"

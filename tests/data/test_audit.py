@@ -670,3 +670,22 @@ def test_rows_of_a_group_are_one_cluster_united_with_near_duplicates(tmp_path, t
 def test_a_column_of_the_split_that_no_row_has_stops(tmp_path, tiny_phi3, split):
     with pytest.raises(UserError, match="no row has the column 'kind'; the columns are .*: mend split"):
         audit(tmp_path, tiny_phi3, [row("He ran."), row("She sat.")], split=split)
+
+
+def test_a_list_of_right_answers_trains_on_the_first_and_keeps_the_others(tmp_path, tiny_phi3):
+    answers = [
+        ["Paris", " Paris ", "the city of Paris"],
+        ["Rome"],
+        [],
+        ["Oslo", ["x"]],
+        ["Bern", "<|end|>"],
+        ["", "Prague"],
+    ]
+    rows = [row(f"Capital {number}?", answer) for number, answer in enumerate(answers)]
+    _, kept, rejected = audit(tmp_path, tiny_phi3, rows, task="generation")
+    assert [(one["target"], one.get("other_answers")) for one in kept] == [
+        ("Paris", ["the city of Paris"]), ("Rome", None), ("Prague", None)
+    ]  # fmt: skip
+    assert [one["reason"] for one in rejected] == ["empty_value", "not_text", "control_token"]
+    _, kept, rejected = audit(tmp_path, tiny_phi3, rows[:2])
+    assert [one["reason"] for one in rejected] == ["not_text", "not_text"], "a row has one label"

@@ -52,6 +52,22 @@ def test_an_empty_value_leaves_the_text_around_it(tmp_path, tiny_phi3, corpus):
     assert corpus_rows(out)[0]["prompt"] == render_prompt(template, rows[0]["values"])
 
 
+def test_each_right_answer_is_a_training_row_and_scored_rows_know_them_all(tmp_path, tiny_phi3):
+    rows = [{**row, "other_answers": ["glad", "much too long an answer " * 60]} for row in kept_rows()]
+    (tmp_path / "first").mkdir()
+    out = render(tmp_path, tiny_phi3, rows, TEXT, "generation", answers="each")
+    template = read_json(out / "template.json")
+    train, test = list(read_jsonl(out / "train.jsonl")), list(read_jsonl(out / "test.jsonl"))
+    assert [one["completion"] for one in train[:2]] == [
+        render_completion(template, text) for text in (rows[0]["target"], "glad")
+    ]
+    assert len(train) == 2 * len(rows[::3])
+    assert len({one["id"] for one in train}) == len(train)
+    assert [one["other_answers"] for one in test] == [row["other_answers"] for row in rows[2::3]]
+    first = list(read_jsonl(render(tmp_path / "first", tiny_phi3, rows, TEXT, "generation") / "train.jsonl"))
+    assert first == train[::2], "without `each` the first answer alone"
+
+
 def test_chat_corpus_equals_transformers(tmp_path, tiny_model):
     from transformers import AutoTokenizer
 

@@ -201,6 +201,26 @@ def test_chrf_is_that_of_sacrebleu_over_the_answered_rows():
     assert measure_quality("generation", unanswered, None, seed=0, samples=50)["quality"]["chrf"] is None
 
 
+def test_of_several_right_answers_the_nearest_one_counts():
+    rows = [
+        generated(0, "the city of light", "Paris") | {"other_references": ["City of Light", "Lutetia"]},
+        generated(1, "Rome", "Rome"),
+        generated(2, "Bonn", "Berlin") | {"other_references": ["Hauptstadt"]},
+    ]
+    quality = measure_quality("generation", rows, None, seed=0, samples=50)["quality"]
+    assert quality["exact_match"] == pytest.approx(1 / 3)
+    assert quality["token_f1"] == pytest.approx(2 / 3)
+    from sacrebleu.metrics.chrf import CHRF
+
+    answers = [row["answer"] for row in rows]
+    references = [["Paris", "Rome", "Berlin"], ["City of Light", None, "Hauptstadt"], ["Lutetia", None, None]]
+    assert quality["chrf"] == pytest.approx(CHRF().corpus_score(answers, references).score)
+    one = measure_quality("generation", [generated(0, "the city of light", "Paris")], None, seed=0, samples=50)[
+        "quality"
+    ]
+    assert one["token_f1"] == 0
+
+
 def test_baselines_without_probabilities_have_no_perplexity():
     rows = [{**generated(0, "yes", "yes"), "log_prob": None, "tokens": None, "stopped": None}]
     values = measure_quality("generation", rows, None, seed=0, samples=10)["quality"]

@@ -16,7 +16,7 @@ from lib.data.templates import compile_template, render_completion, render_promp
 from lib.data.tokenizer import Tokenizer, encode_pairs, load_tokenizer
 from lib.evaluation import torch_scorer
 from lib.evaluation.metrics import measure_quality
-from lib.evaluation.scoring import answer_text, encode_choices
+from lib.evaluation.scoring import answer_text, describe_references, encode_choices
 from lib.models.loading import load_model
 from support.tiny_models import TEXTS, tiny_tokenizer
 from support.training import LABELS, make_corpus
@@ -225,7 +225,9 @@ def test_every_engine_takes_references_and_answers_by_the_same_functions():
     import score_onnx
 
     assert {module.answer_text for module in (torch_scorer, score_onnx, predict)} == {answer_text}
-    assert {module.extract_target for module in (torch_scorer, score_onnx, score_baselines)} == {extract_target}
+    assert {module.describe_references for module in (torch_scorer, score_onnx, score_baselines)} == {
+        describe_references
+    }
 
 
 def test_a_completion_of_another_template_is_refused(asked):

@@ -59,7 +59,7 @@ def test_sizes_a_little_apart_count_as_one_and_the_better_metric_decides(select)
     """The rows cannot tell 3 wrong rows from 6; 2 MB of 92 are no reason to take the worse one, 30 MB are."""
     found = select({"a": (set(range(6)), 90.0, {}), "b": (set(range(3)), 92.0, {"tokens_per_second": 30.0})})
     assert found["variant"] == "b"
-    assert "of the smallest of these it has the best accuracy, 92.0 MB" in found["reason"]
+    assert "is not significantly worse, but no more than 5 % smaller than its 92.0 MB" in found["reason"]
     assert "b, as small (92.0 against 90.0 MB), has the better value" in found["rejected"][0]["reason"]
     found = select({"a": (set(range(6)), 90.0, {}), "b": (set(range(3)), 120.0, {})})
     assert found["variant"] == "a"
@@ -247,7 +247,7 @@ def test_a_score_of_other_bytes_or_without_the_metric_is_refused(select, tmp_pat
     write_json(build_manifest_path(Layout(tmp_path).folder("lora", "onnx-one")), {"name": "built again"})
     done = run_script("select_model", *again(tmp_path, ["one"]), check=False)
     assert done.returncode == 1
-    assert "scored was another model" in done.stderr
+    assert "this score was computed from a different model than" in done.stderr
     assert not (tmp_path / "out2").exists()
     done = select({"one": ({1}, 100, {})}, metric="chrf", check=False)
     assert done.returncode == 1

@@ -207,7 +207,9 @@ def test_folders_that_are_gone_keep_their_size(made, tmp_path):
 def test_the_last_lines_of_a_run_come_from_its_summary(made_sweep):
     summary = made_sweep.read("summary.json")
     text = format_headline(made_sweep.folder)
-    assert text.startswith(f"chosen: {summary['selected']['run']}/{summary['selected']['variant']}: the best macro-F1 (0.")
+    assert text.startswith(
+        f"chosen: {summary['selected']['run']}/{summary['selected']['variant']}: the best macro-F1 (0."
+    )
     assert summary["verdict"]["text"] in text
     assert summary["verdict"] == dict(
         zip(("text", "ship"), findings.state_verdict("classification", summary), strict=True)

@@ -90,6 +90,7 @@ def render(
     split_rows: list[dict] | None = None,
     labels: Sequence[str] = ("fear", "joy"),
     optional: list[str] | None = None,
+    answers: str | None = None,
     **limits: object,
 ) -> Path:
     """Render rows, those of `split_rows` dealt to the splits in turn; returns the folder of the corpus."""
@@ -100,7 +101,11 @@ def render(
     dealt = {row["id"]: SPLITS[index % 3] for index, row in enumerate(split_rows or rows)}
     write_json(folder / "split.json", {"rows": dealt})
     corpus = {**corpus, "max_length": 256, "truncation": "reject", **limits}
-    settings = {"task": task, "data": {"target": "tone", "optional_columns": optional}, "corpus": corpus}
+    settings = {
+        "task": task,
+        "data": {"target": "tone", "optional_columns": optional, "answers": answers},
+        "corpus": corpus,
+    }
     out = folder / "corpus"
     places = {split: out / f"{split}.jsonl" for split in SPLITS}
     render_corpus.main(

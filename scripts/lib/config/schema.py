@@ -325,6 +325,8 @@ class Config(Section):
         self._check_columns()
         if self.task == "generation" and self.data.labels:
             raise ValueError("data.labels: belongs to task classification")
+        if self.task == "classification" and self.data.answers:
+            raise ValueError("data.answers: belongs to task generation")
         if self.split.column and self.data.splits:
             raise ValueError(
                 "split.column: the files of data.files are named by split already; leave one of the two out"

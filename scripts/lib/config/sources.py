@@ -84,6 +84,9 @@ class Data(Section):
     """sha256 of the file that `source` names, since the files of a datastore can change."""
     target: str
     """Column with the label (classification) or the completion (generation)."""
+    answers: Literal["each"] | None = None
+    """Which answers are trained on where the target of a generation row is a list of right ones. `each`: all of them,
+    as rows of their own. Not set: the first. Scores count the answer that is nearest to any of them."""
     labels: Labels | None = None
     """All labels as a list, or as a mapping of each label to its other spellings: {calm: [Calm, CALM], angry: []}. Rows
     with another label are set aside. Not set: the labels found in the rows."""

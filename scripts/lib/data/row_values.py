@@ -41,6 +41,7 @@ class Source(NamedTuple):
 
     spelling: the target as it stands in the row, of which `data.labels` may make another label.
     split: the one that the row was given, or nothing. groups: those of `split.groups`, as `COLUMN=VALUE`.
+    other_answers: where the target is a list of right answers, those behind the first.
     """
 
     number: int
@@ -49,6 +50,7 @@ class Source(NamedTuple):
     spelling: str | None = None
     split: str = ""
     groups: Sequence[str] = ()
+    other_answers: Sequence[str] = ()
 
 
 def read_sources(
@@ -72,7 +74,11 @@ def read_sources(
         if "error" in read:
             yield Source(index, read, Reason("unreadable", read["error"]))
             continue
-        values = _values(read["row"], names, data.get("optional_columns") or (), control, data["special_tokens"])
+        row, others = _take_answers(read["row"], target) if template["task"] == "generation" else (read["row"], [])
+        values = _values(row, names, data.get("optional_columns") or (), control, data["special_tokens"])
+        cleaned = [_clean(text, target, control, data["special_tokens"]) for text in others]
+        others = [text for text in cleaned if isinstance(text, str) and text]
+        values = next((one for one in cleaned if isinstance(one, Reason)), values)
         if isinstance(values, Reason):
             yield Source(index, read, values)
             continue
@@ -88,11 +94,23 @@ def read_sources(
             yield Source(index, read, Reason("no_split", str(error)), spelling)
             continue
         if labels is None:
-            yield Source(index, read, values, spelling, given, groups)
+            yield Source(index, read, values, spelling, given, groups, others)
         elif spelling in labels:
             yield Source(index, read, {**values, target: labels[spelling]}, spelling, given, groups)
         else:
             yield Source(index, read, Reason("unknown_label", f"{spelling!r} is not in data.labels"), spelling)
+
+
+def _take_answers(row: dict[str, Any], target: str) -> tuple[dict[str, Any], list[str]]:
+    """Return a row whose target is the first text of a list of right answers, and the others; or the row as it is."""
+    found = get_column(row, target)
+    if not isinstance(found, list):
+        return row, []
+    answers = [convert_to_text(one) for one in found]
+    if None in answers:
+        return row, []
+    texts = [text for text in dict.fromkeys(answers) if text]
+    return {**row, target: texts[0] if texts else ""}, texts[1:]
 
 
 def _bound_values(values: dict[str, str], target: str, corpus: dict[str, Any]) -> dict[str, str] | Reason:
@@ -121,17 +139,26 @@ def _values(
         if text is None:
             hint = f", whose first value is {format_placeholder(f'{name}.0')}" if isinstance(value, list) else ""
             return Reason("not_text", f"{name!r} is {describe_value(value)}{hint}")
-        # Tokenizers written in C end a text here. They read the other control characters as `tokenizers` does (tried
-        # with ONNX Runtime GenAI for U+0001 to U+00A0), so those stay what they are: text.
-        if "\0" in text:
-            return Reason("null_character", f"{name!r} contains the character NUL (U+0000)")
-        while found := control.search(text):
-            if special_tokens == "reject":
-                return Reason("control_token", f"{name!r} contains {found[0]!r}")
-            text = control.sub("", text).strip()  # again, for what is left may join to another
+        cleaned = _clean(text, name, control, special_tokens)
+        if isinstance(cleaned, Reason):
+            return cleaned
+        text = cleaned
         if not text and name not in optional:
             return Reason("empty_value", f"{name!r} is empty")
         values[name] = text
     if not any(values[name] for name in names[:-1]):
         return Reason("empty_value", "every input is empty")
     return values
+
+
+def _clean(text: str, name: str, control: re.Pattern[str], special_tokens: str) -> str | Reason:
+    """Return a text without control tokens, or why it cannot be used."""
+    # Tokenizers written in C end a text here. They read the other control characters as `tokenizers` does (tried
+    # with ONNX Runtime GenAI for U+0001 to U+00A0), so those stay what they are: text.
+    if "\0" in text:
+        return Reason("null_character", f"{name!r} contains the character NUL (U+0000)")
+    while found := control.search(text):
+        if special_tokens == "reject":
+            return Reason("control_token", f"{name!r} contains {found[0]!r}")
+        text = control.sub("", text).strip()  # again, for what is left may join to another
+    return text

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,17 @@ def compute_token_f1(answer: str, reference: str) -> float:
         return float(given == wanted)
     common = sum((Counter(given) & Counter(wanted)).values())
     return 2 * common / (len(given) + len(wanted))
+
+
+def list_references(prediction: Prediction) -> list[str]:
+    """Return every reference of a prediction, in Unicode NFC: the completion, then other answers that are right."""
+    return [normalize_unicode(text) for text in (prediction["reference"], *prediction.get("other_references", ()))]
+
+
+def compute_best(score: Callable[[str, str], float], prediction: Prediction) -> float:
+    """Return the score of a free answer against the reference that it comes nearest to; no answer is an empty one."""
+    answer = normalize_unicode(prediction["answer"] or "")
+    return max(score(answer, reference) for reference in list_references(prediction))
 
 
 def compute_label_shares(log_probs: dict[str, float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lib.core.cli import fail
-from lib.evaluation.answers import Prediction, check_unique, log_normalize, normalize_whitespace
+from lib.evaluation.answers import Prediction, check_unique, list_references, log_normalize, normalize_whitespace
 from lib.evaluation.bootstrap import bootstrap_replicates, compute_percentile_interval_95, compute_point_estimate
 from lib.evaluation.metrics import build_statistics
 from lib.evaluation.registry import MAIN_METRIC, find_metrics
@@ -280,4 +280,4 @@ def _mean_kl(before: Sequence[Prediction], after: Sequence[Prediction]) -> float
 def _sentence_chrf(row: Prediction) -> float:
     from sacrebleu.metrics.chrf import CHRF
 
-    return float(CHRF().sentence_score(row["answer"], [row["reference"]]).score)
+    return float(CHRF().sentence_score(row["answer"], list_references(row)).score)

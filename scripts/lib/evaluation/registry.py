@@ -4,6 +4,7 @@ To add a metric, write a function from `Answered` to `Statistic` and an entry of
 the selection, the gate, the plots and the report take it from there.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,15 @@ from typing import Any, Literal
 import numpy as np
 
 from lib.core.cli import fail
-from lib.evaluation.answers import Prediction, compute_token_f1, normalize_unicode, normalize_whitespace, parse_answer
+from lib.evaluation.answers import (
+    Prediction,
+    compute_best,
+    compute_token_f1,
+    list_references,
+    normalize_unicode,
+    normalize_whitespace,
+    parse_answer,
+)
 from lib.evaluation.bootstrap import Statistic, build_ratio, divide
 
 MANY_LABELS = 200  # from here on sums over labels are sparse, and no confusion table is made
@@ -41,13 +50,6 @@ class Answered:
         """The label that each free answer is."""
         labels = self.labels or []
         return [None if row["answer"] is None else parse_answer(row["answer"], labels) for row in self.predictions]
-
-    @cached_property
-    def pairs(self) -> list[tuple[str, str]]:
-        """Free answer and reference of each row; no answer is an empty one."""
-        return [
-            (normalize_unicode(row["answer"] or ""), normalize_unicode(row["reference"])) for row in self.predictions
-        ]
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,11 @@ def measure_chrf(answered: Answered) -> Statistic:
     from sacrebleu.metrics.chrf import CHRF
 
     metric = CHRF()
-    answers, references = zip(*answered.pairs, strict=True)
-    # The n-gram counts of each sentence, of which `corpus_score` shows only the total.
-    counts = metric._extract_corpus_statistics(list(answers), [list(references)])
+    answers = [normalize_unicode(row["answer"] or "") for row in answered.predictions]
+    references = list(itertools.zip_longest(*map(list_references, answered.predictions)))
+    # The n-gram counts of each sentence, of which `corpus_score` shows only the total; of several references those of
+    # the one that the answer comes nearest to.
+    counts = metric._extract_corpus_statistics(answers, references)
     rows = np.column_stack([np.array(counts, dtype=float) * answered.has_answer[:, None], answered.has_answer])
 
     def value(sums: np.ndarray) -> np.ndarray:
@@ -141,15 +145,17 @@ def measure_chrf(answered: Answered) -> Statistic:
 
 
 def measure_token_f1(answered: Answered) -> Statistic:
-    overlap = np.array([compute_token_f1(answer, reference) for answer, reference in answered.pairs])
+    overlap = np.array([compute_best(compute_token_f1, row) for row in answered.predictions])
     return build_ratio(overlap * answered.has_answer, answered.has_answer)
 
 
 def measure_exact_match(answered: Answered) -> Statistic:
-    exact = np.array(
-        [normalize_whitespace(answer) == normalize_whitespace(reference) for answer, reference in answered.pairs]
-    )
+    exact = np.array([compute_best(_is_same_text, row) for row in answered.predictions])
     return build_ratio(exact * answered.has_answer, answered.has_answer)
+
+
+def _is_same_text(answer: str, reference: str) -> float:
+    return float(normalize_whitespace(answer) == normalize_whitespace(reference))
 
 
 def measure_perplexity(answered: Answered) -> Statistic:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.files import hash_file, write_json, write_jsonl
-from lib.data.template_inversion import extract_answer, extract_fixed_texts
+from lib.data.template_inversion import extract_answer, extract_fixed_texts, extract_target
 from lib.data.templates import Template, render_completion
 from lib.data.tokenizer import Tokenizer, encode_pairs
 from lib.evaluation.metrics import measure_quality
@@ -26,6 +26,12 @@ def encode_choices(
     size = len(labels)
     groups = [pairs[start : start + size] for start in range(0, len(pairs), size)]
     return [(group[0][0], [completion for _, completion in group]) for group in groups]
+
+
+def describe_references(row: dict[str, Any], template: Template) -> dict[str, Any]:
+    """Return what a prediction says of the right answers to a corpus row: that of its completion, and others."""
+    others = {"other_references": row["other_answers"]} if "other_answers" in row else {}
+    return {"reference": extract_target(template, row["completion"]), **others}
 
 
 def answer_limit(template: Template, choices: Sequence[Sequence[int]], max_new_tokens: int) -> int:

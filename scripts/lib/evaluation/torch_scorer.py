@@ -14,13 +14,12 @@ import torch
 
 from lib.core import distributed
 from lib.core.cli import report_progress
-from lib.data.template_inversion import extract_target
 from lib.data.templates import Template
 from lib.data.tokenizer import Tokenizer, encode_pairs, find_shared_prefix
 from lib.evaluation.bootstrap import compute_point_estimate
 from lib.evaluation.metrics import build_statistics
 from lib.evaluation.registry import SELECTED_BY
-from lib.evaluation.scoring import answer_limit, answer_text, encode_choices
+from lib.evaluation.scoring import answer_limit, answer_text, describe_references, encode_choices
 
 # As an index and not as the number 1: a number gives the head a view with gaps, for which bfloat16 products on a CPU
 # take room as if it had none (1.8 GB for the demo's prompts).
@@ -223,7 +222,7 @@ def build_unscored_prediction(row: dict[str, Any], template: Template) -> dict[s
     """Return the prediction of a generation row of which nothing is known yet."""
     return {
         "id": row["id"],
-        "reference": extract_target(template, row["completion"]),
+        **describe_references(row, template),
         "answer": None,
         "stopped": None,
         "log_prob": None,

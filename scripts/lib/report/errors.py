@@ -1,6 +1,6 @@
 """What does it get wrong?"""
 
-from lib.evaluation.answers import compute_label_shares, compute_token_f1
+from lib.evaluation.answers import compute_best, compute_label_shares, compute_token_f1
 from lib.evaluation.registry import MANY_LABELS
 from lib.evaluation.reliability import measure_reliability
 from lib.report import findings, plots
@@ -95,7 +95,7 @@ def _wrong_examples(evidence: Evidence) -> list[Table]:
 
 def _far_answers(evidence: Evidence) -> Section:
     answered = [
-        (compute_token_f1(row["answer"], row["reference"]), text, row)
+        (compute_best(compute_token_f1, row), text, row)
         for _, text, row in evidence.examples
         if row["answer"] is not None
     ]
