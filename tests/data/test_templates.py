@@ -1,12 +1,14 @@
 """Templates and tokenizer: what a row becomes, compared with transformers' own rendering and ids."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from lib.core.cli import UserError
+from lib.data.template_inversion import extract_input
 from lib.data.templates import (
     compile_template,
     format_placeholder,
@@ -300,3 +302,45 @@ def test_truncation_never_touches_what_fits_nor_what_cannot(tiny_phi3):
     values = {"context": "🙂", "phrase": "no"}
     assert shorten_values(tokenizer, template, values, "joy", max_length=99, side="right") == values
     assert shorten_values(tokenizer, template, values, "joy" * 50, max_length=20, side="right") is None
+
+
+ALPACA = "### Instruction:\n{ask}\n{?input}### Input:\n{input}\n{/input}### Response:\n{tone}"
+ALPACA_CHAT = {
+    "template": "chat",
+    "text_template": None,
+    "system": None,
+    "user": "{ask}{?input}\nInput: {input}{/input}\nDo it.",
+}
+
+
+@pytest.mark.parametrize("corpus", [{"text_template": ALPACA}, ALPACA_CHAT], ids=["text", "chat"])
+def test_a_part_that_depends_on_a_column_is_written_only_where_that_is_not_empty(tiny_model, corpus):
+    tokenizer, template = compiled(corpus, tiny_model)
+    full, empty = {"ask": "Sum up", "input": "one two"}, {"ask": "Sum up", "input": ""}
+    assert template["columns"] == ["ask", "input"]
+    assert "nput:\n" in render_prompt(template, full) or "Input: one two" in render_prompt(template, full)
+    assert "nput:" not in render_prompt(template, empty)
+    assert "\n\n### Response" not in render_prompt(template, empty)
+    assert extract_input(template, render_prompt(template, full)) == "Sum up\none two"
+    assert extract_input(template, render_prompt(template, empty)) == "Sum up"
+    if "template" in corpus:
+        for values in (full, empty):
+            (theirs,) = render_chats(corpus, tokenizer, [(values, "joy")])
+            assert theirs.startswith(render_prompt(template, values).removeprefix(tokenizer.bos or ""))
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("{?a}{b}{tone}", "the part {?a} does not end"),
+        ("{?a}{?b}{/b}{/a}{tone}", "{?b} begins within {?a}"),
+        ("{a}{/a}{tone}", "{/a} ends no part"),
+        ("{?a}x{/b}{tone}", "{/b} ends no part"),
+        ("{?}x{/}{tone}", "names no column"),
+        ("x{?a}{tone}{/a}", "holds the target, or follows it"),
+        ("{a}{tone}{?a}x{/a}", "holds the target, or follows it"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(tiny_phi3, text, what):
+    with pytest.raises(UserError, match=re.escape(what)):
+        compiled({"text_template": text}, tiny_phi3)

@@ -16,7 +16,7 @@ from lib.config.sources import BaseModelSource, Data
 from lib.config.sweep import Run, expand_runs, expand_variants
 from lib.config.variants import Count, Section, Variant
 from lib.core.cli import UserError
-from lib.data.templates import format_placeholder, list_columns, list_template_columns, parse_segments
+from lib.data.templates import format_placeholder, list_columns, list_conditions, list_template_columns, parse_segments
 from lib.evaluation.registry import METRICS, SELECTED_BY, find_metrics
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -26,6 +26,7 @@ Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(strict=True, ge=0, le=2**32 - 1)]  # numpy and scikit-learn take no other
 Tokens = Annotated[int, Field(ge=8, le=2**31 - 1)]
 S = TypeVar("S", bound="Section")
+_MOST_PARTS = 6  # of a template, that depend on a column
 
 RESULTS = rf"^/*{_PART}(/+{_PART})*/*$"
 
@@ -82,7 +83,8 @@ class Corpus(Section):
     system: str | None = None
     """Text of the system message, with columns in braces. Only with `template: chat`, and optional there."""
     text_template: str | None = None
-    """One text whose last placeholder is the target column. The text before that placeholder is the prompt."""
+    """One text whose last placeholder is the target column. A part from {?input} to {/input} is written only where the
+    column `input` is not empty. The text before that placeholder is the prompt."""
     max_length: Tokens = 512
     """Largest number of tokens of prompt and completion together. `truncation` decides about longer rows."""
     truncation: Literal["reject", "right", "left"] = "reject"
@@ -363,6 +365,15 @@ class Config(Section):
         asked = list_columns(parse_segments(f"{self.corpus.system or ''}{self.corpus.user or ''}"))
         if self.data.target in asked:
             raise ValueError(f"corpus: the question holds {format_placeholder(self.data.target)}, which is the answer")
+        texts = (self.corpus.text_template, self.corpus.system, self.corpus.user)
+        conditions = list_conditions([one for text in texts if text for one in parse_segments(text)])
+        if len(conditions) > _MOST_PARTS:
+            raise ValueError(
+                f"corpus: the template has {len(conditions)} parts, at most {_MOST_PARTS} can be told apart"
+            )
+        for name in conditions:
+            if name not in (self.data.optional_columns or ()):
+                raise ValueError(f"data.optional_columns: add {name}, since the template has a part {{?{name}}}")
         for name in self.data.optional_columns or ():
             if name not in columns:
                 raise ValueError(f"data.optional_columns: the template asks for {', '.join(columns)}, not for {name}")

@@ -1,10 +1,11 @@
 """What a row was before the template was put around it: the input, the target, and the answer of a model."""
 
 import re
+from itertools import product
 from typing import NoReturn
 
 from lib.core.cli import fail
-from lib.data.templates import Template, render_completion
+from lib.data.templates import Segment, Template, list_conditions, render_completion
 
 
 def extract_input(template: Template, prompt: str) -> str:
@@ -12,28 +13,40 @@ def extract_input(template: Template, prompt: str) -> str:
 
     Raises `UserError` when it was not rendered from the template.
     """
-    first, *between = _pieces(template)
+    conditions = list_conditions(template["prompt"])
+    # First with every part that depends on a column, then with fewer of them.
+    for present in product((True, False), repeat=len(conditions)):
+        absent = {name for name, is_there in zip(conditions, present, strict=True) if not is_there}
+        segments = [segment for segment in template["prompt"] if segment.get("if") not in absent]
+        if (values := _split_prompt(segments, prompt)) is not None:
+            return "\n".join(values)
+    _fail_foreign(prompt)
+
+
+def _split_prompt(segments: list[Segment], prompt: str) -> list[str] | None:
+    """Return the column values that a prompt was rendered from, or None when other segments made it."""
+    first, *between = _pieces(segments)
     if not prompt.startswith(first) or (not between and prompt != first):
-        _fail_foreign(prompt)
+        return None
     values: list[str] = []
     place = len(first)
     # By hand, for a regular expression tries every way to divide a prompt of many columns that does not fit.
     for text in between[:-1]:
         if (found := prompt.find(text, place)) < 0:
-            _fail_foreign(prompt)
+            return None
         values.append(prompt[place:found])
         place = found + len(text)
     for text in between[-1:]:
         if not prompt.endswith(text) or (end := len(prompt) - len(text)) < place:
-            _fail_foreign(prompt)
+            return None
         values.append(prompt[place:end])
-    return "\n".join(values)
+    return values
 
 
-def _pieces(template: Template) -> list[str]:
+def _pieces(segments: list[Segment]) -> list[str]:
     """Return the fixed texts of a prompt: before the first column, between each two, and behind the last."""
     pieces = [""]
-    for segment in template["prompt"]:
+    for segment in segments:
         if "column" in segment:
             pieces.append("")
         else:

@@ -15,7 +15,8 @@ from lib.core.cli import fail
 from lib.data.chat_templates import render_conversations
 from lib.data.tokenizer import Tokenizer
 
-Segment = dict[str, str]  # {"text": ...} or {"column": ...}
+# {"text": ...} or {"column": ...}; with "if", the name of a column, it counts only where that column is not empty.
+Segment = dict[str, str]
 
 
 class Template(TypedDict):
@@ -34,6 +35,7 @@ class Template(TypedDict):
 
 # A brace that is text, a quoted name, a plain name (anything without a brace), or a brace that is a mistake.
 _BRACES = re.compile(r'(?P<text>\{\{|\}\})|\{\s*(?P<quoted>"(?:[^"\\]|\\.)*")\s*\}|\{(?P<plain>[^{}]*)\}|[{}]')
+_PART = re.compile(r"(?P<sign>[?/])(?P<name>.*)", re.DOTALL)
 _NOT_PLAIN = re.compile(r"""[":!\[]|^\s*'""")
 
 
@@ -42,16 +44,40 @@ def parse_segments(text: str) -> list[Segment]:
 
     A template names columns, nothing else: a dot, as in `{user.name}` or `{messages.0.content}`, is part of a name that
     reaches into nested JSON. A name with a brace, `"`, `:`, `!` or `[` in it is written as a JSON string:
-    `{"PK [m]"}`. Raises `UserError` on empty names, formats, conversions and lonely braces.
+    `{"PK [m]"}`. A part from `{?input}` to `{/input}` is written only where the column `input` is not empty. Raises
+    `UserError` on empty names, formats, conversions, lonely braces, and parts that do not end or are within others.
     """
     segments: list[Segment] = []
-    end = 0
+    end, part = 0, None
     for found in _BRACES.finditer(text):
-        segments.append({"text": text[end : found.start()]})
-        segments.append({"text": found["text"][0]} if found["text"] else {"column": _column_name(text, found)})
+        segments.append(_place({"text": text[end : found.start()]}, part))
         end = found.end()
+        if mark := _PART.fullmatch(found["plain"] or ""):
+            part = _open_or_close(part, mark)
+        else:
+            segment = {"text": found["text"][0]} if found["text"] else {"column": _column_name(text, found)}
+            segments.append(_place(segment, part))
+    if part:
+        fail(f"template: the part {{?{part}}} does not end", f"write {{/{part}}} behind it")
     segments.append({"text": text[end:]})
-    return _merge_texts([segment for segment in segments if segment != {"text": ""}])
+    return _merge_texts([segment for segment in segments if segment.get("text") != ""])
+
+
+def _place(segment: Segment, part: str | None) -> Segment:
+    """Return a segment as a member of the part that is open, if any."""
+    return {**segment, "if": part} if part else segment
+
+
+def _open_or_close(part: str | None, mark: re.Match[str]) -> str | None:
+    """Return the part that is open behind a mark. Raises `UserError` when the mark fits none."""
+    name = mark["name"].strip()
+    if not name:
+        fail(f"template: {{{mark[0]}}} names no column", "write the name of a column in braces")
+    if mark["sign"] == "?" and part:
+        fail(f"template: {{?{name}}} begins within {{?{part}}}", f"end that part before, with {{/{part}}}")
+    if mark["sign"] == "/" and part != name:
+        fail(f"template: {{/{name}}} ends no part", f"write {{?{name}}} before it")
+    return name if mark["sign"] == "?" else None
 
 
 def format_placeholder(name: str) -> str:
@@ -80,8 +106,9 @@ def _column_name(text: str, found: re.Match[str]) -> str:
 
 
 def list_columns(segments: list[Segment]) -> list[str]:
-    """Return names of the columns in order of first use."""
-    return list(dict.fromkeys(segment["column"] for segment in segments if "column" in segment))
+    """Return names of the columns in order of first use, those that parts depend on among them."""
+    names = (segment[key] for segment in segments for key in ("if", "column") if key in segment)
+    return list(dict.fromkeys(names))
 
 
 def list_template_columns(corpus: Mapping[str, Any], target: str) -> list[str]:
@@ -118,7 +145,13 @@ def compile_template(
 
 def render(segments: list[Segment], values: Mapping[str, str]) -> str:
     """Return text of `segments` with the values put in. Raises `KeyError` for a column without a value."""
-    return "".join(segment["text"] if "text" in segment else values[segment["column"]] for segment in segments)
+    written = (segment for segment in segments if "if" not in segment or values[segment["if"]])
+    return "".join(segment["text"] if "text" in segment else values[segment["column"]] for segment in written)
+
+
+def list_conditions(segments: list[Segment]) -> list[str]:
+    """Return the columns that parts depend on, in order of first use."""
+    return list(dict.fromkeys(segment["if"] for segment in segments if "if" in segment))
 
 
 def render_prompt(template: Template, values: Mapping[str, str]) -> str:
@@ -139,6 +172,8 @@ def render_chats(
     return _apply_chat_template(tokenizer, [_messages(corpus, values, answer) for values, answer in rows])
 
 
+_OPEN, _CLOSE = "\ue002", "\ue003"
+_MARKS = re.compile(f"([{_OPEN}{_CLOSE}]?)(\ue000[^\ue001]*\ue001)|([^{_OPEN}{_CLOSE}\ue000]+)")
 _ANSWER = "\ue000answer\ue001"  # private-use characters: in no template and no vocabulary entry
 
 
@@ -151,6 +186,8 @@ def _text_template(text: str, tokenizer: Tokenizer, target: str) -> tuple[list[S
             "what stands before it is the prompt, what stands after it ends the answer",
         )
     prompt, completion = segments[: places[0]], segments[places[0] :]
+    if conditions := list_conditions(completion):
+        fail(f"corpus.text_template: the part {{?{conditions[0]}}} holds the target, or follows it", "end it before")
     if not prompt:
         fail("corpus.text_template has nothing before the target", "put the text that the model is asked before it")
     return prompt, _end_completion(completion, tokenizer)
@@ -163,26 +200,50 @@ def _chat_template(corpus: Mapping[str, Any], tokenizer: Tokenizer, target: str)
     if target in list_columns(parse_segments(f"{corpus.get('system') or ''}{corpus['user']}")):
         fail(f"corpus.user or corpus.system names the target {{{target}}}", "the question must not hold its answer")
     marks = {name: f"\ue000{index}\ue001" for index, name in enumerate(columns)}
-    messages = _messages(corpus, marks, _ANSWER)
+    messages = _messages(corpus, marks, _ANSWER, mark_parts=True)
     asked, whole = _apply_chat_template(tokenizer, [messages[:-1], messages])
     if not whole.startswith(asked):
         fail("the chat template renders the question differently once it is answered", "use corpus.text_template")
     names = {mark: name for name, mark in marks.items()} | {_ANSWER: target}
-    return _cut(asked, names), _end_completion(_cut(whole[len(asked) :], names), tokenizer)
+    return _merge_texts(_cut(asked, names)), _end_completion(_cut(whole[len(asked) :], names), tokenizer)
 
 
-def _messages(corpus: Mapping[str, Any], values: Mapping[str, str], answer: str) -> list[dict[str, str]]:
-    turns = [
-        {"role": role, "content": render(parse_segments(corpus[role]), values)}
-        for role in ("system", "user")
-        if corpus.get(role)
-    ]
+def _messages(
+    corpus: Mapping[str, Any], values: Mapping[str, str], answer: str, *, mark_parts: bool = False
+) -> list[dict[str, str]]:
+    """Return a question and its answer as a conversation. mark_parts: mark the parts that depend on a column."""
+    turns = []
+    for role in ("system", "user"):
+        if corpus.get(role):
+            segments = parse_segments(corpus[role])
+            marked = _mark_parts(segments, values) if mark_parts else segments
+            turns.append({"role": role, "content": render(marked, values)})
     return [*turns, {"role": "assistant", "content": answer}]
 
 
+def _mark_parts(segments: list[Segment], marks: Mapping[str, str]) -> list[Segment]:
+    """Return segments with a mark before and behind each part: `_OPEN` or `_CLOSE`, then the mark of its column."""
+    marked: list[Segment] = []
+    part = None
+    for segment in [*segments, {}]:
+        if segment.get("if") != part:
+            marked += [{"text": _CLOSE + marks[part]}] if part else []
+            part = segment.get("if")
+            marked += [{"text": _OPEN + marks[part]}] if part else []
+        marked += [segment] if segment else []
+    return marked
+
+
 def _cut(text: str, names: Mapping[str, str]) -> list[Segment]:
-    parts = re.split("(\ue000[^\ue001]*\ue001)", text)
-    return [{"column": names[part]} if part in names else {"text": part} for part in parts if part]
+    """Return the segments of a text with marks of columns and parts."""
+    segments: list[Segment] = []
+    part = None
+    for sign, mark, plain in _MARKS.findall(text):
+        if sign:
+            part = names[mark] if sign == _OPEN else None
+        else:
+            segments.append(_place({"column": names[mark]} if mark else {"text": plain}, part))
+    return segments
 
 
 def _end_completion(completion: list[Segment], tokenizer: Tokenizer) -> list[Segment]:
@@ -221,8 +282,8 @@ def _merge_texts(segments: list[Segment]) -> list[Segment]:
     """Join neighboring texts, so that equal templates are equal data."""
     result: list[Segment] = []
     for segment in segments:
-        if result and "text" in segment and "text" in result[-1]:
-            result[-1] = {"text": result[-1]["text"] + segment["text"]}
+        if result and "text" in segment and "text" in result[-1] and segment.get("if") == result[-1].get("if"):
+            result[-1] = {**segment, "text": result[-1]["text"] + segment["text"]}
         else:
             result.append(segment)
     return result

@@ -153,7 +153,8 @@ _GENAI_CONFIG = allow_object(
     }
 )
 
-_SEGMENTS = list_of(allow_any_of(allow_object({"text": TEXT}), allow_object({"column": TEXT})), least=1)
+_PART = {"if": TEXT}  # the column that it depends on
+_SEGMENTS = list_of(allow_any_of(allow_object({"text": TEXT}, _PART), allow_object({"column": TEXT}, _PART)), least=1)
 _NAMES = list_of(TEXT, least=1)
 _TEMPLATE = allow_object(
     {
