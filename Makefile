@@ -1,6 +1,7 @@
 # make run    the workflow on config.yaml       make run ARGS="--configfile examples/tones.yaml"
 # make test   every test but the next ones      make check   formatters, linters, types
 # make clean-work DAYS=30   progress of old trainings     make clean-results, clean   say what they remove
+# make test-slow   tests that take half a minute and more each, of what shorter ones touch too (about 10 minutes)
 # make test-conda    the conda environments built, and every rule run in its own
 # make test-faults   each rule disturbed in each way, each parser given hostile files, one to two hours
 # make fuzz   the parsers with what hypothesis makes up; fuzz-atheris ARGS="rows.csv -max_total_time=60" with atheris
@@ -21,7 +22,7 @@ ARGS ?=
 DAYS ?= 30
 unexport ARGS DAYS
 
-.PHONY: FORCE run control test test-python test-gguf test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm \
+.PHONY: FORCE run control test test-slow test-python test-gguf test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm \
   fuzz fuzz-atheris lock generated clean clean-results clean-work
 
 run: .venv/installed
@@ -34,8 +35,11 @@ control: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest $(value ARGS)
 
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow $(value ARGS)
+
 test-python: $(OTHER)/installed
-	$(OTHER)/bin/python -m pytest -m "not workflow and not end_to_end and not slurm and not slurm_slow and not conda \
+	$(OTHER)/bin/python -m pytest -m "not slow and not workflow and not end_to_end and not slurm and not slurm_slow and not conda \
 	  and not azure" $(value ARGS)
 
 test-gguf: .venv/installed .llama-cpp/installed

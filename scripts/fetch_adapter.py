@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
         args.adapter,
         inputs={"base": build_manifest_path(args.base)},
         settings=args.settings,
-        extra={"dtype": "float32", "quantization": args.settings["quantization"]},
+        extra={"dtype": "float32", "quantization": args.settings.get("quantization")},
     )
     report_progress(
         f"fetch_adapter: {find_title(config)} with r {config['r']} on {len(map_adapted_weights(set(parts)))} weights"

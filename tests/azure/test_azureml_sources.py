@@ -101,8 +101,8 @@ def test_an_address_that_the_configuration_takes_is_one_that_a_job_takes(written
         ("base_model", {"source": "azureml://models/m/versions/"}, "names no version, and a label moves"),
         ("base_model", {"source": "azureml:m@latest"}, "names no version, and a label moves"),
         ("base_model", {"source": "azureml://models/my model/versions/1"}, "holds white space"),
-        ("data", {"source": FILE.replace(".jsonl", ".txt"), "sha256": "0" * 64}, "use .json, .jsonl, .ndjson, .csv or"),
-        ("data", {"source": "azureml://datastores/d/paths/train/", "sha256": "0" * 64}, "is not a file that is read"),
+        ("data", {"source": FILE.replace(".jsonl", ".txt"), "sha256": "0" * 64}, "use .json, .jsonl, .ndjson, .csv"),
+        ("data", {"source": "azureml://datastores/d/paths/train/", "sha256": "0" * 64}, "has a format that cannot be read"),
         ("data", {"source": FILE, "sha256": "abc"}, "should match pattern"),
         ("base_model", {"source": "azureml:m:1"}, "is not azureml://registries/R/models/NAME/versions/N"),
         ("base_model", {"source": "azureml://datastores/d/paths/model"}, "source: needs sha256:"),
@@ -238,7 +238,7 @@ def test_other_files_than_the_configuration_states_are_refused(tiny_llama, tmp_p
 
 
 def test_an_input_that_the_job_has_not_is_told(tiny_llama, tmp_path, fetch):
-    with pytest.raises(UserError, match="which AZUREML_INPUT_MODEL names, does not exist; unset it where"):
+    with pytest.raises(UserError, match="which AZUREML_INPUT_MODEL names, does not exist; unset it outside"):
         fetch({"source": REGISTRY}, tiny_llama, "base", tmp_path / "gone")
 
 

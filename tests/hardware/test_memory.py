@@ -100,6 +100,7 @@ def peak_of_a_merge(folder: Path, layers: int) -> float:
     return usage.ru_maxrss * 1024 / 1e6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss")
 def test_a_merge_takes_no_more_than_a_shard_and_a_matrix_whatever_the_model(tmp_path):
     small, whole = peak_of_a_merge(tmp_path / "small", 1), peak_of_a_merge(tmp_path / "whole", 9)

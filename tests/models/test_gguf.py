@@ -207,7 +207,7 @@ def test_a_file_without_a_pre_tokenizer_gets_llama_cpps_default_and_a_line_says_
         ({"merges": ["h e l"]}, "its tokenizer is broken: no tokens for the merge 'h e l'"),
         ({"merges": ["h h"]}, "its tokenizer is broken: no tokens for the merge 'h h'"),
         ({"token_type": [NORMAL, CONTROL]}, "its tokenizer is broken: tokenizer.ggml.token_type: 2 for 262 tokens"),
-        ({"tokens": ["a", "b", "a"]}, "its tokenizer is broken: the token 'a' stands there 2 times"),
+        ({"tokens": ["a", "b", "a"]}, "its tokenizer is broken: the token 'a' occurs 2 times"),
         ({"bos_token_id": 262}, "its tokenizer is broken: bos_token 262 of 262 tokens"),
         (
             {"bos_token_id": None, "add_bos_token": True},

@@ -151,6 +151,7 @@ def test_the_same_seed_gives_the_same_bytes(tiny_llama, corpus, calibrated, tmp_
     assert (again / "model.safetensors").read_bytes() == (calibrated / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"matmul_mixed_precision": "last_matmul:int8"}, {"is_symmetric": False}])
 def test_calibrated_variants_with_another_head_or_zero_points_load(tiny_llama, corpus, tmp_path, options):
     calibrated = calibrate(

@@ -39,6 +39,7 @@ def is_refused(options: dict[str, Any]) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_every_combination_that_is_let_through_loads_and_answers(tiny_model, tmp_path):
     """Tied embeddings (llama) and untied ones (phi3); `build_onnx` loads and asks each model itself."""
     rows = write_corpus(tmp_path / "corpus", tiny_model) / "rows.jsonl"

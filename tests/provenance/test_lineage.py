@@ -162,6 +162,7 @@ def test_results_without_lineage_and_record_are_not_believed(workspace):
     assert {"fetch_model", "fetch_data", "train_adapter", "build_onnx", "write_report"} <= workspace.planned()
 
 
+@pytest.mark.slow
 def test_going_back_to_older_results_trains_nothing_and_believes_nothing_wrong(workspace):
     """The hard case: Snakemake remembers one learning rate, the adapter that was restored has another."""
     older = (workspace.root / "config.yaml").read_text()
@@ -351,6 +352,7 @@ def compare(workspace: Workspace, other: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=workspace.root, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_another_run_of_the_same_has_the_same_bytes(workspace, finished):
     for name in ("results", "work", ".snakemake"):
         shutil.rmtree(workspace.root / name)

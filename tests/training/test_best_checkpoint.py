@@ -240,6 +240,7 @@ def test_a_run_killed_behind_its_last_step_takes_no_step_more(tiny_llama, tmp_pa
     assert equal(trainable(again.model), trainable(taught.model))
 
 
+@pytest.mark.slow
 def test_a_killed_run_stops_at_the_same_step_with_the_same_bytes(tiny_llama, tmp_path):
     corpus = make_corpus(tiny_llama, tmp_path / "corpus")
     calm, killed = tmp_path / "calm", tmp_path / "killed"

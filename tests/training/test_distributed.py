@@ -111,6 +111,7 @@ def test_their_key_is_that_of_one_process(both):
     assert one == two
 
 
+@pytest.mark.slow
 def test_weights_and_checkpointing_with_two_processes(tiny_llama, tmp_path):
     corpus = make_corpus(tiny_llama, tmp_path / "corpus", rows=21)
     losses = []
@@ -171,6 +172,7 @@ def test_several_processes_die_with_their_parent(tiny_llama, tmp_path):
 # Time limits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "starts"), [("1", 2), ("2", 1)])
 def test_a_training_stops_before_its_limit_and_goes_on_to_the_same_bytes(tiny_llama, both, tmp_path, number, starts):
     corpus, calm, limited = make_corpus(tiny_llama, tmp_path / "corpus", rows=41), both[int(number) - 1], tmp_path

@@ -157,6 +157,7 @@ def test_an_oversampled_run_resumes_to_the_same_weights(tiny_llama, tmp_path):
 # Whole runs
 
 
+@pytest.mark.slow
 def test_a_run_says_what_made_up_for_the_sizes(tiny_llama, tmp_path):
     corpus, facts, hashes = uneven_corpus(tiny_llama, tmp_path / "corpus"), {}, set()
     for balance in ("none", "weight", "oversample"):

@@ -214,6 +214,7 @@ def test_a_run_has_one_line_for_each_step(ran):
     assert "audit_data: 120 of 120 rows kept" in log
 
 
+@pytest.mark.slow
 @pytest.mark.workflow
 def test_options_of_snakemake_still_do_what_they_do(ran):
     workspace, _ = ran

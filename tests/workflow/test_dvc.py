@@ -164,6 +164,7 @@ def test_results_of_another_configuration_are_not_adopted(clone):
     assert "config.yaml" in done.stderr
 
 
+@pytest.mark.slow
 def test_another_commit_and_back_trains_nothing_and_believes_nothing_wrong(repository):
     first = adapter_of(repository)
     repository.tool("git", "switch", "-q", "-c", "other")

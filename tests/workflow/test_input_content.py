@@ -235,7 +235,7 @@ def test_a_run_that_failed_leaves_what_is_new_to_the_next_one(workspace):
         path.write_text("{")
         for place in (path, path.parent):
             os.utime(place, ns=LONG_AGO)
-    assert f"error: {ROWS}:" in workspace.snakemake("results/data/rows.jsonl").stderr
+    assert f"error: {ROWS}, row" in workspace.snakemake("results/data/rows.jsonl").stderr
     workspace.run("--touch", "--forceall")
     (workspace.root / ".snakemake/locks").mkdir(exist_ok=True)
     (workspace.root / ".snakemake/locks/0.output.lock").write_text("results/elsewhere\n")  # as a killed run leaves it

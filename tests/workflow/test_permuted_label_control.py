@@ -87,6 +87,7 @@ def test_the_run_itself_is_not_touched(passed):
     )
 
 
+@pytest.mark.slow
 def test_labels_that_stay_in_place_fail_it(workspace):
     """Negative control: were the labels not shuffled, it would have to say so."""
     workspace.edit(
@@ -112,6 +113,7 @@ def test_an_answer_in_the_prompt_fails_it(workspace):
     assert "something besides the text tells it the label" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_training_that_teaches_nothing_is_no_proof(workspace):
     workspace.configure(lambda config: config["finetune"].update(learning_rate=1e-9))
     done = control(workspace)

@@ -39,14 +39,14 @@ def test_a_package_that_is_not_locked_is_a_fault():
 
 
 def test_settings_that_are_too_long_end_the_program_in_one_line():
-    with pytest.raises(SystemExit, match="^error: sweep: has more runs than the command"):
+    with pytest.raises(SystemExit, match="^error: sweep: has too many runs for one selection"):
         join_settings(VERSIONS, "", {"runs": "x" * 130_000})("wildcards")
 
 
 def test_the_longest_argument_still_starts_a_program():
     """Linux takes 128 KB in one argument."""
     subprocess.run(["true", check_argument_length("x" * 124_999)], check=True)
-    with pytest.raises(UserError, match="sweep: has more runs"):
+    with pytest.raises(UserError, match="sweep: has too many runs"):
         check_argument_length("é" * 65_000)
 
 

@@ -199,6 +199,7 @@ def test_an_adapter_of_yours_is_merged_and_built_as_if_trained_here(tiny_llama, 
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_a_merged_model_of_yours_is_only_built_and_measured(tiny_llama, swept, tmp_path):
     workspace = make_workspace(tmp_path / "workspace", tiny_llama, finetune={"merged": f"-{HOSTILE}"})
     shutil.copytree(swept / "results/selected/merged", workspace.root / f"-{HOSTILE}")

@@ -228,7 +228,7 @@ def test_outputs_of_a_run_that_was_killed_are_known_by_snakemakes_record(verify)
 
     drop_job("split_data")
     open_metadata()._write_record(str(SPLIT), MetadataRecord.model_validate({"record_format_version": 6}))
-    assert verify().startswith("3 artifacts of 2 jobs")
+    assert verify().startswith("3 artifacts from 2 jobs")
 
 
 def test_another_folder_is_not_verified_in_place_of_this_one(verify, trace):

@@ -228,6 +228,7 @@ def test_another_variant_is_checked_and_built_and_retrains_nothing(workspace):
     assert not planned & {"check_tokenizer", "train_adapter", "merge_adapter", "score_checkpoint", "score_baselines"}
 
 
+@pytest.mark.slow
 def test_a_job_sees_the_gpus_that_it_was_given_and_else_none(workspace):
     """What a GPU rule and another one find in CUDA_VISIBLE_DEVICES, with a card that is only a name."""
     for name in ("train_adapter", "merge_adapter"):
@@ -407,6 +408,7 @@ def test_a_failed_gate_leaves_its_evidence_and_exits_1(workspace):
     assert workspace.planned() == {"enforce_gate", "all"}
 
 
+@pytest.mark.slow
 def test_killed_in_training_it_resumes_to_the_same_bytes(workspace):
     workspace.configure(lambda config: config["finetune"].update(num_train_epochs=12))
     twin = Workspace(workspace.root.parent / "twin")

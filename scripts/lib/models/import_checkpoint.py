@@ -315,7 +315,7 @@ def refuse_tokenizer(source: Source, error: Exception) -> NoReturn:
     pieces = [name for name in VOCABULARIES if name.endswith(".model") and (source.folder / name).is_file()]
     if pieces and not (source.folder / "tokenizer.json").is_file():
         fail(
-            f"its tokenizer is a SentencePiece file alone ({pieces[0]}), which is not read here",
+            f"its tokenizer is a SentencePiece file alone ({pieces[0]}), which cannot be read",
             "write its tokenizer.json once, in an environment with transformers and sentencepiece:"
             " AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
             at=source.label,

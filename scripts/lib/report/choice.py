@@ -209,8 +209,8 @@ def _gate_table(checks: Sequence[dict[str, Any]]) -> Table:
 
 
 def _base_name(source: dict[str, Any]) -> str:
-    if "hub" in source:
-        return source["hub"]["id"]
+    if hub := source.get("hub"):
+        return hub["id"]
     if address := source.get("source"):
         *_, name, kind, last = address.rstrip("/").split("/")  # models/NAME/versions/N, or a path in a datastore
         return name if kind.lower() == "versions" else Path(last).stem
