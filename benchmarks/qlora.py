@@ -20,7 +20,7 @@ from train_adapter import build_lora_model
 from training import FINETUNE
 from transformers import AutoModelForCausalLM, set_seed
 
-from lib.data.corpus import read_rows
+from lib.data.corpus import read_corpus
 from lib.data.tokenizer import load_tokenizer
 from lib.hardware.device import use_threads
 from lib.models.loading import Quantization, build_bitsandbytes_config, load_model
@@ -46,7 +46,7 @@ WAYS: dict[str, Callable[[Path, torch.dtype], Any]] = {
 def main(args: argparse.Namespace) -> None:
     use_threads(args.threads)
     rows = batching.encode_rows(
-        load_tokenizer(args.base), read_rows(args.corpus / "train.jsonl"), loss="completion", max_length=8192
+        load_tokenizer(args.base), read_corpus(args.corpus / "train.jsonl"), loss="completion", max_length=8192
     )
     collate = batching.Collator(pad_id=0)
     parts = [collate(rows[start : start + BATCH]) for start in range(0, BATCH * (args.rounds + 1), BATCH)]

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from bench import machine, markdown_table, write_table
 
-from lib.data.corpus import load_template, read_rows
+from lib.data.corpus import load_template, read_corpus
 from lib.data.templates import Template
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.evaluation.onnx_scorer import Scorer
@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
     tokenizer, template = load_tokenizer(args.results / "base"), load_template(args.results / "corpus/template.json")
     rows = [
         row
-        for row in read_rows(args.results / "corpus/validation.jsonl")
+        for row in read_corpus(args.results / "corpus/validation.jsonl")
         if len(tokenizer.encode(row["prompt"])) >= LEAST_TOKENS
     ][: args.rows]
     run = args.results / "runs" / args.run

@@ -25,7 +25,7 @@ from bench import machine, markdown_table, write_table
 from train_adapter import build_lora_model
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from lib.data.corpus import read_rows
+from lib.data.corpus import read_corpus
 from lib.data.tokenizer import load_tokenizer
 from lib.hardware.device import measure_matmul_peak, use_threads
 from lib.models.loading import load_model
@@ -174,7 +174,7 @@ def measure(args: argparse.Namespace, corpus: Path, dtype: str) -> Case:
     """All ways in turn on the rows of one corpus."""
     tokenizer = load_tokenizer(args.base)
     rows, validation = (
-        batching.encode_rows(tokenizer, read_rows(corpus / f"{split}.jsonl"), loss="completion", max_length=8192)
+        batching.encode_rows(tokenizer, read_corpus(corpus / f"{split}.jsonl"), loss="completion", max_length=8192)
         for split in ("train", "validation")
     )
     # Olive's path takes whole blocks only: each round is as many rows as fill one of its steps.

@@ -32,7 +32,7 @@ from lib.data.labels import (
     normalize_label,
 )
 from lib.data.near_duplicates import describe_uncompared, find_similar_pairs, number_clusters, tell_uncompared
-from lib.data.row_values import REASONS, Reason, Source, read_sources
+from lib.data.row_values import REASONS, CheckedRow, Reason, check_rows
 from lib.data.rows import MISSING, compute_row_id, format_place, get_column, list_reachable_names, normalize
 from lib.data.template_inversion import extract_input
 from lib.data.templates import Template, compile_template, render_completion, render_prompt
@@ -101,8 +101,8 @@ def main(args: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(args.base, [join_values(read.get("row", {})) for read in first])
     template = compile_template(corpus, tokenizer, task=task, target=data["target"], labels=None)
 
-    def sources() -> Iterator[Source]:
-        return read_sources(args.rows, data, template, tokenizer, corpus, args.settings.get("split", {}))
+    def sources() -> Iterator[CheckedRow]:
+        return check_rows(args.rows, data, template, tokenizer, corpus, args.settings.get("split", {}))
 
     names, split = [*template["columns"], data["target"]], args.settings.get("split", {})
     others = [*([split["column"]] if "column" in split else []), *split.get("groups", ())]
@@ -142,7 +142,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _index_rows(
-    path: Path, sources: Iterable[Source], names: Sequence[str], others: Sequence[str], *, classified: bool
+    path: Path, sources: Iterable[CheckedRow], names: Sequence[str], others: Sequence[str], *, classified: bool
 ) -> Rows:
     """Return all rows, with those set aside that do not stand on their own.
 
@@ -229,7 +229,7 @@ def _set_aside_duplicates(rows: Rows) -> None:
 
 
 def _read_texts(
-    sources: Iterable[Source],
+    sources: Iterable[CheckedRow],
     rows: Rows,
     tokenizer: Tokenizer,
     template: Template,
@@ -263,12 +263,12 @@ def _read_texts(
             yield extract_input(template, render_prompt(template, seen))
 
 
-def _inputs(source: Source, template: Template) -> dict[str, str]:
+def _inputs(source: CheckedRow, template: Template) -> dict[str, str]:
     assert not isinstance(source.values, Reason)
     return {name: source.values[name] for name in template["columns"]}
 
 
-def _target(source: Source, template: Template) -> str:
+def _target(source: CheckedRow, template: Template) -> str:
     assert not isinstance(source.values, Reason)
     return source.values[template["target"]]
 
@@ -381,7 +381,7 @@ def _measure_token_lengths(rows: Rows, measured: Places, kept: Places, max_lengt
 
 
 def _iterate_kept(
-    sources: Iterable[Source], rows: Rows, clusters: NDArray[np.int64], words: LabelWords, template: Template
+    sources: Iterable[CheckedRow], rows: Rows, clusters: NDArray[np.int64], words: LabelWords, template: Template
 ) -> Iterator[dict[str, Any]]:
     for source in sources:
         if rows.state[source.number]:
@@ -404,7 +404,7 @@ def _iterate_kept(
 
 
 def _iterate_rejected(
-    sources: Iterable[Source], rows: Rows, max_length: int, examples: dict[str, str]
+    sources: Iterable[CheckedRow], rows: Rows, max_length: int, examples: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows set aside; the first one of each reason goes to `examples`."""
     for source in sources:
@@ -415,7 +415,7 @@ def _iterate_rejected(
             yield {**place, **reason._asdict(), "row": source.read.get("row")}
 
 
-def _reason(source: Source, rows: Rows, max_length: int) -> Reason:
+def _reason(source: CheckedRow, rows: Rows, max_length: int) -> Reason:
     if isinstance(source.values, Reason):
         return source.values
     reason = REASONS[rows.state[source.number] - 1]

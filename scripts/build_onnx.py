@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from lib.core.cli import build_parser, extract_first_line, fail, parse_settings, report_loaded, report_progress, run
 from lib.core.files import hash_file, publish_directory, read_json, write_json
-from lib.data.corpus import read_rows
+from lib.data.corpus import read_corpus
 from lib.data.tokenizer import load_tokenizer, read_end_token_ids
 from lib.hardware.memory import LIBRARIES_MB, require_memory
 from lib.onnx.graph import (
@@ -80,7 +80,7 @@ def main(args: argparse.Namespace) -> None:
     # Measured: 1.0 to 1.2 times the weights beside the libraries, 2.4 times with k_quant (benchmarks/memory.md).
     weights = sum(file.stat().st_size for file in args.merged.glob("*.safetensors"))
     require_memory(LIBRARIES_MB + weights / 1e6, "build_onnx")
-    prompts = [row["prompt"] for row in read_rows(args.rows)[:_CHECKED_ROWS]]
+    prompts = [row["prompt"] for row in read_corpus(args.rows)[:_CHECKED_ROWS]]
     with publish_directory(args.output) as folder:
         options = list_builder_options(variant, has_tied_head(args.merged))
         build(args.calibrated or args.merged, folder, variant, options)

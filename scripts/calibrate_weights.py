@@ -20,7 +20,7 @@ import torch
 
 from lib.core.cli import build_parser, parse_settings, report_loaded, report_progress, run
 from lib.core.files import publish_directory, read_json, write_json
-from lib.data.corpus import read_rows
+from lib.data.corpus import read_corpus
 from lib.data.tokenizer import load_tokenizer
 from lib.hardware.device import use_threads
 from lib.hardware.memory import LIBRARIES_MB, require_memory
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     weights = sum(file.stat().st_size for file in args.merged.glob("*.safetensors"))
     require_memory(LIBRARIES_MB + 2 * weights / 1e6, "calibrate_weights")
     variant, seed = args.settings["variant"], args.settings["seed"]
-    rows = sample_calibration_rows(read_rows(args.rows), variant["calibration"]["rows"], seed)
+    rows = sample_calibration_rows(read_corpus(args.rows), variant["calibration"]["rows"], seed)
     packed = pack_ids(load_tokenizer(args.merged), rows, variant["calibration"]["length"])
     sequences = [torch.tensor([ids]) for ids in packed]
     with publish_directory(args.output) as folder:

@@ -13,7 +13,7 @@ from typing import Any
 from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import read_json
 from lib.core.layout import SCORED_SPLITS, SPLITS
-from lib.data.corpus import load_template, read_rows
+from lib.data.corpus import load_template, read_corpus
 from lib.data.tokenizer import Tokenizer, encode_pairs, load_tokenizer, read_max_tokens
 from lib.evaluation.scoring import answer_limit, encode_choices
 from lib.onnx.calibration_rows import pack_ids, sample_calibration_rows
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
     template = load_template(args.template)
     columns = read_row_lengths(args.base)
     layers = read_json(args.base / "config.json")["num_hidden_layers"]
-    rows = {split: read_rows(getattr(args, split)) for split in SPLITS}
+    rows = {split: read_corpus(getattr(args, split)) for split in SPLITS}
     for name, variant in settings["variants"].items():
         check_block_size(name, variant, columns)
         check_nodes(name, variant, columns, layers)

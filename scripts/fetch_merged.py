@@ -16,7 +16,7 @@ from lib.core.paths import check_model_folder
 from lib.data.tokenizer import load_tokenizer
 from lib.data.tokenizer_trial import HARD_TEXTS
 from lib.models.import_checkpoint import (
-    Source,
+    ModelSource,
     check_no_pointers,
     find_weight_files,
     import_safetensors,
@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
     weights, gguf = find_weight_files([file.name for file in args.path.iterdir()], str(args.path))
     if gguf:
         fail("it is a GGUF file", "give it as base_model.path with finetune.method: none", at=args.path)
-    source = Source(args.path, str(args.path), weights, None, {})
+    source = ModelSource(args.path, str(args.path), weights, None, {})
     check_no_pointers(source.folder, source.files, source.label)
     try_configuration(source)
     check_config(load_causal_config(source), args.base, args.path)

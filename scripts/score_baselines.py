@@ -19,7 +19,7 @@ from typing import Any
 from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import write_json, write_jsonl
 from lib.core.layout import SCORED_SPLITS, SPLITS
-from lib.data.corpus import load_template, read_rows
+from lib.data.corpus import load_template, read_corpus
 from lib.data.template_inversion import extract_input, extract_target, find_word_places
 from lib.data.templates import Template
 from lib.evaluation.answers import Prediction
@@ -35,7 +35,7 @@ _SMALLEST_PROBABILITY = 1e-12  # keeps log finite for labels that the regression
 
 def main(args: argparse.Namespace) -> None:
     template = load_template(args.template)
-    train, validation, test = (read_rows(path) for path in (args.train, args.validation, args.test))
+    train, validation, test = (read_corpus(path) for path in (args.train, args.validation, args.test))
     scored = [("validation", row) for row in validation] + [("test", row) for row in test]
     if template["task"] == "classification":
         predictions = _classify(train, scored, template, args.settings["seed"])

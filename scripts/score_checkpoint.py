@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lib.core.cli import build_parser, parse_settings, report_loaded, run
 from lib.core.layout import SPLITS
-from lib.data.corpus import load_template, read_rows
+from lib.data.corpus import load_template, read_corpus
 from lib.data.tokenizer import load_tokenizer
 from lib.evaluation.scoring import write_score
 from lib.evaluation.torch_scorer import add_answers, score_labels, score_references
@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> None:
     for folder in filter(None, (args.model, args.adapter)):
         read_manifest(folder)
     template, tokenizer = load_template(args.template), load_tokenizer(args.model)
-    rows = read_rows(args.rows)
+    rows = read_corpus(args.rows)
     # An adapter of a 4-bit base is scored on that base, as it was trained.
     quantization = read_manifest(args.adapter)["quantization"] if args.adapter else None
     model = load_model(args.model, quantization=quantization)

@@ -13,7 +13,7 @@ from typing import Any
 
 from lib.core.cli import build_parser, fail, parse_settings, report_loaded, report_progress, run
 from lib.core.layout import SPLITS
-from lib.data.corpus import load_template, read_rows
+from lib.data.corpus import load_template, read_corpus
 from lib.data.templates import Template
 from lib.data.tokenizer import Tokenizer, encode_pairs, find_first_difference, load_tokenizer
 from lib.evaluation.onnx_scorer import open_scorer
@@ -29,11 +29,11 @@ def main(args: argparse.Namespace) -> None:
     for folder in (args.model, args.tokenizer):
         read_manifest(folder)
     template, tokenizer = load_template(args.template), load_tokenizer(args.tokenizer)
-    rows = read_rows(args.rows)
+    rows = read_corpus(args.rows)
     model = load_onnx(args.model, args.threads)
     report_loaded()
     check_shipped_tokenizer(load_packaged_tokenizer(args.model), tokenizer, args.rows, rows)
-    score = score_labels if template["task"] == "classification" else score_references
+    score = predict_labels if template["task"] == "classification" else predict_texts
     predictions = list(report_each(score(model, tokenizer, template, rows, args.settings["evaluate"]), len(rows)))
     write_score(
         output=args.output,
@@ -63,7 +63,7 @@ def check_shipped_tokenizer(shipped: Tokenizer, trained: Tokenizer, file: Path, 
                 )
 
 
-def score_labels(
+def predict_labels(
     model: OnnxModel, tokenizer: Tokenizer, template: Template, rows: Sequence[Row], evaluate: dict[str, Any]
 ) -> Iterator[Row]:
     """Log probability of every label, row by row."""
@@ -89,7 +89,7 @@ def score_labels(
         }
 
 
-def score_references(
+def predict_texts(
     model: OnnxModel, tokenizer: Tokenizer, template: Template, rows: Sequence[Row], evaluate: dict[str, Any]
 ) -> Iterator[Row]:
     """Log probability of each reference answer with its number of tokens, row by row."""

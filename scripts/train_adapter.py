@@ -33,7 +33,7 @@ from lib.core.files import (
     write_json,
 )
 from lib.core.progress_lock import hold_progress
-from lib.data.corpus import load_template, read_rows
+from lib.data.corpus import load_template, read_corpus
 from lib.data.tokenizer import load_tokenizer, read_max_tokens
 from lib.evaluation.registry import SELECTED_BY
 from lib.evaluation.torch_scorer import measure_task_quality
@@ -139,7 +139,7 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
     template = load_template(args.template)
     tokenizer = load_tokenizer(args.base)
     longest = read_max_tokens(args.base)  # of the built model: better said now than after the training
-    rows = {name: read_rows(path) for name, path in (("train", args.train), ("validation", args.validation))}
+    rows = {name: read_corpus(path) for name, path in (("train", args.train), ("validation", args.validation))}
     encoded = {
         name: batching.encode_rows(tokenizer, part, loss=settings["loss"], max_length=longest)
         for name, part in rows.items()

@@ -2,7 +2,7 @@
 
     python scripts/with_gpus.py 1 python scripts/train_adapter.py --help
 
-The cards are free again when the program ends, however it ends.
+The GPUs are free again when the program ends, however it ends.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from lib.hardware.gpu_locks import claim
 
 
 def main(args: argparse.Namespace) -> None:
-    cards = claim(args.gpus)
-    report_progress(f"runs on {', '.join(cards)}")
+    gpus = claim(args.gpus)
+    report_progress(f"runs on {', '.join(gpus)}")
     program = shutil.which(args.program) or fail("no such program", at=args.program)
     os.execv(program, [args.program, *args.arguments])
 

@@ -102,7 +102,11 @@ def test_an_address_that_the_configuration_takes_is_one_that_a_job_takes(written
         ("base_model", {"source": "azureml:m@latest"}, "names no version, and a label moves"),
         ("base_model", {"source": "azureml://models/my model/versions/1"}, "holds white space"),
         ("data", {"source": FILE.replace(".jsonl", ".txt"), "sha256": "0" * 64}, "use .json, .jsonl, .ndjson, .csv"),
-        ("data", {"source": "azureml://datastores/d/paths/train/", "sha256": "0" * 64}, "has a format that cannot be read"),
+        (
+            "data",
+            {"source": "azureml://datastores/d/paths/train/", "sha256": "0" * 64},
+            "has a format that cannot be read",
+        ),
         ("data", {"source": FILE, "sha256": "abc"}, "should match pattern"),
         ("base_model", {"source": "azureml:m:1"}, "is not azureml://registries/R/models/NAME/versions/N"),
         ("base_model", {"source": "azureml://datastores/d/paths/model"}, "source: needs sha256:"),

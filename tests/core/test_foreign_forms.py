@@ -92,12 +92,12 @@ def read_selection(folder: Path, text: str) -> None:
 
 def read_config(folder: Path, text: str) -> None:
     from lib.data.tokenizer import read_end_token_ids, read_max_tokens
-    from lib.models.import_checkpoint import Source, load_causal_config
+    from lib.models.import_checkpoint import ModelSource, load_causal_config
 
     (folder / "config.json").write_text(text)
     read_end_token_ids(folder)
     read_max_tokens(folder)
-    load_causal_config(Source(folder, "model", [], None, {}))
+    load_causal_config(ModelSource(folder, "model", [], None, {}))
 
 
 def read_genai_config(folder: Path, text: str) -> None:

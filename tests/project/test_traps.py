@@ -123,7 +123,7 @@ class Learned:
 
         template = read_json(self.corpus / "template.json")
         tokenizer = load_tokenizer(self.base)
-        return list(score_onnx.score_labels(load_onnx(folder, 1), tokenizer, template, self.rows(), EVALUATE))
+        return list(score_onnx.predict_labels(load_onnx(folder, 1), tokenizer, template, self.rows(), EVALUATE))
 
 
 @pytest.fixture(scope="module")

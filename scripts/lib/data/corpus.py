@@ -12,7 +12,7 @@ def load_template(path: Path) -> Template:
     return read_json(path)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_corpus(path: Path) -> list[dict[str, Any]]:
     """Return all rows of a corpus file. Raises `UserError` when there is none."""
     rows = list(read_jsonl(path))
     if not rows:

@@ -36,7 +36,7 @@ class Reason(NamedTuple):
     detail: str
 
 
-class Source(NamedTuple):
+class CheckedRow(NamedTuple):
     """The row with a number, as `fetch_data` wrote it, and its columns as text or why they cannot be used.
 
     spelling: the target as it stands in the row, of which `data.labels` may make another label.
@@ -53,14 +53,14 @@ class Source(NamedTuple):
     other_answers: Sequence[str] = ()
 
 
-def read_sources(
+def check_rows(
     path: Path,
     data: dict[str, Any],
     template: Template,
     tokenizer: Tokenizer,
     corpus: dict[str, Any],
     split: Mapping[str, Any] = MappingProxyType({}),
-) -> Iterator[Source]:
+) -> Iterator[CheckedRow]:
     """Yield the rows of `fetch_data` with their columns as text, or why they cannot be used.
 
     A value longer than `CHARACTERS_PER_TOKEN` allows is cut here as truncation would cut it, or the row is set aside:
@@ -72,7 +72,7 @@ def read_sources(
     labels = map_spellings(data["labels"]) if data.get("labels") else None
     for index, read in enumerate(read_jsonl(path)):
         if "error" in read:
-            yield Source(index, read, Reason("unreadable", read["error"]))
+            yield CheckedRow(index, read, Reason("unreadable", read["error"]))
             continue
         row, others = _take_answers(read["row"], target) if template["task"] == "generation" else (read["row"], [])
         values = _values(row, names, data.get("optional_columns") or (), control, data["special_tokens"])
@@ -80,25 +80,25 @@ def read_sources(
         others = [text for text in cleaned if isinstance(text, str) and text]
         values = next((one for one in cleaned if isinstance(one, Reason)), values)
         if isinstance(values, Reason):
-            yield Source(index, read, values)
+            yield CheckedRow(index, read, values)
             continue
         values = _bound_values(values, target, corpus)
         if isinstance(values, Reason):
-            yield Source(index, read, values)
+            yield CheckedRow(index, read, values)
             continue
         spelling = values[target]
         try:
             given = read_given_split(read, split.get("column"), split.get("values", {}))
             groups = read_groups(read["row"], split.get("groups", ()))
         except NoSplitError as error:
-            yield Source(index, read, Reason("no_split", str(error)), spelling)
+            yield CheckedRow(index, read, Reason("no_split", str(error)), spelling)
             continue
         if labels is None:
-            yield Source(index, read, values, spelling, given, groups, others)
+            yield CheckedRow(index, read, values, spelling, given, groups, others)
         elif spelling in labels:
-            yield Source(index, read, {**values, target: labels[spelling]}, spelling, given, groups)
+            yield CheckedRow(index, read, {**values, target: labels[spelling]}, spelling, given, groups)
         else:
-            yield Source(index, read, Reason("unknown_label", f"{spelling!r} is not in data.labels"), spelling)
+            yield CheckedRow(index, read, Reason("unknown_label", f"{spelling!r} is not in data.labels"), spelling)
 
 
 def _take_answers(row: dict[str, Any], target: str) -> tuple[dict[str, Any], list[str]]:

@@ -1,7 +1,7 @@
 """GPUs of this machine, each lent to one process at a time, whatever folder, workflow or user it comes from.
 
-CUDA counts every card as everybody's: two trainings on one are slow, or die of too little memory. Snakemake's resource
-`gpu` keeps the jobs of one run apart but names no card; the locks here say which card is whose.
+CUDA counts every GPU as everybody's: two trainings on one are slow, or die of too little memory. Snakemake's resource
+`gpu` keeps the jobs of one run apart but names no GPU; the locks here say which GPU is whose.
 """
 
 import errno
@@ -20,38 +20,38 @@ from lib.core.locks import is_still_there, open_lock, try_lock
 # Not $TMPDIR, which differs between users and jobs.
 PLACE = Path("/tmp/slmflow-gpus")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-# Numbers, UUIDs or their beginnings, and parts of cards; drivers before 470 name these MIG-GPU-UUID/INSTANCE/INSTANCE.
+# Numbers, UUIDs or their beginnings, and parts of GPUs; drivers before 470 name these MIG-GPU-UUID/INSTANCE/INSTANCE.
 _NAME = re.compile(r"0|[1-9]\d{0,3}|GPU-[0-9A-Za-z-]{1,64}|MIG-[0-9A-Za-z-]{1,64}(/\d{1,4}/\d{1,4})?", re.ASCII)
 
 
 def claim(count: int, place: Path = PLACE, patience: float = 2.0) -> list[str]:
-    """Take `count` free cards until this process ends, and let CUDA see no others; wait while all are taken.
+    """Take `count` free GPUs until this process ends, and let CUDA see no others; wait while all are taken.
 
     Only before CUDA is initialized, which imports alone can do (bitsandbytes). A program that takes this process's
-    place by exec keeps the cards. A scheduler that gave this job just as many is believed: it may share cards.
-    patience: seconds between two looks. Raises `UserError` when there are too few cards.
+    place by exec keeps the GPUs. A scheduler that gave this job just as many is believed: it may share GPUs.
+    patience: seconds between two looks. Raises `UserError` when there are too few GPUs.
     """
-    cards = list_visible_cards()
-    if count > len(cards):
+    gpus = list_visible_gpus()
+    if count > len(gpus):
         fail(
-            f"{count} GPUs are asked for, {len(cards)} are here",
+            f"{count} GPUs are asked for, {len(gpus)} are here",
             f"lower `gpu` in the profile, or let {VISIBLE} name more",
             at="nvidia-smi -L" if VISIBLE not in os.environ else VISIBLE,
         )
-    mine = cards
-    if "SLURM_JOB_ID" not in os.environ or len(cards) > count:
-        mine = _lock(count, cards, place, patience)
+    mine = gpus
+    if "SLURM_JOB_ID" not in os.environ or len(gpus) > count:
+        mine = _lock(count, gpus, place, patience)
     os.environ[VISIBLE] = ",".join(mine)
     return mine
 
 
-def list_visible_cards() -> list[str]:
-    """Return UUIDs of the cards that this process may use, those in CUDA_VISIBLE_DEVICES where it is set.
+def list_visible_gpus() -> list[str]:
+    """Return UUIDs of the GPUs that this process may use, those in CUDA_VISIBLE_DEVICES where it is set.
 
     Numbers there are nvidia-smi's. Without nvidia-smi its names stand for themselves. Raises `UserError` when it names
-    a card that is not here, or one twice, of which CUDA shows none.
+    a GPU that is not here, or one twice, of which CUDA shows none.
     """
-    listed = _list_cards()
+    listed = _list_gpus()
     wanted = os.environ.get(VISIBLE)
     if wanted is None:
         return listed
@@ -59,12 +59,12 @@ def list_visible_cards() -> list[str]:
     for name in names:
         if not _NAME.fullmatch(name):
             fail(f"there is no GPU {name!a:.80}", "see nvidia-smi -L", at=VISIBLE)
-    cards = [_uuid(name, listed) for name in names] if listed else names
-    twice = next((card for card in cards if cards.count(card) > 1), None)
-    return cards if twice is None else fail(f"names GPU {twice} twice", "name it once", at=VISIBLE)
+    gpus = [_uuid(name, listed) for name in names] if listed else names
+    twice = next((gpu for gpu in gpus if gpus.count(gpu) > 1), None)
+    return gpus if twice is None else fail(f"names GPU {twice} twice", "name it once", at=VISIBLE)
 
 
-def _list_cards() -> list[str]:
+def _list_gpus() -> list[str]:
     try:
         done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -73,7 +73,7 @@ def _list_cards() -> list[str]:
 
 
 def _uuid(name: str, listed: Sequence[str]) -> str:
-    if name.startswith("MIG-"):  # a part of a card, which only its owner can name
+    if name.startswith("MIG-"):  # a part of a GPU, which only its owner can name
         return name
     found = [uuid for number, uuid in enumerate(listed) if name == str(number) or uuid.startswith(name)]
     if not found:
@@ -81,14 +81,14 @@ def _uuid(name: str, listed: Sequence[str]) -> str:
     return found[0]
 
 
-def _lock(count: int, cards: Sequence[str], place: Path, patience: float) -> list[str]:
-    """Hold the first `count` cards that are free, by locks in `place`, or in a folder of this user if that is unfit."""
+def _lock(count: int, gpus: Sequence[str], place: Path, patience: float) -> list[str]:
+    """Hold the first `count` GPUs that are free, by locks in `place`, or in a folder of this user if that is unfit."""
     try:
-        return _wait(count, cards, place, patience, shared=True)
+        return _wait(count, gpus, place, patience, shared=True)
     except UserError as error:
         own = find_own_lock_folder()
         report_progress(f"{error} (the GPUs' locks now lie in {own}: jobs of other users are not seen)")
-    return _wait(count, cards, own, patience, shared=False)
+    return _wait(count, gpus, own, patience, shared=False)
 
 
 def find_own_lock_folder() -> Path:
@@ -99,25 +99,25 @@ def find_own_lock_folder() -> Path:
         fail("this user has no home folder for locks", "set HOME", at=PLACE)
 
 
-def _wait(count: int, cards: Sequence[str], place: Path, patience: float, *, shared: bool) -> list[str]:
-    """Wait until `count` cards are free, and hold them all at once: two who wait never hold half each."""
+def _wait(count: int, gpus: Sequence[str], place: Path, patience: float, *, shared: bool) -> list[str]:
+    """Wait until `count` GPUs are free, and hold them all at once: two who wait never hold half each."""
     waiting = False
-    while (held := _free_cards(count, cards, place, shared=shared)) is None:
+    while (held := _free_cards(count, gpus, place, shared=shared)) is None:
         if not waiting:
-            report_progress(f"all {len(cards)} GPUs are taken; waiting for {count} ({place})")
+            report_progress(f"all {len(gpus)} GPUs are taken; waiting for {count} ({place})")
             waiting = True
         time.sleep(patience)
     return held
 
 
-def _free_cards(count: int, cards: Sequence[str], place: Path, *, shared: bool) -> list[str] | None:
-    """Lock `count` cards until this process ends, or none. Raises `UserError` when `place` is unfit for locks."""
+def _free_cards(count: int, gpus: Sequence[str], place: Path, *, shared: bool) -> list[str] | None:
+    """Lock `count` GPUs until this process ends, or none. Raises `UserError` when `place` is unfit for locks."""
     held: dict[str, int] = {}
     folder = _open_folder(place, shared=shared)
     try:
-        for card in cards:
-            if len(held) < count and (file := _lock_file(place / _lock_name(card), folder, shared=shared)) is not None:
-                held[card] = file
+        for gpu in gpus:
+            if len(held) < count and (file := _lock_file(place / _lock_name(gpu), folder, shared=shared)) is not None:
+                held[gpu] = file
         if len(held) < count:
             return None
         for file in held.values():
@@ -131,8 +131,8 @@ def _free_cards(count: int, cards: Sequence[str], place: Path, *, shared: bool) 
             os.close(file)
 
 
-def _lock_name(card: str) -> str:
-    return f"{card.replace('/', '_')}.lock"  # MIG-GPU-…/1/0, as drivers before 470 name them
+def _lock_name(gpu: str) -> str:
+    return f"{gpu.replace('/', '_')}.lock"  # MIG-GPU-…/1/0, as drivers before 470 name them
 
 
 def _lock_file(path: Path, folder: int, *, shared: bool) -> int | None:

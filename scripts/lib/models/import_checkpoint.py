@@ -48,7 +48,7 @@ FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """Where the files are: `gguf` names the one file that holds everything, or `weights` the safetensors.
 
     label: how messages name it. extra: facts for the manifest. shared: the hub's cache, whose files
@@ -111,7 +111,7 @@ def check_no_pointers(folder: Path, names: Iterable[str], label: str) -> None:
             fail(f"{name} is a git-lfs pointer, not the file itself", "run git lfs pull where it was cloned", at=label)
 
 
-def import_safetensors(source: Source, out: Path, parameters: int) -> dict[str, Any]:
+def import_safetensors(source: ModelSource, out: Path, parameters: int) -> dict[str, Any]:
     """Copy a model as it is; drop a second copy of tied weights. Returns facts for the manifest."""
     from lib.models.model_trial import try_model
     from lib.models.safetensors_streaming import (
@@ -156,7 +156,7 @@ def import_safetensors(source: Source, out: Path, parameters: int) -> dict[str, 
     return {"source_format": "safetensors", "weights_were_quantized": None, "parameters": count, "dtype": FLOATS[dtype]}
 
 
-def load_causal_config(source: Source) -> Any:
+def load_causal_config(source: ModelSource) -> Any:
     """Return the model's config (PreTrainedConfig). Raises `UserError` unless it is a causal LM that transformers
     knows.
     """
@@ -256,7 +256,7 @@ def check_parameters(count: int, stated: int, label: str) -> None:
         )
 
 
-def import_tokenizer(source: Source, out: Path, config: Any) -> None:
+def import_tokenizer(source: ModelSource, out: Path, config: Any) -> None:
     """Write the tokenizer as transformers understands it, and the generation config; check both."""
     import transformers
 
@@ -271,7 +271,7 @@ def import_tokenizer(source: Source, out: Path, config: Any) -> None:
         write_tokenizer(source, out, config, read_tokenizer(source, transformers.PreTrainedTokenizerFast))
 
 
-def read_tokenizer(source: Source, tokenizer_class: Any) -> Any:
+def read_tokenizer(source: ModelSource, tokenizer_class: Any) -> Any:
     """Load the tokenizer with a class of transformers. Raises `UserError` where that cannot read it."""
     extra = {"gguf_file": source.gguf} if source.gguf else {}
     try:
@@ -284,7 +284,7 @@ def read_tokenizer(source: Source, tokenizer_class: Any) -> Any:
         refuse_tokenizer(source, error)
 
 
-def write_tokenizer(source: Source, out: Path, config: Any, tokenizer: Any) -> None:
+def write_tokenizer(source: ModelSource, out: Path, config: Any, tokenizer: Any) -> None:
     """Write a PreTrainedTokenizer and the generation config; check both."""
     import transformers
 
@@ -310,7 +310,7 @@ def write_tokenizer(source: Source, out: Path, config: Any, tokenizer: Any) -> N
         raise UserError(message if source.label in message else f"{source.label}: {message}") from None
 
 
-def refuse_tokenizer(source: Source, error: Exception) -> NoReturn:
+def refuse_tokenizer(source: ModelSource, error: Exception) -> NoReturn:
     """Raise `UserError` for a tokenizer that cannot be loaded, with what makes it loadable."""
     pieces = [name for name in VOCABULARIES if name.endswith(".model") and (source.folder / name).is_file()]
     if pieces and not (source.folder / "tokenizer.json").is_file():
@@ -335,7 +335,7 @@ def clean_tokenizer_config(path: Path) -> None:
     write_json(path, config)
 
 
-def check_tokenizer(source: Source, ours: Tokenizer, theirs: Any, vocabulary: int) -> None:
+def check_tokenizer(source: ModelSource, ours: Tokenizer, theirs: Any, vocabulary: int) -> None:
     """Raise `UserError` unless the written tokenizer gives the ids of transformers and of the source's own file.
 
     theirs: a PreTrainedTokenizer. vocabulary: rows of the embedding.

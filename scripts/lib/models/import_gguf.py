@@ -9,7 +9,7 @@ from lib.models.gguf_head import Head, check_layers, read_head
 from lib.models.gguf_tokenizer import load_gguf_tokenizer
 from lib.models.import_checkpoint import (
     FLOATS,
-    Source,
+    ModelSource,
     check_parameters,
     load_causal_config,
     read_tokenizer,
@@ -17,7 +17,7 @@ from lib.models.import_checkpoint import (
 )
 
 
-def import_gguf(source: Source, out: Path, parameters: int) -> dict[str, Any]:
+def import_gguf(source: ModelSource, out: Path, parameters: int) -> dict[str, Any]:
     """Dequantize a GGUF file to float32 safetensors. Returns facts for the manifest."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
@@ -73,7 +73,7 @@ def import_gguf(source: Source, out: Path, parameters: int) -> dict[str, Any]:
     }
 
 
-def read_gguf(source: Source) -> Head:
+def read_gguf(source: ModelSource) -> Head:
     """Read the head of a GGUF file.
 
     Raises `UserError` when it is cut, or holds no tokenizer or no layers.
@@ -87,7 +87,7 @@ def read_gguf(source: Source) -> Head:
     return Head(metadata, tensors)
 
 
-def build_tokenizer(source: Source, metadata: dict[str, Any]) -> Any:
+def build_tokenizer(source: ModelSource, metadata: dict[str, Any]) -> Any:
     """Return the tokenizer of a GGUF file, from the values of its keys, as transformers' `PreTrainedTokenizerFast`."""
     from transformers import AutoTokenizer
 

@@ -7,7 +7,7 @@ from lib.core.cli import extract_first_line, fail
 from lib.core.forms import BOOLEAN, INTEGER, TEXT, allow_any_of, allow_null, allow_open_object, list_of, read_form
 
 if TYPE_CHECKING:
-    from lib.models.import_checkpoint import Source
+    from lib.models.import_checkpoint import ModelSource
 
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # by the names of transformers' configurations
 _MANY_LAYERS = 1000  # the deepest models have some 130
@@ -46,7 +46,7 @@ def check_model_type(raw: dict[str, Any], label: str) -> None:
         fail(f"its weights are quantized ({method})", "choose the unquantized model: variants quantize later", at=label)
 
 
-def check_layer_counts(raw: dict[str, Any], source: "Source") -> None:
+def check_layer_counts(raw: dict[str, Any], source: "ModelSource") -> None:
     """Raise `UserError` when config.json asks for more layers than there are tensors: making them would not end."""
     from lib.models.safetensors_streaming import read_headers
 
@@ -58,7 +58,7 @@ def check_layer_counts(raw: dict[str, Any], source: "Source") -> None:
             fail(what, "fetch or save the whole model again", at=source.label)
 
 
-def check_generation_config(source: "Source") -> None:
+def check_generation_config(source: "ModelSource") -> None:
     """Raise `UserError` when transformers cannot read the generation config, which every later rule does."""
     import transformers
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from lib.core.cli import UserError
 from lib.core.limits import FaultError, Limits, run_limited
 from lib.data.tokenizer_trial import HARD_TEXTS
-from lib.models.import_checkpoint import Source, load_causal_config, match_tensors, read_tokenizer
+from lib.models.import_checkpoint import ModelSource, load_causal_config, match_tensors, read_tokenizer
 from lib.models.import_gguf import build_tokenizer, read_gguf
 from lib.models.safetensors_streaming import build_empty_model, read_headers
 
@@ -30,12 +30,12 @@ from lib.models.safetensors_streaming import build_empty_model, read_headers
 LIMITS = Limits(seconds=900, megabytes=4096)
 
 
-def try_configuration(source: Source) -> None:
+def try_configuration(source: ModelSource) -> None:
     """Have a child read the configuration alone. Raises as `try_model`."""
     _try(_read_configuration, source)
 
 
-def try_model(source: Source) -> None:
+def try_model(source: ModelSource) -> None:
     """Have a child read configuration, tokenizer and headers, and build the model without weights.
 
     Raises `UserError` when that fails, crashes, does not come to an end, or needs more memory than real models do.
@@ -43,7 +43,7 @@ def try_model(source: Source) -> None:
     _try(_read_gguf if source.gguf else _read_folder, source)
 
 
-def _try(function: Callable[..., None], source: Source) -> None:
+def _try(function: Callable[..., None], source: ModelSource) -> None:
     stamps = [
         [name, status.st_size, status.st_mtime_ns, status.st_ino]
         for name in source.files
@@ -60,8 +60,8 @@ def _try(function: Callable[..., None], source: Source) -> None:
     )
 
 
-def _source(folder: str, label: str, weights: list[str], gguf: str | None, _stamps: list[Any]) -> Source:
-    return Source(Path(folder), label, weights, gguf, {})
+def _source(folder: str, label: str, weights: list[str], gguf: str | None, _stamps: list[Any]) -> ModelSource:
+    return ModelSource(Path(folder), label, weights, gguf, {})
 
 
 # What follows runs in the child alone. Its `UserError`s count: with the memory at hand here they might be no error.
