@@ -114,6 +114,7 @@ rule audit_data:
             data=config_subset(
                 "data",
                 "target",
+                "conversation",
                 "labels",
                 "special_tokens",
                 "near_duplicates",
@@ -185,7 +186,9 @@ rule render_corpus:
         settings=settings(
             "tokenizers jinja2",
             task=CONFIG.task,
-            data=config_subset("data", "target", "optional_columns", "answers"),
+            data=config_subset(
+                "data", "target", "conversation", "optional_columns", "answers"
+            ),
             corpus=CONFIGURATION["corpus"],
         ),
     shell:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import read_jsonl, write_json, write_jsonl
 from lib.data.audit_verdict import describe_label_lines, judge_audit
+from lib.data.conversations import find_conversation
 from lib.data.label_words import LabelWords
 from lib.data.labels import (
     Labels,
@@ -35,8 +36,8 @@ from lib.data.near_duplicates import describe_uncompared, find_similar_pairs, nu
 from lib.data.row_values import REASONS, CheckedRow, Reason, check_rows
 from lib.data.rows import MISSING, compute_row_id, format_place, get_column, list_reachable_names, normalize
 from lib.data.template_inversion import extract_input
-from lib.data.templates import Template, compile_template, render_completion, render_prompt
-from lib.data.tokenizer import Tokenizer, load_tokenizer
+from lib.data.templates import Template, compile_rows, render_completion, render_prompt
+from lib.data.tokenizer import Tokenizer, is_cut_between_tokens, load_tokenizer
 from lib.data.tokenizer_trial import TRIED_TEXTS, join_values
 from lib.data.truncation import shorten_values
 from lib.data.value_limits import batch_by_size
@@ -99,14 +100,15 @@ def main(args: argparse.Namespace) -> None:
     task, data, corpus = (args.settings[key] for key in ("task", "data", "corpus"))
     first = islice(read_jsonl(args.rows), TRIED_TEXTS)
     tokenizer = load_tokenizer(args.base, [join_values(read.get("row", {})) for read in first])
-    template = compile_template(corpus, tokenizer, task=task, target=data["target"], labels=None)
+    template = compile_rows(data, corpus, tokenizer, task=task, labels=None)
 
     def sources() -> Iterator[CheckedRow]:
         return check_rows(args.rows, data, template, tokenizer, corpus, args.settings.get("split", {}))
 
     names, split = [*template["columns"], data["target"]], args.settings.get("split", {})
+    own = [data["conversation"]] if "conversation" in data else names
     others = [*([split["column"]] if "column" in split else []), *split.get("groups", ())]
-    rows = _index_rows(args.rows, sources(), names, others, classified=task == "classification")
+    rows = _index_rows(args.rows, sources(), names, (own, others), classified=task == "classification")
     if task == "classification":
         _set_aside_conflicts(rows)
     _set_aside_duplicates(rows)
@@ -142,23 +144,29 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _index_rows(
-    path: Path, sources: Iterable[CheckedRow], names: Sequence[str], others: Sequence[str], *, classified: bool
+    path: Path,
+    sources: Iterable[CheckedRow],
+    names: Sequence[str],
+    needed: tuple[Sequence[str], Sequence[str]],
+    *,
+    classified: bool,
 ) -> Rows:
     """Return all rows, with those set aside that do not stand on their own.
 
-    names: the columns of the template, the target last. others: columns that the split needs.
+    names: the columns of the template, the target last. needed: columns of the file that some row must have, those for
+    the corpus and those for the split.
     """
     rows = Rows()
     absent = Counter[str]()
     known: set[str] = set()
     first_row: dict[str, Any] = {}
     readable = 0
-    for _, read, values, spelling, split, groups, _ in sources:
+    for _, read, values, spelling, split, groups, *_ in sources:
         if "row" in read:
             readable += 1
             first_row = first_row or read["row"]
             known.update(read["row"])
-            absent.update(name for name in (*names, *others) if get_column(read["row"], name) is MISSING)
+            absent.update(name for name in chain(*needed) if get_column(read["row"], name) is MISSING)
         rows.file.append(rows.files.setdefault(read["file"], len(rows.files)))
         rows.line.append(read["line"])
         rows.number.append(read["number"])
@@ -185,15 +193,17 @@ def _index_rows(
             rows.groups = [array("Q", bytes(8 * (len(rows.state) - 1))) for _ in groups]
         for hashes, group in zip(rows.groups, groups, strict=True):
             hashes.append(xxhash.xxh3_64_intdigest(group.encode()))
-    for name in (*names, *others):
+    for name in chain(*needed):
         if known and absent[name] == readable:
-            where = "corpus or data.target" if name in names else "split"
+            where = "corpus or data.target" if name in needed[0] else "split"
             fail(f"no row has the column {name!r}", _tell_columns(name, known, first_row, where), at=path)
     return rows
 
 
 def _tell_columns(name: str, known: set[str], row: dict[str, Any], where: str) -> str:
     """Return the columns that there are, in nested rows with the names that reach into them."""
+    if column := find_conversation(row):
+        return f"these rows are conversations: add data: {{conversation: {column}}}, and leave out data.target"
     for key, value in row.items():
         if isinstance(value, list) and value and get_column(value[0], name) is not MISSING:
             return f"the rows are a list under the key {key!r} of a row: save that list as the file"
@@ -251,6 +261,9 @@ def _read_texts(
         ]
         for source, values, target, ids in zip(batch, inputs, targets, tokenizer.encode_batch(texts), strict=True):
             rows.tokens[source.number] = len(ids)
+            if source.spans and not is_cut_between_tokens(tokenizer, render_prompt(template, values), source.spans):
+                rows.state[source.number] = 1 + REASONS.index("conversation")
+                continue
             seen: dict[str, str] | None = values
             if len(ids) > corpus["max_length"]:
                 reject = corpus["truncation"] == "reject"
@@ -400,6 +413,7 @@ def _iterate_kept(
             **({"split": source.split} if source.split else {}),
             **({"groups": list(source.groups)} if source.groups else {}),
             **({"other_answers": list(source.other_answers)} if source.other_answers else {}),
+            **({"spans": list(source.spans)} if source.spans else {}),
         }
 
 
@@ -424,6 +438,8 @@ def _reason(source: CheckedRow, rows: Rows, max_length: int) -> Reason:
         case "label_conflict":
             here, there = rows.target_text(source.number), rows.target_text(other)
             return Reason(reason, f"{here!r} here, {there!r} at {rows.place(other)}")
+        case "conversation":
+            return Reason(reason, "a supervised turn begins or ends inside a token")
         case "exact_duplicate":
             return Reason(reason, f"same as {rows.place(other)}")
     return Reason(reason, f"{rows.tokens[source.number]} tokens, corpus.max_length is {max_length}")

@@ -67,6 +67,10 @@ def main(configfile: Path) -> str:
     config = load_config(yaml.safe_load(configfile.read_text(encoding="utf-8")), [configfile])
     if config.task != "classification":
         fail("a control shuffles labels, and task generation has none", "use it with classification", at=configfile)
+    if config.data.conversation:
+        fail(
+            "a control writes rows of columns, and these are conversations", "there is none for them yet", at=configfile
+        )
     if not any(run.trained for run in config.runs.values()):
         fail("a control trains on shuffled labels, and this configuration trains nothing", "", at=configfile)
     follow(f"{config.results}/data/kept.jsonl", configfile=configfile)

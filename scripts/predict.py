@@ -26,6 +26,7 @@ import numpy as np
 
 from lib.core.cli import build_parser, fail, run
 from lib.core.escaping import escape_controls
+from lib.data.conversations import TURNS, ConversationError, read_question, render_question
 from lib.data.readers import is_readable, read_rows
 from lib.data.rows import MISSING, convert_to_text, describe_value, format_place, get_column
 from lib.data.templates import Template, render_completion, render_prompt
@@ -57,7 +58,10 @@ def main(args: argparse.Namespace) -> None:
     if not inputs:
         fail("nothing to answer", 'give a text, as in: predict.py --model MODEL "text", or --file with some lines')
     optional = template.get("optional_columns", ())
-    values = [check_values(one, template["columns"], tokenizer, optional) for one in inputs]
+    if chat := template.get("conversation"):
+        values = [render_conversation(one, chat, tokenizer) for one in inputs]
+    else:
+        values = [check_values(one, template["columns"], tokenizer, optional) for one in inputs]
     with explain_tokenizer_errors(args.model):
         prompts = [
             render_fitting_prompt(one, given, template, tokenizer) for one, given in zip(inputs, values, strict=True)
@@ -123,6 +127,25 @@ def read_lines(file: Path) -> list[str]:
     if "\r" in text and "\n" not in text:
         fail("its lines end with carriage returns alone", "save it with line ends \\n or \\r\\n", at=file)
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def render_conversation(one: Input, chat: dict[str, Any], tokenizer: Tokenizer) -> dict[str, str]:
+    """Return the turns of an input as the training data has them. Raises `UserError` for what is no conversation.
+
+    A text is the one turn of a user.
+    """
+    control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
+    try:
+        text = one.row.get(TURNS)
+        messages = read_question(
+            {chat["column"]: [{"role": "user", "content": text}]} if isinstance(text, str) else one.row, chat["column"]
+        )
+        for message in messages:
+            if found := control.search(message["content"]) or re.search("\0", message["content"]):
+                raise ConversationError(f"a turn contains {found[0]!r}, which no text of the training had")
+        return {TURNS: render_question(chat, messages, one.row.get("tools"))}
+    except ConversationError as error:
+        fail(str(error), "give turns with roles and texts, the last one the user's", at=one.at, line=one.line)
 
 
 def check_values(

@@ -14,7 +14,7 @@ from lib.core.cli import UserError, build_parser, fail, parse_settings, report_p
 from lib.core.files import hash_text, publish_file, read_json, read_jsonl
 from lib.core.layout import SCORED_SPLITS, SPLITS
 from lib.data.rows import format_place
-from lib.data.templates import Template, compile_template, render_chats, render_completion, render_prompt
+from lib.data.templates import Template, compile_rows, render_chats, render_completion, render_prompt
 from lib.data.tokenizer import Tokenizer, encode_completion, load_tokenizer
 from lib.data.truncation import shorten_values
 from lib.data.value_limits import batch_by_size
@@ -27,12 +27,15 @@ def main(args: argparse.Namespace) -> None:
     task, data, corpus = (args.settings[key] for key in ("task", "data", "corpus"))
     tokenizer = load_tokenizer(args.base)
     labels = read_json(args.audit)["labels"]
-    template = compile_template(corpus, tokenizer, task=task, target=data["target"], labels=labels)
+    template = compile_rows(data, corpus, tokenizer, task=task, labels=labels)
     split = read_json(args.split)
     split_of, dropped = split["rows"], set(split.get("dropped", ()))
-    limits = {"max_length": corpus["max_length"], "truncation": corpus["truncation"]}
+    limits: dict[str, Any] = {"max_length": corpus["max_length"], "truncation": corpus["truncation"]}
     if data.get("optional_columns"):
         limits["optional_columns"] = data["optional_columns"]
+    if "conversation" in data:  # for who renders one without the base model
+        chat = {"template": tokenizer.chat_template, "variables": tokenizer.variables, "bos": tokenizer.bos or ""}
+        limits["conversation"] = {"column": data["conversation"], **chat}
     with ExitStack() as stack:
         # The first to enter is the last to be renamed.
         whole = stack.enter_context(publish_file(args.template))
@@ -46,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
             if row["id"] not in split_of:
                 fail(f"has no row {row['id']}", "it is of another run: make it again", at=args.split)
             label = {"label": row["target"]} if task == "classification" else {}
-            more: dict[str, Any] = {name: row[name] for name in ("groups", "other_answers") if name in row}
+            more: dict[str, Any] = {name: row[name] for name in ("groups", "other_answers", "spans") if name in row}
             record = {"id": row["id"], "prompt": prompt, "completion": completion, **label, **more}
             records = [record]
             if data.get("answers") == "each" and split_of[row["id"]] == "train":
@@ -83,7 +86,7 @@ def _render_rows(
     rows = read_jsonl(kept)
     for batch in batch_by_size(rows, lambda row: len(row["target"]) + sum(map(len, row["values"].values()))):
         values, encoded = _fit_values(batch, tokenizer, template, corpus)
-        if corpus.get("template") == "chat" and count < _CHAT_ROWS:
+        if "separators" not in template and corpus.get("template") == "chat" and count < _CHAT_ROWS:
             _check_chat(batch, values, tokenizer, template, corpus)
         prompts = [render_prompt(template, inputs) for inputs in values]
         heads = tokenizer.encode_batch(prompts)

@@ -170,12 +170,12 @@ def _without_leaks(args: argparse.Namespace, leaking: set[str]) -> dict[str, Any
     rows: how many are left out. Null where none is left.
     """
     settings = args.settings
-    labels = read_json(args.model_score)["quality"].get("labels")
+    labels = read_json(args.model_score).get("labels")
     draw = {"seed": settings["seed"], "samples": settings["evaluate"]["bootstrap_samples"]}
 
     def measure(predictions: Iterable[Prediction]) -> dict[str, Any] | None:
         rows = [row for row in predictions if row["id"] not in leaking]
-        return measure_quality(settings["task"], rows, labels, **draw) if rows else None
+        return measure_quality(settings["task"], rows, labels, **draw)["quality"] if rows else None
 
     scored = {"model": _predictions(args.model_predictions), "base": _predictions(args.base_test_predictions)}
     for row in _predictions(args.baseline_predictions):

@@ -321,7 +321,11 @@ def test_every_configuration_is_valid(page):
         if token.type == "fence" and token.info == "yaml":
             text = re.sub(r"sha256: \.\.\.", f"sha256: '{'0' * 64}'", token.content)
             values = yaml.safe_load(text)
-            Config.model_validate(merge(base, readers_rows(values)))
+            whole = merge(base, readers_rows(values))
+            if "conversation" in whole["data"]:  # which brings its own target and question
+                whole = whole | {"data": {k: v for k, v in whole["data"].items() if k != "target"}}
+                whole["corpus"] = {"max_length": 1024}
+            Config.model_validate(whole)
 
 
 def readers_rows(values: dict) -> dict:

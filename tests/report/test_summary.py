@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 
+from lib.core.files import write_json
 from lib.report import findings
 from lib.workflow.headline import format_headline
 
@@ -226,3 +227,26 @@ def test_a_score_of_another_model_is_refused(made, tmp_path):
         "error: scores/model.test.json: this score was computed from a different model than assembled.manifest.json"
     )
     assert not run.path("summary.json").exists()
+
+
+def test_scores_are_told_with_and_without_the_test_rows_that_leak(made, tmp_path):
+    run = made.copied(tmp_path / "run")
+    leakage = run.read("corpus/leakage.json")
+    ids = [row["id"] for row in run.rows["test"][:40]]
+    write_json(run.path("corpus/leakage.json"), leakage | {"leaking": {"validation": [], "test": ids}, "pairs": []})
+    run.summarize()
+    run.write_report()
+    leaks = run.read("summary.json")["leaks"]
+    assert leaks["rows"] == 40
+    assert {one["n"] for one in leaks["without"].values()} == {180}
+    assert set(leaks["without"]) >= {"model", "base"}
+    assert "40 test rows are like rows of an earlier split; model without them: " in format_headline(run.folder)
+    page = run.path("report.html").read_text()
+    assert "40 of 220 test rows are the same as a row of an earlier split" in page
+    assert "Test scores with and without the rows" in page
+    write_json(
+        run.path("corpus/leakage.json"), leakage | {"leaking": {"test": [row["id"] for row in run.rows["test"]]}}
+    )
+    run.summarize()
+    run.write_report()
+    assert "model without them: none is left" in format_headline(run.folder)

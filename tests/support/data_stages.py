@@ -91,6 +91,8 @@ def render(
     labels: Sequence[str] = ("fear", "joy"),
     optional: list[str] | None = None,
     answers: str | None = None,
+    target: str = "tone",
+    conversation: str | None = None,
     **limits: object,
 ) -> Path:
     """Render rows, those of `split_rows` dealt to the splits in turn; returns the folder of the corpus."""
@@ -101,9 +103,11 @@ def render(
     dealt = {row["id"]: SPLITS[index % 3] for index, row in enumerate(split_rows or rows)}
     write_json(folder / "split.json", {"rows": dealt})
     corpus = {**corpus, "max_length": 256, "truncation": "reject", **limits}
+    data = {"target": target, "optional_columns": optional, "answers": answers}
+    data |= {"conversation": conversation} if conversation else {}
     settings = {
         "task": task,
-        "data": {"target": "tone", "optional_columns": optional, "answers": answers},
+        "data": data,
         "corpus": corpus,
     }
     out = folder / "corpus"

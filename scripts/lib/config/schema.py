@@ -85,6 +85,8 @@ class Corpus(Section):
     text_template: str | None = None
     """One text whose last placeholder is the target column. A part from {?input} to {/input} is written only where the
     column `input` is not empty. The text before that placeholder is the prompt."""
+    turns: Literal["last"] | None = None
+    """Which turns of a conversation are trained. `last`: the assistant's last one. Not set: all of the assistant."""
     max_length: Tokens = 512
     """Largest number of tokens of prompt and completion together. `truncation` decides about longer rows."""
     truncation: Literal["reject", "right", "left"] = "reject"
@@ -93,10 +95,8 @@ class Corpus(Section):
 
     @model_validator(mode="after")
     def _one_template(self) -> "Corpus":
-        if (self.template is None) == (self.text_template is None):
+        if self.template and self.text_template:
             raise ValueError("give either template: chat (with user:) or text_template:")
-        if self.template == "chat" and not self.user:
-            raise ValueError("template: chat needs user: (the question, with the columns in braces)")
         if self.template is None and (self.user or self.system):
             raise ValueError("user: and system: belong to template: chat")
         for text in (self.user, self.system, self.text_template):
@@ -358,7 +358,24 @@ class Config(Section):
             )
         return self
 
+    def _check_conversation(self) -> None:
+        corpus, named = self.corpus, ("user", "system", "text_template")
+        if given := [name for name in named if getattr(corpus, name)]:
+            raise ValueError(f"corpus.{given[0]}: data.conversation has its own turns; leave it out")
+        if corpus.truncation != "reject":
+            raise ValueError("corpus.truncation: a conversation cannot be shortened; use reject")
+        if self.data.optional_columns:
+            raise ValueError("data.optional_columns: data.conversation has no columns; leave it out")
+
     def _check_columns(self) -> None:
+        if self.data.conversation:
+            return self._check_conversation()
+        if self.corpus.turns:
+            raise ValueError("corpus.turns: belongs to data.conversation")
+        if self.corpus.template is None and self.corpus.text_template is None:
+            raise ValueError("corpus: give either template: chat (with user:) or text_template:")
+        if self.corpus.template == "chat" and not self.corpus.user:
+            raise ValueError("corpus: template: chat needs user: (the question, with the columns in braces)")
         columns = list_template_columns(self.corpus.model_dump(), self.data.target)
         if not columns:
             raise ValueError("corpus: the template names no column besides the target, so every prompt is the same")

@@ -3,7 +3,7 @@
 from collections import Counter
 from itertools import chain
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag, model_validator
 
@@ -83,7 +83,11 @@ class Data(Section):
     sha256: Sha256 | None = None
     """sha256 of the file that `source` names, since the files of a datastore can change."""
     target: str
-    """Column with the label (classification) or the completion (generation)."""
+    """Column with the label (classification) or the completion (generation). Not with `conversation`."""
+    conversation: str | None = None
+    """Column that holds a conversation: a list of turns with `role` and `content`, or `from` and `value`. The last turn
+    of the assistant is the completion, or the label; the tokenizer's chat template renders the turns. Not set: rows are
+    columns."""
     answers: Literal["each"] | None = None
     """Which answers are trained on where the target of a generation row is a list of right ones. `each`: all of them,
     as rows of their own. Not set: the first. Scores count the answer that is nearest to any of them."""
@@ -105,6 +109,15 @@ class Data(Section):
     """Rows at least this similar (Jaccard similarity of character 5-grams) always land in the same split."""
     min_rows_per_class: Count = 20
     """Smallest number of usable rows in a class; with fewer the workflow stops."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _target_of_a_conversation(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("conversation") is None:
+            return values
+        if values.get("target") not in (None, values["conversation"]):
+            raise ValueError("target: the last turn of conversation: is the target; leave target: out")
+        return {**values, "target": values["conversation"]}
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":

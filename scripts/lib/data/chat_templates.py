@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from jinja2 import Template as JinjaTemplate
 from jinja2 import TemplateError, nodes
@@ -15,6 +16,7 @@ from lib.core.limits import Limits, run_limited
 
 # A real template renders a thousand short conversations in a tenth of a second, with some 10 MB.
 LIMITS = Limits(seconds=60, megabytes=1024)
+_BATCH = 2000
 _BATCH_CHARACTERS = 4 << 20  # of what one child gets: long rows must not come near the limits
 _HINT = "use corpus.text_template"
 
@@ -37,6 +39,55 @@ def render_conversations(
     ]
 
 
+def render_each_conversation(
+    source: str,
+    conversations: Sequence[tuple[Sequence[Mapping[str, Any]], Any]],
+    variables: Mapping[str, str],
+    limits: Limits = LIMITS,
+) -> list[str | dict[str, str]]:
+    """Render conversations as `render_conversations` does, each with its tools or None.
+
+    One that the template refuses gives `{"error": why}`. Raises `UserError` when the template does not work.
+    """
+    what = "the tokenizer's chat template"
+    rendered: list[str | dict[str, str]] = []
+    batch: list[tuple[Sequence[Mapping[str, Any]], Any]] = []
+    characters = 0
+    for messages, tools in conversations:
+        batch.append((messages, tools))
+        characters += sum(len(message["content"]) for message in messages)
+        if characters > _BATCH_CHARACTERS or len(batch) == _BATCH:
+            rendered += run_limited(_render_each_here, source, batch, variables, limits=limits, what=what, hint=_HINT)
+            batch, characters = [], 0
+    if batch:
+        rendered += run_limited(_render_each_here, source, batch, variables, limits=limits, what=what, hint=_HINT)
+    return rendered
+
+
+def _render_each_here(source: str, conversations: Sequence[Any], variables: Mapping[str, str]) -> list[Any]:
+    """Render in this process: for the child alone."""
+    template = _compile(source)
+    rendered: list[Any] = []
+    for messages, tools in conversations:
+        try:
+            rendered.append(_render(template, messages, tools, variables))
+        except TemplateError as error:
+            rendered.append({"error": f"the chat template refuses it: {error}"})
+    return rendered
+
+
+def _render(
+    template: JinjaTemplate, messages: Sequence[Mapping[str, Any]], tools: Any, variables: Mapping[str, str]
+) -> str:
+    return template.render(
+        messages=messages,
+        tools=tools,
+        documents=None,
+        add_generation_prompt=messages[-1]["role"] != "assistant",
+        **variables,
+    )
+
+
 def _batches(conversations: Sequence[Conversation]) -> Iterator[list[Conversation]]:
     batch: list[Conversation] = []
     characters = 0
@@ -54,16 +105,7 @@ def _render_here(source: str, conversations: Sequence[Conversation], variables: 
     """Render in this process: for the child alone."""
     try:
         template = _compile(source)
-        return [
-            template.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=messages[-1]["role"] != "assistant",
-                **variables,
-            )
-            for messages in conversations
-        ]
+        return [_render(template, messages, None, variables) for messages in conversations]
     except TemplateError as error:
         fail(f"the tokenizer's chat template refuses the conversation: {error}", f"drop corpus.system or {_HINT}")
 

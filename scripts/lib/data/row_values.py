@@ -1,18 +1,20 @@
 """A row's columns as text, under the rules of the training data, or the reason why it is set aside."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lib.core.files import read_jsonl
+from lib.core.files import hash_text, read_jsonl
+from lib.data.conversations import TURNS, ConversationError, Message, Rendered, read_messages, render_messages
 from lib.data.given_splits import NoSplitError, read_given_split, read_groups
 from lib.data.labels import map_spellings
-from lib.data.rows import MISSING, convert_to_text, describe_value, get_column
-from lib.data.templates import Template, format_placeholder
+from lib.data.rows import MISSING, convert_to_text, describe_value, get_column, normalize
+from lib.data.template_inversion import extract_answer
+from lib.data.templates import Template, format_placeholder, render_completion
 from lib.data.tokenizer import Tokenizer
-from lib.data.value_limits import compute_max_characters, cut_value
+from lib.data.value_limits import batch_by_size, compute_max_characters, cut_value
 
 REASONS = (
     "unreadable",
@@ -23,6 +25,7 @@ REASONS = (
     "empty_value",
     "unknown_label",
     "no_split",
+    "conversation",
     "label_conflict",
     "exact_duplicate",
     "too_long",
@@ -41,7 +44,8 @@ class CheckedRow(NamedTuple):
 
     spelling: the target as it stands in the row, of which `data.labels` may make another label.
     split: the one that the row was given, or nothing. groups: those of `split.groups`, as `COLUMN=VALUE`.
-    other_answers: where the target is a list of right answers, those behind the first.
+    other_answers: where the target is a list of right answers, those behind the first. spans: of a conversation, its
+    earlier supervised turns.
     """
 
     number: int
@@ -51,6 +55,7 @@ class CheckedRow(NamedTuple):
     split: str = ""
     groups: Sequence[str] = ()
     other_answers: Sequence[str] = ()
+    spans: Sequence[tuple[int, int]] = ()
 
 
 def check_rows(
@@ -67,10 +72,42 @@ def check_rows(
     nothing after this sees the rest.
     split: `column`, `values` and `groups` of the configuration, those that are set.
     """
-    names, target = [*template["columns"], data["target"]], data["target"]
     control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
     labels = map_spellings(data["labels"]) if data.get("labels") else None
-    for index, read in enumerate(read_jsonl(path)):
+    rows = enumerate(read_jsonl(path))
+    if "conversation" in data:
+        checked = _check_conversations(rows, data, template, tokenizer, control, only_last="turns" in corpus)
+    else:
+        checked = _check_columns(rows, data, template, control, corpus)
+    for one in checked:
+        yield one if isinstance(one.values, Reason) else _place_row(one, data["target"], labels, split)
+
+
+def _place_row(one: CheckedRow, target: str, labels: Mapping[str, str] | None, split: Mapping[str, Any]) -> CheckedRow:
+    """Return a row with its label, its split and its groups, or why it has none."""
+    assert not isinstance(one.values, Reason)
+    spelling = one.values[target]
+    try:
+        given = read_given_split(one.read, split.get("column"), split.get("values", {}))
+        groups = [*read_groups(one.read["row"], split.get("groups", ())), *one.groups]
+    except NoSplitError as error:
+        return CheckedRow(one.number, one.read, Reason("no_split", str(error)), spelling)
+    if labels is not None and spelling not in labels:
+        what = Reason("unknown_label", f"{spelling!r} is not in data.labels")
+        return CheckedRow(one.number, one.read, what, spelling)
+    values = one.values if labels is None else {**one.values, target: labels[spelling]}
+    return one._replace(values=values, spelling=spelling, split=given, groups=groups)
+
+
+def _check_columns(
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    data: dict[str, Any],
+    template: Template,
+    control: re.Pattern[str],
+    corpus: dict[str, Any],
+) -> Iterator[CheckedRow]:
+    names, target = [*template["columns"], data["target"]], data["target"]
+    for index, read in rows:
         if "error" in read:
             yield CheckedRow(index, read, Reason("unreadable", read["error"]))
             continue
@@ -79,26 +116,68 @@ def check_rows(
         cleaned = [_clean(text, target, control, data["special_tokens"]) for text in others]
         others = [text for text in cleaned if isinstance(text, str) and text]
         values = next((one for one in cleaned if isinstance(one, Reason)), values)
-        if isinstance(values, Reason):
-            yield CheckedRow(index, read, values)
-            continue
-        values = _bound_values(values, target, corpus)
-        if isinstance(values, Reason):
-            yield CheckedRow(index, read, values)
-            continue
-        spelling = values[target]
-        try:
-            given = read_given_split(read, split.get("column"), split.get("values", {}))
-            groups = read_groups(read["row"], split.get("groups", ()))
-        except NoSplitError as error:
-            yield CheckedRow(index, read, Reason("no_split", str(error)), spelling)
-            continue
-        if labels is None:
-            yield CheckedRow(index, read, values, spelling, given, groups, others)
-        elif spelling in labels:
-            yield CheckedRow(index, read, {**values, target: labels[spelling]}, spelling, given, groups)
-        else:
-            yield CheckedRow(index, read, Reason("unknown_label", f"{spelling!r} is not in data.labels"), spelling)
+        if not isinstance(values, Reason):
+            values = _bound_values(values, target, corpus)
+        yield CheckedRow(index, read, values, other_answers=others)
+
+
+def _check_conversations(
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    data: dict[str, Any],
+    template: Template,
+    tokenizer: Tokenizer,
+    control: re.Pattern[str],
+    *,
+    only_last: bool,
+) -> Iterator[CheckedRow]:
+    """Yield rows whose columns are the earlier turns of a conversation, as rendered, and its last one."""
+    for batch in batch_by_size(rows, lambda row: len(str(row[1]))):
+        found = [_read_conversation(read, data, control) for _, read in batch]
+        good = [(messages, read["row"].get("tools")) for (_, read), messages in zip(batch, found, strict=True)
+                if not isinstance(messages, Reason)]  # fmt: skip
+        rendered = iter(render_messages(tokenizer, good, only_last=only_last))
+        for (index, read), messages in zip(batch, found, strict=True):
+            if isinstance(messages, Reason):
+                yield CheckedRow(index, read, messages)
+                continue
+            one = next(rendered)
+            if isinstance(one, str):
+                yield CheckedRow(index, read, Reason("conversation", one))
+                continue
+            first = next(message["content"] for message in messages if message["role"] == "user")
+            yield CheckedRow(
+                index,
+                read,
+                _take_last_turn(one, template),
+                groups=[f"first turn {hash_text(normalize(first).casefold())[:16]}"],
+                spans=one.spans,
+            )
+
+
+def _read_conversation(read: dict[str, Any], data: dict[str, Any], control: re.Pattern[str]) -> list[Message] | Reason:
+    if "error" in read:
+        return Reason("unreadable", read["error"])
+    try:
+        messages = read_messages(read["row"], data["conversation"])
+    except ConversationError as error:
+        return Reason("conversation", str(error))
+    for number, message in enumerate(messages, start=1):
+        cleaned = _clean(message["content"], f"turn {number}", control, data["special_tokens"])
+        if isinstance(cleaned, Reason):
+            return cleaned
+        message["content"] = cleaned
+    return messages
+
+
+def _take_last_turn(one: Rendered, template: Template) -> dict[str, str] | Reason:
+    """Return the columns of a rendered conversation, or why its last turn is not what the template writes elsewhere."""
+    answer = extract_answer(template, one.completion)
+    if not answer:
+        return Reason("empty_value", "the last turn is empty")
+    wanted = render_completion(template, answer)
+    if wanted != one.completion and wanted.removesuffix(template["completion"][-1]["text"]) != one.completion:
+        return Reason("conversation", "the chat template writes the last turn otherwise than a single one")
+    return {TURNS: one.prompt, template["target"]: answer}
 
 
 def _take_answers(row: dict[str, Any], target: str) -> tuple[dict[str, Any], list[str]]:

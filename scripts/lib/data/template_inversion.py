@@ -9,10 +9,13 @@ from lib.data.templates import Segment, Template, list_conditions, render_comple
 
 
 def extract_input(template: Template, prompt: str) -> str:
-    """Return the column values that a prompt was rendered from, one a line.
+    """Return the column values that a prompt was rendered from, or the turns of a conversation, one a line.
 
     Raises `UserError` when it was not rendered from the template.
     """
+    if separators := template.get("separators"):
+        pattern = "|".join(re.escape(text) for text in separators)
+        return "\n".join(piece.strip() for piece in re.split(pattern, prompt) if piece.strip())
     conditions = list_conditions(template["prompt"])
     # First with every part that depends on a column, then with fewer of them.
     for present in product((True, False), repeat=len(conditions)):

@@ -9,10 +9,11 @@ of a tokenizer is rendered once, with marks where the values belong, and cut at 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from lib.core.cli import fail
 from lib.data.chat_templates import render_conversations
+from lib.data.conversations import TURNS, list_separators
 from lib.data.tokenizer import Tokenizer
 
 # {"text": ...} or {"column": ...}; with "if", the name of a column, it counts only where that column is not empty.
@@ -23,6 +24,7 @@ class Template(TypedDict):
     """The rendered form of `corpus:`; `corpus/template.json` holds it for every later reader.
 
     completion: text before the answer if any, the target's column, text behind it if any, the end token.
+    separators: of conversations, what stands between their turns.
     """
 
     task: str
@@ -31,6 +33,7 @@ class Template(TypedDict):
     prompt: list[Segment]
     completion: list[Segment]
     labels: list[str] | None
+    separators: NotRequired[list[str]]
 
 
 # A brace that is text, a quoted name, a plain name (anything without a brace), or a brace that is a mistake.
@@ -141,6 +144,33 @@ def compile_template(
         "completion": completion,
         "labels": labels,
     }
+
+
+def compile_rows(
+    data: Mapping[str, Any], corpus: Mapping[str, Any], tokenizer: Tokenizer, *, task: str, labels: list[str] | None
+) -> Template:
+    """Build the template of rows as `data:` describes them: of columns, or conversations. Raises `UserError`."""
+    if "conversation" in data:
+        return compile_conversation(tokenizer, task=task, target=data["target"], labels=labels)
+    return compile_template(corpus, tokenizer, task=task, target=data["target"], labels=labels)
+
+
+def compile_conversation(tokenizer: Tokenizer, *, task: str, target: str, labels: list[str] | None) -> Template:
+    """Build the template of rows that are conversations: their earlier turns, as rendered, and the last one.
+
+    Raises `UserError` as `compile_template` does.
+    """
+    if tokenizer.chat_template is None:
+        fail("data.conversation needs a chat template, and the tokenizer has none", "choose a chat model")
+    question = [{"role": "user", "content": "?"}]
+    answered = [*question, {"role": "assistant", "content": _ANSWER}]
+    asked, whole = _apply_chat_template(tokenizer, [question, answered])
+    if not whole.startswith(asked):
+        fail("the chat template renders the question differently once it is answered", "use another base model")
+    completion = _end_completion(_cut(whole[len(asked) :], {_ANSWER: target}), tokenizer)
+    prompt = [{"column": TURNS}]
+    names = {"task": task, "target": target, "columns": [TURNS], "prompt": prompt, "completion": completion}
+    return {**names, "labels": labels, "separators": list_separators(tokenizer)}  # type: ignore[typeddict-item]
 
 
 def render(segments: list[Segment], values: Mapping[str, str]) -> str:

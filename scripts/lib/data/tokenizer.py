@@ -73,6 +73,13 @@ class Tokenizer:
         return f"{ids[place]} {self.backend.id_to_token(ids[place])!r}" if place < len(ids) else "its end"
 
 
+def is_cut_between_tokens(tokenizer: Tokenizer, text: str, spans: Sequence[Sequence[int]]) -> bool:
+    """Return whether character ranges of a text begin and end between tokens."""
+    offsets = tokenizer.backend.encode(text, add_special_tokens=False).offsets
+    starts, ends = {start for start, _ in offsets}, {end for _, end in offsets}
+    return all(start in starts and end in ends for start, end in spans)
+
+
 def load_tokenizer(model: Path, texts: Sequence[str] = ()) -> Tokenizer:
     """Read the tokenizer of a model folder (`tokenizer.json`, `tokenizer_config.json`, configs).
 

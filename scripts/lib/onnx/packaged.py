@@ -25,6 +25,7 @@ from lib.core.forms import (
     allow_matching,
     allow_null,
     allow_object,
+    allow_object_of,
     allow_one_of,
     allow_open_object,
     list_of,
@@ -167,7 +168,13 @@ _TEMPLATE = allow_object(
         "max_length": allow_integer(1),
         "truncation": allow_one_of("reject", "left", "right"),
     },
-    {"optional_columns": list_of(TEXT)},
+    {
+        "optional_columns": list_of(TEXT),
+        "separators": list_of(TEXT),
+        "conversation": allow_object(
+            {"column": TEXT, "template": TEXT, "variables": allow_object_of(TEXT), "bos": TEXT},
+        ),
+    },
 )
 _CHAT_TEMPLATE = allow_null(allow_any_of(TEXT, list_of(allow_object({"name": TEXT, "template": TEXT}))))
 _TOKENIZER_CONFIG = allow_open_object(optional={"chat_template": _CHAT_TEMPLATE})

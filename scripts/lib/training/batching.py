@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 import torch
 
 from lib.core.cli import fail
-from lib.data.tokenizer import Tokenizer, encode_pairs
+from lib.data.tokenizer import Tokenizer, encode_pairs, is_cut_between_tokens
 
 IGNORED = -100  # label of a position without loss, as in torch.nn.functional.cross_entropy
 
@@ -43,9 +43,22 @@ def encode_rows(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], *, loss: s
         if len(ids) > max_length:
             fail(f"row {row['id'][:12]} has {len(ids)} tokens, the model takes {max_length}", "lower corpus.max_length")
         # Nothing predicts the first token of a sequence, so it is never supervised.
-        labels = [IGNORED, *ids[1:]] if loss == "all" else [IGNORED] * len(prompt) + completion
+        earlier = _label_spans(tokenizer, row, prompt) if "spans" in row else [IGNORED] * len(prompt)
+        labels = [IGNORED, *ids[1:]] if loss == "all" else earlier + completion
         examples.append({"input_ids": ids, "labels": labels})
     return examples
+
+
+def _label_spans(tokenizer: Tokenizer, row: dict[str, Any], ids: Sequence[int]) -> list[int]:
+    """Return the labels of a prompt: the ids within the row's spans, which are earlier supervised turns.
+
+    Raises `UserError` when a span begins or ends inside a token.
+    """
+    if not is_cut_between_tokens(tokenizer, row["prompt"], row["spans"]):
+        fail(f"row {row['id'][:12]}: a supervised turn begins or ends inside a token", "make the corpus again")
+    offsets = tokenizer.backend.encode(row["prompt"], add_special_tokens=False).offsets
+    within = [any(first <= start and end <= last for first, last in row["spans"]) for start, end in offsets]
+    return [id_ if inside else IGNORED for id_, inside in zip(ids, within, strict=True)]
 
 
 def join_rows(examples: Sequence[Example], length: int) -> list[Example]:

@@ -1,0 +1,202 @@
+"""Conversations: which turns are trained, held against the same turns alone; what is no conversation is set aside."""
+
+import dataclasses
+import json
+
+import pytest
+
+from lib.core.cli import UserError
+from lib.core.files import read_jsonl
+from lib.data.conversations import (
+    TURNS,
+    ConversationError,
+    find_conversation,
+    list_separators,
+    read_messages,
+    read_question,
+    render_messages,
+    render_question,
+)
+from lib.data.template_inversion import extract_input
+from lib.data.templates import compile_conversation
+from lib.data.tokenizer import load_tokenizer
+from lib.training.batching import IGNORED, encode_rows
+from support.data_stages import audit, render
+
+CHAT = {"text_template": None}
+
+
+def turns(*contents: str, system: str = "") -> list[dict]:
+    """Turns of user and assistant, in this order."""
+    roles = ("user", "assistant")
+    head = [{"role": "system", "content": system}] if system else []
+    return head + [{"role": roles[place % 2], "content": text} for place, text in enumerate(contents)]
+
+
+LONG = turns("Hi there", "Hello. What is it?", "It rained on us", "Oh no", "and then", "sadness", system="Be short.")
+
+
+def rendered(folder, *conversations, only_last: bool = False):
+    tokenizer = load_tokenizer(folder)
+    return tokenizer, render_messages(tokenizer, [(one, None) for one in conversations], only_last=only_last)
+
+
+def test_supervised_ids_are_those_of_each_assistant_turn_rendered_alone(tiny_model):
+    """As TRL's assistant-only loss marks them: what the template writes for a turn, its end token included."""
+    tokenizer, (whole,) = rendered(tiny_model, LONG)
+    row = {"id": "a" * 64, "prompt": whole.prompt, "completion": whole.completion, "spans": whole.spans}
+    (example,) = encode_rows(tokenizer, [row], loss="completion", max_length=512)
+    supervised = [id_ for id_ in example["labels"] if id_ != IGNORED]
+    alone = []
+    for place, turn in enumerate(LONG):
+        if turn["role"] == "assistant":
+            _, (one,) = rendered(tiny_model, LONG[: place + 1], only_last=True)
+            alone += tokenizer.encode(one.completion)
+    assert supervised == alone
+    assert len(whole.spans) == 2
+    _, (last,) = rendered(tiny_model, LONG, only_last=True)
+    assert (last.prompt, last.completion, last.spans) == (whole.prompt, whole.completion, [])
+
+
+def test_a_conversation_is_what_transformers_renders(tiny_model):
+    from transformers import AutoTokenizer
+
+    _, (ours,) = rendered(tiny_model, LONG)
+    theirs = AutoTokenizer.from_pretrained(tiny_model).apply_chat_template(LONG, tokenize=False)
+    bos = load_tokenizer(tiny_model).bos or ""
+    assert theirs.removeprefix(bos).startswith((ours.prompt + ours.completion).removeprefix(bos))
+
+
+def test_forms_of_conversations_are_read_alike(tiny_phi3):
+    openai = {"messages": turns("Hi", "joy", system="S")}
+    parts = {
+        "messages": [
+            {"role": "developer", "content": "S"},
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+            {"role": "assistant", "content": " joy "},
+        ]
+    }
+    sharegpt = {
+        "conversations": [
+            {"from": "system", "value": "S"},
+            {"from": "human", "value": "Hi"},
+            {"from": "gpt", "value": "joy"},
+        ]
+    }
+    nested = {"data": {"messages": openai["messages"]}}
+    found = [read_messages(row, find_conversation(row)) for row in (openai, parts, sharegpt, nested)]
+    assert all(messages == openai["messages"] for messages in found)
+    assert find_conversation({"rows": [{"a": 1}], "text": "x"}) is None
+    assert read_question({"messages": turns("Hi")}, "messages") == turns("Hi")
+
+
+@pytest.mark.parametrize(
+    ("messages", "what"),
+    [
+        ("text", "holds no list of turns"),
+        ([], "the last turn is not the assistant's"),
+        (turns("Hi"), "the last turn is not the assistant's"),
+        ([{"role": "assistant", "content": "Hi"}], "turn 1 is of the role 'assistant', behind the start"),
+        ([*turns("a"), *turns("b", "c")], "turn 2 is of the role 'user', behind 'user'"),
+        ([{"role": "narrator", "content": "a"}], "turn 1 is of the unknown role 'narrator'"),
+        ([{"content": "a"}], "turn 1 has no role"),
+        (turns("a", " "), "turn 2 is empty"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "turn 1 is not text"),
+        (
+            [*turns("a", "b"), {"role": "system", "content": "late"}],
+            "turn 3 is of the role 'system', behind 'assistant'",
+        ),
+    ],
+)
+def test_what_is_no_conversation_is_told_by_its_turn(messages, what):
+    with pytest.raises(ConversationError, match=what):
+        read_messages({"messages": messages}, "messages")
+
+
+FORGETS = (  # as Qwen3 writes its thinking: of the last turn alone
+    "{% for m in messages %}<|{{ m.role }}|>\n{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}"
+    "{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def test_a_template_that_renders_earlier_turns_otherwise_is_refused_or_trained_on_the_last(tiny_phi3):
+    tokenizer = dataclasses.replace(load_tokenizer(tiny_phi3), chat_template=FORGETS)
+    with pytest.raises(
+        UserError, match=r"the assistant's turn 1 otherwise once later ones follow; set corpus.turns: last"
+    ):
+        render_messages(tokenizer, [(turns("a", "b", "c", "d"), None)], only_last=False)
+    (one,) = render_messages(tokenizer, [(turns("a", "b", "c", "d"), None)], only_last=True)
+    assert one.completion == "<think></think>d<|end|>"
+    template = compile_conversation(tokenizer, task="generation", target="messages", labels=None)
+    assert template["completion"] == [{"text": "<think></think>"}, {"column": "messages"}, {"text": "<|end|>"}]
+
+
+def test_a_template_that_refuses_one_conversation_does_not_stop_the_others(tiny_phi3):
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + FORGETS
+    tokenizer = dataclasses.replace(load_tokenizer(tiny_phi3), chat_template=strict)
+    found = render_messages(tokenizer, [(turns("a", "b", system="S"), None), (turns("a", "b"), None)], only_last=True)
+    assert found[0] == "the chat template refuses it: no system"
+    assert found[1].completion.endswith("b<|end|>")
+
+
+def test_tools_and_calls_go_to_the_template(tiny_phi3):
+    source = (
+        "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}"
+        "{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    tokenizer = dataclasses.replace(load_tokenizer(tiny_phi3), chat_template=source)
+    call = {"function": {"name": "look", "arguments": {"at": "rain"}}}
+    row = {
+        "messages": [
+            *turns("Rain?"),
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "yes"},
+            {"role": "assistant", "content": "It rains"},
+        ]
+    }
+    (one,) = render_messages(tokenizer, [(read_messages(row, "messages"), [{"name": "look"}])], only_last=False)
+    assert one.prompt.startswith('{"name": "look"}')
+    ((start, end),) = one.spans
+    assert one.prompt[start:end] == json.dumps(call["function"]) + "<|end|>"
+
+
+ROWS = [
+    *(
+        {"messages": turns(f"Case {number} of rain", "Go on", f"and {number * 7} more", "sadness")}
+        for number in range(4)
+    ),
+    {"messages": turns("Case 0 of rain", "Go on", "but the sun came", "joy")},
+    {"messages": turns("alone", "joy")},
+    {"messages": turns("a", "b", "c")},
+    {"other": 1},
+]
+
+
+def test_audit_and_corpus_of_conversations(tmp_path, tiny_model):
+    _, kept, rejected = audit(tmp_path, tiny_model, ROWS, corpus=CHAT, conversation="messages", target="messages")
+    assert [one["number"] for one in kept] == [1, 2, 3, 4, 5, 6]
+    assert kept[0]["cluster"] == kept[4]["cluster"], "they begin with the same turn"
+    assert [one["target"] for one in kept[-2:]] == ["joy", "joy"]
+    assert [(one["reason"], one["detail"]) for one in rejected] == [
+        ("conversation", "the last turn is not the assistant's"),
+        ("conversation", "'messages' holds no list of turns"),
+    ]
+    out = render(
+        tmp_path, tiny_model, kept, CHAT, labels=("joy", "sadness"), target="messages", conversation="messages"
+    )
+    rows = {row["id"]: row for split in ("train", "validation", "test") for row in read_jsonl(out / f"{split}.jsonl")}
+    first, last = rows[kept[0]["id"]], rows[kept[-1]["id"]]
+    assert [first["prompt"][start:end].strip()[:5] for start, end in first["spans"]] == ["Go on"]
+    assert "spans" not in last
+    template = json.loads((out / "template.json").read_text())
+    assert extract_input(template, first["prompt"]) == "Case 0 of rain\nGo on\nand 0 more"
+    tokenizer = load_tokenizer(tiny_model)
+    assert template["separators"] == list_separators(tokenizer)
+    asked = read_question({"messages": ROWS[0]["messages"][:-1]}, "messages")
+    assert render_question(template["conversation"], asked, None) == kept[0]["values"][TURNS]
+
+
+def test_rows_that_are_conversations_are_told_as_what_they_are(tmp_path, tiny_phi3):
+    with pytest.raises(UserError, match=r"these rows are conversations: add data: \{conversation: messages\}"):
+        audit(tmp_path, tiny_phi3, ROWS[:6])
