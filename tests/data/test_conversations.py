@@ -170,6 +170,7 @@ ROWS = [
     {"messages": turns("alone", "joy")},
     {"messages": turns("a", "b", "c")},
     {"other": 1},
+    {"messages": turns("a", "b " * 20_000)},
 ]
 
 
@@ -181,6 +182,7 @@ def test_audit_and_corpus_of_conversations(tmp_path, tiny_model):
     assert [(one["reason"], one["detail"]) for one in rejected] == [
         ("conversation", "the last turn is not the assistant's"),
         ("conversation", "'messages' holds no list of turns"),
+        ("too_long", "the turns have 40,000 characters, corpus.max_length 256 has room for 32,768 at most"),
     ]
     out = render(
         tmp_path, tiny_model, kept, CHAT, labels=("joy", "sadness"), target="messages", conversation="messages"

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from datetime import datetime
 from pathlib import Path
 
@@ -365,6 +366,24 @@ def test_a_workbook_is_read_by_the_first_row_of_its_first_sheet_with_rows(tmp_pa
     assert second == (5, {"text": None, "score": 0.5, "day": None}, None)
     assert (third.line, third.error) == (6, "4 cells, but the first row names 3 columns")
     assert "read is sheet 'Rows'; not read: 'Notes'" in capsys.readouterr().err
+
+
+def test_a_small_workbook_of_a_large_text_takes_little_memory_and_is_one_line(tmp_path, monkeypatch):
+    from lib.data import excel
+
+    monkeypatch.setattr(excel, "_PIECE_MB", 40)
+    book = openpyxl.Workbook()
+    book.active.append(["text"])
+    book.save(tmp_path / "plain.xlsx")
+    with zipfile.ZipFile(tmp_path / "plain.xlsx") as plain, zipfile.ZipFile(tmp_path / "rows.xlsx", "w") as packed:
+        for name in plain.namelist():
+            content = plain.read(name)
+            if name.endswith("sheet1.xml"):
+                content = content.replace(b"<t>text</t>", b"<t>" + b"x" * 100_000_000 + b"</t>")
+            packed.writestr(name, content, zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "rows.xlsx").stat().st_size < 200_000
+    with pytest.raises(UserError, match=r"rows\.xlsx: (takes more than 4\d MB of memory|not an Excel workbook)"):
+        list(readers.read_rows(tmp_path / "rows.xlsx"))
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def check_rows(
     labels = map_spellings(data["labels"]) if data.get("labels") else None
     rows = enumerate(read_jsonl(path))
     if "conversation" in data:
-        checked = _check_conversations(rows, data, template, tokenizer, control, only_last="turns" in corpus)
+        checked = _check_conversations(rows, data, template, tokenizer, control, corpus)
     else:
         checked = _check_columns(rows, data, template, control, corpus)
     for one in checked:
@@ -127,15 +127,14 @@ def _check_conversations(
     template: Template,
     tokenizer: Tokenizer,
     control: re.Pattern[str],
-    *,
-    only_last: bool,
+    corpus: dict[str, Any],
 ) -> Iterator[CheckedRow]:
     """Yield rows whose columns are the earlier turns of a conversation, as rendered, and its last one."""
     for batch in batch_by_size(rows, lambda row: len(str(row[1]))):
-        found = [_read_conversation(read, data, control) for _, read in batch]
+        found = [_read_conversation(read, data, control, corpus["max_length"]) for _, read in batch]
         good = [(messages, read["row"].get("tools")) for (_, read), messages in zip(batch, found, strict=True)
                 if not isinstance(messages, Reason)]  # fmt: skip
-        rendered = iter(render_messages(tokenizer, good, only_last=only_last))
+        rendered = iter(render_messages(tokenizer, good, only_last="turns" in corpus))
         for (index, read), messages in zip(batch, found, strict=True):
             if isinstance(messages, Reason):
                 yield CheckedRow(index, read, messages)
@@ -154,7 +153,10 @@ def _check_conversations(
             )
 
 
-def _read_conversation(read: dict[str, Any], data: dict[str, Any], control: re.Pattern[str]) -> list[Message] | Reason:
+def _read_conversation(
+    read: dict[str, Any], data: dict[str, Any], control: re.Pattern[str], max_length: int
+) -> list[Message] | Reason:
+    """Return the turns of a row without control tokens, or why it cannot be used."""
     if "error" in read:
         return Reason("unreadable", read["error"])
     try:
@@ -166,6 +168,10 @@ def _read_conversation(read: dict[str, Any], data: dict[str, Any], control: re.P
         if isinstance(cleaned, Reason):
             return cleaned
         message["content"] = cleaned
+    characters, most = sum(len(message["content"]) for message in messages), compute_max_characters(max_length)
+    if characters > most:
+        what = f"the turns have {characters:,} characters, corpus.max_length {max_length} has room for {most:,} at most"
+        return Reason("too_long", what)
     return messages
 
 
