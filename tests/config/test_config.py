@@ -209,3 +209,63 @@ def test_keys_of_the_fine_tuning_bear_the_names_of_peft_and_transformers():
     own |= {"dtype", "early_stopping_patience", "group_by_length", "corpus_strategy", "source_max_len"}
     theirs = {field.name for one in (LoraConfig, TrainingArguments) for field in dataclasses.fields(one)}
     assert Finetune.model_fields.keys() - theirs == own
+
+
+CHATS = {"data": {"files": ["a.jsonl"], "conversation": "messages"}, "corpus": {"max_length": 99}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"data": CHATS["data"] | {"target": "tone"}}, "data: target: the last turn of conversation: is the target"),
+        (
+            {"corpus": {"template": "chat", "user": "{a}"}},
+            "corpus.user: data.conversation has its own turns; leave it out",
+        ),
+        ({"corpus": {"text_template": "{a}{b}"}}, "corpus.text_template: data.conversation has its own turns"),
+        ({"corpus": {"truncation": "right"}}, "corpus.truncation: a conversation cannot be shortened; use reject"),
+        (
+            {"data": CHATS["data"] | {"optional_columns": ["a"]}},
+            "data.optional_columns: data.conversation has no columns",
+        ),
+        ({"data": {"files": ["a.jsonl"]}}, "data.target is missing; add it"),
+        (
+            {"data": {"files": ["a"], "target": "b"}},
+            "corpus: give either template: chat (with user:) or text_template:",
+        ),
+        (
+            {"data": {"files": ["a"], "target": "b"}, "corpus": {"turns": "last"}},
+            "corpus.turns: belongs to data.conversation",
+        ),
+        ({"split": {"values": {"test": "x"}}}, "split: values: needs column:"),
+        (
+            {"split": {"column": "a", "values": {"test": "x", "train": "x"}}},
+            "split: values: two splits have the same value",
+        ),
+        (
+            {"data": {"files": {"train": ["a"], "test": ["b"]}, "conversation": "c"}, "split": {"column": "a"}},
+            "split.column: the files of data.files are named by split already",
+        ),
+        ({"data": {"files": {"train": ["a"], "test": ["a"]}, "conversation": "c"}}, "data: files: a is listed twice"),
+        ({"data": {"files": {"dev": ["a"]}, "conversation": "c"}}, "data.files: the name 'dev' cannot be used"),
+        ({"data": CHATS["data"] | {"answers": "each"}}, "data.answers: belongs to task generation"),
+    ],
+)
+def test_what_does_not_go_with_conversations_and_given_splits_is_told(tmp_path, changes, what):
+    values = yaml.safe_load((ROOT / "config.yaml").read_text()) | CHATS | changes
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError) as caught:
+        load_config(values, [tmp_path / "config.yaml"])
+    assert what in str(caught.value)
+
+
+def test_conversations_and_given_splits_are_valid():
+    values = yaml.safe_load((ROOT / "config.yaml").read_text()) | CHATS
+    config = load_config(values, [])
+    assert (config.data.target, config.leakage) == ("messages", "error")
+    config = load_config(values | {"data": {"files": {"train": ["a"], "test": ["b", "c"]}, "conversation": "m"}}, [])
+    assert (config.data.every_file, config.data.splits, config.leakage) == (
+        ["a", "b", "c"],
+        ["train", "test", "test"],
+        "report",
+    )

@@ -16,7 +16,7 @@ from lib.core.cli import UserError
 from lib.core.files import read_json
 from lib.core.layout import Layout
 from lib.provenance.manifests import build_manifest_path
-from lib.workflow.helpers import check_unquoted, find_path, find_project_folder, match_names
+from lib.workflow.helpers import check_unquoted, find_path, find_project_folder, list_data_files, match_names
 from lib.workflow.rule_settings import check_argument_length
 from support.candidates import predictions, write_candidate
 from support.workspaces import HOSTILE, Workspace, copy_project, tiny_config, write_rows
@@ -119,6 +119,31 @@ def started(local: bool = True, conda: bool = False, words: str = "") -> SimpleN
         overwrite_configfiles=["mine.yaml"],
         config_settings=SimpleNamespace(config_args=[words]),
     )
+
+
+def test_folders_and_patterns_become_the_files_that_they_hold(tmp_path, monkeypatch):
+    here, home = tmp_path / "here", tmp_path / "home"
+    for name in (
+        "here/rows/b.csv",
+        "here/rows/a.jsonl.gz",
+        "here/rows/notes.txt",
+        "here/rows/.hidden.csv",
+        "home/far/c.json",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (here / "odd[1].csv").touch()
+    monkeypatch.chdir(here)
+    assert list_data_files(["rows"], [], home) == [("rows/a.jsonl.gz", ""), ("rows/b.csv", "")]
+    assert list_data_files(["rows/*.csv", "far/*"], ["test", "train"], home) == [
+        ("rows/b.csv", "test"),
+        ("far/c.json", "train"),
+    ]
+    assert list_data_files(["odd[1].csv", "made/later.json"], [], home) == [("odd[1].csv", ""), ("made/later.json", "")]
+    with pytest.raises(UserError, match=r"data.files: rows/\*.txt holds no file with rows; rows are read from .json"):
+        list_data_files(["rows/*.txt"], [], home)
+    with pytest.raises(UserError, match="data.files: rows/b.csv is there twice"):
+        list_data_files(["rows/b.csv", "rows"], [], home)
 
 
 @pytest.mark.parametrize("sign", ["'", '"', "$", "`", "\\"])
