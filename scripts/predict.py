@@ -38,7 +38,8 @@ from lib.evaluation.scoring import answer_text, encode_choices
 from lib.onnx.packaged import explain_tokenizer_errors, load_packaged_tokenizer, read_packaged_template
 from lib.onnx.runtime import OnnxModel, Reader, explain_runtime_errors, load_onnx
 
-_PARQUET = ("pyarrow", "datasets")  # the second for files that it wrote itself
+# What files of some formats are read with; datasets for those that it wrote itself.
+_LIBRARIES = {".parquet": ("pyarrow", "datasets"), ".xlsx": ("openpyxl",)}
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,10 @@ def read_inputs(texts: Sequence[str], file: Path | None, columns: Sequence[str])
         for number, line in enumerate(read_lines(file), start=1):
             yield Input({columns[0]: line}, file, number)
         return
-    missing = [name for name in _PARQUET if importlib.util.find_spec(name) is None]
-    if file.suffix.lower() == ".parquet" and missing:
-        what = f"Parquet is read with {missing[0]}, which is not installed"
+    suffix = file.suffix.lower()
+    missing = [name for name in _LIBRARIES.get(suffix, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        what = f"{suffix} is read with {missing[0]}, which is not installed"
         fail(what, f"pip install {' '.join(missing)}, or save as .csv", at=file)
     for number, source in enumerate(read_rows(file), start=1):
         place = format_place(file, source.line, number)

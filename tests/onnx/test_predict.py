@@ -249,13 +249,15 @@ def test_an_answer_is_one_line_and_exact_as_json(result, line):
     assert json.loads(predict.format_json(given, result)) == {"input": "x\u2029y", **result}
 
 
-@pytest.mark.parametrize("library", ["pyarrow", "datasets"])
-def test_parquet_without_its_libraries_is_one_line(model, tmp_path, monkeypatch, library):
-    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "rows.parquet")
+@pytest.mark.parametrize(
+    ("suffix", "library"), [(".parquet", "pyarrow"), (".parquet", "datasets"), (".xlsx", "openpyxl")]
+)
+def test_a_format_without_its_libraries_is_one_line(model, tmp_path, monkeypatch, suffix, library):
+    (tmp_path / f"rows{suffix}").touch()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == library else name)
-    words = rf"rows\.parquet: Parquet is read with {library}, which is not installed; pip install {library}, or"
+    words = rf"rows\{suffix}: {suffix} is read with {library}, which is not installed; pip install {library}, or"
     with pytest.raises(UserError, match=words):
-        ask(model, file=tmp_path / "rows.parquet")
+        ask(model, file=tmp_path / f"rows{suffix}")
 
 
 @pytest.mark.parametrize(
