@@ -14,6 +14,9 @@ from lib.core.cli import build_parser, fail, parse_settings, report_progress, ru
 from lib.core.files import hash_text, read_json, read_jsonl, write_json
 from lib.core.layout import SCORED_SPLITS, SPLITS
 
+# What keeps rows together: being alike, a group of split.groups, the same first turn of a conversation.
+_LOOSEN = "raise data.near_duplicates or name fewer split.groups"
+
 
 def main(args: argparse.Namespace) -> None:
     audit, split = read_json(args.audit), args.settings["split"]
@@ -134,13 +137,13 @@ def _refuse_gaps(
     clusters = len({row["cluster"] for row in rows})
     for split in SPLITS:
         if not counts[split]:
-            what = f"no rows for {split}: {len(rows)} rows in {clusters} groups of near-duplicates"
-            fail(what, "bring more rows, or raise data.near_duplicates", at=args.kept)
+            what = f"no rows for {split}: {len(rows)} rows in {clusters} groups that stay together"
+            fail(what, f"bring more rows, or {_LOOSEN}", at=args.kept)
         for label, places in (by_label or {}).items():
             if not places[split] and split in ("train", *made):
                 groups = len({row["cluster"] for row in rows if row["target"] == label})
-                what = f"no rows of class {label!r} for {split}: {places} of {groups} groups of near-duplicates"
-                fail(what, "bring more rows of it, raise data.near_duplicates, or drop the class", at=args.kept)
+                what = f"no rows of class {label!r} for {split}: {places} of {groups} groups that stay together"
+                fail(what, f"bring more rows of it, {_LOOSEN}, or drop the class", at=args.kept)
 
 
 if __name__ == "__main__":

@@ -689,3 +689,26 @@ def test_a_list_of_right_answers_trains_on_the_first_and_keeps_the_others(tmp_pa
     assert [one["reason"] for one in rejected] == ["empty_value", "not_text", "control_token"]
     _, kept, rejected = audit(tmp_path, tiny_phi3, rows[:2])
     assert [one["reason"] for one in rejected] == ["not_text", "not_text"], "a row has one label"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clusters_are_the_connected_groups_whatever_the_order_of_the_rows(tmp_path, tiny_phi3, seed):
+    """And so no group straddles a split: clusters never do."""
+    draw = random.Random(seed)
+    rows = [
+        row(f"{draw.getrandbits(64):x} {draw.getrandbits(64):x}")
+        | {"who": f"w{draw.randrange(25)}", "where": f"p{draw.randrange(40)}"}
+        for _ in range(60)
+    ]
+    _, kept, _ = audit(tmp_path, tiny_phi3, rows, split={"groups": ["who", "where"]})
+    members: dict[str, set[int]] = {}
+    for one in kept:
+        for group in one["groups"]:
+            members.setdefault(group, set()).add(one["cluster"])
+    assert all(len(clusters) == 1 for clusters in members.values())
+    joined = {frozenset(one["groups"]) for one in kept}
+    components: list[set[str]] = []
+    for groups in joined:
+        touching = [part for part in components if part & groups]
+        components = [part for part in components if part not in touching] + [set(groups).union(*touching)]
+    assert len({one["cluster"] for one in kept}) == len(components), "and none is joined without need"
