@@ -35,6 +35,11 @@ def pytest_runtest_makereport(item, call):
     return skip_without_torch((yield))
 
 
+def pytest_collection_modifyitems(items):
+    """Take the long files first: no worker ends with one of them alone."""
+    items.sort(key=lambda item: item.get_closest_marker("workflow") is None)
+
+
 def skip_without_torch(report):
     from support.torch_imports import misses_torch
 

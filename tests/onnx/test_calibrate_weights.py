@@ -145,6 +145,7 @@ def test_weights_that_are_not_the_calibrated_ones_are_refused(tiny_llama, corpus
         check_weights(graph, tiny_llama, variant, other)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(tiny_llama, corpus, calibrated, tmp_path):
     again = calibrate(tiny_llama, corpus, tmp_path / "weights")
     assert read_json(tmp_path / "weights.manifest.json") == read_json(calibrated.with_name("weights.manifest.json"))

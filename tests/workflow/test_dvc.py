@@ -121,6 +121,7 @@ def test_numbers_and_plots_are_shown(repository):
     assert "int4" in page
 
 
+@pytest.mark.slow
 def test_an_experiment_trains_what_it_must_and_can_be_compared(repository):
     before = adapter_of(repository)
     done = repository.dvc("exp", "run", "--name", "small", "-S", "config.yaml:finetune.r=2")

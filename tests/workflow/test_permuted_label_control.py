@@ -16,7 +16,7 @@ from support.learnable_task import LABELS, WORDS, with_louder_logits
 from support.tiny_models import TEXTS
 from support.workspaces import Workspace, copy_project, parameters_of, tiny_config, write_rows
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
 
 def told_rows(count: int) -> list[dict[str, str]]:
@@ -87,7 +87,6 @@ def test_the_run_itself_is_not_touched(passed):
     )
 
 
-@pytest.mark.slow
 def test_labels_that_stay_in_place_fail_it(workspace):
     """Negative control: were the labels not shuffled, it would have to say so."""
     workspace.edit(
@@ -113,7 +112,6 @@ def test_an_answer_in_the_prompt_fails_it(workspace):
     assert "something besides the text tells it the label" in done.stderr
 
 
-@pytest.mark.slow
 def test_a_training_that_teaches_nothing_is_no_proof(workspace):
     workspace.configure(lambda config: config["finetune"].update(learning_rate=1e-9))
     done = control(workspace)
