@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from lib.core.cli import UserError
 from lib.core.files import read_jsonl
@@ -20,6 +21,7 @@ from lib.data.conversations import (
 from lib.data.template_inversion import extract_input
 from lib.data.templates import compile_conversation
 from lib.data.tokenizer import load_tokenizer
+from lib.models.loading import load_model
 from lib.training.batching import IGNORED, encode_rows
 from support.data_stages import audit, render
 
@@ -56,6 +58,54 @@ def test_supervised_ids_are_those_of_each_assistant_turn_rendered_alone(tiny_mod
     assert len(whole.spans) == 2
     _, (last,) = rendered(tiny_model, LONG, only_last=True)
     assert (last.prompt, last.completion, last.spans) == (whole.prompt, whole.completion, [])
+
+
+def test_the_loss_of_a_conversation_is_the_sum_over_its_turns_alone(tiny_model):
+    tokenizer, (whole,) = rendered(tiny_model, LONG)
+    model = load_model(tiny_model, torch.float32)
+
+    def loss(one) -> float:
+        row = {"id": "a" * 64, "prompt": one.prompt, "completion": one.completion, "spans": one.spans}
+        (example,) = encode_rows(tokenizer, [row], loss="completion", max_length=512)
+        ids, labels = torch.tensor([example["input_ids"]]), torch.tensor(example["labels"])
+        with torch.inference_mode():
+            logits = model(input_ids=ids).logits[0, :-1]
+        return torch.nn.functional.cross_entropy(logits, labels[1:], ignore_index=IGNORED, reduction="sum").item()
+
+    ends = [place + 1 for place, turn in enumerate(LONG) if turn["role"] == "assistant"]
+    _, alone = rendered(tiny_model, *(LONG[:end] for end in ends), only_last=True)
+    assert loss(whole) == pytest.approx(sum(map(loss, alone)), rel=1e-5)
+
+
+# With the marks by which transformers, and so TRL's assistant-only loss, knows what the assistant says.
+MARKED = {
+    "phi3": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>"
+        "{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    ),
+    "llama": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content | trim }}"
+        "<|im_end|>{% endgeneration %}{% else %}{{ m.content | trim }}<|im_end|>{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+}
+
+
+@pytest.mark.parametrize("family", MARKED)
+def test_supervised_ids_are_those_of_the_assistant_mask_of_transformers(request, family):
+    from transformers import AutoTokenizer
+
+    folder = request.getfixturevalue(f"tiny_{family}")
+    tokenizer = dataclasses.replace(load_tokenizer(folder), chat_template=MARKED[family])
+    (ours,) = render_messages(tokenizer, [(LONG, None)], only_last=False)
+    row = {"id": "a" * 64, "prompt": ours.prompt, "completion": ours.completion, "spans": ours.spans}
+    (example,) = encode_rows(tokenizer, [row], loss="completion", max_length=512)
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        LONG, chat_template=MARKED[family], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    wanted = [id_ for id_, mask in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True) if mask]
+    assert [id_ for id_ in example["labels"] if id_ != IGNORED] == wanted
 
 
 def test_a_conversation_is_what_transformers_renders(tiny_model):
