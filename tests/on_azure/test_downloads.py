@@ -323,7 +323,7 @@ def test_who_may_not_is_told_the_roles(service, azurite, container, scratch):
     uri = add_datastore(service, azurite, container)
     service.answer("GET /datastores/store", status=403, **REFUSAL)
     said = refused(f"{uri}m", scratch)
-    assert said.startswith(f"{uri}m: Azure denies access (")
+    assert said.startswith(f"{uri}m: Azure refuses the request (")
     assert said.endswith(
         "you need the roles AzureML Data Scientist (workspace) and Storage Blob Data Reader (its storage)"
     )
@@ -333,7 +333,7 @@ def test_who_is_not_logged_in_is_told_to(service, scratch, monkeypatch):
     monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "EnvironmentCredential")
     for uri in ("azureml://datastores/store/paths/m", REGISTRY):
         said = refused(uri, scratch)
-        assert said.startswith(f"{uri}: Azure denies access (")
+        assert said.startswith(f"{uri}: Azure refuses the request (")
         assert said.endswith("Azure could not authenticate you: run az login")
 
 

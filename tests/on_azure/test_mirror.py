@@ -174,7 +174,7 @@ sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from lib.azure import checkpoint_mirror
 checkpoint_mirror._LEASE = 15
-with checkpoint_mirror.mirrored("az://{container}/progress/key", Path({str(tmp_path / "a")!r})):
+with checkpoint_mirror.mirror_checkpoints("az://{container}/progress/key", Path({str(tmp_path / "a")!r})):
     print("held", flush=True)
     time.sleep(600)
 """

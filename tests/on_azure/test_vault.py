@@ -93,7 +93,7 @@ def test_an_identity_that_was_chosen_for_the_job_is_the_one_that_asks(vault, pla
     ("name", "said"),
     [
         ("gone", "has no secret gone; check its name"),
-        ("forbidden", "refuses the secret .*; this identity needs the role Key Vault Secrets User"),
+        ("forbidden", "denies access to the secret .*; this identity needs the role Key Vault Secrets User"),
         ("elsewhere", "does not answer as a key vault does .*; check its name"),
         ("empty", "the secret empty of .* is empty; write it again"),
     ],
@@ -108,6 +108,6 @@ def test_what_the_vault_does_not_give_is_told(vault, name, said, monkeypatch):
 def test_what_is_no_secrets_address_is_told(url, monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("SLMFLOW_HF_TOKEN_SECRET", url)
-    with pytest.raises(UserError, match="the address of a secret is none; write https://VAULT") as error:
+    with pytest.raises(UserError, match="this is not a Key Vault secret URL; write https://VAULT") as error:
         read_hub_token()
     assert url not in str(error.value), "it may be the secret itself"

@@ -78,7 +78,7 @@ def explain_storage_errors(where: str) -> Iterator[None]:
         fail(f"the storage does not answer ({extract_first_line(error)})", "check account name and network", at=where)
     except HttpResponseError as error:
         hint = "you need the role Storage Blob Data Contributor" if error.status_code == 403 else "start again later"
-        fail(f"the storage denies access ({extract_first_line(error)})", hint, at=where)
+        fail(f"the storage refuses the request ({extract_first_line(error)})", hint, at=where)
 
 
 def list_blobs(folder: Place, below: Iterable[str] = ("",)) -> dict[str, int]:

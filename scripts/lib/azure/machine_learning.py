@@ -287,7 +287,7 @@ def _explain_errors(uri: str) -> Iterator[None]:
     except ResourceNotFoundError as error:
         fail(f"it is not there ({extract_first_line(error)})", "check the address", at=uri)
     except HttpResponseError as error:
-        fail(f"Azure denies access ({extract_first_line(error)})", _hint(error), at=uri)
+        fail(f"Azure refuses the request ({extract_first_line(error)})", _hint(error), at=uri)
     except AzureError as error:
         kind = "does not answer" if not isinstance(error, MlException) else "does not give it"
         fail(f"Azure {kind} ({extract_first_line(error)})", "check the address and the network", at=uri)
