@@ -93,7 +93,7 @@ def test_an_identity_that_was_chosen_for_the_job_is_the_one_that_asks(vault, pla
     ("name", "said"),
     [
         ("gone", "has no secret gone; check its name"),
-        ("forbidden", "denies access to the secret .*; this identity needs the role Key Vault Secrets User"),
+        ("forbidden", "refuses to give the secret .*; this identity needs the role Key Vault Secrets User"),
         ("elsewhere", "does not answer as a key vault does .*; check its name"),
         ("empty", "the secret empty of .* is empty; write it again"),
     ],

@@ -51,7 +51,7 @@ def read_vault_secret(url: str) -> str:
         )
     except HttpResponseError as error:
         fail(
-            f"{vault} denies access to the secret ({extract_first_line(error)})",
+            f"{vault} refuses to give the secret ({extract_first_line(error)})",
             "this identity needs the role Key Vault Secrets User",
         )
     except AzureError as error:
