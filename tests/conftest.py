@@ -35,9 +35,12 @@ def pytest_runtest_makereport(item, call):
     return skip_without_torch((yield))
 
 
+LONGEST = ("test_runs", "test_workflow", "test_dvc", "test_distributed", "test_lineage")  # minutes each
+
+
 def pytest_collection_modifyitems(items):
-    """Take the long files first: no worker ends with one of them alone."""
-    items.sort(key=lambda item: item.get_closest_marker("workflow") is None)
+    """Take the longest files first: no worker ends with one of them alone."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 def skip_without_torch(report):
