@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import UserError, build_parser, extract_first_line, fail, parse_settings, report_progress, run
+from lib.core.cli import build_parser, extract_first_line, fail, parse_settings, report_progress, run, tell_by_name
 from lib.core.files import hash_file, write_jsonl
 from lib.data.readers import SourceRow, convert_typed_rows, read_rows
 from lib.data.rows import format_place
@@ -52,10 +52,8 @@ def _sources(source: dict[str, Any], files: list[Path]) -> Iterator[tuple[str, P
 
 def _explain_file(path: Path, name: str) -> Iterator[SourceRow]:
     """Yield the rows of a file that people know by another name."""
-    try:
+    with tell_by_name(path, name):
         yield from read_rows(path)
-    except UserError as error:
-        raise UserError(str(error).replace(str(path), name)) from None
 
 
 def _collect_rows(

@@ -185,8 +185,37 @@ def test_a_template_that_refuses_one_conversation_does_not_stop_the_others(tiny_
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + FORGETS
     tokenizer = dataclasses.replace(load_tokenizer(tiny_phi3), chat_template=strict)
     found = render_messages(tokenizer, [(turns("a", "b", system="S"), None), (turns("a", "b"), None)], only_last=True)
-    assert found[0] == "the chat template refuses it: no system"
+    assert found[0] == "no system"
     assert found[1].completion.endswith("b<|end|>")
+
+
+@pytest.mark.parametrize("tools", [7, [None], "text", {"a": [1]}])
+def test_tools_that_a_template_cannot_take_set_their_row_aside(tiny_phi3, tools):
+    source = "{% for tool in tools %}{{ tool.name.upper() }}{% endfor %}" + FORGETS
+    tokenizer = dataclasses.replace(load_tokenizer(tiny_phi3), chat_template=source)
+    conversations = [(turns("a", "b"), tools), (turns("a", "b"), [{"name": "look"}])]
+    refused, good = render_messages(tokenizer, conversations, only_last=True)
+    assert isinstance(refused, str) or tools == {"a": [1]}
+    assert good.prompt.startswith("LOOK")
+
+
+def test_control_tokens_in_calls_and_tools_set_a_row_aside(tmp_path, tiny_phi3):
+    call = {"function": {"name": "look", "arguments": {"at": "<|end|>"}}}
+    asked = [
+        *turns("Rain?"),
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "no"},
+    ]
+    rows = [
+        {"messages": [*asked, {"role": "assistant", "content": "joy"}]},
+        {"messages": turns("Sun?", "joy"), "tools": [{"<|user|>": 1}]},
+        {"messages": turns("Snow?", "joy"), "tools": [{"name": "look"}]},
+    ]
+    _, kept, rejected = audit(tmp_path, tiny_phi3, rows, conversation="messages", target="messages")
+    assert [one["number"] for one in kept] == [3]
+    assert [one["detail"] for one in rejected] == [
+        "'a call or a tool' contains '<|end|>'", "'a call or a tool' contains '<|user|>'"
+    ]  # fmt: skip
 
 
 def test_tools_and_calls_go_to_the_template(tiny_phi3):

@@ -19,7 +19,7 @@ import pytest
 
 from lib.core.cli import UserError
 from lib.core.files import read_jsonl
-from lib.data import readers
+from lib.data import readers, value_limits
 from lib.data.file_kinds import detect_file_kind
 from lib.data.rows import NOT_TEXT
 from lib.sources import pypi
@@ -369,9 +369,7 @@ def test_a_workbook_is_read_by_the_first_row_of_its_first_sheet_with_rows(tmp_pa
 
 
 def test_a_small_workbook_of_a_large_text_takes_little_memory_and_is_one_line(tmp_path, monkeypatch):
-    from lib.data import excel
-
-    monkeypatch.setattr(excel, "_PIECE_MB", 40)
+    monkeypatch.setattr(value_limits, "_PIECE_MB", 40)
     book = openpyxl.Workbook()
     book.active.append(["text"])
     book.save(tmp_path / "plain.xlsx")
@@ -606,7 +604,7 @@ def parquet_bomb(path: Path, kind: str) -> None:
 def test_a_small_parquet_file_of_large_values_takes_little_memory_and_is_one_line(tmp_path, monkeypatch, kind):
     from lib.data import parquet
 
-    monkeypatch.setattr(parquet, "_PIECE_MB", 40)
+    monkeypatch.setattr(value_limits, "_PIECE_MB", 40)
     monkeypatch.setattr(parquet, "MOST_BYTES", 1_000_000)
     parquet_bomb(tmp_path / "rows.parquet", kind)
     what = "a value of column 't' has 2 MB" if kind == "alone" else "take more than 40 MB of memory"
@@ -620,8 +618,8 @@ def test_a_hidden_value_is_refused_before_its_memory_is_taken(tmp_path):
     code = f"""
 from pathlib import Path
 from lib.core.cli import UserError
-from lib.data import parquet
-parquet._PIECE_MB = 40
+from lib.data import parquet, value_limits
+value_limits._PIECE_MB = 40
 rows, _ = parquet.read_parquet(Path({str(tmp_path / "rows.parquet")!r}))
 def peak():  # of this program: ru_maxrss counts from its parent on
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))

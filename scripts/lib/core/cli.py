@@ -15,8 +15,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,6 +55,15 @@ def fail(what: str, hint: str = "", *, at: str | Path | None = None, line: int |
     """Raise `UserError` in the one form that people see: `FILE:LINE: what is wrong; what to do`."""
     place = "" if at is None else f"{at}: " if line is None else f"{at}:{line}: "
     raise UserError(f"{place}{what}" + (f"; {hint}" if hint else ""))
+
+
+@contextmanager
+def tell_by_name(path: Path, name: str | Path) -> Iterator[None]:
+    """Name a file in errors as people know it, not by the path where a copy of it was read."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), str(name))) from None
 
 
 def format_error(error: object) -> str:

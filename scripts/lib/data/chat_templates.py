@@ -16,11 +16,10 @@ from lib.core.limits import Limits, run_limited
 
 # A real template renders a thousand short conversations in a tenth of a second, with some 10 MB.
 LIMITS = Limits(seconds=60, megabytes=1024)
-_BATCH = 2000
 _BATCH_CHARACTERS = 4 << 20  # of what one child gets: long rows must not come near the limits
 _HINT = "use corpus.text_template"
 
-Conversation = Sequence[Mapping[str, str]]  # its messages, each with `role` and `content`
+Conversation = Sequence[Mapping[str, Any]]  # its messages, each with `role` and `content`
 
 
 def render_conversations(
@@ -31,17 +30,19 @@ def render_conversations(
     A conversation that the user has ended asks for the answer (`add_generation_prompt`).
     variables: the special tokens' texts by role. Raises `UserError` when the template refuses one or does not work.
     """
-    what = "the tokenizer's chat template"
-    return [
-        text
-        for batch in _batches(conversations)
-        for text in run_limited(_render_here, source, batch, variables, limits=limits, what=what, hint=_HINT)
-    ]
+    rendered = render_each_conversation(source, [(one, None) for one in conversations], variables, limits)
+    for text in rendered:
+        if isinstance(text, dict):
+            fail(
+                f"the tokenizer's chat template refuses the conversation: {text['error']}",
+                f"drop corpus.system or {_HINT}",
+            )
+    return [text for text in rendered if isinstance(text, str)]
 
 
 def render_each_conversation(
     source: str,
-    conversations: Sequence[tuple[Sequence[Mapping[str, Any]], Any]],
+    conversations: Sequence[tuple[Conversation, Any]],
     variables: Mapping[str, str],
     limits: Limits = LIMITS,
 ) -> list[str | dict[str, str]]:
@@ -50,49 +51,18 @@ def render_each_conversation(
     One that the template refuses gives `{"error": why}`. Raises `UserError` when the template does not work.
     """
     what = "the tokenizer's chat template"
-    rendered: list[str | dict[str, str]] = []
-    batch: list[tuple[Sequence[Mapping[str, Any]], Any]] = []
+    return [
+        text
+        for batch in _batches(conversations)
+        for text in run_limited(_render_here, source, batch, variables, limits=limits, what=what, hint=_HINT)
+    ]
+
+
+def _batches(conversations: Sequence[tuple[Conversation, Any]]) -> Iterator[list[tuple[Conversation, Any]]]:
+    batch: list[tuple[Conversation, Any]] = []
     characters = 0
     for messages, tools in conversations:
         batch.append((messages, tools))
-        characters += sum(len(message["content"]) for message in messages)
-        if characters > _BATCH_CHARACTERS or len(batch) == _BATCH:
-            rendered += run_limited(_render_each_here, source, batch, variables, limits=limits, what=what, hint=_HINT)
-            batch, characters = [], 0
-    if batch:
-        rendered += run_limited(_render_each_here, source, batch, variables, limits=limits, what=what, hint=_HINT)
-    return rendered
-
-
-def _render_each_here(source: str, conversations: Sequence[Any], variables: Mapping[str, str]) -> list[Any]:
-    """Render in this process: for the child alone."""
-    template = _compile(source)
-    rendered: list[Any] = []
-    for messages, tools in conversations:
-        try:
-            rendered.append(_render(template, messages, tools, variables))
-        except TemplateError as error:
-            rendered.append({"error": f"the chat template refuses it: {error}"})
-    return rendered
-
-
-def _render(
-    template: JinjaTemplate, messages: Sequence[Mapping[str, Any]], tools: Any, variables: Mapping[str, str]
-) -> str:
-    return template.render(
-        messages=messages,
-        tools=tools,
-        documents=None,
-        add_generation_prompt=messages[-1]["role"] != "assistant",
-        **variables,
-    )
-
-
-def _batches(conversations: Sequence[Conversation]) -> Iterator[list[Conversation]]:
-    batch: list[Conversation] = []
-    characters = 0
-    for messages in conversations:
-        batch.append(messages)
         characters += sum(len(message["content"]) for message in messages)
         if characters > _BATCH_CHARACTERS:
             yield batch
@@ -101,13 +71,28 @@ def _batches(conversations: Sequence[Conversation]) -> Iterator[list[Conversatio
         yield batch
 
 
-def _render_here(source: str, conversations: Sequence[Conversation], variables: Mapping[str, str]) -> list[str]:
-    """Render in this process: for the child alone."""
+def _render_here(source: str, conversations: Sequence[Any], variables: Mapping[str, str]) -> list[Any]:
+    """Render in this process: for the child alone. What a template makes of strange calls or tools may be any error."""
     try:
         template = _compile(source)
-        return [_render(template, messages, None, variables) for messages in conversations]
     except TemplateError as error:
-        fail(f"the tokenizer's chat template refuses the conversation: {error}", f"drop corpus.system or {_HINT}")
+        return [{"error": str(error)} for _ in conversations]
+    rendered: list[Any] = []
+    for messages, tools in conversations:
+        try:
+            text = template.render(
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=messages[-1]["role"] != "assistant",
+                **variables,
+            )
+            rendered.append(text)
+        except TemplateError as error:
+            rendered.append({"error": str(error)})
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            rendered.append({"error": f"{type(error).__name__}: {error}"})
+    return rendered
 
 
 class _Generation(Extension):

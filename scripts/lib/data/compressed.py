@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from lib.core.cli import UserError, fail
+from lib.core.cli import fail, tell_by_name
 
 T = TypeVar("T")
 _PIECE = 1 << 20
@@ -20,10 +20,8 @@ def read_gzip(path: Path, read: Callable[[Path], Iterator[T]]) -> Iterator[T]:
     with tempfile.TemporaryDirectory() as folder:
         inside = Path(folder, path.stem)
         _unpack(path, inside)
-        try:
+        with tell_by_name(inside, path):
             yield from read(inside)
-        except UserError as error:
-            raise UserError(str(error).replace(str(inside), str(path))) from None
 
 
 def _unpack(path: Path, inside: Path) -> None:

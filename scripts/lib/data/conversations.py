@@ -86,7 +86,7 @@ def render_question(chat: Mapping[str, Any], messages: Sequence[Message], tools:
     """
     (text,) = render_each_conversation(chat["template"], [(messages, tools)], chat["variables"])
     if isinstance(text, dict):
-        raise ConversationError(text["error"])
+        raise ConversationError(f"the chat template refuses it: {text['error']}")
     return text if text.startswith(chat["bos"]) else chat["bos"] + text
 
 
@@ -119,10 +119,17 @@ def _read_content(content: Any, number: int) -> str:
     raise ConversationError(f"turn {number} is not text")
 
 
-def list_texts(messages: Sequence[Message]) -> Iterator[str]:
-    """Yield every text of a conversation that a person may have written."""
-    for message in messages:
-        yield message["content"]
+def list_texts(value: Any) -> Iterator[str]:
+    """Yield every text in turns or tools, the names and arguments of calls among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from list_texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from list_texts(inner)
 
 
 def render_messages(

@@ -7,8 +7,9 @@ from typing import Any
 
 from lib.core.cli import extract_first_line, fail, report_progress
 from lib.core.limits import limit_memory_within
+from lib.data.value_limits import compute_piece_mb
 
-_PIECE, _PIECE_MB, _PIECE_MB_EACH = 1000, 500, 12  # as `lib.data.parquet` has them
+_PIECE = 1000  # rows that are in memory at a time
 
 
 def read_excel(path: Path) -> Iterator[tuple[int, list[Any]]]:
@@ -18,7 +19,7 @@ def read_excel(path: Path) -> Iterator[tuple[int, list[Any]]]:
     """
     import openpyxl
 
-    most_mb = int(_PIECE_MB + _PIECE_MB_EACH * path.stat().st_size / 1e6)
+    most_mb = compute_piece_mb(path)
     try:
         with limit_memory_within(most_mb):
             book = openpyxl.load_workbook(path, read_only=True, data_only=True)
@@ -35,8 +36,6 @@ def read_excel(path: Path) -> Iterator[tuple[int, list[Any]]]:
             yield from piece
     except MemoryError:
         fail(f"takes more than {most_mb:,} MB of memory", "save its sheet as CSV UTF-8", at=path)
-    except GeneratorExit:
-        raise
     except Exception as error:  # of zipfile, of the parser of XML, and KeyError, ValueError, TypeError of openpyxl
         fail(f"not an Excel workbook: {extract_first_line(error).rstrip('.')}", "save its sheet as CSV UTF-8", at=path)
 

@@ -13,11 +13,10 @@ from typing import Any
 
 from lib.core.cli import extract_first_line, fail
 from lib.core.limits import limit_memory_within
+from lib.data.value_limits import compute_piece_mb
 
 MOST_BYTES = 64_000_000  # of a value, on average over the values of a column in a row group
 _ROWS, _PIECE = 1000, 32_000_000  # rows and stated bytes that are in memory at a time
-# What a piece may take beside what is there: with the libraries no more than data rules ask for (`resources.data_mb`).
-_PIECE_MB, _PIECE_MB_EACH = 500, 12
 _HINT = "write it with smaller values and row groups, without columns of files or images"
 
 
@@ -53,7 +52,7 @@ def _row_bytes(group: Any, path: Path) -> float:
 
 
 def _rows(file: Any, sizes: list[float], path: Path) -> Iterator[dict[str, Any]]:
-    most_mb = _PIECE_MB + _PIECE_MB_EACH * path.stat().st_size / 1e6
+    most_mb = compute_piece_mb(path)
     first = 1
     with file, _explain_errors(path):
         for group, each in enumerate(sizes):
@@ -61,7 +60,7 @@ def _rows(file: Any, sizes: list[float], path: Path) -> Iterator[dict[str, Any]]
             batches = file.iter_batches(batch_size=rows, row_groups=[group], use_threads=False)
             while True:
                 try:
-                    with limit_memory_within(int(most_mb)):
+                    with limit_memory_within(most_mb):
                         batch = next(batches, None)
                         piece = batch.to_pylist() if batch is not None else None
                 except MemoryError:

@@ -7,7 +7,15 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lib.core.files import hash_text, read_jsonl
-from lib.data.conversations import TURNS, ConversationError, Message, Rendered, read_messages, render_messages
+from lib.data.conversations import (
+    TURNS,
+    ConversationError,
+    Message,
+    Rendered,
+    list_texts,
+    read_messages,
+    render_messages,
+)
 from lib.data.given_splits import NoSplitError, read_given_split, read_groups
 from lib.data.labels import map_spellings
 from lib.data.rows import MISSING, convert_to_text, describe_value, get_column, normalize
@@ -141,7 +149,7 @@ def _check_conversations(
                 continue
             one = next(rendered)
             if isinstance(one, str):
-                yield CheckedRow(index, read, Reason("conversation", one))
+                yield CheckedRow(index, read, Reason("conversation", f"the chat template refuses it: {one}"))
                 continue
             first = next(message["content"] for message in messages if message["role"] == "user")
             yield CheckedRow(
@@ -168,7 +176,14 @@ def _read_conversation(
         if isinstance(cleaned, Reason):
             return cleaned
         message["content"] = cleaned
-    characters, most = sum(len(message["content"]) for message in messages), compute_max_characters(max_length)
+    # What a program wrote: nothing is taken out of it.
+    calls = [{key: value for key, value in message.items() if key not in ("role", "content")} for message in messages]
+    others = [*calls, read["row"].get("tools")]
+    for text in list_texts(others):
+        if isinstance(reason := _clean(text, "a call or a tool", control, "reject"), Reason):
+            return reason
+    characters = sum(len(message["content"]) for message in messages) + sum(map(len, list_texts(others)))
+    most = compute_max_characters(max_length)
     if characters > most:
         what = f"the turns have {characters:,} characters, corpus.max_length {max_length} has room for {most:,} at most"
         return Reason("too_long", what)

@@ -11,7 +11,7 @@ from typing import Any
 from lib.core.files import dump_canonical_json
 
 MISSING = object()
-HEADED_SUFFIXES = (".csv", ".tsv")
+HEADED_SUFFIXES = (".csv", ".tsv", ".xlsx")
 NOT_TEXT = "not text"
 """The one key of what stands in a row for a value that JSON has no place for; its value says what that was."""
 

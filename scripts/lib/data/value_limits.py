@@ -1,11 +1,13 @@
 """How much of a row is read: the characters that can matter."""
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 Row = TypeVar("Row")
 
 _BATCH, _BATCH_CHARACTERS = 1000, 500_000
+_PIECE_MB, _PIECE_MB_EACH = 500, 12
 
 CHARACTERS_PER_TOKEN = 128
 """Characters of a value that are read for each token of `corpus.max_length`.
@@ -18,6 +20,14 @@ and Phi-4); on average a token has 3 to 5 characters. So no row is refused or cu
 def compute_max_characters(max_length: int) -> int:
     """Return how many characters of a value can matter to a row of `max_length` tokens."""
     return CHARACTERS_PER_TOKEN * max_length
+
+
+def compute_piece_mb(path: Path) -> int:
+    """Return the MB that reading a piece of a binary file may take beside what is there.
+
+    With the libraries that is no more than data rules ask for (`resources.estimate_data_mb`).
+    """
+    return int(_PIECE_MB + _PIECE_MB_EACH * path.stat().st_size / 1e6)
 
 
 def cut_value(text: str, max_length: int, side: str) -> str:
