@@ -8,8 +8,6 @@ import argparse
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,16 @@ from numpy.typing import NDArray
 from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import read_jsonl, write_json, write_jsonl
 from lib.data.audit_verdict import describe_label_lines, judge_audit
+from lib.data.audited_rows import (
+    Places,
+    Rows,
+    count_classes,
+    count_reasons,
+    find_same_groups,
+    number_row_clusters,
+    set_aside_conflicts,
+    set_aside_duplicates,
+)
 from lib.data.conversations import find_conversation
 from lib.data.label_words import LabelWords
 from lib.data.labels import (
@@ -32,9 +40,9 @@ from lib.data.labels import (
     normalize_caseless,
     normalize_label,
 )
-from lib.data.near_duplicates import describe_uncompared, find_similar_pairs, number_clusters, tell_uncompared
+from lib.data.near_duplicates import describe_uncompared, find_similar_pairs, tell_uncompared
 from lib.data.row_values import REASONS, CheckedRow, Reason, check_rows
-from lib.data.rows import MISSING, compute_row_id, format_place, get_column, list_reachable_names, normalize
+from lib.data.rows import MISSING, compute_row_id, format_place, get_column, list_reachable_names
 from lib.data.template_inversion import extract_input
 from lib.data.templates import Template, compile_rows, render_completion, render_prompt
 from lib.data.tokenizer import Tokenizer, is_cut_between_tokens, load_tokenizer
@@ -43,57 +51,6 @@ from lib.data.truncation import shorten_values
 from lib.data.value_limits import batch_by_size
 
 _SEED = 1  # of the MinHash; the leakage check uses another
-
-Places = NDArray[np.int64]
-
-
-@dataclass
-class Rows:
-    """Hold what stays in memory of each row: 81 bytes, whatever its text. Texts are read again where needed.
-
-    state: 0 for a usable row, else the place of its reason in `REASONS`, counted from 1.
-    other: the row that it conflicts with or repeats.
-    file, target: numbers in `files` and `targets`; answers of task generation have none.
-    ids, inputs: digests of the whole row, 32 bytes, and of its input columns, 16 bytes; a given split is a part of
-    both, for what stands in two of them is not removed, but told.
-    groups: for each column of `split.groups` the hashes of its values.
-    spellings: how often each label occurs as it stands in the rows; none for task generation.
-    """
-
-    files: dict[str, int] = field(default_factory=dict)
-    targets: dict[str, int] = field(default_factory=dict)
-    spellings: Counter[str] = field(default_factory=Counter)
-    state: bytearray = field(default_factory=bytearray)
-    other: array = field(default_factory=lambda: array("i"))
-    file: array = field(default_factory=lambda: array("i"))
-    line: array = field(default_factory=lambda: array("q"))
-    number: array = field(default_factory=lambda: array("i"))
-    target: array = field(default_factory=lambda: array("i"))
-    tokens: array = field(default_factory=lambda: array("i"))
-    ids: bytearray = field(default_factory=bytearray)
-    inputs: bytearray = field(default_factory=bytearray)
-    groups: list[array] = field(default_factory=list)
-
-    def usable(self) -> Places:
-        return np.flatnonzero(np.frombuffer(self.state, dtype=np.uint8) == 0)
-
-    def set_aside(self, places: Places, reason: str, others: Places) -> None:
-        np.frombuffer(self.state, dtype=np.uint8)[places] = 1 + REASONS.index(reason)
-        np.frombuffer(self.other, dtype=np.int32)[places] = others
-
-    def place(self, index: int) -> str:
-        return format_place(self._file_names[self.file[index]], self.line[index], self.number[index])
-
-    def target_text(self, index: int) -> str:
-        return self._target_names[self.target[index]]
-
-    @cached_property
-    def _file_names(self) -> list[str]:
-        return list(self.files)
-
-    @cached_property
-    def _target_names(self) -> list[str]:
-        return list(self.targets)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -110,18 +67,18 @@ def main(args: argparse.Namespace) -> None:
     others = [*([split["column"]] if "column" in split else []), *split.get("groups", ())]
     rows = _index_rows(args.rows, sources(), names, (own, others), classified=task == "classification")
     if task == "classification":
-        _set_aside_conflicts(rows)
-    _set_aside_duplicates(rows)
+        set_aside_conflicts(rows)
+    set_aside_duplicates(rows)
     measured = rows.usable()
     words = LabelWords()
     texts = _read_texts(sources(), rows, tokenizer, template, corpus, words)
     similar = find_similar_pairs(texts, data["near_duplicates"], seed=_SEED, folder=args.kept.parent)
     kept = rows.usable()
-    clusters = _clusters(rows, kept, chain(similar.pairs, _same_groups(rows, kept)))
-    words.expect(_class_counts(rows, kept))
+    clusters = number_row_clusters(rows, kept, chain(similar.pairs, find_same_groups(rows, kept)))
+    words.expect(count_classes(rows, kept))
     write_jsonl(args.kept, _iterate_kept(sources(), rows, clusters, words, template))
 
-    rejected = _counts(rows)
+    rejected = count_reasons(rows)
     audit = {
         "task": task,
         "rows": len(rows.state),
@@ -211,33 +168,6 @@ def _tell_columns(name: str, known: set[str], row: dict[str, Any], where: str) -
     return f"the columns are {', '.join(names[:20])}: mend {where}"
 
 
-def _digests(digests: bytearray, width: int, places: Places) -> NDArray[Any]:
-    return np.frombuffer(digests, dtype=f"V{width}")[places]
-
-
-def _set_aside_conflicts(rows: Rows) -> None:
-    """Set aside rows whose input occurs with another label too: which one is right is not ours to say."""
-    usable = rows.usable()
-    _, first, group = np.unique(_digests(rows.inputs, 16, usable), return_index=True, return_inverse=True)
-    folded = {normalize(text): number for text, number in rows.targets.items()}
-    label = np.array([folded[normalize(text)] for text in rows.targets], dtype=np.int64)
-    labels = label[np.frombuffer(rows.target, dtype=np.int32)[usable]]
-    differs = labels != labels[first[group]]
-    # The first row of a group conflicts with the first that differs from it, all those with the first.
-    second = np.full(len(first), -1)
-    second[group[differs][::-1]] = usable[differs][::-1]
-    others = np.where(differs, usable[first[group]], second[group])
-    rows.set_aside(usable[others >= 0], "label_conflict", others[others >= 0])
-
-
-def _set_aside_duplicates(rows: Rows) -> None:
-    usable = rows.usable()
-    _, first, group = np.unique(_digests(rows.ids, 32, usable), return_index=True, return_inverse=True)
-    originals = usable[first[group]]
-    again = originals != usable
-    rows.set_aside(usable[again], "exact_duplicate", originals[again])
-
-
 def _read_texts(
     sources: Iterable[CheckedRow],
     rows: Rows,
@@ -286,39 +216,6 @@ def _target(source: CheckedRow, template: Template) -> str:
     return source.values[template["target"]]
 
 
-def _same_groups(rows: Rows, kept: Places) -> Iterator[tuple[int, int]]:
-    """Yield pairs of places in `kept` whose rows are in one group, enough to connect all of it."""
-    for hashes in rows.groups:
-        values = np.frombuffer(hashes, dtype=np.uint64)[kept]
-        order = np.argsort(values, kind="stable")
-        same = np.flatnonzero(values[order[1:]] == values[order[:-1]])
-        yield from zip(order[same].tolist(), order[same + 1].tolist(), strict=True)
-
-
-def _clusters(rows: Rows, kept: Places, pairs: Iterable[tuple[int, int]]) -> NDArray[np.int64]:
-    """Return the number of each row's near-duplicate cluster, -1 for those set aside.
-
-    They are numbered by their smallest id, so that the order of rows does not matter.
-    """
-    order = np.argsort(_digests(rows.ids, 32, kept), kind="stable")
-    rank = np.empty(len(kept), dtype=np.int64)
-    rank[order] = np.arange(len(kept))
-    clusters = np.full(len(rows.state), -1)
-    clusters[kept[order]] = number_clusters(len(kept), ((rank[one], rank[other]) for one, other in pairs))
-    return clusters
-
-
-def _counts(rows: Rows) -> dict[str, int]:
-    counts = Counter(rows.state)
-    return {reason: counts[place] for place, reason in enumerate(REASONS, start=1) if counts[place]}
-
-
-def _class_counts(rows: Rows, kept: Places) -> dict[str, int]:
-    targets = np.frombuffer(rows.target, dtype=np.int32)[kept]
-    counts = np.bincount(targets[targets >= 0], minlength=len(rows.targets))
-    return {target: count for target, count in zip(rows.targets, counts.tolist(), strict=True) if count}
-
-
 def _near_duplicates(rows: Rows, kept: Places, clusters: NDArray[np.int64], task: str) -> dict[str, Any]:
     sizes = np.bincount(clusters[kept])
     targets = np.frombuffer(rows.target, dtype=np.int32)
@@ -337,7 +234,7 @@ def _classes(rows: Rows, kept: Places, words: LabelWords, given: Labels | None, 
     if task != "classification":
         names = ("labels", "classes", "label_spellings", "unknown_labels", "label_word_in_text", "keyword_shortcuts")
         return dict.fromkeys(names)
-    counts = _class_counts(rows, kept)
+    counts = count_classes(rows, kept)
     labels = sorted(given or counts)
     classes = {label: counts.get(label, 0) for label in labels}
     known = map_spellings(given) if given else rows.spellings

@@ -13,7 +13,7 @@ disable divide download draw drop dump encode escape estimate expand explain ext
 format free fuse gather generate get group grow guess hash hide hold import index init install join judge keep
 launch limit link list load locate lock log make map mark match measure mend merge mirror name normalize number omit
 open pack pad pair parse place predict prepare preserve publish pull quote rank read redact refuse remove render repeat
-replace report require reserve resolve retrieve return round run sample save score select separate serve shard share
+replace report require reserve resolve retrieve return round run sample save score select separate serve set shard share
 shorten show shuffle simulate sort split state store stream strip sum summarize sync tell train try upload use
 verify wait walk weight wrap write can has is needs
 """
