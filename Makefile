@@ -1,7 +1,7 @@
 # make run    the workflow on config.yaml       make run ARGS="--configfile examples/tones.yaml"
 # make test   every test but the next ones      make check   formatters, linters, types
 # make clean-work DAYS=30   progress of old trainings     make clean-results, clean   say what they remove
-# make test-slow   tests that take half a minute and more each, of what shorter ones touch too (about 10 minutes)
+# make test-slow   tests that take half a minute and more each, of what shorter ones touch too
 # make test-conda    the conda environments built, and every rule run in its own
 # make test-faults   each rule disturbed in each way, each parser given hostile files, one to two hours
 # make fuzz   the parsers with what hypothesis makes up; fuzz-atheris ARGS="rows.csv -max_total_time=60" with atheris

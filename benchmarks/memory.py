@@ -76,7 +76,7 @@ def main() -> None:
         )  # fmt: skip
         facts = json.loads((folder / "facts.json").read_text())
         for step, command in steps(folder, args.only):
-            peak = measured(command)
+            peak = measure_peak(command)
             print(
                 f"| {name} | {facts['parameters'] / 1e6:.1f} M | {facts['parameters'] * 4 / 1e6:.0f}"
                 f" | {facts['shard'] / 1e6:.0f} | {facts['matrix'] * 4 / 1e6:.0f} | {step} | {peak.rss:.0f}"
@@ -112,7 +112,7 @@ def steps(folder: Path, wanted: list[str]) -> list[tuple[str, list[str]]]:
     return [(name, command) for name, command in result if name.split()[0] in wanted]
 
 
-def measured(command: list[str]) -> Peak:
+def measure_peak(command: list[str]) -> Peak:
     """Run a script to its end. Raises `SystemExit` with what it said when it fails."""
     script, *rest = command
     start = time.monotonic()

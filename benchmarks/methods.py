@@ -39,7 +39,7 @@ def text(summary: dict[str, Any]) -> str:
             "",
             markdown_table(
                 ("method", "seconds", "tokens/s", "peak RSS MB", "adapter: accuracy, 95 %", "macro-F1", "merged"),
-                [trained(name, run) for name, run in summary["runs"].items()],
+                [list_training(name, run) for name, run in summary["runs"].items()],
             ),
             "",
             f"QLoRA's merge: into the {merge['chosen']} weights, macro-F1 {merge['values']['dequantized']:.3f}"
@@ -64,7 +64,7 @@ def text(summary: dict[str, Any]) -> str:
     )
 
 
-def trained(name: str, run: dict[str, Any]) -> list[str]:
+def list_training(name: str, run: dict[str, Any]) -> list[str]:
     training, adapter, merged = (
         run["training"],
         *(run["stages"][stage]["validation"] for stage in ("adapter", "merged")),

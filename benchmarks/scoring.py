@@ -50,7 +50,7 @@ def whole_torch(model: Any, tokenizer: Tokenizer, template: Template, rows: Sequ
 
 
 def whole_onnx(model: OnnxModel, tokenizer: Tokenizer, template: Template, rows: Sequence[Row]) -> list[list[float]]:
-    """As `whole_torch`, in ONNX Runtime GenAI; one generator serves all, each sequence from its start."""
+    """Score as `whole_torch` does, in ONNX Runtime GenAI; one generator serves all, each sequence from its start."""
     encoded = encode_choices(tokenizer, template, [row["prompt"] for row in rows])
     room = max(len(prompt) + max(map(len, answers)) for prompt, answers in encoded)
     generator = Reader(model, room)._generator
@@ -125,7 +125,7 @@ def engines(
 ) -> dict[str, tuple[Way, Way]]:
     """slmflow's way and whole sequences on each engine, with models that are loaded already."""
 
-    def encoded(rows: Sequence[Row]) -> Any:
+    def encode(rows: Sequence[Row]) -> Any:
         return encode_choices(tokenizer, asked, [row["prompt"] for row in rows])
 
     def values(predictions: Any) -> list[list[float]]:
@@ -137,7 +137,7 @@ def engines(
             lambda part: whole_torch(checkpoint, tokenizer, asked, part),
         ),
         f"ONNX Runtime, {onnx.folder.name}": (
-            lambda part: list(scorer.log_probs(encoded(part))),
+            lambda part: list(scorer.log_probs(encode(part))),
             lambda part: whole_onnx(onnx, tokenizer, asked, part),
         ),
     }

@@ -63,7 +63,7 @@ class StepClock(TrainerCallback):
 
 
 class Case(NamedTuple):
-    """What one set of rows in one dtype gave, by way: speeds of the rounds, loss; share of the tokens computed."""
+    """Hold what one set of rows in one dtype gave, by way: speeds of the rounds, loss; share of the tokens computed."""
 
     corpus: Path
     dtype: str

@@ -45,7 +45,7 @@ def main() -> None:
     args = arguments.parse_args()
     olive = environment(args.work / "olive-env")
     results = args.results.resolve()
-    lines = [slmflow_line(results)]
+    lines = [list_slmflow(results)]
     lines += [olive_line(name, olive, results, args.work / "olive" / name, args.max_steps) for name in args.recipes]
     print(machine("torch", "transformers", "peft", "onnxruntime-genai"))
     print(markdown_table(HEAD, lines))
@@ -71,18 +71,18 @@ def olive_line(name: str, olive: Path, results: Path, work: Path, max_steps: int
     (work / "recipe.json").write_text(json.dumps(recipe))
     (work / "base").symlink_to(results / "base")
     write_train_rows(results, work / "train.json")
-    wall, cpu, peak = measured([str(olive), "run", "--config", "recipe.json"], work)
+    wall, cpu, peak = measure_run([str(olive), "run", "--config", "recipe.json"], work)
     model = next((work / "output").rglob("genai_config.json")).parent
     write_manifest(model, inputs={}, settings={})
     write_score_rows(recipe, results, work)
     quality = {split: score(model, results, work, split) for split in SPLITS}
     size = sum(file.stat().st_size for file in model.iterdir()) / 1e6
-    against = gained(work / "test.predictions.jsonl", results / "scores/model.test.predictions.jsonl")
+    against = format_gain(work / "test.predictions.jsonl", results / "scores/model.test.predictions.jsonl")
     return line(f"Olive 0.13, `{name}.json`", quality, against, wall, cpu, peak, size, lines_of(HERE / f"{name}.json"))
 
 
-def gained(theirs: Path, ours: Path) -> str:
-    """Points of accuracy that ours has more on the same rows, with a 95 % interval and the exact paired test."""
+def format_gain(theirs: Path, ours: Path) -> str:
+    """Return the points of accuracy that ours has more on the same rows, with their 95 % interval and exact test."""
     pair = [list(read_jsonl(path)) for path in (theirs, ours)]
     found = measure_difference("classification", *pair, name="Olive", seed=0, samples=2000)
     p = compare_stages("classification", *pair, name="Olive")["against"]["mcnemar_p"]
@@ -90,8 +90,8 @@ def gained(theirs: Path, ours: Path) -> str:
     return f"{100 * found['difference']['accuracy']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], p = {p:.2g}"
 
 
-def slmflow_line(results: Path) -> list[str]:
-    """What the finished run says of itself: all rules that make the model, from rows to package."""
+def list_slmflow(results: Path) -> list[str]:
+    """Return what the finished run says of itself: all rules that make the model, from rows to package."""
     summary = read_json(results / "summary.json")
     run, variant = summary["selected"]["run"], summary["selected"]["variant"]
     wall = cpu = peak = 0.0
@@ -127,8 +127,8 @@ def lines_of(file: Path) -> int:
     return sum(bool(text) and not text.startswith("#") for text in lines)
 
 
-def measured(command: list[str], folder: Path) -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds and peak RSS in MB. What it says goes to FOLDER/log.txt."""
+def measure_run(command: list[str], folder: Path) -> tuple[float, float, float]:
+    """Run a command; return wall seconds, CPU seconds and peak RSS in MB. What it says goes to FOLDER/log.txt."""
     start = time.monotonic()
     quiet = {**os.environ, "OLIVE_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
     with open(folder / "log.txt", "w") as log:

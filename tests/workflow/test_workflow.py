@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
+from pathlib import Path
 
 import pytest
 import yaml
@@ -101,6 +102,14 @@ def test_a_variant_for_another_provider_is_built_and_marked_unverified(workspace
     assert read_json(workspace.results / "selection.json")["variant"] == "int4"
 
 
+def predict(root: Path, *words: str) -> dict:
+    """What the packaged model answers."""
+    command = [sys.executable, "scripts/predict.py", "--model", "results/model", "--json", *words]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.end_to_end
 @pytest.mark.slow
 def test_conversations_go_the_whole_way(tiny_phi3, tmp_path):
@@ -132,15 +141,12 @@ def test_conversations_go_the_whole_way(tiny_phi3, tmp_path):
     workspace.run()
     assert read_json(workspace.results / "summary.json")["data"]["test"] == 20
     assert all(len(row["spans"]) == 1 for row in read_jsonl(workspace.results / "corpus/train.jsonl"))
-    asked = {"messages": rows[0]["messages"][:-1]}
-    write_rows(tmp_path / "asked.json", [asked])
-    predict = [sys.executable, "scripts/predict.py", "--model", "results/model", "--json"]
+    write_rows(tmp_path / "asked.json", [{"messages": rows[0]["messages"][:-1]}])
     for more in (["--file", "asked.json"], ["Say rain"]):
-        done = subprocess.run([*predict, *more], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert "answer" in json.loads(done.stdout)
+        assert "answer" in predict(tmp_path, *more)
 
 
+@pytest.mark.end_to_end
 def test_generation_goes_the_whole_way_with_the_recipes_template(tiny_phi3, tmp_path):
     """Questions and best answers on a Phi-3 with its own control tokens, from rows to an answer."""
     copy_project(tmp_path)
@@ -169,10 +175,7 @@ def test_generation_goes_the_whole_way_with_the_recipes_template(tiny_phi3, tmp_
     assert len(scored) == 7  # baselines; base, model on test rows; base, adapter, merged, int4 on validation rows
     for file in scored:
         assert all(row["reference"] == kept[row["id"]] for row in read_jsonl(file)), file
-    predict = [sys.executable, "scripts/predict.py", "--model", "results/model", "--json", "What is the gate?"]
-    done = subprocess.run(predict, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "answer" in json.loads(done.stdout)
+    assert "answer" in predict(tmp_path, "What is the gate?")
 
 
 # What makes what again
