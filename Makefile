@@ -9,6 +9,7 @@
 # make test-slurm   installs Slurm and runs the workflow through it; test-slurm-slow: what takes minutes (both as root)
 # make lock   the hashes of the lock files, after a version in them was changed by hand; then make generated
 # make test-gguf   tokenizers of GGUF files against llama.cpp, which it builds first (about 4 minutes)
+# make test-trl   which tokens of a conversation are trained, against TRL's assistant-only loss (1 minute)
 # make test-azure   the workflow through Azure Machine Learning and Azure storage, both on loopback; installs Azurite
 # make test-python PYTHON=python3.13   the tests that need no torch under another Python, in .venv-python3.13
 # The Python of .venv: 3.11, 3.12 or 3.13, the first that is here unless it is given. Another one makes .venv anew.
@@ -22,7 +23,7 @@ ARGS ?=
 DAYS ?= 30
 unexport ARGS DAYS
 
-.PHONY: FORCE run control test test-slow test-python test-gguf test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm \
+.PHONY: FORCE run control test test-slow test-python test-gguf test-trl test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm \
   fuzz fuzz-atheris lock generated clean clean-results clean-work
 
 run: .venv/installed
@@ -50,6 +51,13 @@ test-gguf: .venv/installed .llama-cpp/installed
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_CPU=OFF -DLLAVA_BUILD=OFF" $(BIN)/python -m pip install --quiet \
 	  --disable-pip-version-check --no-deps --no-binary llama-cpp-python --require-hashes --target .llama-cpp \
 	  -r tests/llama-cpp.lock
+	touch $@
+
+test-trl: .venv/installed .trl/installed
+	PYTHONPATH=.trl:scripts:tests $(BIN)/python tests/conversations_against_trl.py
+
+.trl/installed: tests/trl.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target .trl -r tests/trl.lock
 	touch $@
 
 test-conda: .venv/installed

@@ -108,12 +108,13 @@ def costs(count: int, words: list[str], base: Path) -> dict[str, Cost]:
             "fetch_data": cost("fetch_data", "--settings", source, "--files", raw, "--output", place["rows"]),
             "audit_data": cost(
                 "audit_data",
-                *("--settings", settings, "--rows", place["rows"], "--base", base),
+                *("--settings", settings, "--rows", place["rows"], "--tokenizer", base),
                 *(*audited, "--rejected", place["rejected"]),
             ),
             "split_data": cost("split_data", "--settings", shares, *audited, "--output", place["split"]),
             "render_corpus": cost(
-                "render_corpus", "--settings", settings, *audited, "--split", place["split"], "--base", base, *files
+                "render_corpus",
+                *("--settings", settings, *audited, "--split", place["split"], "--tokenizer", base, *files),
             ),
             "check_leakage": cost(
                 "check_leakage", "--settings", {"near_duplicates": 0.8}, *files, "--output", place["leakage"]

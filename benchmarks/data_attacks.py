@@ -134,14 +134,14 @@ def run_chain(
     shares = {"seed": 0, "task": "classification", "split": {"validation": 0.1, "test": 0.15}}
     source = {"source": {"files": [raw.name]}, "unreadable": "reject"}
     asked = {"task": "classification", "seed": 0, "evaluate": EVALUATE}
-    rows = ("--rows", place["rows"], "--base", base, *audited, "--rejected", place["rejected"])
+    rows = ("--rows", place["rows"], "--tokenizer", base, *audited, "--rejected", place["rejected"])
     chain: list[tuple[str, tuple[object, ...], list[Path]]] = [
         ("fetch_data", ("--settings", source, "--files", raw, "--output", place["rows"]), [raw]),
         ("audit_data", ("--settings", settings, *rows), [place["rows"]]),
         ("split_data", ("--settings", shares, *audited, "--output", place["split"]), [place["kept"]]),
         (
             "render_corpus",
-            ("--settings", settings, *audited, "--split", place["split"], "--base", base, *files),
+            ("--settings", settings, *audited, "--split", place["split"], "--tokenizer", base, *files),
             [place["kept"], place["split"]],
         ),
         (

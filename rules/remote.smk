@@ -28,6 +28,10 @@ if not STORED:
         """The command that brings the logs and timings of all jobs, which are no inputs: they are here already."""
         return ["true"]
 
+    def cache_flag(wildcards, output):
+        """Where base models are kept that were imported before; jobs elsewhere have no such place."""
+        return ["--cache", "work/base"]
+
     def mirror_flag(wildcards, output):
         """Where a training keeps a second copy of its progress."""
         return []
@@ -76,6 +80,9 @@ else:
     def fetch_logs_command(wildcards, output):
         into = results_folder(wildcards, output)
         return fetch_results_command("--only", "logs", "timings", into=into)
+
+    def cache_flag(wildcards, output):
+        return []
 
     def mirror_flag(wildcards, output):
         """What a job writes beside its outputs goes with the job, so progress is copied to the storage."""

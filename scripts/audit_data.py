@@ -56,7 +56,7 @@ _SEED = 1  # of the MinHash; the leakage check uses another
 def main(args: argparse.Namespace) -> None:
     task, data, corpus = (args.settings[key] for key in ("task", "data", "corpus"))
     first = islice(read_jsonl(args.rows), TRIED_TEXTS)
-    tokenizer = load_tokenizer(args.base, [join_values(read.get("row", {})) for read in first])
+    tokenizer = load_tokenizer(args.tokenizer, [join_values(read.get("row", {})) for read in first])
     template = compile_rows(data, corpus, tokenizer, task=task, labels=None)
 
     def sources() -> Iterator[CheckedRow]:
@@ -346,7 +346,7 @@ if __name__ == "__main__":
     arguments = build_parser(__doc__)
     arguments.add_argument("--settings", type=parse_settings, required=True, help="JSON: task, data, corpus, split")
     arguments.add_argument("--rows", type=Path, required=True, help="rows.jsonl of fetch_data")
-    arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    arguments.add_argument("--tokenizer", type=Path, required=True, help="folder of the base model's tokenizer")
     arguments.add_argument("--audit", type=Path, required=True)
     arguments.add_argument("--rejected", type=Path, required=True)
     arguments.add_argument("--kept", type=Path, required=True)

@@ -39,8 +39,8 @@ class UnreadableError(Exception):
 
 
 def main(args: argparse.Namespace) -> None:
-    read_manifest(args.base)
-    check = check_rows(args.base, [place for split in SPLITS for place in _places(split, getattr(args, split))])
+    read_manifest(args.tokenizer)
+    check = check_rows(args.tokenizer, [place for split in SPLITS for place in _places(split, getattr(args, split))])
     write_json(args.output, check)
     report_progress(f"check_tokenizer: {describe_check(check)}")
 
@@ -172,7 +172,7 @@ def write_empty_model(path: str, base: Path) -> Path:
 
 if __name__ == "__main__":
     arguments = build_parser(__doc__)
-    arguments.add_argument("--base", type=Path, required=True, help="folder of the base model, for its tokenizer")
+    arguments.add_argument("--tokenizer", type=Path, required=True, help="folder of the base model's tokenizer")
     for split in SPLITS:
         arguments.add_argument(f"--{split}", type=Path, required=True, help=f"corpus rows of {split}")
     arguments.add_argument("--output", type=Path, required=True, help="verdict to write")

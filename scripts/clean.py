@@ -1,7 +1,7 @@
 """Remove what can be made again, and say what that is.
 
-    python scripts/clean.py work --days 30     progress of trainings that nothing has touched for 30 days
-    python scripts/clean.py results            all results folders; progress stays, so a later run trains nothing again
+    python scripts/clean.py work --days 30     progress of trainings and imported base models, unused for 30 days
+    python scripts/clean.py results            all results folders; work/ stays, so a later run trains nothing again
     python scripts/clean.py all                results, progress and Snakemake's record
 
 Only what a run made is removed: other files in these folders stay, links too, and are named. Nothing that a running job
@@ -12,6 +12,7 @@ import argparse
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ class Found(NamedTuple):
     kept: str = ""
 
     def locks(self) -> list[Path]:
-        """Return those of trainings."""
+        """Return those of trainings and of imported base models."""
         if self.folder == _STATE:
             return []
         return [self.folder / name for name in self.contents.made if Path(name).name == "lock"]
@@ -46,15 +47,21 @@ def main(args: argparse.Namespace) -> None:
     with hold_workspace(refuse=args.what != "work"):
         found = find_folders(args.what)
         living = find_living(lock.parent for one in found for lock in one.locks())
+        gone = Counter[tuple[int, int]]()
         sizes = [
-            clean(one, living, args) for one in found if not args.days or measure_age(one.folder) >= args.days * _DAY
+            clean(one, living, gone, args)
+            for one in found
+            if not args.days or measure_age(one.folder) >= args.days * _DAY
         ]
         freed = [size for size in sizes if size is not None]
         print(f"{sum(freed) / 1e6:.1f} MB" if freed else "nothing to remove")
 
 
-def clean(found: Found, living: set[Path], args: argparse.Namespace) -> int | None:
-    """Remove what a run made in a folder, and say what goes and stays. Returns its bytes; None when nothing goes."""
+def clean(found: Found, living: set[Path], gone: Counter[tuple[int, int]], args: argparse.Namespace) -> int | None:
+    """Remove what a run made in a folder, and say what goes and stays.
+
+    gone: as for `measure_freed`. Returns the bytes that this frees; None when nothing goes.
+    """
     folder, contents, kept = found
     with hold_free_locks(found.locks()) as free:
         if not free or any(lock.parent in living for lock in found.locks()):
@@ -62,7 +69,7 @@ def clean(found: Found, living: set[Path], args: argparse.Namespace) -> int | No
         if kept:
             print(escape_controls(f"kept     {folder}: {kept}"))
             return None
-        size = sum((folder / name).lstat().st_size for name in contents.made)
+        size = measure_freed(folder, contents.made, gone if args.dry_run else Counter())
         if contents.made and not args.dry_run:
             remove(folder, contents.made)
         if contents.made:
@@ -74,6 +81,20 @@ def clean(found: Found, living: set[Path], args: argparse.Namespace) -> int | No
             more = len(contents.others) - _SHOWN
             print(escape_controls(f"kept     {folder}: {more} more files that no run made"))
         return size if contents.made else None
+
+
+def measure_freed(folder: Path, names: list[str], gone: Counter[tuple[int, int]]) -> int:
+    """Return the bytes that removing files frees: those of a base model only with the last of its links.
+
+    gone: how many links to each file would be removed by now, where none is; counts these.
+    """
+    size = 0
+    for name in names:
+        status = (folder / name).lstat()
+        file = (status.st_dev, status.st_ino)
+        gone[file] += 1
+        size += status.st_size if gone[file] == status.st_nlink else 0
+    return size
 
 
 def remove(folder: Path, names: list[str]) -> None:
@@ -102,7 +123,7 @@ def find_folders(what: str) -> list[Found]:
 
 
 def find_progress_folders() -> list[Found]:
-    """Return `work/train/KEY`, and what else lies there."""
+    """Return `work/train/KEY`, `work/base/KEY`, and what else lies there."""
     work = Path("work")
     if work.is_symlink():
         return [Found(work, kept="it is a link")]

@@ -9,12 +9,13 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from lib.core.cli import build_parser, fail, run
 from lib.core.files import hash_file, publish_file
 from lib.sources.pypi import fetch_package_file
 
-PACKAGE = {
+PACKAGE: dict[str, Any] = {
     "name": "vaderSentiment",
     "version": "3.3.2",
     "sha256": "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",

@@ -26,7 +26,7 @@ import numpy as np
 
 from lib.core.cli import build_parser, fail, run
 from lib.core.escaping import escape_controls
-from lib.data.conversations import TURNS, ConversationError, list_texts, read_question, render_question
+from lib.data.conversations import TURNS, ConversationError, list_texts, read_question, read_tools, render_question
 from lib.data.readers import is_readable, read_rows
 from lib.data.rows import MISSING, convert_to_text, describe_value, format_place, get_column
 from lib.data.templates import Template, render_completion, render_prompt
@@ -142,10 +142,10 @@ def render_conversation(one: Input, chat: dict[str, Any], tokenizer: Tokenizer) 
         messages = read_question(
             {chat["column"]: [{"role": "user", "content": text}]} if isinstance(text, str) else one.row, chat["column"]
         )
-        for one_text in list_texts([messages, one.row.get("tools")]):
+        for one_text in list_texts([messages, read_tools(one.row)]):
             if found := control.search(one_text) or re.search("\0", one_text):
                 raise ConversationError(f"it contains {found[0]!r}, which no text of the training had")
-        return {TURNS: render_question(chat, messages, one.row.get("tools"))}
+        return {TURNS: render_question(chat, messages, read_tools(one.row))}
     except ConversationError as error:
         fail(str(error), "give turns with roles and texts, the last one the user's", at=one.at, line=one.line)
 

@@ -25,7 +25,7 @@ _CHAT_ROWS = 1000  # rows that are compared with the tokenizer's own chat templa
 
 def main(args: argparse.Namespace) -> None:
     task, data, corpus = (args.settings[key] for key in ("task", "data", "corpus"))
-    tokenizer = load_tokenizer(args.base)
+    tokenizer = load_tokenizer(args.tokenizer)
     labels = read_json(args.audit)["labels"]
     template = compile_rows(data, corpus, tokenizer, task=task, labels=labels)
     split = read_json(args.split)
@@ -199,7 +199,7 @@ if __name__ == "__main__":
     arguments.add_argument("--audit", type=Path, required=True)
     arguments.add_argument("--kept", type=Path, required=True)
     arguments.add_argument("--split", type=Path, required=True)
-    arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
+    arguments.add_argument("--tokenizer", type=Path, required=True, help="folder of the base model's tokenizer")
     for name in SPLITS:
         arguments.add_argument(f"--{name}", type=Path, required=True)
     arguments.add_argument("--template", type=Path, required=True)

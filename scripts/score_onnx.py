@@ -124,7 +124,7 @@ if __name__ == "__main__":
     arguments = build_parser(__doc__)
     arguments.add_argument("--settings", type=parse_settings, required=True, help="task, seed, evaluate, versions")
     arguments.add_argument("--model", type=Path, required=True, help="folder of the ONNX model")
-    arguments.add_argument("--tokenizer", type=Path, required=True, help="folder of the base model, for its tokenizer")
+    arguments.add_argument("--tokenizer", type=Path, required=True, help="folder of the base model's tokenizer")
     arguments.add_argument("--rows", type=Path, required=True, help="corpus/SPLIT.jsonl")
     arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
     arguments.add_argument("--stage", required=True, help="name of the stage, for the score file")

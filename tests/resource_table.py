@@ -29,7 +29,13 @@ PROFILES = {
 }
 # Kilobytes of files whose size decides, about those of the demo.
 SIZES = {"data/rows": 900, "data/kept": 800, "corpus/train": 600, "corpus/validation": 80, "corpus/test": 120}
-_OTHERS = ["base.manifest.json", "data/audit.json", "data/split.json", "corpus/template.json"]
+_OTHERS = [
+    "tokenizer.manifest.json",
+    "base.manifest.json",
+    "data/audit.json",
+    "data/split.json",
+    "corpus/template.json",
+]
 _SHOWN = {"threads", "mem_mb", "runtime", "gpu", "gpu_model", "gres", "slurm_partition", "nodes", "tasks", "mpi"}
 _SHOWN |= {"azureml_compute", "azureml_conda_file"}
 _AZURE = ("executor", "azureml-", "default-storage-", "storage-azure-", "shared-fs-")
@@ -49,6 +55,7 @@ def tables() -> dict[str, Table]:
         for name in _OTHERS:
             (root / "results" / name).write_text("{}")
         (root / "results/base").mkdir()
+        (root / "results/tokenizer").mkdir()
         (root / "data/raw").mkdir()
         (root / "data/raw/tweets.json").write_bytes(bytes(1000 * SIZES["data/rows"]))
         _without_azure(root / "profiles")

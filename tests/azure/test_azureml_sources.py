@@ -29,6 +29,7 @@ from lib.models.mlflow import flatten_model_folder
 from lib.provenance.lineage import find_sha256
 from lib.report.choice import _base_name
 from snakemake_executor_plugin_azureml.specification import parse_inputs
+from support.fetching import no_tokenizer
 from support.gguf_files import write_gguf
 from support.paths import ROOT, SCRIPTS
 from support.workspaces import parameters_of, tiny_config, tiny_workspace
@@ -175,7 +176,8 @@ def fetch(monkeypatch, tmp_path):
     def fetched(source: dict, model: Path, name: str, given: Path | None = None) -> dict:
         monkeypatch.setenv("AZUREML_INPUT_MODEL", str(given or model))
         settings = {"source": source, "parameters": parameters_of(model), "versions": {}}
-        fetch_model.main(argparse.Namespace(settings=settings, path=None, output=tmp_path / name))
+        places = {"path": None, "cache": None, "tokenizer": no_tokenizer(tmp_path), "output": tmp_path / name}
+        fetch_model.main(argparse.Namespace(settings=settings, **places))
         return read_json(tmp_path / f"{name}.manifest.json")
 
     return fetched

@@ -1,6 +1,5 @@
 """JSON of another form than the workflow writes, and what is no file in a results folder: one line, or passed over."""
 
-import argparse
 import copy
 import json
 import os
@@ -19,6 +18,7 @@ from lib.core.forms import allow_open_object, read_form
 from lib.provenance.lineage import find_broken_links, read_lineage
 from lib.provenance.manifests import STAMP, read_manifest, write_manifest
 from lib.workflow.snakemake_metadata import agree, find_recorded_outputs
+from support.fetching import fetch_path
 
 WRONG = [None, True, -1, 1.5, 10**30, "", "../x", "\x1b[31m", "\ud800", [], [[]], [None], {}, {"": {}}, {"../x": []}]
 ZERO = "0" * 64
@@ -204,19 +204,16 @@ def test_jobs_made_from_their_own_outputs_and_endless_chains_are_refused(project
 )
 def test_a_base_folder_with_json_of_other_types_is_one_line(tiny_llama, tmp_path, name, changed):
     """Through the whole of fetch_model, and nothing stays of it."""
-    import fetch_model
-
     from lib.models.safetensors_streaming import locate_weights
 
     folder = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
     whole = json.loads((folder / name).read_text())
     (folder / name).write_text(json.dumps(whole | changed if isinstance(changed, dict) else changed))
     count = sum(weight.elements for weight in locate_weights(tiny_llama).values())
-    settings = {"source": {"path": "model"}, "parameters": count, "versions": {}}
     with pytest.raises(UserError) as caught:
-        fetch_model.main(argparse.Namespace(settings=settings, path=folder, output=tmp_path / "base"))
+        fetch_path(folder, tmp_path / "out" / "base", count)
     assert str(caught.value).startswith(f"{folder}")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["none"]
 
 
 # What a lineage that came from elsewhere may not do

@@ -174,7 +174,7 @@ ONLY = {
 TESTED_ELSEWHERE = {
     *("lib/sources/huggingface.py", "lib/provenance/lineage.py", "lib/workflow/snakemake_metadata.py"),
     *("lib/onnx/packaged.py", "lib/evaluation/onnx_scorer.py"),  # in test_packaged.py
-    *("fetch_adapter.py", "fetch_merged.py", "fetch_model.py", "compare_results.py"),
+    *("fetch_adapter.py", "fetch_merged.py", "lib/models/locate_model.py", "compare_results.py"),
 }
 CASES = [
     pytest.param(reader, name, id=f"{reader.__name__}-{ascii(name)[:30]}")
@@ -203,9 +203,9 @@ def test_every_reader_of_names_refuses_the_hostile_ones(tmp_path, reader, name):
 
 
 def give_model(folder: Path) -> None:
-    import fetch_model
+    from lib.models.locate_model import Download, locate_model
 
-    fetch_model.locate({"path": "model"}, folder, folder)
+    locate_model({"path": "model"}, folder, Download(folder))
 
 
 def give_merged(folder: Path) -> None:
@@ -223,11 +223,11 @@ def give_adapter(folder: Path) -> None:
 
 
 def give_registry_model(folder: Path) -> None:
-    from fetch_model import open_azure_source
+    from lib.models.locate_model import Download, open_azure_source
 
     scratch = folder.with_name("scratch")
     scratch.mkdir()
-    open_azure_source("azureml://registries/r/models/m/versions/1", None, scratch)
+    open_azure_source("azureml://registries/r/models/m/versions/1", None, Download(scratch))
 
 
 def give_results(folder: Path) -> None:
@@ -258,12 +258,12 @@ def test_a_link_in_what_others_made_is_refused(tmp_path, monkeypatch, give):
 
 
 def test_a_model_folder_that_a_person_links_to_is_followed(tmp_path):
-    import fetch_model
+    from lib.models.locate_model import Download, locate_model
 
     (tmp_path / "model").mkdir()
     (tmp_path / "model/model.safetensors").write_text("")
     (tmp_path / "named").symlink_to("model")
-    assert fetch_model.locate({"path": "named"}, tmp_path / "named", tmp_path).weights == ["model.safetensors"]
+    assert locate_model({"path": "named"}, tmp_path / "named", Download(tmp_path)).weights == ["model.safetensors"]
 
 
 def archive_with(kind: str, member: Callable[[Any, str], None]) -> io.BytesIO:

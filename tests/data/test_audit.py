@@ -603,10 +603,10 @@ def test_script_writes_its_three_files_or_none(tmp_path, tiny_phi3, run_script):
     words = ["--settings", settings, "--rows", tmp_path / "rows.jsonl"]
     for name in ("audit", "rejected", "kept"):
         words += [f"--{name}", tmp_path / name]
-    done = run_script("audit_data", *words, "--base", tmp_path, check=False)
+    done = run_script("audit_data", *words, "--tokenizer", tmp_path, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path}: the base model has no tokenizer.json")
-    run_script("audit_data", *words, "--base", tiny_phi3)
+    run_script("audit_data", *words, "--tokenizer", tiny_phi3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audit", "kept", "rejected", "rows.jsonl"]
 
 

@@ -15,6 +15,7 @@ from lib.data.conversations import (
     list_separators,
     read_messages,
     read_question,
+    read_tools,
     render_messages,
     render_question,
 )
@@ -24,6 +25,7 @@ from lib.data.tokenizer import load_tokenizer
 from lib.models.loading import load_model
 from lib.training.batching import IGNORED, encode_rows
 from support.data_stages import audit, render
+from support.tiny_models import tiny_tokenizer
 
 CHAT = {"text_template": None}
 
@@ -79,12 +81,24 @@ def test_the_loss_of_a_conversation_is_the_sum_over_its_turns_alone(tiny_model):
 
 # With the marks by which transformers, and so TRL's assistant-only loss, knows what the assistant says.
 MARKED = {
+    "llama3": (
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content | trim }}<|eot_id|>{% endgeneration %}"
+        "{% else %}{{ m.content | trim }}<|eot_id|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    ),
+    "gemma3": (
+        "{{ bos_token }}{% for m in messages[1:] %}<start_of_turn>{{ 'model' if m.role == 'assistant' else 'user' }}\n"
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content | trim }}<end_of_turn>{% endgeneration %}"
+        "{% else %}{% if loop.first %}{{ messages[0].content }}\n\n{% endif %}{{ m.content | trim }}<end_of_turn>{% endif %}"
+        "\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    ),
     "phi3": (
         "{% for m in messages %}<|{{ m.role }}|>\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>"
         "{% endgeneration %}{% else %}{{ m.content }}<|end|>{% endif %}\n{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
     ),
-    "llama": (
+    "qwen2.5": (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content | trim }}"
         "<|im_end|>{% endgeneration %}{% else %}{{ m.content | trim }}<|im_end|>{% endif %}\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -92,20 +106,30 @@ MARKED = {
 }
 
 
-@pytest.mark.parametrize("family", MARKED)
-def test_supervised_ids_are_those_of_the_assistant_mask_of_transformers(request, family):
-    from transformers import AutoTokenizer
+# End of a turn, other control tokens, begin of a text.
+CONTROL = {
+    "llama3": ("<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>"], "<|begin_of_text|>"),
+    "gemma3": ("<end_of_turn>", ["<start_of_turn>"], "<bos>"),
+    "phi3": ("<|end|>", ["<|system|>", "<|user|>", "<|assistant|>"], "<s>"),
+    "qwen2.5": ("<|im_end|>", ["<|im_start|>"], None),
+}
 
-    folder = request.getfixturevalue(f"tiny_{family}")
-    tokenizer = dataclasses.replace(load_tokenizer(folder), chat_template=MARKED[family])
+
+@pytest.mark.parametrize("family", MARKED)
+def test_supervised_ids_are_those_of_the_assistant_mask_of_transformers(tmp_path, family):
+    end, others, bos = CONTROL[family]
+    roles = {"eos_token": end, **({"bos_token": bos} if bos else {})}
+    theirs = tiny_tokenizer([end, *others, *([bos] if bos else [])], roles, MARKED[family])
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"eos_token_id": 0}')
+    tokenizer = load_tokenizer(tmp_path)
     (ours,) = render_messages(tokenizer, [(LONG, None)], only_last=False)
     row = {"id": "a" * 64, "prompt": ours.prompt, "completion": ours.completion, "spans": ours.spans}
     (example,) = encode_rows(tokenizer, [row], loss="completion", max_length=512)
-    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
-        LONG, chat_template=MARKED[family], tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
-    wanted = [id_ for id_, mask in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True) if mask]
+    marked = theirs.apply_chat_template(LONG, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    wanted = [id_ for id_, mask in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if mask]
     assert [id_ for id_ in example["labels"] if id_ != IGNORED] == wanted
+    assert wanted.count(theirs.eos_token_id) == 3
 
 
 def test_a_conversation_is_what_transformers_renders(tiny_model):
@@ -210,12 +234,15 @@ def test_control_tokens_in_calls_and_tools_set_a_row_aside(tmp_path, tiny_phi3):
         {"messages": [*asked, {"role": "assistant", "content": "joy"}]},
         {"messages": turns("Sun?", "joy"), "tools": [{"<|user|>": 1}]},
         {"messages": turns("Snow?", "joy"), "tools": [{"name": "look"}]},
+        {"messages": turns("Snow?", "joy")},
     ]
     _, kept, rejected = audit(tmp_path, tiny_phi3, rows, conversation="messages", target="messages")
-    assert [one["number"] for one in kept] == [3]
+    assert [one["number"] for one in kept] == [4]
     assert [one["detail"] for one in rejected] == [
-        "'a call or a tool' contains '<|end|>'", "'a call or a tool' contains '<|user|>'"
-    ]  # fmt: skip
+        "'a call or a tool' contains '<|end|>'",
+        "'a call or a tool' contains '<|user|>'",
+        "the chat template does not write the tool 'look': choose a model that knows tools",
+    ]
 
 
 def test_tools_and_calls_go_to_the_template(tiny_phi3):
@@ -238,6 +265,22 @@ def test_tools_and_calls_go_to_the_template(tiny_phi3):
     assert one.prompt.startswith('{"name": "look"}')
     ((start, end),) = one.spans
     assert one.prompt[start:end] == json.dumps(call["function"]) + "<|end|>"
+
+
+@pytest.mark.parametrize("arguments", [{"at": "rain"}, '{"at": "rain"}'])
+def test_arguments_that_are_a_text_go_to_the_template_as_an_object(arguments):
+    """OpenAI's exports have them as text; templates would write it in quotes."""
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": arguments}}
+    row = {"messages": [*turns("Rain?"), {"role": "assistant", "tool_calls": [call]}], "tools": '[{"name": "look"}]'}
+    (_, asked) = read_messages(row, "messages")
+    assert asked["tool_calls"][0]["function"] == {"name": "look", "arguments": {"at": "rain"}}
+    assert read_tools(row) == [{"name": "look"}]
+
+
+@pytest.mark.parametrize("calls", [7, ["look"], [{}], {"name": "look"}, [{"function": {"name": 1}}]])
+def test_calls_that_name_no_function_are_told(calls):
+    with pytest.raises(ConversationError, match="turn 2 has tool_calls that name no function"):
+        read_messages({"messages": [*turns("Rain?"), {"role": "assistant", "tool_calls": calls}]}, "messages")
 
 
 ROWS = [

@@ -289,7 +289,7 @@ def test_audit_split_and_check_agree(tmp_path, tiny_phi3, run_script):
         run_script(
             "audit_data",
             *("--settings", {"task": "classification", "data": {**data, "min_rows_per_class": 5}, "corpus": corpus}),
-            *("--rows", place["rows"], "--base", tiny_phi3, "--audit", place["audit"]),
+            *("--rows", place["rows"], "--tokenizer", tiny_phi3, "--audit", place["audit"]),
             *("--rejected", place["rejected"], "--kept", place["kept"]),
         )
         shares = {"seed": 1, "task": "classification", "split": {"validation": 0.2, "test": 0.2, "leakage": "error"}}
@@ -299,7 +299,7 @@ def test_audit_split_and_check_agree(tmp_path, tiny_phi3, run_script):
             "render_corpus",
             *("--settings", {"task": "classification", "data": {"target": "tone"}, "corpus": corpus}),
             *audited,
-            *("--split", place["split"], "--base", tiny_phi3, *files),
+            *("--split", place["split"], "--tokenizer", tiny_phi3, *files),
         )
         run_script(
             "check_leakage",

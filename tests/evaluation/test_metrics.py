@@ -13,6 +13,7 @@ from lib.evaluation.answers import compute_token_f1, parse_answer
 from lib.evaluation.bootstrap import bootstrap_interval
 from lib.evaluation.comparison import compare_stages, compute_mcnemar_p
 from lib.evaluation.metrics import build_statistics, measure_quality
+from lib.evaluation.tool_calls import parse_tool_calls
 
 LABELS = ["a", "b", "c"]
 # (true, predicted): a is right 3 of 4 times, b 2 of 4, c 1 of 2.
@@ -219,6 +220,44 @@ def test_of_several_right_answers_the_nearest_one_counts():
         "quality"
     ]
     assert one["token_f1"] == 0
+
+
+CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "sea", "n": 1}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("answer", "names", "calls"),
+    [
+        (CALL, 1, 1),
+        ('{"arguments": {"n": 1.0, "at": "sea"}, "name": "look"}', 1, 1),
+        ('I look. [{"name": "look", "parameters": {"at": "sea", "n": 1}}]', 1, 1),
+        ('{"type": "function", "function": {"name": "look", "arguments": "{\\"at\\": \\"sea\\", \\"n\\": 1}"}}', 1, 1),
+        (CALL.replace("sea", "see"), 1, 0),
+        (CALL.replace(": 1", ": true"), 1, 0),
+        (CALL.replace("look", "listen"), 0, 0),
+        (CALL + CALL, 0, 0),
+        ("It rains.", 0, 0),
+        (CALL.replace('{"at"', '{{"at"'), 0, 0),
+    ],
+)
+def test_calls_of_tools_count_by_name_and_by_arguments(answer, names, calls):
+    rows = [generated(0, answer, CALL), generated(1, "no call", "no call"), generated(2, None, CALL)]
+    quality = measure_quality("generation", rows, None, seed=0, samples=50)["quality"]
+    assert (quality["tool_name_match"], quality["tool_call_match"]) == (names, calls)
+    assert parse_tool_calls("{" * 5000) == []
+
+
+def test_calls_that_nobody_asked_for_count_and_rows_without_any_do_not():
+    rows = [generated(0, CALL, "no call"), generated(1, CALL, CALL), generated(2, "a {b}", "{}")]
+    quality = measure_quality("generation", rows, None, seed=0, samples=50)["quality"]
+    assert quality["tool_call_match"] == 0.5
+    assert measure_quality("generation", rows[2:], None, seed=0, samples=50)["quality"]["tool_call_match"] is None
+
+
+def test_calls_made_at_once_have_no_order():
+    two = [CALL, CALL.replace("sea", "shore")]
+    rows = [generated(0, "".join(two), "".join(reversed(two)))]
+    assert measure_quality("generation", rows, None, seed=0, samples=50)["quality"]["tool_call_match"] == 1
 
 
 def test_baselines_without_probabilities_have_no_perplexity():

@@ -267,10 +267,10 @@ def change_tokenizer(scene: Scene) -> None:
     rewrite_json(scene.workspace / BASE / name, scene.draw)
 
 
-def read_base(scene: Scene) -> Iterator[list[str]]:
-    yield words_of(scene, "fetch_model", output="out/base")
+def read_tokenizer(scene: Scene) -> Iterator[list[str]]:
+    yield words_of(scene, "fetch_tokenizer", output="out/tokenizer")
     names = {name: f"out/{name}.json" for name in ("audit", "rejected", "kept")}
-    yield words_of(scene, "audit_data", base="out/base", **names)
+    yield words_of(scene, "audit_data", tokenizer="out/tokenizer", **names)
 
 
 def change_safetensors(scene: Scene) -> None:
@@ -381,7 +381,7 @@ KINDS = [
     Kind("addresses", 50, "audit_data", change_address, read_address),
     Kind("rows", 84, "audit_data", change_rows, read_rows, write_whole_rows),
     Kind("templates", 50, "render_corpus", change_template, read_template),
-    Kind("tokenizers", 50, "fetch_model", change_tokenizer, read_base),
+    Kind("tokenizers", 50, "fetch_tokenizer", change_tokenizer, read_tokenizer),
     Kind("safetensors", 50, "fetch_model", change_safetensors, read_model),
     Kind("GGUF", 50, "fetch_model", change_gguf, read_gguf, write_whole_gguf),
     Kind("adapters", 50, "merge_adapter", change_adapter, read_adapter, bring_adapter, ("fetch_adapter",)),

@@ -43,6 +43,7 @@ def test_the_plan_has_a_thousand_cases_of_which_no_two_are_the_same():
     rules = [
         "fetch_data",
         "fetch_model",
+        "fetch_tokenizer",
         "fetch_adapter",
         "audit_data",
         "render_corpus",

@@ -11,7 +11,7 @@ import pytest
 
 from lib.provenance.manifests import build_manifest_path, read_manifest
 from support.fake_hub import COMMIT, FakeHub
-from support.fetching import download, edit_json, fetch_path, parameters, refused
+from support.fetching import download, edit_json, fetch_path, no_tokenizer, parameters, refused
 from support.paths import ROOT
 
 
@@ -39,7 +39,7 @@ def fetch_hub(
     settings = {"source": {"hub": {"id": "a/b", "revision": revision}}, "parameters": count, "versions": {}}
     out = tmp_path / "base"
     command = [sys.executable, ROOT / "scripts" / "fetch_model.py", "--settings", json.dumps(settings)]
-    command += ["--output", out, "--log", tmp_path / "log.txt"]
+    command += ["--tokenizer", no_tokenizer(tmp_path), "--output", out, "--log", tmp_path / "log.txt"]
     environment = hub.environment(tmp_path / "home", **environment)
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment)
 
@@ -165,7 +165,7 @@ def only_pickle(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
 
 
-def no_tokenizer(model: Path) -> None:
+def remove_tokenizer(model: Path) -> None:
     (model / "tokenizer.json").unlink()
 
 
@@ -214,7 +214,7 @@ def broken_gguf(model: Path) -> None:
     ("damage", "message"),
     [
         (only_pickle, "its weights are only in pytorch_model.bin; only safetensors and GGUF are loaded"),
-        (no_tokenizer, "it has no tokenizer"),
+        (remove_tokenizer, "it has no tokenizer"),
         (no_end_token, "no eos_token_id"),
         (own_code_only, "has no model_type 'novel': it needs code of its own"),
         (half_a_file, "model.safetensors is not a whole safetensors file"),

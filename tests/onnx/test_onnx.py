@@ -480,7 +480,7 @@ def checked(base: Path, folder: Path, texts: list[str]) -> dict:
     files = {split: folder / f"{split}.jsonl" for split in ("train", "validation", "test")}
     for file in files.values():
         write_jsonl(file, rows)
-    check_tokenizer.main(argparse.Namespace(base=base, output=folder / "check.json", **files))
+    check_tokenizer.main(argparse.Namespace(tokenizer=base, output=folder / "check.json", **files))
     return json.loads((folder / "check.json").read_text())
 
 

@@ -36,6 +36,7 @@ NEEDED = {
     "fetch_adapter": "numpy torch",
     "fetch_data": "",
     "fetch_merged": "numpy torch",
+    "fetch_tokenizer": "",
     "fetch_model": "",
     "fetch_results": "",
     "fetch_tweets": "",
@@ -147,7 +148,7 @@ def test_data_rules_run_without_what_they_do_not_use(tmp_path, tiny_phi3):
     settings = {"task": "classification", "data": data, "corpus": corpus}
     source = {"source": {"files": ["raw.jsonl"]}, "unreadable": "error"}
     assert loaded("fetch_data", "--settings", source, "--files", raw, "--output", place["rows"]) == set()
-    base = ("--base", tiny_phi3)
+    base = ("--tokenizer", tiny_phi3)
     rows = ("--rows", place["rows"], "--rejected", place["rejected"])
     assert loaded("audit_data", "--settings", settings, *rows, *audited, *base) == {"numpy", "tokenizers"}
     shares = {"seed": 1, "task": "classification", "split": {"validation": 0.2, "test": 0.2, "leakage": "error"}}

@@ -386,7 +386,7 @@ def other_scores(workspace: Workspace, changed: int, shift: float) -> Path:
 def test_scores_are_compared_where_bytes_differ(workspace):
     done = compare(workspace, other_scores(workspace, 4, 0.05))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 of 5 models differ, the first of them runs/lora/adapter.manifest.json" in done.stdout
+    assert "1 of 6 models differ, the first of them runs/lora/adapter.manifest.json" in done.stdout
     assert "(+0.050), 4 of " in done.stdout
 
 

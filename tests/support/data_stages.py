@@ -45,7 +45,7 @@ def audit(
     write_jsonl(tmp_path / "rows.jsonl", sources)
     settings = {"task": task, "data": {**DATA, **data}, "corpus": {**CORPUS, **(corpus or {})}, "split": split or {}}
     places = {name: tmp_path / f"{name}.jsonl" for name in ("rows", "kept", "rejected")}
-    audit_data.main(argparse.Namespace(settings=settings, base=base, audit=tmp_path / "audit.json", **places))
+    audit_data.main(argparse.Namespace(settings=settings, tokenizer=base, audit=tmp_path / "audit.json", **places))
     result = read_json(tmp_path / "audit.json")
     kept, rejected = (list(read_jsonl(places[name])) for name in ("kept", "rejected"))
     assert result["kept"] == len(kept)
@@ -118,7 +118,7 @@ def render(
             audit=folder / "audit.json",
             kept=folder / "kept.jsonl",
             split=folder / "split.json",
-            base=base,
+            tokenizer=base,
             template=out / "template.json",
             **places,
         )

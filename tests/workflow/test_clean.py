@@ -62,6 +62,36 @@ def test_progress_goes_by_age(folder, run_script):
     assert OLD not in left(folder)
 
 
+BASE = "work/base/0123456789abcdef"
+
+
+def import_base(folder: Path) -> None:
+    """A base model of 3 MB in the cache, linked into a results folder, and the package that it came from."""
+    files = ("lock", "model/config.json", "tokenizer/config.json", "package/download", "package.partial.7/download")
+    write(folder, {f"{BASE}/{name}": "{}" for name in files})
+    (folder / BASE / "model/model.safetensors").write_bytes(bytes(3_000_000))
+    (folder / BASE / "model.manifest.json").write_text('{"files": {}}')
+    os.link(folder / BASE / "model/model.safetensors", folder / "results-tones/base/config.json.new")
+    (folder / "results-tones/base/config.json.new").replace(folder / "results-tones/base/config.json")
+
+
+def test_imported_base_models_go_unless_they_are_in_use(folder, run_script):
+    import_base(folder)
+    assert "work/base" not in run_script("clean", "work", "--days", 30, cwd=folder).stdout
+    assert f"removed  {BASE}: 0.0 MB" in run_script("clean", "work", cwd=folder).stdout, "results have it, too"
+    assert not (folder / "work").exists()
+    assert (folder / "results-tones/base/config.json").stat().st_size == 3_000_000
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_file_with_two_names_is_counted_once(folder, run_script, dry):
+    import_base(folder)
+    done = run_script("clean", "all", *(["--dry-run"] if dry else []), cwd=folder)
+    assert re.search(rf"removed?  {BASE}: 3.0 MB", done.stdout)
+    assert "remove" in done.stdout.splitlines()[0]
+    assert done.stdout.splitlines()[-1] == "3.0 MB"
+
+
 def test_progress_that_a_job_holds_stays(folder, run_script):
     with open(folder / f"{OLD}/lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

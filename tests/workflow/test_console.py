@@ -17,7 +17,7 @@ from support.workspaces import make_workspace
 
 STEP = re.compile(r"\[ *(\d+) of (\d+)\] (.+)")
 CORPUS = ["results/corpus/train.jsonl"]
-JOBS = {"fetch_data", "fetch_model", "audit_data", "split_data", "render_corpus"}
+JOBS = {"fetch_data", "fetch_tokenizer", "audit_data", "split_data", "render_corpus"}
 
 
 def event(kind: str = "", text: str = "", **more) -> dict:

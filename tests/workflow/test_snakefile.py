@@ -45,10 +45,11 @@ def test_where_files_are_shared_each_helper_of_remote_jobs_does_nothing():
     shared, remote = text[text.index("if not STORED:") :].split("\nelse:\n")
     names = re.compile(r"^    def (\w+)\(", flags=re.MULTILINE)
     assert set(names.findall(shared)) == set(names.findall(remote)) - {"fetch_results_command"}
-    assert len(names.findall(shared)) == 6
+    assert len(names.findall(shared)) == 7
     for function in ast.parse("if True:\n" + shared.partition("\n")[2]).body[0].body:
         *_, last = function.body
-        assert ast.unparse(last) in ("return path", "return R", "return []", "return ['true']")
+        nothing = ("return path", "return R", "return []", "return ['true']", "return ['--cache', 'work/base']")
+        assert ast.unparse(last) in nothing
 
 
 # What remote.smk takes from Python
@@ -68,12 +69,12 @@ def test_results_are_fetched_from_where_the_storage_has_them():
 
 
 def test_jobs_get_inputs_of_azure_only_where_the_configuration_names_some():
-    assert describe_data_input(None) == describe_model_input(None, None) == ""
+    assert describe_data_input(None) == describe_model_input(None, None, "download") == ""
     uri = "azureml://datastores/d/paths/rows.jsonl"
     assert describe_data_input(uri) == f"data=uri_file:ro_mount:{uri}"
-    assert describe_model_input("azureml://datastores/d/paths/m.GGUF", None) == (
+    assert describe_model_input("azureml://datastores/d/paths/m.GGUF", None, "download") == (
         "model=uri_file:download:azureml://datastores/d/paths/m.GGUF"
     )
     model = "azureml://registries/r/models/m/versions/1"
-    assert describe_model_input(model, None) == f"model=mlflow_model:download:{model}"
-    assert describe_model_input(model, "custom_model") == f"model=custom_model:download:{model}"
+    assert describe_model_input(model, None, "ro_mount") == f"model=mlflow_model:ro_mount:{model}"
+    assert describe_model_input(model, "custom_model", "download") == f"model=custom_model:download:{model}"

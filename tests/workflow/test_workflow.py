@@ -292,7 +292,7 @@ def test_a_job_sees_the_gpus_that_it_was_given_and_else_none(workspace):
     ("library", "first"),
     [
         ("datasets", {"fetch_data"}),
-        ("gguf", {"fetch_model"}),
+        ("gguf", {"fetch_tokenizer"}),
         ("jinja2", {"render_corpus"}),
         ("scipy", {"score_baselines", "select_model"}),
         ("scikit-learn", {"score_baselines"}),

@@ -7,7 +7,7 @@ any other machine they are downloaded by the person's own identity.
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -130,13 +130,16 @@ def fetch_data_file(uri: str, scratch: Path) -> Path:
     return file
 
 
-def fetch_model_files(uri: str, scratch: Path) -> Path:
-    """Return the files of a model, in the same way: a folder, or the one file that it is."""
+def fetch_model_files(uri: str, scratch: Path, is_wanted: Callable[[str], bool] | None = None) -> Path:
+    """Return the files of a model, in the same way: a folder, or the one file that it is.
+
+    is_wanted: by the path of a file in the folder; others are not downloaded, and empty files bear their names.
+    """
     if given := _input_of_job("AZUREML_INPUT_MODEL", uri):
         return given
     with _explain_errors(uri):
         container, path = _place(parse_model(uri))
-        _download(container, path, scratch)
+        _download(container, path, scratch, is_wanted)
     return scratch
 
 
@@ -147,7 +150,7 @@ def _input_of_job(variable: str, uri: str) -> Path | None:
     return Path(given) if given else None
 
 
-def _download(container: Any, path: str, scratch: Path) -> None:
+def _download(container: Any, path: str, scratch: Path, is_wanted: Callable[[str], bool] | None) -> None:
     """Download what is in a folder, or a file by its own name, into `scratch`."""
     from lib.azure import blobs
 
@@ -155,9 +158,14 @@ def _download(container: Any, path: str, scratch: Path) -> None:
     if not inside:
         _download_file(container, path, scratch)
         return
-    report_progress(f"downloading {len(inside)} files, {sum(inside.values()) / 1e6:.1f} MB")
+    wanted = {name: size for name, size in inside.items() if is_wanted is None or is_wanted(name)}
+    report_progress(f"downloading {len(wanted)} files, {sum(wanted.values()) / 1e6:.1f} MB")
     for name in inside:
-        _stream(container, f"{path}/{name}", scratch / name)
+        if name in wanted:
+            _stream(container, f"{path}/{name}", scratch / name)
+        else:
+            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            (scratch / name).touch()
 
 
 def _download_file(container: Any, path: str, scratch: Path) -> Path:

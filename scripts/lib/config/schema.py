@@ -243,7 +243,8 @@ class Selection(Section):
 
     metric: str | None = None
     """Metric that chooses. Classification: `macro_f1` (the default) or `accuracy`; generation: `chrf` (the default),
-    `token_f1` or `exact_match`."""
+    `token_f1`, `exact_match`, or where rows call tools `tool_name_match` (the same tools are called) or
+    `tool_call_match` (with equal arguments)."""
     min_quality: float | None = None
     """Lowest value of the metric: up to 100 for chrf, up to 1 for the others."""
     max_size_mb: Positive | None = None

@@ -70,11 +70,12 @@ def publish_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def publish_directory(path: Path) -> Iterator[Path]:
+def publish_directory(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """Yield an empty directory beside `path`; rename it to `path` when all went well.
 
-    Files get mode 0644: libraries save weights as 0600, which another user or container cannot read. They are on the
-    disk before the directory has its name. Raises `OSError` as `publish_file` does.
+    mode: of the files, since libraries save weights as 0600, which another user or container cannot read. Read-only
+    files stay so: they are links to the base model, which several results folders share. All are on the disk before the
+    directory has its name. Raises `OSError` as `publish_file` does.
     """
     partial = _partial(path)
     partial.mkdir()
@@ -82,8 +83,8 @@ def publish_directory(path: Path) -> Iterator[Path]:
         with explain_full_disk(path):
             yield partial
             for file in partial.rglob("*"):
-                if file.is_file():
-                    file.chmod(0o644)
+                if file.is_file() and file.stat().st_mode & 0o777 != 0o444:
+                    file.chmod(mode)
             sync(partial)
             # An old manifest does not describe what comes now.
             _remove(path.with_name(f"{path.name}.manifest.json"))

@@ -45,10 +45,10 @@ def hold_progress(folder: Path, deadline: float | None = None) -> Iterator[None]
             os.close(lock)
         if not free and not said:
             holder = _read_holder(folder) or "unknown"
-            report_progress(f"another process holds this adapter's progress; waiting for it: {holder} ({folder})")
+            report_progress(f"another process holds {folder}; waiting for it: {holder}")
             said = True
         if deadline is not None and time.monotonic() > deadline:
-            raise Stopped("another process still holds this adapter's progress, and the time is up")
+            raise Stopped(f"another process still holds {folder}, and the time is up")
         time.sleep(0 if free else _POLL)
 
 

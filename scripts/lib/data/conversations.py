@@ -5,6 +5,7 @@ renders it; the last turn is the target. Where earlier turns of the assistant ar
 stand: the boundaries are found by rendering the conversation up to each turn.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -99,11 +100,43 @@ def _read_turn(turn: Mapping[str, Any], number: int) -> Message:
     if role not in _NEXT:
         raise ConversationError(f"turn {number} is of the unknown role {turn[form[0]]!r}")
     content = _read_content(turn.get(form[1]), number)
-    calls = turn.get("tool_calls") if role == "assistant" else None
+    calls = _read_calls(turn.get("tool_calls"), number) if role == "assistant" else None
     if not content and not calls:
         raise ConversationError(f"turn {number} is empty")
     more = {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
     return {"role": role, "content": content, **({"tool_calls": calls} if calls else {}), **more}
+
+
+def read_tools(row: Mapping[str, Any]) -> Any:
+    """Return the tools that a row offers, as templates take them; some data sets keep the list as a text."""
+    tools = row.get("tools")
+    return _decode(tools) if isinstance(tools, str) else tools
+
+
+def _read_calls(calls: Any, number: int) -> list[dict[str, Any]] | None:
+    """Return the calls of a turn with their arguments as objects: OpenAI's form has them as text, templates do not."""
+    if not calls:
+        return None
+    if not isinstance(calls, list) or not all(_name_tool(call) for call in calls):
+        raise ConversationError(f"turn {number} has tool_calls that name no function")
+    return [_decode_arguments(call) for call in calls]
+
+
+def _decode_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _decode_arguments(call["function"])}
+    return {key: _decode(value) if key == "arguments" else value for key, value in call.items()}
+
+
+def _decode(value: Any) -> Any:
+    """Return the list or object that a text holds, or the value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return found if isinstance(found, list | dict) else value
 
 
 def _read_content(content: Any, number: int) -> str:
@@ -130,6 +163,22 @@ def list_texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from list_texts(inner)
+
+
+def find_unwritten_tool(messages: Sequence[Message], tools: Any, text: str) -> str | None:
+    """Return the name of a tool that is called or offered, and that the chat template leaves out; None without one."""
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    offered = tools if isinstance(tools, list) else []
+    names = [found for one in (*calls, *offered) if (found := _name_tool(one))]
+    return next((name for name in names if name not in text), None)
+
+
+def _name_tool(value: Any) -> str | None:
+    """Return the name in a call or in the description of a tool: in `function`, or beside its parameters."""
+    if not isinstance(value, dict):
+        return None
+    inner = value["function"] if isinstance(value.get("function"), dict) else value
+    return inner["name"] if isinstance(inner.get("name"), str) else None
 
 
 def render_messages(

@@ -12,8 +12,10 @@ from lib.data.conversations import (
     ConversationError,
     Message,
     Rendered,
+    find_unwritten_tool,
     list_texts,
     read_messages,
+    read_tools,
     render_messages,
 )
 from lib.data.given_splits import NoSplitError, read_given_split, read_groups
@@ -140,7 +142,7 @@ def _check_conversations(
     """Yield rows whose columns are the earlier turns of a conversation, as rendered, and its last one."""
     for batch in batch_by_size(rows, lambda row: len(str(row[1]))):
         found = [_read_conversation(read, data, control, corpus["max_length"]) for _, read in batch]
-        good = [(messages, read["row"].get("tools")) for (_, read), messages in zip(batch, found, strict=True)
+        good = [(messages, read_tools(read["row"])) for (_, read), messages in zip(batch, found, strict=True)
                 if not isinstance(messages, Reason)]  # fmt: skip
         rendered = iter(render_messages(tokenizer, good, only_last="turns" in corpus))
         for (index, read), messages in zip(batch, found, strict=True):
@@ -150,6 +152,10 @@ def _check_conversations(
             one = next(rendered)
             if isinstance(one, str):
                 yield CheckedRow(index, read, Reason("conversation", f"the chat template refuses it: {one}"))
+                continue
+            if tool := find_unwritten_tool(messages, read_tools(read["row"]), one.prompt + one.completion):
+                what = f"the chat template does not write the tool {tool!r}: choose a model that knows tools"
+                yield CheckedRow(index, read, Reason("conversation", what))
                 continue
             first = next(message["content"] for message in messages if message["role"] == "user")
             yield CheckedRow(
@@ -178,7 +184,7 @@ def _read_conversation(
         message["content"] = cleaned
     # What a program wrote: nothing is taken out of it.
     calls = [{key: value for key, value in message.items() if key not in ("role", "content")} for message in messages]
-    others = [*calls, read["row"].get("tools")]
+    others = [*calls, read_tools(read["row"])]
     for text in list_texts(others):
         if isinstance(reason := _clean(text, "a call or a tool", control, "reject"), Reason):
             return reason

@@ -24,6 +24,7 @@ from lib.evaluation.answers import (
     parse_answer,
 )
 from lib.evaluation.bootstrap import Statistic, build_ratio, divide
+from lib.evaluation.tool_calls import ToolCall, parse_tool_calls
 
 MANY_LABELS = 200  # from here on sums over labels are sparse, and no confusion table is made
 
@@ -158,6 +159,28 @@ def _is_same_text(answer: str, reference: str) -> float:
     return float(normalize_whitespace(answer) == normalize_whitespace(reference))
 
 
+def measure_tool_names(answered: Answered) -> Statistic:
+    """Return the share of the rows with calls whose answer calls the tools of the reference, and no others."""
+    return _measure_calls(answered, lambda calls: [call.name for call in calls])
+
+
+def measure_tool_calls(answered: Answered) -> Statistic:
+    """Return the share of the rows with calls whose answer makes those of the reference, with equal arguments."""
+    return _measure_calls(answered, lambda calls: calls)
+
+
+def _measure_calls(answered: Answered, compared: Callable[[list[ToolCall]], list[Any]]) -> Statistic:
+    """Count rows whose reference or answer calls a tool; undefined where there are none."""
+    calls = [
+        ([parse_tool_calls(one) for one in list_references(row)], parse_tool_calls(row["answer"] or ""))
+        for row in answered.predictions
+    ]
+    has_calls = np.array([any([*references, answer]) for references, answer in calls], dtype=float)
+    right = np.array([compared(answer) in map(compared, references) for references, answer in calls], dtype=float)
+    weights = has_calls * answered.has_answer
+    return build_ratio(right * weights, weights)
+
+
 def measure_perplexity(answered: Answered) -> Statistic:
     """Return exp of the mean negative log probability of a token, over rows that have one (baselines do not)."""
     known = [(row["id"], row["log_prob"] or 0.0, row["tokens"] or 0) for row in answered.predictions]
@@ -191,6 +214,14 @@ METRICS: dict[str, Metric] = {
         Metric("token_f1", "Token F1", _TEXT, measure_token_f1, "answers", is_compared=True, is_selectable=True),
         Metric(
             "exact_match", "Exact match", _TEXT, measure_exact_match, "answers",
+            is_compared=True, is_selectable=True,
+        ),
+        Metric(
+            "tool_name_match", "Tool names right", _TEXT, measure_tool_names, "answers",
+            is_compared=True, is_selectable=True,
+        ),
+        Metric(
+            "tool_call_match", "Tool calls right", _TEXT, measure_tool_calls, "answers",
             is_compared=True, is_selectable=True,
         ),
         Metric("perplexity", "Perplexity", _TEXT, measure_perplexity, "rows", math.inf, decimals=2, is_compared=True),

@@ -17,6 +17,7 @@ from typing import Any
 
 HEAVY_THREADS = 16  # "all cores": Snakemake lowers it to --cores
 _MB = 1e6
+FETCH_TOKENIZER_MB = 2000  # torch and transformers, and 1 GB for the largest vocabularies out of a GGUF file
 _CPU_OPERATIONS = 75e9  # a second: fp32 products on two cores
 # Weights read for one token after the other, in a second: 36 tokens/s of 538 MB (benchmarks/quantization.md).
 _CPU_BYTES = 19e9

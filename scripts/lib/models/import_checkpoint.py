@@ -136,7 +136,7 @@ def import_safetensors(source: ModelSource, out: Path, parameters: int) -> dict[
             sizes[tensor.dtype] += tensor.elements
     dtype = sizes.most_common(1)[0][0]
 
-    import_tokenizer(source, out, config)
+    import_small_files(source, out, config)
     files = {tensor.file.name for tensor in stored.values()}
     for name in files:
         target = out / ("model.safetensors" if len(files) == 1 else name)  # in one file it has this name, always
@@ -150,10 +150,15 @@ def import_safetensors(source: ModelSource, out: Path, parameters: int) -> dict[
     if len(files) > 1:
         weight_map = {name: weight.file.name for name, weight in sorted(locate_weights(out).items())}
         write_json(out / SAFETENSORS_INDEX, {"metadata": {"total_parameters": count}, "weight_map": weight_map})
-    raw = read_config(source.folder)
-    raw.pop("auto_map", None)  # names code files that are neither copied nor ever run
-    write_json(out / "config.json", raw)
     return {"source_format": "safetensors", "weights_were_quantized": None, "parameters": count, "dtype": FLOATS[dtype]}
+
+
+def import_tokenizer(source: ModelSource, out: Path) -> None:
+    """Copy configuration and tokenizer alone, as `import_safetensors` does; the weights need not be here."""
+    from lib.models.model_trial import try_tokenizer
+
+    try_tokenizer(source)
+    import_small_files(source, out, load_causal_config(source))
 
 
 def load_causal_config(source: ModelSource) -> Any:
@@ -256,8 +261,8 @@ def check_parameters(count: int, stated: int, label: str) -> None:
         )
 
 
-def import_tokenizer(source: ModelSource, out: Path, config: Any) -> None:
-    """Write the tokenizer as transformers understands it, and the generation config; check both."""
+def import_small_files(source: ModelSource, out: Path, config: Any) -> None:
+    """Write configuration and generation config, and the tokenizer as transformers understands it; check them."""
     import transformers
 
     if not any((source.folder / name).is_file() for name in VOCABULARIES):
@@ -269,6 +274,9 @@ def import_tokenizer(source: ModelSource, out: Path, config: Any) -> None:
             raise
         # Some classes of transformers read otherwise than the file that they load (Llama 2's): the file decides.
         write_tokenizer(source, out, config, read_tokenizer(source, transformers.PreTrainedTokenizerFast))
+    raw = read_config(source.folder)
+    raw.pop("auto_map", None)  # names code files that are neither copied nor ever run
+    write_json(out / "config.json", raw)
 
 
 def read_tokenizer(source: ModelSource, tokenizer_class: Any) -> Any:

@@ -73,6 +73,23 @@ def import_gguf(source: ModelSource, out: Path, parameters: int) -> dict[str, An
     }
 
 
+def import_gguf_tokenizer(source: ModelSource, out: Path) -> None:
+    """Write configuration and tokenizer of a GGUF file alone, with the bytes that `import_gguf` writes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lib.models.model_trial import try_model
+
+    metadata, _ = read_gguf(source)
+    try_model(source)
+    config = load_causal_config(source)
+    write_tokenizer(source, out, config, build_tokenizer(source, metadata))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.config.architectures = [type(model).__name__]  # as save_pretrained does
+    model.config.save_pretrained(out)
+
+
 def read_gguf(source: ModelSource) -> Head:
     """Read the head of a GGUF file.
 

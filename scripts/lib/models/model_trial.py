@@ -35,6 +35,11 @@ def try_configuration(source: ModelSource) -> None:
     _try(_read_configuration, source)
 
 
+def try_tokenizer(source: ModelSource) -> None:
+    """Have a child read configuration and tokenizer of a model folder, without its weights. Raises as `try_model`."""
+    _try(_read_small_files, source)
+
+
 def try_model(source: ModelSource) -> None:
     """Have a child read configuration, tokenizer and headers, and build the model without weights.
 
@@ -76,6 +81,16 @@ def _read_folder(*parts: Any) -> None:
     config = load_causal_config(source)
     match_tensors(config, read_headers(source.folder, source.weights, source.label), source.label)
     build_empty_model(source.folder)
+    _read_tokenizers(source)
+
+
+def _read_small_files(*parts: Any) -> None:
+    source = _source(*parts)
+    load_causal_config(source)
+    _read_tokenizers(source)
+
+
+def _read_tokenizers(source: ModelSource) -> None:
     for tokenizer_class in (AutoTokenizer, PreTrainedTokenizerFast):
         with suppress(UserError):  # one of the two is enough
             _use(read_tokenizer(source, tokenizer_class))

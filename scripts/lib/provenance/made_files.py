@@ -17,7 +17,7 @@ from lib.provenance.manifests import RUN_CARD, STAMP
 
 _SCRIPTS = Path(__file__).resolve().parents[2]
 _FOLDER = (
-    r"(?P<folder>base|assembled|selected|model"
+    r"(?P<folder>tokenizer|base|assembled|selected|model"
     r"|runs/[^/]+/(adapter|merged|merged-original|merged-dequantized|(calibrated|onnx)/[^/]+?))"
 )
 _FILE = "|".join(
@@ -37,10 +37,12 @@ _PARTIAL = r"\.partial\.\d+"
 _RESULT = re.compile(
     rf"({_FILE})({_PARTIAL})?|{_FOLDER}(\.manifest\.json({_PARTIAL})?|{_PARTIAL}/.+|/(?P<inside>.+))", re.DOTALL
 )
-# Below work/: progress of trainings by key, and what the control run reads.
+# Below work/: progress of trainings and imported base models by key, and what the control run reads.
 _PROGRESS = re.compile(
     r"train/[0-9a-f]{16}/(lock|holder\.json(\.partial\.\d+)?"
     r"|checkpoint-\d+/.+|result(\.partial\.\d+)?/.+)"
+    r"|base/[0-9a-f]{16}/(lock|holder\.json(\.partial\.\d+)?"
+    r"|(model|tokenizer)\.manifest\.json(\.partial\.\d+)?|(model|tokenizer|package)(\.partial\.\d+)?/[^/]+)"
     r"|control/.+/(rows\.jsonl|config\.yaml)(\.partial\.\d+)?",
     re.DOTALL,
 )
@@ -54,13 +56,13 @@ class Contents(NamedTuple):
 
 
 def is_results_folder(folder: Path) -> bool:
-    """Return whether a run of slmflow wrote to a folder: lineage, manifest of its base model, or a rule's log."""
+    """Return whether a run of slmflow wrote to a folder: its lineage, a manifest of the base model, or a rule's log."""
     lineage = folder / LINEAGE
     if _is_file(lineage):
         with open(lineage, "rb") as file:
             if file.read(10) == b'{"jobs": [':
                 return True
-    if _manifest_files(folder / "base"):
+    if _manifest_files(folder / "tokenizer") or _manifest_files(folder / "base"):
         return True
     rules = (path.stem for path in _SCRIPTS.glob("*.py"))
     return any(_is_file(log) for rule in rules for log in (folder / "logs" / rule).rglob("*.txt"))

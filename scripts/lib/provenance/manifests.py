@@ -39,9 +39,9 @@ def hash_files(directory: Path, known: Mapping[str, str] = MappingProxyType({}))
     return {name: known.get(name) or hash_file(path) for name, path in names.items()}
 
 
-def read_described_files(directory: Path) -> dict[str, str]:
+def read_described_files(directory: Path, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """Return the files that a manifest names: all but the run card, which tells of time and machine."""
-    return {name: sha256 for name, sha256 in hash_files(directory).items() if name != RUN_CARD}
+    return {name: sha256 for name, sha256 in hash_files(directory, known).items() if name != RUN_CARD}
 
 
 def read_versions(packages: Iterable[str]) -> dict[str, str]:
@@ -55,14 +55,15 @@ def write_manifest(
     inputs: dict[str, Path],
     settings: dict[str, Any],
     extra: dict[str, Any] | None = None,
+    known: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the manifest of a published `directory`.
 
     inputs: name to file; a directory input is named by its manifest, so hashes form a chain.
     settings: what the rule was given (parameters, seed, versions of the packages that matter).
-    extra: facts about the artifact that its readers need.
+    extra: facts about the artifact that its readers need. known: hashes of files that were just computed.
     """
-    files = read_described_files(directory)
+    files = read_described_files(directory, known)
     value = {
         "files": files,
         "size_bytes": sum((directory / name).stat().st_size for name in files),

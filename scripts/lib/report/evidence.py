@@ -49,8 +49,9 @@ class Evidence:
 
     @property
     def columns(self) -> list[str]:
-        """The metrics that tables show."""
-        return find_metrics(self.task)
+        """The metrics that tables show: those that the rows define, since most data have no calls of tools."""
+        quality = self.score["quality"]
+        return [name for name in find_metrics(self.task) if quality[name] is not None]
 
     @property
     def chosen(self) -> str:

@@ -10,7 +10,14 @@ from typing import NamedTuple
 from lib.core.cli import fail
 
 TORCH_CPU = "envs/torch-cpu.lock"  # PyTorch's builds for the CPU
-LOCKS = (TORCH_CPU, "requirements.lock", "envs/cuda/torch.lock", "envs/cuda/onnx.lock", "tests/llama-cpp.lock")
+LOCKS = (
+    TORCH_CPU,
+    "requirements.lock",
+    "envs/cuda/torch.lock",
+    "envs/cuda/onnx.lock",
+    "tests/llama-cpp.lock",
+    "tests/trl.lock",
+)
 
 _PIN = re.compile(r"((?P<name>[A-Za-z0-9._-]+)(\[[a-z0-9,-]+\])?(?P<pin>===?[^\s;\\]+)) *\\?")
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")

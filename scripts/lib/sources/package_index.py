@@ -48,6 +48,7 @@ _REASONS = (
 )
 _PYPI = "https://pypi.org/simple"
 _PIECE = 1 << 20
+DOWNLOADED = "download"  # name of a file that was downloaded, whatever it is called elsewhere
 _LONGEST_PAGE = 64 << 20
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
 # As pip: what a moment later may succeed.
@@ -90,7 +91,7 @@ class PackageIndex:
 
     def download(self, file: PackageFile, folder: Path) -> tuple[Path, str]:
         """Copy a file into `folder`; returns its path and sha256. Raises `UserError`."""
-        target, digest = folder / "download", hashlib.sha256()
+        target, digest = folder / DOWNLOADED, hashlib.sha256()
         with BoundedOutput(target, file.name) as output:
             for piece in self._pieces(file):
                 digest.update(piece)

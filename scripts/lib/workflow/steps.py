@@ -7,6 +7,7 @@ from lib.core.escaping import escape_controls
 STEPS = {
     "fetch_tweets": "fetch the demo's rows",
     "fetch_data": "read the rows",
+    "fetch_tokenizer": "fetch the tokenizer of the base model",
     "fetch_model": "fetch the base model",
     "audit_data": "check the rows",
     "split_data": "split the rows into train, validation and test",
