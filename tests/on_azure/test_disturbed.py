@@ -142,15 +142,17 @@ def test_jobs_get_rows_from_a_datastore_and_the_model_from_a_registry(to_train, 
             del config["data"]["files"], config["base_model"]["path"]
 
         workspace.configure(from_azure)
-        workspace.run("--", "results/corpus/leakage.json")
+        workspace.run("--", "results/corpus/leakage.json", "results/base.manifest.json")
         jobs = {job.tags["snakemake_rule"]: job for job in workspace.jobs()}
-        assert {"fetch_data", "fetch_model"} <= jobs.keys()
+        assert {"fetch_data", "fetch_tokenizer", "fetch_model"} <= jobs.keys()
         assert jobs["fetch_data"].properties["inputs"]["data"] == {
             "jobInputType": "uri_file",
             "mode": "ReadOnlyMount",
             "uri": uri,
         }
-        assert jobs["fetch_model"].properties["inputs"]["model"]["jobInputType"] == "mlflow_model"
+        for rule, mode in (("fetch_tokenizer", "ReadOnlyMount"), ("fetch_model", "Download")):
+            given = jobs[rule].properties["inputs"]["model"]
+            assert (given["jobInputType"], given["mode"]) == ("mlflow_model", mode)
         assert json.loads(azurite.read(container, "project/results/data/rows.jsonl").splitlines()[0])["file"] == uri
         base = json.loads(azurite.read(container, "project/results/base.manifest.json"))
         assert base["settings"]["source"] == {"source": model}

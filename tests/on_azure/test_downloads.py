@@ -285,8 +285,11 @@ def test_a_downloaded_model_is_the_one_that_a_job_is_given(
         "sha256": hash_text(dump_canonical_json(hash_files(tiny_llama))),
     }
     settings = {"source": source, "parameters": parameters_of(tiny_llama), "versions": {}}
-    command = ["fetch_model", "--settings", settings, "--output"]
     monkeypatch.setenv("AZURITE_CONNECTION_STRING", azurite.connection_string)
+    of_tokenizer = {key: value for key, value in settings.items() if key != "parameters"}
+    done = run_script("fetch_tokenizer", "--settings", of_tokenizer, "--output", tmp_path / "tokenizer")
+    assert re.fullmatch(r"downloading [56] files, 0.[01] MB\n", done.stderr), "no weights"
+    command = ["fetch_model", "--settings", settings, "--tokenizer", tmp_path / "tokenizer", "--output"]
     done = run_script(*command, tmp_path / "downloaded")
     assert re.fullmatch(r"downloading \d files, 0.\d MB\n", done.stderr), done.stderr
     monkeypatch.setenv("AZUREML_INPUT_MODEL", str(tiny_llama))

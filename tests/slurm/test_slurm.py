@@ -32,7 +32,7 @@ def whole_way(workspace: ClusterWorkspace, undisturbed: dict[str, str]) -> None:
     assert set(workspace.ended()) == {"COMPLETED"}
     in_jobs = {path.name.removeprefix("rule_") for path in (workspace.root / ".snakemake/slurm_logs").iterdir()}
     assert {"audit_data", "train_adapter", "merge_adapter", "build_onnx", "score_onnx", "write_report"} <= in_jobs
-    assert not in_jobs & {"fetch_data", "fetch_model", "select_model", "check_gate"}
+    assert not in_jobs & {"fetch_data", "fetch_tokenizer", "fetch_model", "select_model", "check_gate"}
 
     for rule in sorted(in_jobs):
         on_gpu = [re.search(r"^runs on [01]$", log, flags=re.MULTILINE) is not None for log in workspace.job_logs(rule)]
