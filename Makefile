@@ -1,6 +1,6 @@
 # make run    the workflow on config.yaml       make run ARGS="--configfile examples/tones.yaml"
 # make test   every test but the next ones      make check   formatters, linters, types
-# make clean-work DAYS=30   progress of old trainings     make clean-results, clean   say what they remove
+# make clean-work DAYS=30   old progress and base models    make clean-results, clean   say what they remove
 # make test-slow   tests that take half a minute and more each, of what shorter ones touch too
 # make test-conda    the conda environments built, and every rule run in its own
 # make test-faults   each rule disturbed in each way, each parser given hostile files, one to two hours

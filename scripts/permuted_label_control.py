@@ -10,6 +10,7 @@ their own labels. Exit code 1 when the control fails, or shows nothing.
 """
 
 import argparse
+import copy
 import random
 import sys
 from collections import Counter
@@ -22,8 +23,10 @@ from run import main as run_workflow
 
 from lib.config.loader import check_yaml, load_config
 from lib.config.schema import Config
+from lib.config.sources import Data
 from lib.core.cli import call_or_exit, fail
 from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
+from lib.data.rows import get_column
 
 # Few rows to train on and many to be sure by: with 360 of them the interval is about 5 points to either side.
 _ROWS = 800
@@ -67,14 +70,12 @@ def main(configfile: Path) -> str:
     config = load_config(yaml.safe_load(configfile.read_text(encoding="utf-8")), [configfile])
     if config.task != "classification":
         fail("a control shuffles labels, and task generation has none", "use it with classification", at=configfile)
-    if config.data.conversation:
-        fail(
-            "a control writes rows of columns, and these are conversations", "there is none for them yet", at=configfile
-        )
     if not any(run.trained for run in config.runs.values()):
         fail("a control trains on shuffled labels, and this configuration trains nothing", "", at=configfile)
-    follow(f"{config.results}/data/kept.jsonl", configfile=configfile)
+    follow(f"{config.results}/data/kept.jsonl", f"{config.results}/base.manifest.json", configfile=configfile)
     rows = sample_rows(list(read_jsonl(Path(config.results) / "data/kept.jsonl")), config)
+    if config.data.conversation:
+        rows = add_sources(rows, Path(config.results) / "data/rows.jsonl")
 
     permuted = measure(config, "permuted", replace_labels(rows, shuffle_labels(rows, config.seed)))
     if permuted.better:
@@ -110,10 +111,28 @@ def replace_labels(rows: Sequence[Row], labels: Sequence[str]) -> list[Row]:
     return [{**row, "target": label} for row, label in zip(rows, labels, strict=True)]
 
 
+def add_sources(rows: Sequence[Row], file: Path) -> list[Row]:
+    """Add the `source` of each kept row: what its file has of it."""
+    kept = {(row["file"], row["number"]): row for row in rows}
+    found = ((kept.get((read["file"], read["number"])), read.get("row")) for read in read_jsonl(file))
+    return [{**row, "source": source} for row, source in found if row is not None]
+
+
+def build_raw_row(row: Row, data: Data) -> dict[str, Any]:
+    """Return a kept row as a file has it, with the label that it has now: a column, or a conversation's last turn."""
+    if not data.conversation:
+        return {**row["values"], data.target: row["target"]}
+    source = copy.deepcopy(row["source"])
+    turns = get_column(source, data.conversation)
+    key = "content" if "content" in turns[-1] else "value"
+    turns[-1] = {**turns[-1], key: row["target"]}
+    return source
+
+
 def measure(config: Config, name: str, rows: Sequence[Row]) -> Measured:
     """Train on `rows` in a results folder of its own, and measure the adapter."""
     results, work = f"{config.results}-control/{name}", Path(f"work/control/{config.results}/{name}")
-    write_jsonl(work / "rows.jsonl", [{**row["values"], config.data.target: row["target"]} for row in rows])
+    write_jsonl(work / "rows.jsonl", [build_raw_row(row, config.data) for row in rows])
     configfile = work / "config.yaml"  # JSON is YAML
     write_json(configfile, derive_configuration(config, results, work / "rows.jsonl"))
     run_name = config.finetune.method

@@ -5,9 +5,12 @@ import json
 
 import pytest
 import torch
+import yaml
+from permuted_label_control import add_sources, build_raw_row, derive_configuration
 
+from lib.config.loader import load_config
 from lib.core.cli import UserError
-from lib.core.files import read_jsonl
+from lib.core.files import read_jsonl, write_jsonl
 from lib.data.conversations import (
     TURNS,
     ConversationError,
@@ -25,6 +28,7 @@ from lib.data.tokenizer import load_tokenizer
 from lib.models.loading import load_model
 from lib.training.batching import IGNORED, encode_rows
 from support.data_stages import audit, render
+from support.paths import ROOT
 from support.tiny_models import tiny_tokenizer
 
 CHAT = {"text_template": None}
@@ -319,6 +323,24 @@ def test_audit_and_corpus_of_conversations(tmp_path, tiny_model):
     assert template["separators"] == list_separators(tokenizer)
     asked = read_question({"messages": ROWS[0]["messages"][:-1]}, "messages")
     assert render_question(template["conversation"], asked, None) == kept[0]["values"][TURNS]
+
+
+def test_the_control_changes_the_last_turn_and_nothing_else(tmp_path):
+    values = yaml.safe_load((ROOT / "examples/conversations.yaml").read_text()) | {"task": "classification"}
+    config = load_config({**values, "data": {**values["data"], "conversation": "data.turns"}, "evaluate": {}}, [])
+    load_config(derive_configuration(config, "results-control", ROOT / "data/conversations.jsonl"), [])
+    raw = [
+        {"data": {"turns": turns("a", "b", "c", "joy"), "id": 1}},
+        {"data": {"turns": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "joy"}]}},
+    ]
+    read = [{"file": "a", "number": number, "row": row} for number, row in enumerate(raw, start=1)]
+    write_jsonl(tmp_path / "rows.jsonl", read)
+    kept = [{"file": "a", "number": number, "target": "joy"} for number in (1, 2)]
+    rows = add_sources(kept, tmp_path / "rows.jsonl")
+    assert [build_raw_row(row, config.data) for row in rows] == raw
+    (first, second) = (build_raw_row({**row, "target": "fear"}, config.data) for row in rows)
+    assert first == {"data": {"turns": turns("a", "b", "c", "fear"), "id": 1}}
+    assert second["data"]["turns"][-1] == {"from": "gpt", "value": "fear"}
 
 
 def test_rows_that_are_conversations_are_told_as_what_they_are(tmp_path, tiny_phi3):

@@ -116,7 +116,12 @@ def test_a_second_run_has_nothing_to_do(ran):
 def test_one_changed_parameter_makes_again_what_depends_on_it(ran):
     changed = copy_tree(ran, "changed")
     changed.configure(lambda config: config["finetune"].update(lora_alpha=16))
-    assert changed.planned() == {*TRAINING, "keep_selected", *(HERE - {"fetch_data", "fetch_tokenizer", "fetch_model"}), "all"}
+    assert changed.planned() == {
+        *TRAINING,
+        "keep_selected",
+        *(HERE - {"fetch_data", "fetch_tokenizer", "fetch_model"}),
+        "all",
+    }
     changed.configure(
         lambda config: (config["finetune"].update(lora_alpha=8), config.update(gate={"minimum": {"accuracy": 0.1}}))
     )

@@ -1,4 +1,4 @@
-"""The lists that name their tests (traps, attacks, what is trusted): complete, and every place that they name exists."""
+"""The lists that name their tests (traps, attacks, inputs that failed, what is trusted): complete, and every place that they name exists."""
 
 import ast
 import re
@@ -10,6 +10,7 @@ import pytest
 from support.paths import ROOT, SCRIPTS
 
 TRAPS = 57
+CASES = 45
 ATTACKS = [
     *(f"H{number}" for number in range(1, 8)),
     *(f"M{number}" for number in range(1, 13)),
@@ -43,6 +44,14 @@ def test_every_attack_is_listed_once_with_a_test():
         assert TEST.findall(attack[-1]), attack[0]
 
 
+def test_every_input_that_failed_once_names_a_test():
+    lines = (ROOT / "tests" / "cases.md").read_text(encoding="utf-8").splitlines()
+    cases = [line.strip("|").split(" | ") for line in lines if line.startswith("| ")][2:]
+    assert len({case[0] for case in cases}) == len(cases) == CASES
+    for case, _, tests in cases:
+        assert TEST.findall(tests), case
+
+
 def test_every_promise_of_the_security_page_names_a_test():
     lines = (ROOT / "SECURITY.md").read_text(encoding="utf-8").splitlines()
     promises = [line for line in lines if line.startswith("| ") and not line.startswith(("| what", "| ---"))]
@@ -53,7 +62,7 @@ def test_every_promise_of_the_security_page_names_a_test():
 
 def test_every_test_that_a_list_names_is_collected():
     pytest.importorskip("torch", reason="needs torch, which is not installed")  # else not all are collected
-    lists = [ROOT / name for name in ("tests/traps.md", "tests/attacks.md", "SECURITY.md")]
+    lists = [ROOT / name for name in ("tests/traps.md", "tests/attacks.md", "tests/cases.md", "SECURITY.md")]
     lines = [line for path in lists for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     named = {f"tests/{file}::{name}" for line in lines for file, name in TEST.findall(line)}
     files = sorted({one.partition("::")[0] for one in named})

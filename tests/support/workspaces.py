@@ -139,3 +139,11 @@ def restored(finished: Path, root: Path) -> Workspace:
     """A copy with bytes, time stamps and Snakemake's own record."""
     shutil.copytree(finished, root, symlinks=True)
     return Workspace(root)
+
+
+def predict(root: Path, *words: str) -> dict:
+    """What the packaged model answers."""
+    command = [sys.executable, "scripts/predict.py", "--model", "results/model", "--json", *words]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

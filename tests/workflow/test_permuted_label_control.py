@@ -74,7 +74,7 @@ def test_the_labels_are_shuffled_and_nothing_else_is(passed):
 
 def test_the_run_itself_is_not_touched(passed):
     assert sorted(path.name for path in (passed.root / "results").iterdir() if path.is_dir()) == [
-        *("base", "data", "logs", "timings")
+        *("base", "data", "logs", "timings", "tokenizer")
     ]
     scores = passed.root / "results-control/permuted/scores"
     assert not list(scores.rglob("*test*")), "no test row is scored"

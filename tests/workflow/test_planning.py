@@ -142,6 +142,8 @@ def test_folders_and_patterns_become_the_files_that_they_hold(tmp_path, monkeypa
     assert list_data_files(["odd[1].csv", "made/later.json"], [], home) == [("odd[1].csv", ""), ("made/later.json", "")]
     with pytest.raises(UserError, match=r"data.files: rows/\*.txt holds no file with rows; rows are read from .json"):
         list_data_files(["rows/*.txt"], [], home)
+    with pytest.raises(UserError, match="data.files: rows/../rows/b.csv is there twice, also as ./rows/b.csv"):
+        list_data_files(["./rows/b.csv", "rows/../rows/b.csv"], ["train", "test"], home)
     with pytest.raises(UserError, match="data.files: rows/b.csv is there twice"):
         list_data_files(["rows/b.csv", "rows"], [], home)
 

@@ -12,13 +12,12 @@ import subprocess
 import sys
 import time
 import uuid
-from pathlib import Path
 
 import pytest
 import yaml
 
 from lib.core.files import hash_file, read_json, read_jsonl
-from support.workspaces import HOSTILE, Workspace, copy_project, parameters_of, tiny_config, write_rows
+from support.workspaces import HOSTILE, Workspace, copy_project, parameters_of, predict, tiny_config, write_rows
 
 pytestmark = pytest.mark.workflow
 
@@ -100,50 +99,6 @@ def test_no_manifest_holds_a_path_of_this_machine(workspace):
 def test_a_variant_for_another_provider_is_built_and_marked_unverified(workspace):
     assert read_json(workspace.results / "runs/lora/onnx/int4-cuda.manifest.json")["verified"] is False
     assert read_json(workspace.results / "selection.json")["variant"] == "int4"
-
-
-def predict(root: Path, *words: str) -> dict:
-    """What the packaged model answers."""
-    command = [sys.executable, "scripts/predict.py", "--model", "results/model", "--json", *words]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.mark.end_to_end
-@pytest.mark.slow
-def test_conversations_go_the_whole_way(tiny_phi3, tmp_path):
-    """Several turns of which two are trained, a given test file, and an answer to a conversation."""
-    copy_project(tmp_path)
-    words = ["rain", "sun", "storm", "cake", "river", "stone", "letter", "candle", "mountain", "winter"]
-    rows = [
-        {"messages": [
-            {"role": "user", "content": f"Say {words[number % 10]} {number} {words[number * 3 % 10]}"},
-            {"role": "assistant", "content": "Which one?"},
-            {"role": "user", "content": f"The {words[number * 7 % 10]} of {number * 31}"},
-            {"role": "assistant", "content": words[number % 10]},
-        ]}
-        for number in range(120)
-    ]  # fmt: skip
-    write_rows(tmp_path / "train.json", rows[:100])
-    write_rows(tmp_path / "test.json", rows[100:])
-    config = tiny_config(tiny_phi3)
-    config.update(
-        task="generation",
-        data={"files": {"train": ["train.json"], "test": ["test.json"]}, "conversation": "messages"},
-        corpus={"max_length": 200},
-        variants={"int4": {}},
-    )
-    config["base_model"]["parameters"] = parameters_of(tiny_phi3)
-    config["evaluate"].update(max_new_tokens=8)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    workspace = Workspace(tmp_path)
-    workspace.run()
-    assert read_json(workspace.results / "summary.json")["data"]["test"] == 20
-    assert all(len(row["spans"]) == 1 for row in read_jsonl(workspace.results / "corpus/train.jsonl"))
-    write_rows(tmp_path / "asked.json", [{"messages": rows[0]["messages"][:-1]}])
-    for more in (["--file", "asked.json"], ["Say rain"]):
-        assert "answer" in predict(tmp_path, *more)
 
 
 @pytest.mark.end_to_end

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
 from pathlib import Path
@@ -119,9 +118,13 @@ def list_data_files(names: Sequence[str], splits: Sequence[str], home: Path) -> 
         if not files:
             fail(f"data.files: {name} holds no file with rows", f"rows are read from {FORMATS}")
         found += [(file, split) for file in files]
-    again = [file for file, count in Counter(file for file, _ in found).items() if count > 1]
-    if again:
-        fail(f"data.files: {again[0]} is there twice", "name it once, and leave it out of the pattern or folder")
+    known: dict[str, str] = {}
+    for file, _ in found:
+        place = os.path.realpath(next((root / file for root in (Path(), home) if (root / file).exists()), file))
+        if place in known:
+            other = f", also as {known[place]}" if known[place] != file else ""
+            fail(f"data.files: {file} is there twice{other}", "name it once, and leave it out of the pattern or folder")
+        known[place] = file
     return found
 
 
