@@ -99,4 +99,14 @@ def temp_unless_kept(folder):
     return temp(directory(folder)) if CONFIG.keep == "selected" else directory(folder)
 
 
+# Input of who needs the temperature; free answers have no probabilities.
+TEMPERATURE = (
+    {"temperature": f"{R}/temperature.json"} if CONFIG.task == "classification" else {}
+)
+
+
+def temperature_flag(wildcards, input):
+    return ["--temperature", input.temperature] if "temperature" in input.keys() else []
+
+
 final_outputs = expand_runs(STAGES.list_final_outputs)

@@ -5,6 +5,7 @@ rule check_tokenizer:
     """Warn, before the training, of texts that ONNX Runtime GenAI's own tokenizer splits differently; never fails."""
     input:
         **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
+        template=rules.render_corpus.output.template,
         tokenizer=ancient(rules.fetch_tokenizer.output.tokenizer),
         tokenizer_manifest=rules.fetch_tokenizer.output.manifest,
         script=script("check_tokenizer"),
@@ -25,7 +26,7 @@ rule check_tokenizer:
     params:
         versions=settings("onnxruntime-genai tokenizers"),
     shell:
-        "exec python {input.script:q} --tokenizer {input.tokenizer:q}"
+        "exec python {input.script:q} --tokenizer {input.tokenizer:q} --template {input.template:q}"
         " --train {input.train:q} --validation {input.validation:q} --test {input.test:q}"
         " --output {output.check:q} --log {log:q}"
 
@@ -61,6 +62,7 @@ rule check_build:
             variants=VARIANTS,
             evaluate=config_subset("evaluate", "max_new_tokens"),
             benchmark=CONFIGURATION["benchmark"],
+            decision=CONFIGURATION["decision"],
         ),
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --base {input.base:q} --train {input.train:q}"

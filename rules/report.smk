@@ -70,9 +70,39 @@ rule select_model:
         " --output {output.selection:q} --log {log:q}"
 
 
+rule fit_temperature:
+    """Fit the temperature of the selected model's probabilities and choose its threshold, both on validation rows."""
+    input:
+        selection=rules.select_model.output.selection,
+        candidates=expand_runs(STAGES.list_candidates),
+        script=script("fit_temperature"),
+        modules=modules("fit_temperature"),
+    output:
+        temperature=f"{R}/temperature.json",
+    log:
+        f"{R}/logs/fit_temperature/log.txt",
+    benchmark:
+        f"{R}/timings/fit_temperature/time.tsv"
+    localrule: True
+    conda:
+        "../envs/report.yaml"
+    params:
+        settings=settings(
+            "scipy numpy",
+            seed=CONFIG.seed,
+            evaluate=config_subset("evaluate", "bootstrap_samples"),
+            decision=CONFIGURATION["decision"],
+        ),
+        results=results_folder,
+    shell:
+        "exec python {input.script:q} --settings {params.settings:q} --selection {input.selection:q}"
+        " --results {params.results:q} --output {output.temperature:q} --log {log:q}"
+
+
 rule assemble_model:
     """Assemble the selected model as the test rows will score it: ONNX files, tokenizer, template."""
     input:
+        **TEMPERATURE,
         selection=rules.select_model.output.selection,
         template=rules.render_corpus.output.template,
         base=ancient(rules.fetch_model.output.model),
@@ -111,10 +141,11 @@ rule assemble_model:
         ),
         results=results_folder,
         records=fetch_logs_command,
+        temperature=temperature_flag,
         timings=in_results("timings"),
     shell:
         "{params.records:q} && exec python {input.script:q} --settings {params.settings:q} --selection {input.selection:q}"
-        " --results {params.results:q} --template {input.template:q} --base {input.base:q}"
+        " --results {params.results:q} --template {input.template:q} --base {input.base:q} {params.temperature:q}"
         " --timings {params.timings:q} --output {output.model:q} --log {log:q}"
 
 
@@ -128,6 +159,7 @@ rule keep_selected:
         folder_manifests=expand_runs(
             lambda: list_manifests(STAGES.list_checkpoints("adapter", "merged"))
         ),
+        template=rules.render_corpus.output.template,
         script=script("keep_selected"),
         modules=modules("keep_selected"),
     output:
@@ -144,7 +176,7 @@ rule keep_selected:
         results=results_folder,
     shell:
         "exec python {input.script:q} --selection {input.selection:q} --results {params.results:q}"
-        " --output {output.selected:q} --log {log:q}"
+        " --template {input.template:q} --output {output.selected:q} --log {log:q}"
 
 
 rule check_gate:
@@ -182,6 +214,7 @@ rule check_gate:
 rule summarize:
     """Collect every number that other tools read in one file."""
     input:
+        **TEMPERATURE,
         audit=rules.audit_data.output.audit,
         split=rules.split_data.output.split,
         leakage=rules.check_leakage.output.leakage,
@@ -232,6 +265,7 @@ rule summarize:
         ),
         base=in_results("base"),
         results=results_folder,
+        temperature=temperature_flag,
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --audit {input.audit:q} --split {input.split:q}"
         " --leakage {input.leakage:q} --tokenizer {input.tokenizer:q}"
@@ -239,7 +273,7 @@ rule summarize:
         " --base-validation {input.base_validation:q}"
         " --base-validation-predictions {input.base_validation_predictions:q} --base-test {input.base_test:q}"
         " --base-test-predictions {input.base_test_predictions:q} --base {params.base:q}"
-        " --results {params.results:q} --selection {input.selection:q}"
+        " --results {params.results:q} --selection {input.selection:q} {params.temperature:q}"
         " --gate {input.gate:q} --model-score {input.model_score:q} --model-predictions {input.model_predictions:q}"
         " --model-manifest {input.model_manifest:q} --output {output.summary:q} --log {log:q}"
 

@@ -14,6 +14,7 @@ from lib.core.cli import build_parser, fail, parse_settings, report_progress, ru
 from lib.core.files import read_json
 from lib.core.layout import SCORED_SPLITS, SPLITS
 from lib.data.corpus import load_template, read_corpus
+from lib.data.templates import UNSURE
 from lib.data.tokenizer import Tokenizer, encode_pairs, load_tokenizer, read_max_tokens
 from lib.evaluation.scoring import answer_limit, encode_choices
 from lib.onnx.calibration_rows import pack_ids, sample_calibration_rows
@@ -34,6 +35,7 @@ def main(args: argparse.Namespace) -> None:
     columns = read_row_lengths(args.base)
     layers = read_json(args.base / "config.json")["num_hidden_layers"]
     rows = {split: read_corpus(getattr(args, split)) for split in SPLITS}
+    check_labels(template["labels"] or [], settings)
     for name, variant in settings["variants"].items():
         check_block_size(name, variant, columns)
         check_nodes(name, variant, columns, layers)
@@ -45,6 +47,12 @@ def main(args: argparse.Namespace) -> None:
     prompts = rows["validation"][: settings["benchmark"]["prompts"]]
     check_lengths(args.validation, prompts, tokenizer, settings["benchmark"]["new_tokens"], read_max_tokens(args.base))
     report_progress(f"check_build: {len(settings['variants'])} variants fit the base model and the corpus")
+
+
+def check_labels(labels: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a label that the answer below the threshold of `decision` could be mistaken for."""
+    if "decision" in settings and UNSURE in labels:
+        fail(f"a label is called {UNSURE!r}, as the answer below the threshold of decision:", "rename the label")
 
 
 def read_row_lengths(base: Path) -> dict[str, int]:

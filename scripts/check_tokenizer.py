@@ -24,9 +24,12 @@ from lib.core.cli import build_parser, die_with_parent, extract_first_line, repo
 from lib.core.files import read_jsonl, write_json
 from lib.core.layout import SPLITS
 from lib.core.limits import limit_memory
+from lib.data.corpus import load_template
+from lib.data.templates import Template
 from lib.data.tokenizer import Tokenizer, find_first_difference, load_tokenizer
 from lib.data.tokenizer_check import TokenizerCheck, describe_check
 from lib.data.tokenizer_trial import LIMITS
+from lib.data.trained_chat_template import CHAT_TEMPLATE, find_question, render_trained_chat_template
 from lib.provenance.manifests import read_manifest
 
 _EXAMPLES = 5
@@ -40,7 +43,8 @@ class UnreadableError(Exception):
 
 def main(args: argparse.Namespace) -> None:
     read_manifest(args.tokenizer)
-    check = check_rows(args.tokenizer, [place for split in SPLITS for place in _places(split, getattr(args, split))])
+    rows = [place for split in SPLITS for place in _places(split, getattr(args, split))]
+    check = check_rows(args.tokenizer, load_template(args.template), rows)
     write_json(args.output, check)
     report_progress(f"check_tokenizer: {describe_check(check)}")
 
@@ -50,20 +54,33 @@ def _places(split: str, file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]
         yield split, line, row
 
 
-def check_rows(base: Path, rows: list[tuple[str, int, dict[str, Any]]]) -> TokenizerCheck:
+def check_rows(base: Path, template: Template, rows: list[tuple[str, int, dict[str, Any]]]) -> TokenizerCheck:
     """Compare the ids of every row. rows: split, line and row."""
     tokenizer = load_tokenizer(base)
-    differences, at = [], ""
+    differences, at, asked_otherwise = [], "", 0
+    is_question = "conversation" not in template  # else its own template ships, and rows hold what that has rendered
     try:
-        with tempfile.TemporaryDirectory() as folder, open_onnx_tokenizer(write_empty_model(folder, base)) as theirs:
-            report_loaded()
-            for split, line, row in rows:
-                at = f" at line {line} of {split}.jsonl"
-                if difference := compare_row(tokenizer, theirs, row):
-                    differences.append({"split": split, "line": line, **difference})
+        with tempfile.TemporaryDirectory() as folder:
+            model = write_empty_model(folder, base, render_trained_chat_template(template))
+            with open_onnx_tokenizer(model) as theirs:
+                report_loaded()
+                for split, line, row in rows:
+                    at = f" at line {line} of {split}.jsonl"
+                    if difference := compare_row(tokenizer, theirs, row):
+                        differences.append({"split": split, "line": line, **difference})
+                    if is_question:
+                        ids = theirs.ask(find_question(template, row["prompt"]))
+                        asked_otherwise += ids != tokenizer.encode(row["prompt"])
     except UnreadableError as error:
-        return {"rows": len(rows), "differ": None, "error": f"{error}{at}", "examples": []}
-    return {"rows": len(rows), "differ": len(differences), "error": None, "examples": differences[:_EXAMPLES]}
+        said = f"{error}{at}"
+        return {"rows": len(rows), "differ": None, "error": said, "examples": [], "asked_otherwise": None}
+    return {
+        "rows": len(rows),
+        "differ": len(differences),
+        "error": None,
+        "examples": differences[:_EXAMPLES],
+        "asked_otherwise": asked_otherwise if is_question else None,
+    }
 
 
 def compare_row(tokenizer: Tokenizer, theirs: "OnnxTokenizer", row: dict[str, Any]) -> dict[str, Any] | None:
@@ -108,6 +125,11 @@ class OnnxTokenizer(NamedTuple):
         self.pipe.send_bytes(json.dumps(texts).encode("ascii"))
         return self.receive(_ROW_SECONDS)
 
+    def ask(self, question: str) -> list[int]:
+        """Return the ids of a user's turn through the chat template. Raises `UnreadableError`."""
+        self.pipe.send_bytes(json.dumps(question).encode("ascii"))
+        return self.receive(_ROW_SECONDS)[0]
+
     def receive(self, seconds: int) -> list[list[int]]:
         """Wait for what the process sends. Raises `UnreadableError`."""
         if not self.pipe.poll(seconds):
@@ -126,7 +148,10 @@ class OnnxTokenizer(NamedTuple):
 
 
 def _serve_ids(folder: Path, pipe: Connection) -> None:
-    """Send once that the tokenizer is loaded, then the ids of all texts that come; a string is an error."""
+    """Send once that the tokenizer is loaded, then ids; a string is an error.
+
+    A list that comes is texts; a text is what a user says, to be rendered by the chat template first.
+    """
     import onnxruntime_genai as og
 
     from lib.onnx.runtime import open_onnx
@@ -142,12 +167,23 @@ def _serve_ids(folder: Path, pipe: Connection) -> None:
         tokenizer = og.Tokenizer(model)
         send([])
         while True:
-            send([tokenizer.encode(text).tolist() for text in json.loads(pipe.recv_bytes())])
+            asked = json.loads(pipe.recv_bytes())
+            texts = asked if isinstance(asked, list) else [_render_question(tokenizer, asked)]
+            send([tokenizer.encode(text).tolist() for text in texts])
     except Exception as error:  # its C++ code raises what it likes
         send(extract_first_line(error))
 
 
-def write_empty_model(path: str, base: Path) -> Path:
+def _render_question(tokenizer: Any, question: str) -> str:
+    """Render a user's turn as a program does that knows only chats; empty where the chat template does not work."""
+    messages = json.dumps([{"role": "user", "content": question}], ensure_ascii=False)
+    try:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+    except RuntimeError:
+        return ""
+
+
+def write_empty_model(path: str, base: Path, chat_template: str = "") -> Path:
     """Write a model without weights that ONNX Runtime GenAI loads, with the tokenizer of `base`; returns its folder.
 
     og.Tokenizer exists for a loaded model only. The builder puts the same two files beside a model.
@@ -155,6 +191,7 @@ def write_empty_model(path: str, base: Path) -> Path:
     folder = Path(path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(base / name, folder / name)
+    (folder / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
     ids = onnx.helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["batch", "tokens"])
     logits = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", "tokens"])
     cast = onnx.helper.make_node("Cast", ["input_ids"], ["logits"], to=onnx.TensorProto.FLOAT)
@@ -175,5 +212,6 @@ if __name__ == "__main__":
     arguments.add_argument("--tokenizer", type=Path, required=True, help="folder of the base model's tokenizer")
     for split in SPLITS:
         arguments.add_argument(f"--{split}", type=Path, required=True, help=f"corpus rows of {split}")
+    arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
     arguments.add_argument("--output", type=Path, required=True, help="verdict to write")
     run(arguments, main)

@@ -9,6 +9,7 @@ from lib.core.cli import NO_TELEMETRY, build_parser, report_progress, run
 from lib.core.escaping import escape_markdown
 from lib.core.files import publish_directory, read_json
 from lib.data.tokenizer_check import describe_check
+from lib.data.trained_chat_template import CHAT_TEMPLATE
 from lib.evaluation.registry import MAIN_METRIC
 from lib.evaluation.selection import load_selection
 from lib.onnx.packaged import read_genai_config, read_packaged_template
@@ -21,6 +22,7 @@ from lib.provenance.manifests import (
     write_manifest,
 )
 from lib.provenance.notices import find_notices
+from lib.report.findings import describe_probabilities
 from lib.report.formatting import format_interval, format_metric, format_term
 
 
@@ -72,6 +74,8 @@ def render_model_card(
         'With slmflow: `python scripts/predict.py --model FOLDER "text"`. `template.json` says how an input becomes a'
         f" prompt (inputs and answer take at most {template['max_length']} tokens) and `genai_config.json` where the"
         f" model stops; decoding is greedy. {escape_markdown(describe_check(summary['tokenizer']))}",
+        *filter(None, [_probabilities(template, summary)]),
+        f"`{CHAT_TEMPLATE}` renders the trained prompt from one turn of the user, for programs that know only chats.",
         f"ONNX Runtime reports its use to its maker unless `{NO_TELEMETRY[0]}=1` is set before it is loaded;"
         " slmflow's own programs set it.",
         "## Base model",
@@ -94,6 +98,17 @@ def render_model_card(
         _list(model["inputs"] | model["files"]),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _probabilities(template: dict[str, Any], summary: dict[str, Any]) -> str:
+    """Say how probabilities become those of `template.json`, and what the threshold is worth; empty without any."""
+    if "temperature" not in template:
+        return ""
+    found = summary["probabilities"]
+    return (
+        "Probabilities are those of the labels among each other, their log probabilities divided by the temperature in"
+        f" `template.json`. {escape_markdown(describe_probabilities(found))}"
+    )
 
 
 def _scores(task: str, summary: dict[str, Any]) -> str:

@@ -29,12 +29,13 @@ from lib.core.escaping import escape_controls
 from lib.data.conversations import TURNS, ConversationError, list_texts, read_question, read_tools, render_question
 from lib.data.readers import is_readable, read_rows
 from lib.data.rows import MISSING, convert_to_text, describe_value, format_place, get_column
-from lib.data.templates import Template, render_completion, render_prompt
+from lib.data.templates import UNSURE, Template, render_completion, render_prompt
 from lib.data.tokenizer import Tokenizer
 from lib.data.tokenizer_trial import TRIED_TEXTS, join_values
 from lib.data.truncation import shorten_values
 from lib.data.value_limits import compute_max_characters, cut_value
 from lib.evaluation.scoring import answer_text, encode_choices
+from lib.evaluation.temperature import compute_shares
 from lib.onnx.packaged import explain_tokenizer_errors, load_packaged_tokenizer, read_packaged_template
 from lib.onnx.runtime import OnnxModel, Reader, explain_runtime_errors, load_onnx
 
@@ -210,17 +211,23 @@ def _bound_values(one: Input, values: dict[str, str], template: dict[str, Any]) 
 def classify(
     model: OnnxModel, tokenizer: Tokenizer, template: dict[str, Any], prompts: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the most probable label of each prompt, and the share of each label in their probability."""
+    """Yield the most probable label of each prompt, and the probability of each label, corrected by the temperature."""
     labels = template["labels"]
     encoded = encode_choices(tokenizer, cast(Template, template), prompts)
     reader = Reader(model, max(len(prompt) + max(map(len, choices)) for prompt, choices in encoded))
     for prompt, choices in encoded:
-        log_probs = np.array(reader.log_probs(reader.read(prompt), choices))
-        shares = np.exp(log_probs - log_probs.max())
-        shares /= shares.sum()
-        best = int(shares.argmax())
-        probabilities = dict(zip(labels, shares.tolist(), strict=True))
-        yield {"label": labels[best], "probability": probabilities[labels[best]], "probabilities": probabilities}
+        log_probs = np.array([reader.log_probs(reader.read(prompt), choices)])
+        shares = compute_shares(log_probs, template.get("temperature", 1.0))[0].tolist()
+        yield choose_answer(dict(zip(labels, shares, strict=True)), template)
+
+
+def choose_answer(probabilities: dict[str, float], template: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer: the most probable label, or that none is probable enough."""
+    label = max(probabilities, key=lambda one: probabilities[one])
+    answer = {"label": label, "probability": probabilities[label], "probabilities": probabilities}
+    if "threshold" in template and (template["threshold"] is None or probabilities[label] < template["threshold"]):
+        return {**answer, "label": UNSURE, "best": label}
+    return answer
 
 
 def generate(

@@ -17,6 +17,13 @@ from lib.evaluation.answers import Prediction
 from lib.evaluation.comparison import compare_stages_with_intervals
 from lib.evaluation.metrics import find_main_baseline, measure_quality
 from lib.evaluation.selection import load_selection
+from lib.evaluation.temperature import (
+    find_sureness,
+    list_curve,
+    measure_answers,
+    measure_probabilities,
+    read_scores,
+)
 from lib.provenance.manifests import build_manifest_path, load_manifest
 from lib.report.findings import state_verdict
 
@@ -39,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
     base = {"validation": _quality(args.base_validation), "test": _quality(args.base_test)}
     summary = {
         "data": _data(read_json(args.audit), read_json(args.split)),
-        "tokenizer": {key: read_json(args.tokenizer)[key] for key in ("rows", "differ", "error")},
+        "tokenizer": {key: read_json(args.tokenizer)[key] for key in ("rows", "differ", "error", "asked_otherwise")},
         "baselines": {name: splits for name, splits in read_json(args.baselines).items() if name != "extra"},
         "base": base | {"size_mb": _size_mb(args.base)},
         "runs": _runs(args),
@@ -48,6 +55,8 @@ def main(args: argparse.Namespace) -> None:
         "model": _model(args, read_json(args.results.speed(selection["run"], selection["variant"]))),
         "gate": read_json(args.gate),
     }
+    if args.temperature:
+        summary["probabilities"] = _probabilities(args)
     if leaking := read_json(args.leakage).get("leaking", {}).get("test"):
         summary["leaks"] = _without_leaks(args, {*leaking})
     text, ship = state_verdict(args.settings["task"], summary)
@@ -164,6 +173,23 @@ def _model(args: argparse.Namespace, speed: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _probabilities(args: argparse.Namespace) -> dict[str, Any]:
+    """Return temperature and threshold, and what they are worth on validation rows, which chose them, and on test rows.
+
+    before, after: the quality of the probabilities without and with the temperature. answered: precision and coverage
+    of the answers above the threshold. curve: risk by coverage, on the test rows.
+    """
+    fitted, settings = read_json(args.temperature), args.settings
+    scored = read_scores(_predictions(args.model_predictions))
+    draw = {"seed": settings["seed"], "samples": settings["evaluate"]["bootstrap_samples"]}
+    stages = {"before": 1.0, "after": fitted["temperature"]}
+    test = {name: measure_probabilities(scored, value, **draw) for name, value in stages.items()}
+    sureness, right = find_sureness(scored, fitted["temperature"])
+    if "decision" in fitted:
+        test["answered"] = measure_answers(sureness, right, fitted["threshold"], **draw)
+    return {**fitted, "test": test, "curve": list_curve(sureness, right)}
+
+
 def _without_leaks(args: argparse.Namespace, leaking: set[str]) -> dict[str, Any]:
     """Return the quality on the test rows that are like no row of another split: of the model, the base and baselines.
 
@@ -221,5 +247,6 @@ if __name__ == "__main__":
         "output": "summary.json",
     }.items():
         arguments.add_argument(f"--{name}", type=Path, required=True, help=what)
+    arguments.add_argument("--temperature", type=Path, help="temperature.json, with task classification")
     add_results_argument(arguments)
     run(arguments, main)

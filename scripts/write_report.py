@@ -17,6 +17,7 @@ from lib.report.errors import show_errors
 from lib.report.evidence import read_evidence
 from lib.report.origin import show_origin
 from lib.report.page import render
+from lib.report.probabilities import show_probabilities
 from lib.report.stages import show_quantization_cost
 from lib.report.worth import show_uncertainty, show_worth
 
@@ -26,6 +27,7 @@ QUESTIONS = (
     show_uncertainty,
     show_quantization_cost,
     show_errors,
+    show_probabilities,
     show_data_quality,
     show_cost,
     show_origin,
@@ -34,7 +36,8 @@ QUESTIONS = (
 
 def main(args: argparse.Namespace) -> None:
     evidence = read_evidence(args)
-    html = render([question(evidence) for question in QUESTIONS], build_head(evidence))
+    sections = [section for question in QUESTIONS if (section := question(evidence))]
+    html = render(sections, build_head(evidence))
     with publish_file(args.output) as partial:
         partial.write_text(html, encoding="utf-8")
 

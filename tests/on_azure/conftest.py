@@ -60,7 +60,7 @@ def to_train(azurite, tiny_llama, tmp_path_factory) -> Iterator[AzureWorkspace]:
     azurite.client().create_container("to-train")
     with running_plane(azurite, root.parent / "plane") as plane:
         workspace = AzureWorkspace(root, azurite, plane, "to-train")
-        workspace.run("--", "results/corpus/leakage.json")
+        workspace.run("--", "results/corpus/leakage.json", "results/base.manifest.json")
         yield workspace
 
 

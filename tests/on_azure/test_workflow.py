@@ -23,6 +23,7 @@ HERE = {
     "fetch_tokenizer",
     "fetch_model",
     "select_model",
+    "fit_temperature",
     "check_gate",
     "summarize",
     "write_plots",

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import normalizers, pre_tokenizers, trainers
 
 from lib.core.cli import UserError
-from lib.core.files import read_jsonl, write_jsonl
+from lib.core.files import read_jsonl, write_json, write_jsonl
 from lib.provenance.manifests import write_manifest
 from support.onnx_samples import LABELS, build, score, write_corpus
 from support.paths import SCRIPTS
@@ -472,6 +472,13 @@ def base_with(base: Path, folder: Path, change, **config) -> Path:
     return copy
 
 
+AS_IT_IS = {
+    "columns": ["text"],
+    "prompt": [{"column": "text"}],
+    "completion": [{"column": "label"}, {"text": "<|end|>"}],
+}
+
+
 def checked(base: Path, folder: Path, texts: list[str]) -> dict:
     """The verdict on two training rows and one row in each other split for each text."""
     import check_tokenizer
@@ -480,7 +487,9 @@ def checked(base: Path, folder: Path, texts: list[str]) -> dict:
     files = {split: folder / f"{split}.jsonl" for split in ("train", "validation", "test")}
     for file in files.values():
         write_jsonl(file, rows)
-    check_tokenizer.main(argparse.Namespace(tokenizer=base, output=folder / "check.json", **files))
+    write_json(folder / "template.json", AS_IT_IS)
+    places = {"tokenizer": base, "template": folder / "template.json", "output": folder / "check.json"}
+    check_tokenizer.main(argparse.Namespace(**places, **files))
     return json.loads((folder / "check.json").read_text())
 
 
@@ -499,7 +508,9 @@ def test_rows_that_other_programs_read_otherwise_are_told_before_the_training(
     check = checked(base_with(tiny_phi3, tmp_path, change), tmp_path, texts)
     said = capfd.readouterr().err
     if first is None:
-        assert check == {"rows": 3 * len(texts), "differ": 0, "error": None, "examples": []}
+        trimmed = 3 * sum(text != text.strip() for text in texts)  # no value of a row begins or ends with a space
+        none = {"differ": 0, "error": None, "examples": []}
+        assert check == {"rows": 3 * len(texts), "asked_otherwise": trimmed, **none}
         assert f"own tokenizer reads all {3 * len(texts)} rows as the model was trained" in said
         return
     assert (check["rows"], check["differ"], check["error"]) == (6, 3, None)
@@ -545,7 +556,7 @@ def test_the_check_reads_as_the_built_model_will(fp32, tiny_model, tmp_path):
     import onnxruntime_genai as og
 
     theirs = og.Tokenizer(og.Model(str(fp32)))
-    with check_tokenizer.open_onnx_tokenizer(check_tokenizer.write_empty_model(str(tmp_path), tiny_model)) as found:
+    with check_tokenizer.open_onnx_tokenizer(check_tokenizer.write_empty_model(str(tmp_path), tiny_model, "")) as found:
         texts = [*HARD_TEXTS, "cut \0 here"]
         assert found.encode(texts) == [theirs.encode(text).tolist() for text in texts]
 

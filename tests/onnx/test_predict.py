@@ -44,8 +44,11 @@ def test_the_package_is_the_selected_build_with_template_and_card(workspace, tin
     onnx, model = workspace / "runs" / "lora" / "onnx" / "int4", workspace / "model"
     built = json.loads((onnx.parent / "int4.manifest.json").read_text())["files"]
     manifest = json.loads((workspace / "model.manifest.json").read_text())
-    assert manifest["files"].keys() == built.keys() | {"template.json", "README.md"}
-    assert {name: manifest["files"][name] for name in built} == built
+    written = {"chat_template.jinja", "config.json", "generation_config.json", "inference_model.json"}
+    assert manifest["files"].keys() == built.keys() | written | {"template.json", "README.md"}
+    assert {name: manifest["files"][name] for name in built if name not in written} == {
+        name: sha256 for name, sha256 in built.items() if name not in written
+    }
     assert manifest["inputs"].keys() == {"assembled", "base", "selection", "summary"}
     assert (manifest["run"], manifest["variant"]) == ("lora", "int4")
     card = (model / "README.md").read_text()

@@ -9,7 +9,7 @@ FILES = sorted([*ROOT.glob("scripts/**/*.py"), *ROOT.glob("src/**/*.py")])
 _TEXT = """
 add agree align allow answer attend balance batch bootstrap build call check choose claim classify clean collect
 compare compile compute configure convert copy correct count cut decode delete dequantize derive describe detect die
-disable divide download draw drop dump encode escape estimate expand explain extract fail fetch find flatten follow
+disable divide download draw drop dump encode escape estimate expand explain extract fail fetch find fit flatten follow
 format free fuse gather generate get group grow guess hash hide hold import index init install join judge keep
 launch limit link list load locate lock log make map mark match measure mend merge mirror name normalize number omit
 open pack pad pair parse place predict prepare preserve publish pull quote rank read redact refuse remove render repeat

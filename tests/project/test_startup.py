@@ -34,6 +34,7 @@ NEEDED = {
     "permuted_label_control": "numpy pydantic",
     "enforce_gate": "",
     "fetch_adapter": "numpy torch",
+    "fit_temperature": "numpy",
     "fetch_data": "",
     "fetch_merged": "numpy torch",
     "fetch_tokenizer": "",

@@ -20,8 +20,9 @@ TRAINING = {"real_tokens", "supervised_tokens", "tokens_per_second", "matmul_pea
 
 def test_summary_has_every_promised_key(made):
     summary = made.read("summary.json")
+    more = ["probabilities"] if made.task == "classification" else []
     assert list(summary) == [
-        *("verdict", "data", "tokenizer", "baselines", "base", "runs", "selected", "ranking", "model", "gate")
+        *("verdict", "data", "tokenizer", "baselines", "base", "runs", "selected", "ranking", "model", "gate", *more)
     ]
     assert "extra" not in summary["baselines"]
     run = summary["runs"]["lora"]
@@ -56,7 +57,7 @@ def test_numbers_of_rows_come_from_audit_and_split(made):
     data = made.read("summary.json")["data"]
     assert data["rejected"] == data["rows"] - data["kept"] == 20
     assert (data["train"], data["validation"], data["test"]) == (150, 150, 220)
-    assert made.read("summary.json")["tokenizer"] == {"rows": 520, "differ": 3, "error": None}
+    assert made.read("summary.json")["tokenizer"] == {"rows": 520, "differ": 3, "error": None, "asked_otherwise": 0}
 
 
 def test_each_stage_is_compared_with_the_one_before(made):
@@ -250,3 +251,27 @@ def test_scores_are_told_with_and_without_the_test_rows_that_leak(made, tmp_path
     run.summarize()
     run.write_report()
     assert "model without them: none is left" in format_headline(run.folder)
+
+
+def test_probabilities_are_corrected_and_the_threshold_is_worth_what_test_rows_say(made, tmp_path):
+    if made.task == "generation":
+        assert "probabilities" not in made.read("summary.json")
+        return
+    plain = made.read("summary.json")["probabilities"]
+    assert "threshold" not in plain
+    assert plain["validation"]["after"]["nll"] <= plain["validation"]["before"]["nll"]
+    run = made.copied(tmp_path / "run")
+    run.summarize(coverage=0.5)
+    found = run.read("summary.json")["probabilities"]
+    assert found["validation"]["answered"]["coverage"] == found["coverage"] >= 0.5
+    low, high = found["test"]["answered"]["coverage_ci95"]
+    assert low <= found["test"]["answered"]["coverage"] <= high
+    said = format_headline(run.folder)
+    assert f"sure enough to answer: {found['test']['answered']['coverage']:.3f} of the test rows [" in said
+    run.write_report()
+    assert "the test rows [" in run.path("report.html").read_text()
+    run.summarize(precision=1.0)
+    none = run.read("summary.json")["probabilities"]
+    if none["threshold"] is None:
+        assert none["test"]["answered"]["precision"] is None
+        assert "every test row is unsure" in format_headline(run.folder)

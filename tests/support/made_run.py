@@ -126,6 +126,15 @@ class MadeRun:
             unscored={"cuda-int4": "cuda"},
         )
 
+    def fit_temperature(self, **decision: float) -> list[str]:
+        """Fit it where rows are classified; returns how other scripts are told of it."""
+        if self.task == "generation":
+            return []
+        more = {"decision": decision} if decision else {}
+        words = [*self.results(), "--selection", "selection.json", "--output", "temperature.json"]
+        self._run("fit_temperature", *words, seed=0, evaluate=EVALUATE, **more)
+        return ["--temperature", "temperature.json"]
+
     def check_gate(self, check: bool = True, **gate: Any) -> Any:
         return self._run(
             "check_gate",
@@ -160,9 +169,10 @@ class MadeRun:
             cwd=self.folder,
         )
 
-    def summarize(self, check: bool = True) -> Any:
+    def summarize(self, check: bool = True, **decision: float) -> Any:
         return self._run(
             "summarize",
+            *self.fit_temperature(**decision),
             "--audit",
             "data/audit.json",
             "--split",
@@ -299,7 +309,7 @@ class MadeRun:
         }
         write_json(self.path("data/split.json"), {"counts": counts, "by_label": by_label if classified else None})
         write_json(self.path("corpus/leakage.json"), {"rows": counts, "threshold": 0.8, "across_splits": {}})
-        read = {"rows": sum(counts.values()), "differ": 3, "error": None, "examples": []}
+        read = {"rows": sum(counts.values()), "differ": 3, "error": None, "examples": [], "asked_otherwise": 0}
         write_json(self.path("corpus/onnx_tokenizer.json"), read)
         words = {"share": 0.111, "by_label": dict.fromkeys(LABELS, 0.11)}
         shortcut = {"word": "cake", "label": "positive", "rows": 41, "rows_of_label": 40}

@@ -24,7 +24,7 @@ SELECTION = {
 SCORED = {"n": 220, "accuracy": 0.75, "accuracy_ci95": [0.69, 0.81]}
 SUMMARY = {
     "verdict": {"ship": False, "text": "Do not ship it yet: 220 rows do not show it."},
-    "tokenizer": {"rows": 1200, "differ": 7, "error": None, "examples": []},
+    "tokenizer": {"rows": 1200, "differ": 7, "error": None, "examples": [], "asked_otherwise": 0},
     "model": {"test": SCORED},
     "baselines": {"tfidf_logreg": {"test": SCORED | {"accuracy": 0.7}}},
     "base": {"test": SCORED | {"accuracy": 0.3, "accuracy_ci95": None}},
@@ -44,6 +44,7 @@ def package(folder: Path, base: Path, corpus: Path, selection: dict = SELECTION,
             selection=folder / "selection.json",
             results=Layout(folder),
             template=corpus / "template.json",
+            temperature=None,
             base=base,
             timings=folder / "timings",
             output=folder / "assembled",

@@ -21,7 +21,15 @@ from lib.workflow.rule_settings import check_argument_length
 from support.candidates import predictions, write_candidate
 from support.workspaces import HOSTILE, Workspace, copy_project, tiny_config, write_rows
 
-WHOLE_SWEEP = ["select_model", "keep_selected", "assemble_model", "summarize", "write_plots", "write_report"]
+WHOLE_SWEEP = [
+    "select_model",
+    "fit_temperature",
+    "keep_selected",
+    "assemble_model",
+    "summarize",
+    "write_plots",
+    "write_report",
+]
 TARGETS = ["selected.manifest.json", "metrics.json", "report.html"]
 OTHERS = """
     base.manifest.json data/audit.json data/split.json corpus/leakage.json corpus/onnx_tokenizer.json

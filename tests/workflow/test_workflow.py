@@ -17,6 +17,8 @@ import pytest
 import yaml
 
 from lib.core.files import hash_file, read_json, read_jsonl
+from lib.data.tokenizer import load_tokenizer
+from lib.data.trained_chat_template import find_question
 from support.workspaces import HOSTILE, Workspace, copy_project, parameters_of, predict, tiny_config, write_rows
 
 pytestmark = pytest.mark.workflow
@@ -28,6 +30,7 @@ AFTER_TRAINING = {
     "score_onnx",
     "benchmark_onnx",
     "select_model",
+    "fit_temperature",
     "assemble_model",
     "package_model",
     "keep_selected",
@@ -59,6 +62,22 @@ def test_a_finished_run_has_everything_and_nothing_is_left_to_do(workspace):
     assert workspace.planned() == set()
     assert not list(workspace.results.rglob("*.partial.*"))
     assert "Nothing to be done" in workspace.run().stderr
+
+
+def test_other_programs_ask_the_trained_prompt_of_every_row(workspace):
+    """ONNX Runtime GenAI through the package's chat template, and transformers on the merged model that stays."""
+    from transformers import AutoTokenizer
+
+    assert read_json(workspace.results / "corpus/onnx_tokenizer.json")["asked_otherwise"] == 0
+    template = read_json(workspace.results / "model/template.json")
+    merged = workspace.results / "selected/merged"
+    assert hash_file(merged / "chat_template.jinja") == hash_file(workspace.results / "model/chat_template.jinja")
+    theirs, ours = AutoTokenizer.from_pretrained(merged), load_tokenizer(workspace.results / "model")
+    for split in ("train", "validation", "test"):
+        for row in read_jsonl(workspace.results / f"corpus/{split}.jsonl"):
+            messages = [{"role": "user", "content": find_question(template, row["prompt"])}]
+            found = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+            assert found == ours.encode(row["prompt"])
 
 
 def test_every_row_is_accounted_for(workspace):

@@ -12,11 +12,19 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from lib.config.decision import Decision
 from lib.config.sources import BaseModelSource, Data
 from lib.config.sweep import Run, expand_runs, expand_variants
 from lib.config.variants import Count, Section, Variant
 from lib.core.cli import UserError
-from lib.data.templates import format_placeholder, list_columns, list_conditions, list_template_columns, parse_segments
+from lib.data.templates import (
+    UNSURE,
+    format_placeholder,
+    list_columns,
+    list_conditions,
+    list_template_columns,
+    parse_segments,
+)
 from lib.evaluation.registry import METRICS, SELECTED_BY, find_metrics
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -320,6 +328,8 @@ class Config(Section):
     """How speed is measured."""
     selection: Selection = Selection()
     """How the variant that ships is chosen."""
+    decision: Decision | None = None
+    """When the packaged model answers "unsure". Not set: it always gives a label."""
     gate: Gate = Gate()
     """What the packaged model must reach."""
 
@@ -328,6 +338,12 @@ class Config(Section):
         self._check_columns()
         if self.task == "generation" and self.data.labels:
             raise ValueError("data.labels: belongs to task classification")
+        if self.decision and self.task == "generation":
+            raise ValueError("decision: belongs to task classification, whose labels have probabilities")
+        if self.decision and self.data.labels and UNSURE in self.data.labels:
+            raise ValueError(
+                f"data.labels: {UNSURE!r} is the answer below the threshold of decision:; rename the label"
+            )
         if self.task == "classification" and self.data.answers:
             raise ValueError("data.answers: belongs to task generation")
         if self.split.column and self.data.splits:

@@ -16,6 +16,8 @@ from lib.data.chat_templates import render_conversations
 from lib.data.conversations import TURNS, list_separators
 from lib.data.tokenizer import Tokenizer
 
+UNSURE = "unsure"  # the answer where no label is probable enough; no label may be called so
+
 # {"text": ...} or {"column": ...}; with "if", the name of a column, it counts only where that column is not empty.
 Segment = dict[str, str]
 

@@ -32,7 +32,7 @@ from lib.core.forms import (
     read_form,
 )
 from lib.core.paths import check_bare_name, check_plain_files
-from lib.data.templates import Template, list_columns
+from lib.data.templates import UNSURE, list_columns
 from lib.data.tokenizer import Tokenizer, load_tokenizer
 
 GENAI_CONFIG = "genai_config.json"
@@ -170,6 +170,10 @@ _TEMPLATE = allow_object(
     },
     {
         "optional_columns": list_of(TEXT),
+        "temperature": NUMBER,
+        "decision": allow_object(optional={"precision": NUMBER, "coverage": NUMBER}),
+        "threshold": allow_null(NUMBER),
+        "coverage": NUMBER,
         "separators": list_of(TEXT),
         "conversation": allow_object(
             {"column": TEXT, "template": TEXT, "variables": allow_object_of(TEXT), "bos": TEXT},
@@ -207,7 +211,7 @@ def read_packaged_template(folder: Path) -> dict[str, Any]:
     return template
 
 
-def _template_fault(template: Template) -> str | None:
+def _template_fault(template: dict[str, Any]) -> str | None:
     """Return what does not go together in a template, or None."""
     columns, labels = template["columns"], template["labels"]
     *segments, end = template["completion"]
@@ -219,6 +223,10 @@ def _template_fault(template: Template) -> str | None:
         return "labels belong to classification, and to nothing else"
     if labels is not None and (len(set(labels)) < len(labels) or "" in labels):
         return "labels must differ, and none may be empty"
+    if not 0.001 < template.get("temperature", 1) < 1000:
+        return "temperature must be a number around 1"
+    if "threshold" in template and (labels is None or UNSURE in labels):
+        return f"a threshold belongs to labels of which none is {UNSURE!r}"
     return None
 
 

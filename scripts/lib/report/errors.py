@@ -2,11 +2,10 @@
 
 from lib.evaluation.answers import compute_best, compute_label_shares, compute_token_f1
 from lib.evaluation.registry import MANY_LABELS
-from lib.evaluation.reliability import measure_reliability
-from lib.report import findings, plots
+from lib.report import findings
 from lib.report.evidence import Evidence
-from lib.report.formatting import format_number, format_percent
-from lib.report.page import Block, Figure, Section, Table
+from lib.report.formatting import format_number
+from lib.report.page import Block, Section, Table
 
 _EXAMPLES = 20
 _LONGEST_TEXT = 400  # characters of an example
@@ -30,7 +29,6 @@ def show_errors(evidence: Evidence) -> Section:
     blocks: list[Block] = [
         Table("Confusion on test rows: true label down, predicted label across", ("", *labels), shaded, "matrix"),
         Table("By label, on test rows", ("Label", "Precision", "Recall", "F1", "Rows"), classes),
-        *_calibration(evidence),
         *_wrong_examples(evidence),
     ]
     return Section("errors", _TITLE, findings.describe_errors(findings.list_label_pairs(labels, confusion)), blocks)
@@ -49,31 +47,9 @@ def _many_labels(evidence: Evidence) -> Section:
     blocks: list[Block] = [
         Table("The mistakes made most on test rows", ("True label", "Predicted label", "Rows"), made),
         Table(caption, ("Label", "Precision", "Recall", "F1", "Rows"), classes),
-        *_calibration(evidence),
         *_wrong_examples(evidence),
     ]
     return Section("errors", _TITLE, findings.describe_errors(found), blocks)
-
-
-def _calibration(evidence: Evidence) -> list[Block]:
-    found = measure_reliability(
-        [row for _, _, row in evidence.examples],
-        seed=evidence.settings["seed"],
-        samples=evidence.settings["evaluate"]["bootstrap_samples"],
-    )
-    rows = [
-        (
-            f"{one['low']:g} to {one['high']:g}",
-            format_number(one["n"]),
-            format_percent(one["said"]),
-            format_percent(one["right"]),
-        )
-        for one in found["bins"]
-    ]
-    table = Table("Numbers of this plot", ("Probability", "Rows", "Mean stated", "Right"), rows)
-    caption = "How often it is right, by the probability that it states; on the dashed line both agree."
-    bins = [(one["said"], one["right"], one["n"]) for one in found["bins"]]
-    return [findings.describe_reliability(found), Figure(plots.draw_reliability(bins), caption, table)]
 
 
 def _wrong_examples(evidence: Evidence) -> list[Table]:

@@ -284,6 +284,29 @@ def describe_reliability(found: dict[str, Any]) -> str:
     return f"On average its probabilities are about right: {means}."
 
 
+def describe_probabilities(found: dict[str, Any]) -> str:
+    """Return what the correction changes on test rows, and what the threshold is worth there."""
+    before, after = found["test"]["before"]["ece"], found["test"]["after"]["ece"]
+    said = (
+        f"At temperature {found['temperature']:.2f} they are off by {format_percent(after)} on average on test rows,"
+        f" without it by {format_percent(before)}."
+    )
+    if "decision" not in found:
+        return said
+    answered = found["test"]["answered"]
+    if found["threshold"] is None:
+        wanted = format_percent(found["decision"]["precision"])
+        return f"{said} No threshold reaches a precision of {wanted} on validation rows, so nothing is answered."
+    low, high = answered["coverage_ci95"]
+    share = f"{format_percent(answered['coverage'])} of the test rows [{format_percent(low)}, {format_percent(high)}]"
+    start = f"{said} From a probability of {found['threshold']:.3f} on it answers {share}"
+    if answered["precision"] is None:
+        return f"{start}."
+    low, high = answered["precision_ci95"]
+    right = f"{format_percent(answered['precision'])} are right [{format_percent(low)}, {format_percent(high)}]"
+    return f"{start}, of which {right}."
+
+
 def describe_audit(audit: dict[str, Any]) -> str:
     """Return what the audit found, worst first; or that it found nothing."""
     found = []

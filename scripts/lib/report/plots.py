@@ -180,6 +180,19 @@ def draw_reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
     return _svg(304, f"share of right labels by stated probability, in {len(bins)} ranges", parts)
 
 
+def draw_risk_coverage(points: Sequence[tuple[float, float]]) -> Markup:
+    """Draw the share of wrong answers by the share of rows that are answered, the surest first."""
+    ticks, risks = choose_ticks(0, 1), choose_ticks(0, max(0.01, *(risk for _, risk in points)))
+    across, up = Scale(0, 1, 60, 440), Scale(0, risks[-1], 260, 32)
+    parts = [_grid(across(tick), 32, 260, _tick(tick, ticks)) for tick in ticks]
+    parts += [_row_grid(up(tick), 60, 440, _tick(tick, risks)) for tick in risks]
+    spots = [(across(coverage), up(risk)) for coverage, risk in points]
+    parts.append(f'<path class="train" d="M{"L".join(f"{x} {y}" for x, y in spots)}"/>')
+    parts.append('<text x="250" y="298" text-anchor="middle">share of rows answered</text>')
+    parts.append('<text x="4" y="12">share of answers wrong</text>')
+    return _svg(304, "share of wrong answers by share of rows answered", parts)
+
+
 def draw_stacked_bars(bars: Sequence[Bar], names: tuple[str, str, str], label: str) -> Markup:
     """Draw one line per bar: its three parts in dark, hatched and white, and their sum behind it."""
     ticks = choose_ticks(0, max(sum(bar.parts) for bar in bars))

@@ -80,7 +80,8 @@ def draw_quality(stages: dict[str, dict[str, Any]], name: str, best: str) -> lis
 def _rivals_table(evidence: Evidence) -> Table:
     """Return how far the model is above each rival, paired on the same rows."""
     compared = evidence.summary["model"]["compared"]
-    metrics = list(compared[find_main_baseline(evidence.task, compared)]["difference"])
+    differences = compared[find_main_baseline(evidence.task, compared)]["difference"]
+    metrics = [name for name in differences if name in evidence.columns]
     rows = [
         (
             format_heading(rival),

@@ -18,6 +18,7 @@ def format_headline(results: Path) -> str:
     lines += [
         _against(model["test"]["against"]),
         *_leaks(summary),
+        *_answers(summary),
         "",
         f"size {model['size_mb']:.0f} MB, first token after {model['first_token_ms']:.0f} ms,"
         f" {model['tokens_per_second']:.0f} tokens/s, {model['peak_rss_mb']:.0f} MB of memory, on this machine",
@@ -50,6 +51,20 @@ def _leaks(summary: dict[str, Any]) -> list[str]:
     quality = leaks["without"]["model"]
     score = _quality(quality) if quality else "none is left"
     return [f"{leaks['rows']} test rows are like rows of an earlier split; model without them: {score}"]
+
+
+def _answers(summary: dict[str, Any]) -> list[str]:
+    """Return how many test rows get an answer above the threshold of `decision`, and how many of these are right."""
+    answered = summary.get("probabilities", {}).get("test", {}).get("answered")
+    if not answered:
+        return []
+    if answered["precision"] is None:
+        return ["no probability is high enough to answer: every test row is unsure"]
+    (low, high), (least, most) = answered["precision_ci95"], answered["coverage_ci95"]
+    return [
+        f"sure enough to answer: {answered['coverage']:.3f} of the test rows [{least:.3f}, {most:.3f}], of which"
+        f" {answered['precision']:.3f} are right [{low:.3f}, {high:.3f}]"
+    ]
 
 
 def _quality(quality: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ STEPS = {
     "benchmark_onnx": "measure the speed of the ONNX model",
     "score_baselines": "score the baselines",
     "select_model": "select the model",
+    "fit_temperature": "correct the probabilities of the selected model",
     "assemble_model": "assemble the selected model",
     "keep_selected": "keep the selected adapter and merged model",
     "check_gate": "compare the model with the gate",
