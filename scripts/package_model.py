@@ -24,6 +24,7 @@ from lib.provenance.manifests import (
 from lib.provenance.notices import find_notices
 from lib.report.findings import describe_probabilities
 from lib.report.formatting import format_interval, format_metric, format_term
+from lib.report.hub_card import render_hub_metadata
 
 
 def main(args: argparse.Namespace) -> None:
@@ -57,7 +58,7 @@ def render_model_card(
     base: dict[str, Any],
     summary: dict[str, Any],
 ) -> str:
-    """Write README.md of the model: verdict, what it does and is made of, why this variant, scores, hashes.
+    """Write README.md of the model: what hubs read, verdict, what it does and is made of, scores, hashes.
 
     model: manifest of the assembled folder. base: that of the base model.
     """
@@ -97,7 +98,7 @@ def render_model_card(
         "## Hashes (sha256)",
         _list(model["inputs"] | model["files"]),
     ]
-    return "\n\n".join(sections) + "\n"
+    return render_hub_metadata(settings, summary) + "\n\n".join(sections) + "\n"
 
 
 def _probabilities(template: dict[str, Any], summary: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ GROUPS = {
         "torch",
         "transformers",
     ],
-    "report": ["jinja2", "sacrebleu", "scikit-learn", "scipy", "tokenizers"],
+    "report": ["huggingface-hub", "jinja2", "sacrebleu", "scikit-learn", "scipy", "tokenizers"],
 }
 # A job of Azure Machine Learning is one environment for whatever rule it runs, Snakemake and the storage included.
 GROUPS["job"] = [

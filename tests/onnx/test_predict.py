@@ -9,11 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import ModelCard
 
 from lib.core.cli import UserError
 from lib.core.files import write_json
 from support.onnx_samples import LABELS, TEXTS, VARIANT, build, score, write_corpus
-from support.packaged_model import SELECTION, package
+from support.packaged_model import PACKAGE_SETTINGS, SELECTION, package
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +99,26 @@ def test_the_card_shows_what_a_stranger_wrote_and_does_nothing_of_it(workspace, 
     settings = {"base_model": {"license": HOSTILE_LABELS[0], HOSTILE_LABELS[3]: HOSTILE_LABELS[1:]}}
     selection = SELECTION | {"reason": f"{HOSTILE_LABELS[1]}\n\n# Heading"}
     card = (package(tmp_path, tiny_phi3, corpus, selection, **settings) / "README.md").read_text()
-    page = MarkdownIt("gfm-like", {"linkify": False}).render(card)
+    page = MarkdownIt("gfm-like", {"linkify": False}).render(ModelCard(card).text)
     assert set(re.findall("<(\\w+)", page)) <= {"h1", "h2", "p", "ul", "li", "strong", "code"}
     assert page.count("<h1>") == 1
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "[x](javascript:alert(1))" in page
+
+
+def test_hubs_read_base_model_task_and_scores_of_the_card(workspace, tiny_phi3, tmp_path):
+    stranger = {"base_model": {"hub": {"id": "a/b\nlicense: mit", "revision": "0" * 40}}}
+    for settings, base in ((PACKAGE_SETTINGS, "someone/tiny"), (stranger, "a/b\nlicense: mit")):
+        folder = tmp_path / base[:3].replace("/", "")
+        shutil.copytree(workspace / "runs", folder / "runs")
+        card = ModelCard((package(folder, tiny_phi3, workspace / "corpus", **{
+            key: value for key, value in settings.items() if key not in ("runs", "versions")
+        }) / "README.md").read_text())  # fmt: skip
+        data = card.data
+        assert (data.base_model, data.base_model_relation, data.license) == (base, "quantized", None)
+        assert (data.pipeline_tag, data.library_name) == ("text-classification", "onnx")
+        (accuracy,) = [one for one in data.eval_results if one.metric_type == "accuracy"]
+        assert (accuracy.metric_value, accuracy.metric_name) == (0.75, "Accuracy (95 % interval 0.690 to 0.810)")
 
 
 def test_the_card_says_that_the_base_was_quantized_before(workspace, tiny_phi3, tmp_path):

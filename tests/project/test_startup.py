@@ -47,6 +47,7 @@ NEEDED = {
     "merge_adapter": "numpy torch",
     "package_model": "numpy",
     "predict": "numpy onnxruntime_genai",
+    "publish": "numpy",
     "render_corpus": "",
     "run": "",
     "score_baselines": "numpy",

@@ -1,10 +1,11 @@
-"""A small Hugging Face hub on loopback: real HTTP, the few endpoints that downloads use, and faults.
+"""A small Hugging Face hub on loopback: real HTTP, the few endpoints that down- and uploads use, and faults.
 
 with FakeHub() as hub:
     hub.add("owner/name", {"config.json": b"{}"})
     hub.environment(cache)     # HF_ENDPOINT and HF_HOME for a script
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -45,6 +46,9 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
+        self.private: dict[str, bool] = {}
+        self.large: dict[str, bytes] = {}  # uploaded, by sha256
+        self.token: str | None = None  # that opens it for uploads
         self.requests: list[tuple[str, str, str | None]] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -86,6 +90,50 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             self._answer()
+
+        def do_POST(self) -> None:
+            """Take an upload: large files by LFS's basic transfer, small ones within the commit."""
+            path, body = self.path.partition("?")[0], self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            hub.requests.append((self.command, path, self.headers.get("Authorization")))
+            if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+                return self._refuse(403, "")
+            if path == "/api/validate-yaml":  # of a README.md
+                return self._json({"errors": [], "warnings": []})
+            if path == "/api/repos/create":
+                asked = json.loads(body)
+                id_ = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+                hub.private[id_] = asked.get("visibility") == "private" or asked.get("private", False)
+                hub.repositories.setdefault(id_, Repository({}))
+                return self._json({"url": f"{hub.url}/{id_}", "id": id_})
+            if match := re.fullmatch(r"/api/models/(.+?)/preupload/main", path):
+                files = [
+                    {"path": one["path"], "uploadMode": "lfs" if one["path"].endswith(LARGE) else "regular",
+                     "shouldIgnore": False, "oid": None}
+                    for one in json.loads(body)["files"]
+                ]  # fmt: skip
+                return self._json({"files": files})
+            if re.fullmatch(r"/.+\.git/info/lfs/objects/batch", path):
+                objects = [
+                    {**one, "actions": {"upload": {"href": f"{hub.url}/lfs/{one['oid']}", "header": {}}}}
+                    for one in json.loads(body)["objects"]
+                ]
+                return self._json({"transfer": "basic", "objects": objects})
+            if match := re.fullmatch(r"/api/models/(.+?)/commit/main", path):
+                files = hub.repositories[match[1]].files
+                for line in body.splitlines():
+                    entry = json.loads(line)
+                    if entry["key"] == "file":
+                        files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                    elif entry["key"] == "lfsFile":
+                        files[entry["value"]["path"]] = hub.large[entry["value"]["oid"]]
+                url = f"{hub.url}/{match[1]}/commit/{COMMIT}"
+                return self._json({"success": True, "commitOid": COMMIT, "commitUrl": url})
+            return self._refuse(404, "")
+
+        def do_PUT(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            hub.large[self.path.rpartition("/")[2]] = content
+            self._start(200, {"Content-Length": "0"})
 
         def _answer(self) -> None:
             path = self.path.partition("?")[0]
@@ -148,7 +196,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
         def _json(self, value: object) -> None:
             body = json.dumps(value).encode()
             self._start(200, {"Content-Type": "application/json", "Content-Length": str(len(body))})
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(body)
 
         def _refuse(self, status: int, code: str) -> None:

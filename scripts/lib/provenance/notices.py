@@ -10,6 +10,12 @@ _BASE_MODELS = {
         " quantized again"
     )
 }
+_HUB_FACTS = {
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70": {
+        "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "license": "apache-2.0",
+    }
+}
 # By the file that only `fetch_tweets` makes.
 _ROWS = {
     "data/raw/tweets.json": (
@@ -30,3 +36,9 @@ def find_notices(settings: dict[str, Any]) -> dict[str, str]:
     notices = {"base model": _BASE_MODELS.get(package.get("sha256", ""))}
     notices["rows"] = _ROWS.get(files[0]) if len(files) == 1 else None
     return {name: text for name, text in notices.items() if text}
+
+
+def find_hub_facts(settings: dict[str, Any]) -> dict[str, str]:
+    """Return what a hub calls base model and license where they are the demo's; of others only their owner knows."""
+    package = settings["base_model"].get("package") or {}
+    return _HUB_FACTS.get(package.get("sha256", ""), {})
