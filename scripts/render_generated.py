@@ -56,6 +56,11 @@ GROUPS["job"] = [
     "snakemake",
     "snakemake-storage-plugin-azure",
 ]
+# Beside the workflow: no rule runs in it.
+GROUPS["serve"] = [
+    *("fastapi", "jinja2", "numpy", "onnx", "onnxruntime", "onnxruntime-genai", "prometheus_client", "tokenizers"),
+    "uvicorn",
+]
 # The Python of the environments, whichever this runs under.
 _PYTHON = {"python_version": "3.11", "python_full_version": "3.11.0"}
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's public page of CPU builds
@@ -64,7 +69,7 @@ SDISTS = {"antlr4-python3-runtime", "connection-pool"}  # of the lock, as `make 
 
 # Where each environment stands, and whether it is one of CUDA builds, for rules that are given a GPU.
 ENVIRONMENTS = {
-    **{f"envs/{group}.yaml": (group, False) for group in ("data", "train", "onnx", "report")},
+    **{f"envs/{group}.yaml": (group, False) for group in ("data", "train", "onnx", "report", "serve")},
     **{f"envs/cuda/{group}.yaml": (group, True) for group in ("train", "onnx")},
     "profiles/azureml/conda.yaml": ("job", False),
     "profiles/azureml/conda-cuda.yaml": ("job", True),

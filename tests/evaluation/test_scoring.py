@@ -220,11 +220,12 @@ def test_an_answer_that_was_cut_off_loses_what_it_has_of_the_text_behind(asked):
 
 
 def test_every_engine_takes_references_and_answers_by_the_same_functions():
-    import predict
     import score_baselines
     import score_onnx
 
-    assert {module.answer_text for module in (torch_scorer, score_onnx, predict)} == {answer_text}
+    from lib.serving import answers
+
+    assert {module.answer_text for module in (torch_scorer, score_onnx, answers)} == {answer_text}
     assert {module.describe_references for module in (torch_scorer, score_onnx, score_baselines)} == {
         describe_references
     }

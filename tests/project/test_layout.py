@@ -24,6 +24,7 @@ PACKAGES = [
     "training",
     "onnx",
     "evaluation",
+    "serving",
     "config",
     "report",
     "workflow",

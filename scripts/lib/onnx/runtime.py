@@ -130,11 +130,15 @@ class Reader:
 
     def answer(self, limit: int) -> list[int]:
         """Return ids of the free greedy answer to the prompt just read, at most `limit`, the end token included."""
-        ids: list[int] = []
-        while len(ids) < limit and not self._generator.is_done():
+        return list(self.answer_tokens(limit))
+
+    def answer_tokens(self, limit: int) -> Iterator[int]:
+        """Yield the ids of the answer one after the other, as `answer` returns them."""
+        for _ in range(limit):
+            if self._generator.is_done():
+                return
             self._generator.generate_next_token()
-            ids.append(int(self._generator.get_next_tokens()[0]))
-        return ids
+            yield int(self._generator.get_next_tokens()[0])
 
     def log_probs(self, first: np.ndarray, answers: Sequence[Sequence[int]]) -> list[float]:
         """Return summed log probability of each answer's ids behind the prompt.
