@@ -10,6 +10,7 @@
 # make lock   the hashes of the lock files, after a version in them was changed by hand; then make generated
 # make test-gguf   tokenizers of GGUF files against llama.cpp, which it builds first (about 4 minutes)
 # make test-trl   which tokens of a conversation are trained, against TRL's assistant-only loss (1 minute)
+# make test-clients   openai-python, litellm and curl against the server (1 minute)
 # make test-azure   the workflow through Azure Machine Learning and Azure storage, both on loopback; installs Azurite
 # make test-python PYTHON=python3.13   the tests that need no torch under another Python, in .venv-python3.13
 # The Python of .venv: 3.11, 3.12 or 3.13, the first that is here unless it is given. Another one makes .venv anew.
@@ -23,7 +24,7 @@ ARGS ?=
 DAYS ?= 30
 unexport ARGS DAYS
 
-.PHONY: FORCE run control test test-slow test-python test-gguf test-trl test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm \
+.PHONY: FORCE run control test test-slow test-python test-gguf test-trl test-clients test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm \
   fuzz fuzz-atheris lock generated clean clean-results clean-work
 
 run: .venv/installed
@@ -58,6 +59,13 @@ test-trl: .venv/installed .trl/installed
 
 .trl/installed: tests/trl.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target .trl -r tests/trl.lock
+	touch $@
+
+test-clients: .venv/installed .clients/installed
+	PYTHONPATH=.clients:scripts:tests $(BIN)/python tests/clients_against_server.py
+
+.clients/installed: tests/clients.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target .clients -r tests/clients.lock
 	touch $@
 
 test-conda: .venv/installed

@@ -68,13 +68,13 @@ class Browser:
         assert "error" not in answer, f"{method}: {answer['error']}"
         return answer["result"]
 
-    def open(self, file: Path, width: int, height: int = 900) -> None:
-        """Show a file in a window of `width` CSS pixels; returns when it is loaded."""
+    def open(self, file: Path | str, width: int, height: int = 900) -> None:
+        """Show a file or an address in a window of `width` CSS pixels; returns when it is loaded."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         self.events.clear()
-        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.call("Page.navigate", url=file if isinstance(file, str) else file.resolve().as_uri())
         deadline = time.monotonic() + PATIENCE
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive(deadline))

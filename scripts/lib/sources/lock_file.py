@@ -17,6 +17,7 @@ LOCKS = (
     "envs/cuda/onnx.lock",
     "tests/llama-cpp.lock",
     "tests/trl.lock",
+    "tests/clients.lock",
 )
 
 _PIN = re.compile(r"((?P<name>[A-Za-z0-9._-]+)(\[[a-z0-9,-]+\])?(?P<pin>===?[^\s;\\]+)) *\\?")
