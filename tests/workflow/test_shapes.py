@@ -59,7 +59,8 @@ def test_instructions_with_and_without_input(tiny_llama, tmp_path):
     rows = [row for split in ("train", "validation", "test") for row in corpus(workspace, split)]
     assert {"### Input:" in row["prompt"] for row in rows} == {True, False}
     assert not any("### Input:\n\n" in row["prompt"] for row in rows)
-    assert "answer" in predict(tmp_path, json.dumps({"instruction": "Name a color.", "input": ""}))
+    write_rows(tmp_path / "asked.json", [{"instruction": "Name a color.", "input": ""}])
+    assert "answer" in predict(tmp_path, "--file", "asked.json")
 
 
 def test_several_answers_a_given_split_and_groups(tiny_llama, tmp_path):
