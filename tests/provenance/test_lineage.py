@@ -359,7 +359,7 @@ def test_another_run_of_the_same_has_the_same_bytes(workspace, finished):
     workspace.run()
     done = compare(workspace, finished / "results")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "all 5 models have the same bytes" in done.stdout
+    assert "all 6 models have the same bytes" in done.stdout
 
 
 def other_scores(workspace: Workspace, changed: int, shift: float) -> Path:

@@ -1,6 +1,5 @@
 """An example for each shape of rows, run the whole way on a tiny model: from its file to an answer of the package."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -82,9 +81,8 @@ def test_calls_of_tools(tiny_llama, tmp_path):
     base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
     (base / "chat_template.jinja").write_text(WITH_TOOLS)
     workspace = run_example("tool-calls", base, tmp_path)
-    assert any(
-        '"arguments": {"room": "kitchen", "on": true}' in row["completion"] for row in corpus(workspace, "train")
-    )
+    completions = [row["completion"] for split in ("train", "validation", "test") for row in corpus(workspace, split)]
+    assert any('"arguments": {"room": "kitchen", "on": true}' in one for one in completions)
     summary = read_json(workspace.results / "summary.json")
     assert summary["model"]["test"]["tool_call_match"] == 0, "an untrained model calls nothing"
     assert summary["baselines"]["nearest_question"]["test"]["tool_name_match"] > 0
