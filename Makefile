@@ -11,6 +11,7 @@
 # make test-gguf   tokenizers of GGUF files against llama.cpp, which it builds first (about 4 minutes)
 # make test-trl   which tokens of a conversation are trained, against TRL's assistant-only loss (1 minute)
 # make test-clients   openai-python, litellm and curl against the server (1 minute)
+# make test-foundry   a packaged model in Foundry Local's SDK, offline, in an environment of its own (1 minute)
 # make test-azure   the workflow through Azure Machine Learning and Azure storage, both on loopback; installs Azurite
 # make test-python PYTHON=python3.13   the tests that need no torch under another Python, in .venv-python3.13
 # The Python of .venv: 3.11, 3.12 or 3.13, the first that is here unless it is given. Another one makes .venv anew.
@@ -24,7 +25,7 @@ ARGS ?=
 DAYS ?= 30
 unexport ARGS DAYS
 
-.PHONY: FORCE run control test test-slow test-python test-gguf test-trl test-clients test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm \
+.PHONY: FORCE run control test test-slow test-python test-gguf test-trl test-clients test-foundry test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm \
   fuzz fuzz-atheris lock generated clean clean-results clean-work
 
 run: .venv/installed
@@ -66,6 +67,14 @@ test-clients: .venv/installed .clients/installed
 
 .clients/installed: tests/clients.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target .clients -r tests/clients.lock
+	touch $@
+
+test-foundry: .venv/installed .foundry/installed
+	PYTHONPATH=scripts:tests $(BIN)/python tests/foundry_local_against_predict.py --python .foundry/bin/python
+
+.foundry/installed: tests/foundry.lock
+	$(BIN)/python -m venv --clear .foundry
+	.foundry/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	touch $@
 
 test-conda: .venv/installed

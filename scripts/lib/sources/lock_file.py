@@ -18,6 +18,7 @@ LOCKS = (
     "tests/llama-cpp.lock",
     "tests/trl.lock",
     "tests/clients.lock",
+    "tests/foundry.lock",
 )
 
 _PIN = re.compile(r"((?P<name>[A-Za-z0-9._-]+)(\[[a-z0-9,-]+\])?(?P<pin>===?[^\s;\\]+)) *\\?")
