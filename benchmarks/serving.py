@@ -9,10 +9,12 @@ made the model.
 import argparse
 import asyncio
 import itertools
+import json
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -51,13 +53,34 @@ async def load(url: str, texts: list[str], clients: int, seconds: float) -> list
     return found
 
 
+def compare_with_predict(url: str, model: Path, column: str, texts: list[str]) -> str:
+    """Ask the server and predict.py for every row; returns in a sentence how far their answers are apart."""
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        file.writelines(json.dumps({column: text}) + "\n" for text in texts)
+        file.flush()
+        command = [sys.executable, str(SCRIPTS / "predict.py"), "--model", str(model), "--json", "--file", file.name]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    expected = [json.loads(line) for line in done.stdout.splitlines()]
+    found = []
+    for start in range(0, len(texts), 100):
+        response = httpx2.post(f"{url}/classify", json={"inputs": texts[start : start + 100]}, timeout=120)
+        found += response.json()["answers"]
+    other = sum(one["label"] != two["label"] for one, two in zip(found, expected, strict=True))
+    apart = max(
+        abs(one["probabilities"][label] - share)
+        for one, two in zip(found, expected, strict=True)
+        for label, share in two["probabilities"].items()
+    )
+    return f"Against predict.py, {other} of {len(texts):,} labels differ; probabilities by {apart:.1e} at most."
+
+
 def main(args: argparse.Namespace) -> None:
     template = read_json(args.model / "template.json")
     texts = [find_question(template, row["prompt"]) for row in read_jsonl(args.rows)]
     process, url = start_server(args.model, args.threads)
     lines = []
     try:
-        asyncio.run(load(url, texts, 1, 2))
+        agreement = compare_with_predict(url, args.model, template["columns"][0], texts)
         for clients in (1, 8, 64):
             times = asyncio.run(load(url, texts, clients, args.seconds))
             points = np.percentile(times, [50, 95, 99]) * 1000
@@ -69,8 +92,9 @@ def main(args: argparse.Namespace) -> None:
     head = ["clients", "rows/s", "p50 ms", "p95 ms", "p99 ms"]
     text = f"# The server under load\n\n{command}\n\n{machine('onnxruntime', threads=args.threads)}\n\n"
     labels = len(template["labels"])
-    note = f"The demo's model, {labels} labels, one row a request, {args.seconds:.0f} s each; ended with {code}.\n\n"
-    write_table(args.table, f"{text}{note}{markdown_table(head, lines)}\n")
+    ended = "SIGTERM ended the server" if code == -signal.SIGTERM else f"the server ended with {code}"
+    note = f"The demo's model, {labels} labels, one row a request, {args.seconds:.0f} s each; {ended}.\n\n"
+    write_table(args.table, f"{text}{note}{markdown_table(head, lines)}\n\n{agreement}\n")
 
 
 if __name__ == "__main__":

@@ -242,7 +242,9 @@ rule summarize:
         script=script("summarize"),
         modules=modules("summarize"),
     output:
-        summary=f"{R}/summary.json",
+        summary=report(
+            f"{R}/summary.json", caption="captions/summary.rst", category="Numbers"
+        ),
     log:
         f"{R}/logs/summarize/log.txt",
     benchmark:
@@ -289,7 +291,12 @@ rule package_model:
         script=script("package_model"),
         modules=modules("package_model"),
     output:
-        model=directory(f"{R}/model"),
+        model=report(
+            directory(f"{R}/model"),
+            patterns=["{card,README}.md"],
+            caption="captions/model_card.rst",
+            category="Report",
+        ),
         manifest=f"{R}/model.manifest.json",
     log:
         f"{R}/logs/package_model/log.txt",
@@ -312,9 +319,21 @@ rule write_plots:
         modules=modules("write_plots"),
     output:
         metrics=f"{R}/metrics.json",
-        learning_curve=f"{R}/plots/learning_curve.csv",
-        confusion=f"{R}/plots/confusion.csv",
-        variants=f"{R}/plots/variants.csv",
+        learning_curve=report(
+            f"{R}/plots/learning_curve.csv",
+            caption="captions/learning_curve.rst",
+            category="Numbers",
+        ),
+        confusion=report(
+            f"{R}/plots/confusion.csv",
+            caption="captions/confusion.rst",
+            category="Numbers",
+        ),
+        variants=report(
+            f"{R}/plots/variants.csv",
+            caption="captions/variants.rst",
+            category="Numbers",
+        ),
     log:
         f"{R}/logs/write_plots/log.txt",
     benchmark:
@@ -361,7 +380,9 @@ rule write_report:
         script=script("write_report"),
         modules=modules("write_report"),
     output:
-        report=f"{R}/report.html",
+        report=report(
+            f"{R}/report.html", caption="captions/report.rst", category="Report"
+        ),
     log:
         f"{R}/logs/write_report/log.txt",
     benchmark:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from support.paths import ROOT
 from support.workspaces import Workspace, make_workspace
 
 pytestmark = [
@@ -34,13 +35,22 @@ WRITTEN = re.compile(
 ADDRESS = re.compile(r'sa_family=AF_INET6?,.*?(?:inet_addr\("([^"]+)"\)|"([0-9a-f:.]+)")')
 
 
-def watch(root: Path, *command: str) -> tuple[subprocess.CompletedProcess, set[str], set[str]]:
+def hide_slurm(folder: Path) -> None:
+    """Where Slurm is installed, Snakemake's plugin asks its scontrol for the cluster, and that asks for the controller."""
+    folder.mkdir(exist_ok=True)
+    (folder / "scontrol").unlink(missing_ok=True)
+    (folder / "scontrol").symlink_to(shutil.which("false"))
+
+
+def watch(root: Path, *command: str, **more: str) -> tuple[subprocess.CompletedProcess, set[str], set[str]]:
     """Run a command without a network; returns files that were written elsewhere, and addresses that were asked for."""
     home, trace = root / "home", root / "trace.txt"
     for folder in (home, root / "tmp"):
         folder.mkdir(exist_ok=True)
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
-    env = kept | {"HOME": str(home), "TMPDIR": str(root / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"}
+    hide_slurm(root / "bin")
+    kept = {name: os.environ[name] for name in ("LANG", "LD_LIBRARY_PATH") if name in os.environ}
+    path = f"{root / 'bin'}:{os.environ['PATH']}"
+    env = kept | more | {"PATH": path, "HOME": str(home), "TMPDIR": str(root / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"}
     watched = ["strace", "-f", "-y", "--seccomp-bpf", "-e", "trace=open,openat,creat,connect,sendto,sendmsg"]
     done = subprocess.run(
         ["unshare", "-n", *watched, "-o", str(trace), *command], cwd=root, env=env, capture_output=True, text=True
@@ -81,6 +91,15 @@ def test_neither_does_an_answer(ran):
     workspace = ran[0]
     command = (sys.executable, "scripts/predict.py", "--model", "results/model", "She hid behind the door.")
     done, elsewhere, asked = watch(workspace.root, *command)
+    assert done.returncode == 0, done.stderr
+    assert (elsewhere, asked, files_of(workspace)) == (set(), set(), [])
+
+
+def test_neither_does_the_server(ran):
+    workspace = ran[0]
+    command = (sys.executable, str(ROOT / "tests/support/ask_served.py"), "results/model", "She hid behind the door.")
+    paths = {"PYTHONPATH": f"{ROOT / 'tests'}:{ROOT / 'scripts'}"}
+    done, elsewhere, asked = watch(workspace.root, *command, **paths)
     assert done.returncode == 0, done.stderr
     assert (elsewhere, asked, files_of(workspace)) == (set(), set(), [])
 

@@ -1,6 +1,7 @@
 """The report of a made-up run: well-formed, self-contained, escaped, and saying what the numbers say."""
 
 import itertools
+import random
 import re
 import shutil
 from html.parser import HTMLParser
@@ -550,10 +551,11 @@ def test_every_plot_has_its_numbers_in_a_closed_table(html):
         assert re.search(r"<details><summary>.*?<td>", figure, flags=re.DOTALL)
 
 
-def test_every_module_of_the_report_is_an_input_of_its_rule():
-    """The rule's inputs are computed from imports: a module that they missed could change without a new report."""
+def test_every_module_of_report_and_card_is_an_input_of_its_rule():
+    """A rule's inputs are computed from imports: a module that they missed could change without a new report."""
     modules = {path for path in (SCRIPTS / "lib/report").glob("*.py") if path.name != "__init__.py"}
-    assert modules <= set(find_code_closure(SCRIPTS / "write_report.py"))
+    assert modules - {SCRIPTS / "lib/report/hub_card.py"} <= set(find_code_closure(SCRIPTS / "write_report.py"))
+    assert SCRIPTS / "lib/report/hub_card.py" in find_code_closure(SCRIPTS / "package_model.py")
 
 
 def test_ticks_are_round_and_enclose_the_data():
@@ -570,6 +572,15 @@ def test_names_in_a_plot_are_escaped_and_keep_apart():
     assert "b &amp; c" in svg
     heights = re.findall(r'class="halo" x="[\d.]+" y="([\d.]+)"', svg)
     assert abs(float(heights[0]) - float(heights[1])) >= 15
+
+
+def test_names_beside_dots_near_an_edge_stay_in_the_plot():
+    chance = random.Random(0)
+    for _ in range(300):
+        bins = sorted((chance.random(), chance.random() ** 0.2, chance.randrange(10**5)) for _ in range(10))
+        svg = plots.draw_reliability(bins[: chance.randint(1, 10)])
+        heights = [float(y) for y in re.findall(r'class="halo" x="-?[\d.]+" y="([\d.-]+)"', svg)]
+        assert 17 <= min(heights) <= max(heights) <= 264  # the axis is at 260
 
 
 def spots(values: list[tuple[float, float]]) -> list[plots.Spot]:

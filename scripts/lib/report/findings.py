@@ -286,10 +286,10 @@ def describe_reliability(found: dict[str, Any]) -> str:
 
 def describe_probabilities(found: dict[str, Any]) -> str:
     """Return what the correction changes on test rows, and what the threshold is worth there."""
-    before, after = found["test"]["before"]["ece"], found["test"]["after"]["ece"]
+    before, after = (_state_error(found["test"][when]) for when in ("before", "after"))
     said = (
-        f"At temperature {found['temperature']:.2f} they are off by {format_percent(after)} on average on test rows,"
-        f" without it by {format_percent(before)}."
+        f"At temperature {found['temperature']:.2f} they are off by {after} on average on test rows,"
+        f" without it by {before}."
     )
     if "decision" not in found:
         return said
@@ -305,6 +305,11 @@ def describe_probabilities(found: dict[str, Any]) -> str:
     low, high = answered["precision_ci95"]
     right = f"{format_percent(answered['precision'])} are right [{format_percent(low)}, {format_percent(high)}]"
     return f"{start}, of which {right}."
+
+
+def _state_error(measured: dict[str, Any]) -> str:
+    low, high = measured["ece_ci95"]
+    return f"{format_percent(measured['ece'])} [{format_percent(low)}, {format_percent(high)}]"
 
 
 def describe_audit(audit: dict[str, Any]) -> str:

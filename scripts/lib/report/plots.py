@@ -98,7 +98,7 @@ def draw_scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup:
     for point, (x, y) in zip(points, spots, strict=True):
         low, high = point.interval
         parts += [f'<path class="whisker" d="M{x} {up(low)}V{up(high)}"/>', _mark(x, y, point.filled)]
-    parts += _names([_short(point.name) for point in points], spots)
+    parts += _names([_short(point.name) for point in points], spots, lowest=220)
     parts.append(f'<text x="260" y="258" text-anchor="middle">{escape(x_label)}</text>')
     parts.append(f'<text x="4" y="12">{escape(y_label)}</text>')
     return _svg(264, f"{y_label} against {x_label} for {len(points)} variants", parts)
@@ -174,7 +174,7 @@ def draw_reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
     spots = [(across(said), up(right)) for said, right, _ in bins]
     parts.append(f'<path class="train" d="M{"L".join(f"{x} {y}" for x, y in spots)}"/>')
     parts += [_mark(x, y, filled=True) for x, y in spots]
-    parts += _names([f"{n:,} rows" for _, _, n in bins], spots)
+    parts += _names([f"{n:,} rows" for _, _, n in bins], spots, lowest=260)
     parts.append('<text x="250" y="298" text-anchor="middle">probability that it states</text>')
     parts.append('<text x="4" y="12">share right</text>')
     return _svg(304, f"share of right labels by stated probability, in {len(bins)} ranges", parts)
@@ -243,21 +243,24 @@ def _apart(heights: Sequence[float], top: float, bottom: float) -> list[float]:
     return [max(height, top + _LINE * place) for place, height in enumerate(reversed(moved))]
 
 
-def _names(names: Sequence[str], spots: Sequence[tuple[float, float]]) -> list[str]:
-    """Place names beside their spots, moved up or down where they would cover a spot or another name."""
+def _names(names: Sequence[str], spots: Sequence[tuple[float, float]], lowest: float) -> list[str]:
+    """Place names beside their spots, moved up or down where they would cover a spot or another name, but not out of
+    the plot, whose axis is at `lowest`.
+    """
     taken: list[tuple[float, float, float]] = []  # left, right, height of the base line
     parts = []
     for name, (x, y) in zip(names, spots, strict=True):
         width, left = 7.5 * len(name), x > _WIDTH * 0.6
         start, end = (x - 10 - width, x - 10) if left else (x + 10, x + 10 + width)
-        for shift in (4, 20, -12, 36, -28, 52):
-            covers_spot = any(start - 6 < a < end + 6 and abs(b + 4 - y - shift) < 13 for a, b in spots)
-            covers_name = any(start < other[1] and other[0] < end and abs(other[2] - y - shift) < 15 for other in taken)
+        heights = [y + shift for shift in (4, 20, -12, 36, -28, 52, -44, 68, 84) if _LINE <= y + shift <= lowest + 4]
+        for height in heights:
+            covers_spot = any(start - 6 < a < end + 6 and abs(b + 4 - height) < 13 for a, b in spots)
+            covers_name = any(start < other[1] and other[0] < end and abs(other[2] - height) < 15 for other in taken)
             if not covers_spot and not covers_name:
                 break
-        taken.append((start, end, y + shift))
+        taken.append((start, end, height))
         anchor, place = ("end", end) if left else ("start", start)
-        parts.append(f'<text class="halo" x="{place}" y="{y + shift}" text-anchor="{anchor}">{escape(name)}</text>')
+        parts.append(f'<text class="halo" x="{place}" y="{height}" text-anchor="{anchor}">{escape(name)}</text>')
     return parts
 
 
