@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.cli import call_or_exit, fail, report_progress
+from lib.core.escaping import escape_controls
 from lib.core.files import read_json
 from lib.core.paths import resolve_below
 from lib.provenance.manifests import build_manifest_path, link_files, load_manifest, read_manifest
@@ -35,12 +36,12 @@ def main(args: argparse.Namespace) -> None:
         names = [path.relative_to(folder).as_posix() for path in files]
         more = f" and {len(names) - _LONGEST_LIST} more" if len(names) > _LONGEST_LIST else ""
         kind = "public" if args.public else "private"
-        print(f"{args.what} -> {args.repo} ({kind}): {len(files)} files, {size:.1f} MB")
-        print(f"  {', '.join(names[:_LONGEST_LIST])}{more}")
-        if not args.upload:
-            print("nothing was uploaded; add --upload")
-            return
-        print(f"uploaded as {upload(folder, args.repo, public=args.public, message=args.message)}")
+        print(escape_controls(f"{args.what} -> {args.repo} ({kind}): {len(files)} files, {size:.1f} MB"))
+        print(escape_controls(f"  {', '.join(names[:_LONGEST_LIST])}{more}"))
+        ended = "nothing was uploaded; add --upload"
+        if args.upload:
+            ended = f"uploaded as {upload(folder, args.repo, public=args.public, message=args.message)}"
+        print(escape_controls(ended))
 
 
 def check_gate(results: Path, despite_gate: bool) -> None:

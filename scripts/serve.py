@@ -17,6 +17,7 @@ from lib.core.files import read_json
 from lib.core.paths import check_bare_name
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_BACKLOG = 2048  # connections that wait to be accepted; uvicorn's own number
 
 
 def main(args: argparse.Namespace) -> None:
@@ -71,12 +72,16 @@ def check_gate(folder: Path, despite_gate: bool) -> None:
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """Return a listening socket. Raises `UserError` when the port is taken or not to be had."""
+    """Return a listening socket: who connects before the models are loaded waits, and no other server gets the port.
+
+    Raises `UserError` when the port is taken or not to be had.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen(_BACKLOG)
     except OSError as error:
         fail(f"port {port} of {host} cannot be used ({error.strerror or error})", "give another --port")
     return listening

@@ -148,9 +148,16 @@ def read_listing(folder: Path, name: Any) -> None:
     check_listings(folder)
 
 
+def name_served(folder: Path, name: str) -> None:
+    from serve import name_models
+
+    name_models([f"{name}={folder}"])
+
+
 # By the module that passes such names to the door.
 READERS: dict[str, list[Callable[[Path, Any], None]]] = {
     "adopt.py": [read_listing],
+    "serve.py": [name_served],
     "lib/workflow/azure_storage_plugin.py": [retrieve_blobs],
     "lib/azure/machine_learning.py": [download_blob],
     "lib/azure/blobs.py": [list_blobs],
@@ -167,6 +174,7 @@ READERS: dict[str, list[Callable[[Path, Any], None]]] = {
 ONLY = {
     **dict.fromkeys((choose_weights, read_manifest_of, list_blobs, retrieve_blobs, ask_for_member), TEXTS),
     read_external_data: [name for name in TEXTS if name.isascii() or name == "a\u2028b"],
+    name_served: TEXTS,
     download_blob: [name for name in TEXTS if "/" not in name],
 }
 # Of these the folder is asked for, with its links, or the lineage as a whole: below. A hub's names are those of
@@ -175,6 +183,7 @@ TESTED_ELSEWHERE = {
     *("lib/sources/huggingface.py", "lib/provenance/lineage.py", "lib/workflow/snakemake_metadata.py"),
     *("lib/onnx/packaged.py", "lib/evaluation/onnx_scorer.py"),  # in test_packaged.py
     *("fetch_adapter.py", "fetch_merged.py", "lib/models/locate_model.py", "compare_results.py"),
+    "publish.py",  # which links by a manifest
 }
 CASES = [
     pytest.param(reader, name, id=f"{reader.__name__}-{ascii(name)[:30]}")

@@ -54,6 +54,7 @@ NEEDED = {
     "score_checkpoint": "numpy torch",
     "score_onnx": "numpy onnx onnxruntime onnxruntime_genai",
     "select_model": "numpy",
+    "serve": "",
     "set_up": "",
     "split_data": "",
     "summarize": "numpy",

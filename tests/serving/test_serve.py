@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 
+from lib.core.cli import UserError
 from support.onnx_samples import LABELS, TEXTS
 from support.paths import SCRIPTS
 from support.served import package_models, serving
@@ -266,3 +267,14 @@ def test_what_cannot_be_served_is_one_line(models, server, tmp_path):
         assert "the model missed its gate; mend it, or add --despite-gate" in refused("--model", tones)
     finally:
         (tones.parent / "gate.json").unlink()
+
+
+def test_a_port_is_taken_from_the_start():
+    """Who reads the address connects at once, and a second server of the same port is told so."""
+    from serve import open_port
+
+    with open_port("127.0.0.1", 0) as listening:
+        port = listening.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+        with pytest.raises(UserError, match=f"port {port} of 127.0.0.1 cannot be used"):
+            open_port("127.0.0.1", port)

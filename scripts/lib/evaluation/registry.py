@@ -60,7 +60,8 @@ class Metric:
     name: its key in score files. title: its name in headings. tasks: which have it. measure: the metric as sums over
     rows. rests_on: all rows, or those with a free answer. highest: the end of its scale. decimals: digits behind the
     point. has_interval: its score has a 95 % interval. is_compared: so has its difference between two stages.
-    is_selectable: `selection.metric` and `gate.minimum` may name it.
+    is_selectable: `selection.metric` and `gate.minimum` may name it. hub_name: what a hub's model card calls it, where
+    that is another name.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Metric:
     has_interval: bool = False
     is_compared: bool = False
     is_selectable: bool = False
+    hub_name: str = ""
 
     @property
     def spoken(self) -> str:
@@ -203,7 +205,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "macro_f1", "Macro-F1", _LABELS, measure_macro_f1, "rows",
-            has_interval=True, is_compared=True, is_selectable=True,
+            has_interval=True, is_compared=True, is_selectable=True, hub_name="f1",
         ),
         Metric("greedy_accuracy", "Free answers right", _LABELS, measure_greedy_accuracy, "answers"),
         Metric("invalid_rate", "Free answers invalid", _LABELS, measure_invalid_rate, "answers"),

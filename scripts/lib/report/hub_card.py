@@ -7,7 +7,6 @@ from lib.provenance.notices import find_hub_facts
 from lib.report.formatting import format_interval
 
 _PIPELINES = {"classification": "text-classification", "generation": "text-generation"}
-_HUB_METRICS = {"macro_f1": "f1"}  # where the hub's name is another one
 
 
 def render_hub_metadata(settings: dict[str, Any], summary: dict[str, Any], relation: str = "quantized") -> str:
@@ -51,7 +50,7 @@ def list_results(task: str, summary: dict[str, Any]) -> list[Any]:
                 dataset_type="private",
                 dataset_name="test rows of this run",
                 dataset_split="test",
-                metric_type=_HUB_METRICS.get(name, name),
+                metric_type=METRICS[name].hub_name or name,
                 metric_name=METRICS[name].title + (f" (95 % interval {interval})" if interval else ""),
                 metric_value=quality[name],
             )
