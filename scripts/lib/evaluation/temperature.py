@@ -71,10 +71,7 @@ def measure_probabilities(scored: Scored, temperature: float, *, seed: int, samp
         "brier": build_ratio(((shares - told) ** 2).sum(axis=1), ones),
         "ece": _build_ece(*find_sureness(scored, temperature)),
     }
-    drawn = bootstrap_replicates(list(measured.values()), seed=seed, samples=samples)
-    values = {name: compute_point_estimate(statistic) for name, statistic in measured.items()}
-    ends = {f"{name}_ci95": compute_percentile_interval_95(row) for name, row in zip(measured, drawn, strict=True)}
-    return values | ends
+    return _measure_with_intervals(measured, seed=seed, samples=samples)
 
 
 def find_sureness(scored: Scored, temperature: float) -> tuple[np.ndarray, np.ndarray]:
@@ -109,10 +106,7 @@ def measure_answers(
         "precision": build_ratio(right * answered, answered),
         "coverage": build_ratio(answered, np.ones(len(sureness))),
     }
-    drawn = bootstrap_replicates(list(measured.values()), seed=seed, samples=samples)
-    values = {name: compute_point_estimate(statistic) for name, statistic in measured.items()}
-    ends = {f"{name}_ci95": compute_percentile_interval_95(row) for name, row in zip(measured, drawn, strict=True)}
-    return {"rows": int(answered.sum()), **values, **ends}
+    return {"rows": int(answered.sum())} | _measure_with_intervals(measured, seed=seed, samples=samples)
 
 
 def list_curve(sureness: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
@@ -134,6 +128,13 @@ def _list_levels(descending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the different values, and how many rows have each of them or more: rows that tie are answered together."""
     last = np.append(np.flatnonzero(np.diff(descending)), len(descending) - 1)
     return descending[last], last + 1
+
+
+def _measure_with_intervals(measured: Mapping[str, Statistic], *, seed: int, samples: int) -> dict[str, Any]:
+    drawn = bootstrap_replicates(list(measured.values()), seed=seed, samples=samples)
+    values = {name: compute_point_estimate(statistic) for name, statistic in measured.items()}
+    ends = {f"{name}_ci95": compute_percentile_interval_95(row) for name, row in zip(measured, drawn, strict=True)}
+    return values | ends
 
 
 def _nll(shares: np.ndarray, truth: np.ndarray) -> np.ndarray:

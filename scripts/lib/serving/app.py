@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,21 +242,17 @@ def _add_questions(app: FastAPI, models: Mapping[str, ServedModel], limits: Limi
         usage = count_usage(len(model.tokenizer.encode(prompt)), len(model.tokenizer.encode(text)))
         return JSONResponse(protocols.build_completion(model.name, {"answer": text, "stopped": stopped}, usage))
 
-    @app.post("/v1/decisions")
-    async def _decisions(request: Request) -> Response:
-        body = await read_body(request)
-        model = choose(body, only_labels=True)
-        row, names = protocols.read_decisions(body, model.template)
-        answer, tokens = await decide(model, row)
-        return JSONResponse(protocols.build_decisions(model.name, names, answer, tokens))
+    def add_protocol(path: str, read: Callable[..., Any], build: Callable[..., Any]) -> None:
+        @app.post(path)
+        async def _answer(request: Request) -> Response:
+            body = await read_body(request)
+            model = choose(body, only_labels=True)
+            row, asked = read(body, model.template)
+            answer, tokens = await decide(model, row)
+            return JSONResponse(build(model.name, asked, answer, tokens))
 
-    @app.post("/v1/systemone")
-    async def _system_one(request: Request) -> Response:
-        body = await read_body(request)
-        model = choose(body, only_labels=True)
-        row, ids = protocols.read_system_one(body, model.template)
-        answer, tokens = await decide(model, row)
-        return JSONResponse(protocols.build_system_one(model.name, ids, answer, tokens))
+    add_protocol("/v1/decisions", protocols.read_decisions, protocols.build_decisions)
+    add_protocol("/v1/systemone", protocols.read_system_one, protocols.build_system_one)
 
     @app.post("/classify")
     async def _classify(request: Request) -> Response:
