@@ -73,6 +73,15 @@ def tiny_model(request) -> Path:
     return request.getfixturevalue(f"tiny_{request.param}")
 
 
+@pytest.fixture
+def hub():
+    """A hub on loopback, empty."""
+    from support.fake_hub import FakeHub
+
+    with FakeHub() as hub:
+        yield hub
+
+
 @pytest.fixture(scope="session")
 def run_script():
     """Run `scripts/<name>.py` as a person would; dicts become JSON arguments."""

@@ -496,12 +496,6 @@ def test_package_file_is_read_like_any_other(tmp_path, monkeypatch):
     assert rows == [{"file": "some-data:some/rows.csv", "line": 2, "number": 1, "row": {"t": "x"}}]
 
 
-@pytest.fixture
-def hub():
-    with FakeHub() as hub:
-        yield hub
-
-
 def fetch_hub(hub: FakeHub, tmp_path: Path, revision: str = COMMIT, split: str = "train", **environment: str):
     source = {"hub": {"id": "team/rows", "revision": revision, "split": split}}
     settings = json.dumps({"source": source, "unreadable": "error"})

@@ -21,12 +21,6 @@ def model(tiny_phi3, tmp_path) -> Path:
     return Path(shutil.copytree(tiny_phi3, tmp_path / "model"))
 
 
-@pytest.fixture
-def hub():
-    with FakeHub() as hub:
-        yield hub
-
-
 @pytest.fixture(scope="session")
 def counts(tiny_phi3, tiny_llama) -> dict[str, int]:
     return {"phi3": parameters(tiny_phi3), "llama": parameters(tiny_llama)}

@@ -38,12 +38,6 @@ def results(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "results"))
 
 
-@pytest.fixture
-def hub():
-    with FakeHub() as hub:
-        yield hub
-
-
 def publish(hub: FakeHub, results: Path, *words: str, token: str = "geheim") -> subprocess.CompletedProcess:
     command = [sys.executable, SCRIPTS / "publish.py", "--results", results, "--repo", "me/tones", *words]
     environment = hub.environment(results.parent / "home", HF_TOKEN=token, HF_HUB_DISABLE_XET="1")
