@@ -13,6 +13,7 @@
 # make test-clients   openai-python, litellm and curl against the server (1 minute)
 # make test-foundry   a packaged model in Foundry Local's SDK, offline, in an environment of its own (1 minute)
 # make test-azure   the workflow through Azure Machine Learning and Azure storage, both on loopback; installs Azurite
+# make test-gpu PYTHON=python3.12   agreement, speed and memory on this machine's GPUs, in 8 minutes; no .venv is needed
 # make test-python PYTHON=python3.13   the tests that need no torch under another Python, in .venv-python3.13
 # The Python of .venv: 3.11, 3.12 or 3.13, the first that is here unless it is given. Another one makes .venv anew.
 PYTHON ?=
@@ -25,7 +26,7 @@ ARGS ?=
 DAYS ?= 30
 unexport ARGS DAYS
 
-.PHONY: FORCE run control test test-slow test-python test-gguf test-trl test-clients test-foundry test-azure test-conda test-faults test-slurm test-slurm-slow check azurite browser slurm \
+.PHONY: FORCE run control test test-slow test-python test-gguf test-trl test-clients test-foundry test-azure test-conda test-faults test-slurm test-slurm-slow test-gpu check azurite browser slurm \
   fuzz fuzz-atheris lock generated clean clean-results clean-work
 
 run: .venv/installed
@@ -103,6 +104,9 @@ test-slurm-slow: .venv/installed slurm
 # One more than there are cores: they mostly wait for jobs.
 test-azure: .venv/installed azurite
 	$(BIN)/python -m pytest tests/on_azure -m azure --numprocesses 3 $(value ARGS)
+
+test-gpu:
+	@$(or $(PYTHON),$(wildcard $(BIN)/python),python3) benchmarks/gpu.py $(value ARGS)
 
 # Microsoft's emulator of Azure storage, from npm: each package by its hash, and no script of one runs.
 azurite: .azurite/installed

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from bench import machine, markdown_table, write_table
-from train_adapter import build_lora_model
 from training import FINETUNE
 from transformers import AutoModelForCausalLM, set_seed
 
@@ -25,6 +24,7 @@ from lib.data.tokenizer import load_tokenizer
 from lib.hardware.device import use_threads
 from lib.models.loading import Quantization, build_bitsandbytes_config, load_model
 from lib.training import batching
+from lib.training.adapter import build_lora_model
 
 QUANTIZATION: Quantization = {"quant_type": "nf4", "double_quant": True}
 BATCH = 16

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import torch
 from bench import machine, markdown_table, write_table
-from train_adapter import build_lora_model
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from lib.data.corpus import read_corpus
@@ -30,6 +29,7 @@ from lib.data.tokenizer import load_tokenizer
 from lib.hardware.device import measure_matmul_peak, use_threads
 from lib.models.loading import load_model
 from lib.training import batching
+from lib.training.adapter import build_lora_model
 from lib.training.trainer import AdapterTrainer, build_adapter_trainer
 
 spawned = multiprocessing.get_context("spawn")

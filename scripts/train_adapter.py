@@ -22,7 +22,7 @@ import torch
 
 from lib.core import distributed
 from lib.core.checksums import find_fault, remove, write_checksums
-from lib.core.cli import Stopped, build_parser, fail, parse_settings, report_loaded, report_progress, run
+from lib.core.cli import Stopped, build_parser, parse_settings, report_loaded, report_progress, run
 from lib.core.files import (
     dump_canonical_json,
     hash_file,
@@ -39,11 +39,11 @@ from lib.evaluation.registry import SELECTED_BY
 from lib.evaluation.torch_scorer import measure_task_quality
 from lib.hardware.device import choose_training_dtype, measure_matmul_peak, use_threads
 from lib.hardware.memory import measure_peak_rss_mb
-from lib.models.adapters import write_adapter_config
 from lib.models.loading import load_model
 from lib.provenance.code_closure import find_code_closure, hash_code
 from lib.provenance.manifests import build_manifest_path, read_manifest, write_manifest
 from lib.training import batching
+from lib.training.adapter import build_lora_model, save_adapter
 from lib.training.callbacks import (
     CheckpointMirror,
     TimeLimit,
@@ -51,7 +51,7 @@ from lib.training.callbacks import (
     has_stopped_early,
     list_validations,
 )
-from lib.training.methods import METHODS, choose_quantization
+from lib.training.methods import choose_quantization
 from lib.training.trainer import AdapterTrainer, build_adapter_trainer
 
 
@@ -188,39 +188,6 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
         write_checksums(result)
     for folder in work.glob("checkpoint-*"):
         shutil.rmtree(folder)
-
-
-def build_lora_model(model: Any, settings: dict[str, Any]) -> Any:
-    """Return the base model with fresh, seeded LoRA layers. Raises `UserError` when a target names no layer.
-
-    The layers of all methods are peft's.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings["r"],
-        lora_alpha=settings["lora_alpha"],
-        lora_dropout=settings["lora_dropout"],
-        target_modules=settings["target_modules"],
-        **METHODS[settings["method"]].peft,
-    )
-    if isinstance(settings["target_modules"], list):
-        linear = {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-        unknown = sorted(set(settings["target_modules"]) - (linear - {"lm_head"}))
-        if unknown:
-            names = ", ".join(sorted(linear - {"lm_head"}))
-            fail(f"finetune.target_modules: the base model has no layer {unknown[0]}", f"it has {names}")
-    adapted = get_peft_model(model, config)
-    if settings["gradient_checkpointing"]:
-        adapted.enable_input_require_grads()
-    return adapted
-
-
-def save_adapter(model: Any, folder: Path) -> None:
-    model.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    write_adapter_config(folder)
 
 
 def count_trainable(model: Any) -> int:

@@ -134,7 +134,7 @@ def test_the_built_model_holds_the_calibrated_weights_bit_for_bit(tiny_llama, co
 
 def test_weights_that_are_not_the_calibrated_ones_are_refused(tiny_llama, corpus, calibrated, tmp_path):
     """Negative control: the same model, calibrated by another draw of rows, is not what was built."""
-    from build_onnx import check_weights
+    from lib.onnx.build_checks import check_weights
 
     rows = corpus / "validation.jsonl"
     folder = build(tiny_llama, rows, tmp_path / "model", calibrated=calibrated, algo_config="auto_round")

@@ -12,7 +12,7 @@ from support.onnx_samples import SETTINGS, build, write_corpus
 
 @pytest.fixture(scope="module")
 def check(tiny_phi3, tmp_path_factory):
-    """Run the check of one variant of the tiny Phi-3 (64 and 128 columns, 2 layers, 511 tokens)."""
+    """Run the check of one variant of the tiny Phi-3 (64 and 128 columns, 2 layers, 512 tokens)."""
     folder = tmp_path_factory.mktemp("check")
     rows = {task: write_corpus(folder / task, tiny_phi3, task) for task in ("classification", "generation")}
 
@@ -74,12 +74,12 @@ def check(tiny_phi3, tmp_path_factory):
         (
             "generation",
             {"max_new_tokens": 500},
-            "rows.jsonl:1: a prompt of 22 tokens and an answer of up to 500 exceed the model's 511",
+            "rows.jsonl:1: a prompt of 22 tokens and an answer of up to 500 exceed the model's 512",
         ),
         (
             "classification",
             {"new_tokens": 500},
-            "an answer of up to 500 exceed the model's 511; lower corpus.max_length",
+            "an answer of up to 500 exceed the model's 512; lower corpus.max_length",
         ),
     ],
 )

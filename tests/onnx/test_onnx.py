@@ -96,18 +96,21 @@ def test_the_projects_own_commit_is_not_in_the_model(fp32):
 
 
 def test_fp32_logits_of_another_checkpoint_are_refused(tiny_llama, phi3_fp32, phi3_corpus, tiny_phi3, tmp_path):
-    import build_onnx
     from safetensors.numpy import load_file, save_file
+
+    from lib.data.tokenizer import load_tokenizer
+    from lib.onnx.build_checks import check_logits
+    from lib.onnx.graph import Graph
 
     other = shutil.copytree(tiny_phi3, tmp_path / "other")
     weights = load_file(other / "model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"] *= 1.5
     save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
     prompts = [json.loads(line)["prompt"] for line in (phi3_corpus / "rows.jsonl").read_text().splitlines()]
-    variant = {"precision": "fp32", "execution_provider": "cpu"}
-    build_onnx.check_answers(phi3_fp32, tiny_phi3, variant, prompts, 1)
-    with pytest.raises(UserError, match="logits differ"):
-        build_onnx.check_answers(phi3_fp32, other, variant, prompts, 1)
+    encoded, graph = load_tokenizer(tiny_phi3).encode_batch(prompts), Graph(phi3_fp32 / "model.onnx")
+    assert check_logits(phi3_fp32, graph, tiny_phi3, encoded, 1) < 1e-5
+    with pytest.raises(UserError, match="with the same weights its logits differ"):
+        check_logits(phi3_fp32, graph, other, encoded, 1)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,7 @@ def test_quantized_weights_are_the_merged_ones_on_the_grid_that_was_asked_for(
 
     folder = build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / "int4", **options)
     assert manifest_of(folder)["grid"] == grid
-    assert manifest_of(folder)["compared"] == {"weights": 11, "of_weights": 11, "logits": False}
+    assert manifest_of(folder)["compared"] == {"weights": 11, "of_weights": 11, "logits": True}
     graph = Graph(folder / "model.onnx")
     assert len(graph.quantized) == 11
     node = next(name for name in graph.quantized if "layers.1/mlp/down_proj" in name)
@@ -170,8 +173,7 @@ def test_every_build_is_compared_with_the_merged_weights_also_those_that_are_joi
     request, tmp_path, family, options
 ):
     """Whatever is quantized or not: a weight of another model is told apart, if only the end of it differs."""
-    import build_onnx
-
+    from lib.onnx.build_checks import check_weights
     from lib.onnx.graph import Graph
     from support.changed_models import change, spoiled
 
@@ -188,16 +190,16 @@ def test_every_build_is_compared_with_the_merged_weights_also_those_that_are_joi
     for part in PARTS[family]:
         other = spoiled(base, tmp_path / part, change(f"layers.1.{part}.weight", raise_the_last_row))
         with pytest.raises(UserError, match=rf"/model/layers\.1/.*layers\.1\.{part}\.weight"):
-            build_onnx.check_weights(graph, other, options)
+            check_weights(graph, other, options)
 
 
 def test_a_build_of_which_nothing_could_be_compared_is_not_called_verified(
     tiny_phi3, phi3_corpus, tmp_path, monkeypatch
 ):
     """As when a builder names its nodes otherwise."""
-    import build_onnx
+    from lib.onnx import build_checks
 
-    monkeypatch.setattr(build_onnx, "list_merged_names", lambda node, names: [])
+    monkeypatch.setattr(build_checks, "list_merged_names", lambda node, names: [])
     with pytest.raises(UserError, match="nothing of the built model could be compared with the merged one"):
         build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / "int4")
     assert not list(tmp_path.iterdir())
@@ -206,8 +208,7 @@ def test_a_build_of_which_nothing_could_be_compared_is_not_called_verified(
 
 
 def test_the_grid_check_tells_weights_and_grids_apart(tiny_phi3, phi3_corpus, tmp_path):
-    import build_onnx
-
+    from lib.onnx.build_checks import check_weights
     from lib.onnx.graph import Graph, measure_largest_error, name_grid
 
     folder = build(tiny_phi3, phi3_corpus / "rows.jsonl", tmp_path / "int4")
@@ -220,7 +221,7 @@ def test_the_grid_check_tells_weights_and_grids_apart(tiny_phi3, phi3_corpus, tm
     assert name_grid(weight, right) == "default"
     assert name_grid(weight, other) == "other"
     with pytest.raises(UserError, match="algo_config rtn gave weights on the grid default"):
-        build_onnx.check_weights(graph, tiny_phi3, {"algo_config": "rtn"})
+        check_weights(graph, tiny_phi3, {"algo_config": "rtn"})
 
 
 @pytest.mark.parametrize(
@@ -232,10 +233,10 @@ def test_the_grid_check_tells_weights_and_grids_apart(tiny_phi3, phi3_corpus, tm
     ],
 )
 def test_a_head_is_tied_where_the_models_class_says_so_too(tmp_path, config, tied):
-    import build_onnx
+    from lib.onnx.builder import has_tied_head
 
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert build_onnx.has_tied_head(tmp_path) == tied
+    assert has_tied_head(tmp_path) == tied
 
 
 def test_end_tokens_and_greedy_search_reach_the_built_model(tiny_phi3, phi3_corpus, tmp_path):
@@ -255,11 +256,11 @@ def test_end_tokens_and_greedy_search_reach_the_built_model(tiny_phi3, phi3_corp
 
 
 def test_a_lost_end_token_is_an_error(phi3_fp32, tmp_path):
-    import build_onnx
+    from lib.onnx.build_checks import configure_search
 
     folder = shutil.copytree(phi3_fp32, tmp_path / "copy")
     with pytest.raises(UserError, match=r"lost the end tokens \[7\]"):
-        build_onnx.configure_search(folder, frozenset({2, 3, 7}))
+        configure_search(folder, frozenset({2, 3, 7}))
 
 
 def test_unknown_node_names_are_refused(tiny_phi3, phi3_corpus, tmp_path):
@@ -564,8 +565,8 @@ def test_the_check_reads_as_the_built_model_will(fp32, tiny_model, tmp_path):
 def test_more_than_the_context_is_refused(phi3_fp32):
     from lib.onnx.runtime import Reader, load_onnx
 
-    with pytest.raises(UserError, match="take 512 tokens, the model takes 511"):
-        Reader(load_onnx(phi3_fp32, threads=1), 512)
+    with pytest.raises(UserError, match="take 513 tokens, the model takes 512"):
+        Reader(load_onnx(phi3_fp32, threads=1), 513)
 
 
 # Measuring

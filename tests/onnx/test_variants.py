@@ -75,9 +75,8 @@ def test_a_precision_that_a_provider_cannot_run_is_refused():
     ],
 )
 def test_what_is_refused_could_not_be_loaded(tiny_llama, tmp_path, options, reason):
-    import build_onnx
-
     from lib.core.cli import UserError
+    from lib.onnx.builder import build as run_builder
     from lib.onnx.runtime import Reader, open_onnx
 
     with pytest.raises(ValueError, match=reason):
@@ -86,7 +85,7 @@ def test_what_is_refused_could_not_be_loaded(tiny_llama, tmp_path, options, reas
     words = [f"{name}={str(value).lower()}" for name, value in options.items() if name != "precision"]
 
     def build_and_ask() -> None:
-        build_onnx.build(tiny_llama, tmp_path / "model", values, ["hf_token=false", *words])
+        run_builder(tiny_llama, tmp_path / "model", values, ["hf_token=false", *words])
         Reader(open_onnx(tmp_path / "model", 1), 8).read([5, 6, 7])
 
     with pytest.raises((UserError, RuntimeError)):

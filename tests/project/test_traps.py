@@ -227,6 +227,8 @@ def test_phi3_mini_gets_an_adapter_on_each_projection():
     import train_adapter
     from transformers import Phi3Config, Phi3ForCausalLM
 
+    from lib.training.adapter import build_lora_model
+
     config = Phi3Config(
         **{"vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32},
         **{"num_attention_heads": 32, "num_key_value_heads": 32, "pad_token_id": 32000},
@@ -234,7 +236,7 @@ def test_phi3_mini_gets_an_adapter_on_each_projection():
     with torch.device("meta"):
         model = Phi3ForCausalLM(config)
         assert sum(part.numel() for part in model.parameters()) == 3_821_079_552
-        adapted = train_adapter.build_lora_model(model, {**FINETUNE, "r": 16})
+        adapted = build_lora_model(model, {**FINETUNE, "r": 16})
     names = {name.partition(".lora_A")[0] for name, _ in adapted.named_parameters() if ".lora_A" in name}
     kinds = [name.rpartition(".")[2] for name in names]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == dict.fromkeys(
@@ -496,30 +498,59 @@ def remade(base: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("window", [32, 511])
-def test_prompts_are_read_alike_up_to_the_sliding_window_and_no_further(tiny_phi3, tmp_path, window):
-    """Positions and windows that two runtimes count differently (23)."""
+@pytest.mark.parametrize("family", ["phi3", "llama"])
+def test_prompts_are_read_alike_within_a_sliding_window_and_far_behind_it(request, tmp_path, family):
+    """Positions and windows that two runtimes count differently (23); one model has a window, one has none."""
     from lib.onnx.runtime import Reader, load_onnx
 
-    base = remade(tiny_phi3, tmp_path / "base", sliding_window=window)
+    base = remade(
+        request.getfixturevalue(f"tiny_{family}"),
+        tmp_path / "base",
+        **({"sliding_window": 32} if family == "phi3" else {}),
+    )
     corpus = write_corpus(tmp_path / "corpus", base)
     folder = build(base, corpus / "rows.jsonl", tmp_path / "fp32", precision="fp32")
     onnx, model = load_onnx(folder, threads=1), load_model(base)
-    ids = np.random.default_rng(0).integers(10, 900, window).tolist()
-    reader = Reader(onnx, window)
-    for length in (window // 2, window - 1, window):
+    ids = np.random.default_rng(0).integers(10, 900, 400).tolist()
+    reader = Reader(onnx, 404)
+    for length in (16, 31, 32, 33, 90, 400):
         with torch.inference_mode():
             expected = model(torch.tensor([ids[:length]])).logits[0, -1].numpy()
         assert np.abs(reader.read(ids[:length]) - expected).max() < 1e-4 * np.abs(expected).max(), length
-    with pytest.raises(UserError, match=f"take {window + 1} tokens, the model takes {window}"):
-        Reader(onnx, window + 1)
-    assert read_json(folder / "genai_config.json")["search"]["max_length"] == window
+    with torch.inference_mode():
+        written = model.generate(torch.tensor([ids]), max_new_tokens=4, do_sample=False, eos_token_id=[2, 3])
+    assert written[0, 400:].tolist() == reader.answer(4)
+    with pytest.raises(UserError, match="take 513 tokens, the model takes 512"):
+        Reader(onnx, 513)
 
 
-def test_rows_longer_than_the_sliding_window_are_refused_before_the_training(tiny_phi3, tmp_path):
-    base = remade(tiny_phi3, tmp_path / "base", sliding_window=20)
-    with pytest.raises(UserError, match=r"row train\d+ has \d+ tokens, the model takes 20; lower corpus\.max_length"):
-        train(base, learnable_corpus(base, tmp_path), tmp_path, max_steps=1)
+def test_rows_longer_than_the_sliding_window_are_trained_as_the_model_reads_them(tiny_phi3):
+    """Packed rows, whose table of attention knows no window by itself."""
+    from lib.training import batching, packing
+
+    model = load_model(tiny_phi3)
+    for layer in model.model.layers:
+        layer.self_attn.sliding_window = 8
+    model.config.sliding_window = 8
+    ids = np.random.default_rng(0).integers(10, 900, (3, 30)).tolist()
+    examples = [
+        {"input_ids": row, "labels": [batching.IGNORED] * 25 + row[25:]} for row in (ids[0], ids[1][:27], ids[2])
+    ]
+    expected = [alone(model, example) for example in examples]
+    assert packing.can_pack(model, examples, pad_id=2)
+    for example, loss in zip(examples, expected, strict=True):
+        other = {**examples[0], "input_ids": [5, *examples[0]["input_ids"][1:]]}
+        batch = packing.PackingCollator()([other, example])
+        labels = batch["labels"].clone()
+        labels[:, 1:6] = batching.IGNORED  # of the other row
+        assert abs(packing._loss(model, {**batch, "labels": labels}) - loss) < 1e-5 * loss
+
+
+def alone(model: Any, example: dict[str, Any]) -> float:
+    """The mean loss of one row's supervised tokens, by the model's own forward."""
+    ids = torch.tensor([example["input_ids"]])
+    with torch.inference_mode():
+        return float(model(ids, labels=torch.tensor([example["labels"]])).loss)
 
 
 @pytest.mark.parametrize("block", [32, 128])

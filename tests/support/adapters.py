@@ -14,7 +14,7 @@ IDS = torch.arange(5, 41).view(3, 12)
 
 def taught(base: Path, folder: Path, method: str, **changes: Any) -> tuple[Any, dict[str, Any] | None]:
     """An adapter of `method` that does something, saved to `folder`; the model with it, and its quantization."""
-    from train_adapter import build_lora_model, save_adapter
+    from lib.training.adapter import build_lora_model, save_adapter
 
     settings = Finetune.model_validate({"method": method, "r": 4, "lora_alpha": 6, **changes}).model_dump(
         exclude_none=True
@@ -31,7 +31,7 @@ def taught(base: Path, folder: Path, method: str, **changes: Any) -> tuple[Any, 
 
 
 def merged(base: Path, adapter: Path, folder: Path, quantization: Any = None) -> Any:
-    from merge_adapter import merge
+    from lib.models.merging import merge
 
     folder.mkdir()
     merge(base, adapter, folder, quantization)

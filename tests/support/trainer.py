@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train_adapter import build_lora_model
 from transformers import TrainerCallback, set_seed
 
 from lib.core.files import read_json, read_jsonl
@@ -13,6 +12,7 @@ from lib.data.tokenizer import load_tokenizer
 from lib.evaluation import torch_scorer
 from lib.models.loading import load_model
 from lib.training import batching
+from lib.training.adapter import build_lora_model
 from lib.training.trainer import AdapterTrainer, build_adapter_trainer
 from support.training import EVALUATE, FINETUNE
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from train_adapter import save_adapter
 from transformers import TrainerCallback, TrainerState
 
 from lib.core.files import read_json, read_jsonl, write_json, write_jsonl
@@ -21,6 +20,7 @@ from lib.evaluation.metrics import measure_quality
 from lib.evaluation.registry import SELECTED_BY
 from lib.models.loading import load_adapter, load_model
 from lib.training import packing
+from lib.training.adapter import save_adapter
 from lib.training.callbacks import find_last_checkpoint, has_stopped_early, list_validations
 from lib.training.trainer import AdapterTrainer
 from support.trainer import Taught, Weights, equal, trainable

@@ -62,7 +62,7 @@ def test_a_merge_by_another_rule_is_told_apart(tiny_model, tmp_path, method, spo
 
 
 def test_dora_without_its_lengths_is_told_apart(tiny_phi3, tmp_path):
-    from merge_adapter import add_low_rank
+    from lib.models.merging import add_low_rank
 
     generator = torch.Generator().manual_seed(0)
     weight, a, b = (torch.randn(shape, generator=generator) for shape in ((6, 8), (2, 8), (6, 2)))

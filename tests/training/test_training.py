@@ -261,17 +261,17 @@ def test_merge_keeps_ties_generation_config_and_tokenizer(tiny_model, merged):
 
 def test_a_wrong_scale_is_caught_before_anything_is_published(tiny_model, corpus, trained, tmp_path, monkeypatch):
     """Negative control: the parity check must fail when alpha is doubled behind its back."""
-    import merge_adapter
+    from lib.models import merging
 
-    scale = merge_adapter.compute_adapter_scale
-    monkeypatch.setattr(merge_adapter, "compute_adapter_scale", lambda config: 2 * scale(config))
+    scale = merging.compute_adapter_scale
+    monkeypatch.setattr(merging, "compute_adapter_scale", lambda config: 2 * scale(config))
     with pytest.raises(UserError, match="differs from base and adapter"):
         merge(tiny_model, trained, corpus, tmp_path / "merged")
     assert not list(tmp_path.iterdir())
 
 
 def test_small_updates_survive_and_are_rounded_once():
-    from merge_adapter import add_low_rank
+    from lib.models.merging import add_low_rank
 
     weight = torch.linspace(0.5, 1.0, 64).reshape(8, 8)
     a, b = torch.full((1, 8), 2.0**-5), torch.full((8, 1), 2.0**-5)

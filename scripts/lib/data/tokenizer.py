@@ -132,13 +132,9 @@ def read_end_token_ids(model: Path) -> frozenset[int]:
 
 
 def read_max_tokens(model: Path) -> int:
-    """Return how many tokens a model reads at most, by its config.json.
-
-    A built model cannot read on behind a sliding window, so that is a limit, too.
-    """
-    limits = dict.fromkeys(("max_position_embeddings", "sliding_window"), allow_null(INTEGER))
-    config = read_form(model / "config.json", allow_open_object(optional=limits))
-    return min(config.get(name) or 1 << 30 for name in limits)
+    """Return how many tokens a model reads at most, by its config.json; behind a sliding window it goes on reading."""
+    form = allow_open_object(optional={"max_position_embeddings": allow_null(INTEGER)})
+    return read_form(model / "config.json", form).get("max_position_embeddings") or 1 << 30
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:

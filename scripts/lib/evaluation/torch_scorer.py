@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from lib.core import distributed
 from lib.core.cli import report_progress
@@ -85,11 +86,19 @@ class Beginning:
 @torch.inference_mode()
 def read_beginning(model: Any, prompts: Sequence[list[int]]) -> Beginning:
     """Run the ids that all prompts share once; each prompt keeps at least one id of its own."""
-    shared = find_shared_prefix(prompts)
+    shared = find_shared_prefix(prompts) if can_share_cache(model.config) else 0
     if shared == 0:
         return Beginning(0, None)
     ids = torch.tensor([prompts[0][:shared]], device=model.device)
     return Beginning(shared, model(input_ids=ids, use_cache=True, logits_to_keep=_LAST).cache)
+
+
+def can_share_cache(config: Any) -> bool:
+    """Return whether a model's cache can be repeated for several continuations: that of attention can, a state cannot.
+
+    config: PreTrainedConfig. LFM2, Qwen 3.5 and Granite 4 Hybrid have layers of other kinds.
+    """
+    return set(getattr(config, "layer_types", None) or []) <= {"full_attention", "sliding_attention"}
 
 
 @torch.inference_mode()
@@ -99,6 +108,8 @@ def score_choices(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]]
     batch: prompt ids with the ids of their choices. What the prompts share is already run, the rest
     is run once; the tokens of each choice follow on its keys and values.
     """
+    if not can_share_cache(model.config):
+        return _score_whole_texts(model, batch)
     rests = [prompt[beginning.tokens :] for prompt, _ in batch]
     ids, own_mask = pad_left(rests, max(map(len, rests)), model.device)
     mask = torch.cat([torch.ones_like(own_mask[:, :1]).expand(-1, beginning.tokens), own_mask], dim=1)
@@ -123,6 +134,24 @@ def score_choices(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]]
         behind = score_continuations(model, output.cache, mask.repeat_interleave(count, dim=0), answers)
         scores = scores + behind.reshape(-1, count)
     return scores.cpu()
+
+
+def _score_whole_texts(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]]) -> torch.Tensor:
+    """Return what `score_choices` does, with each prompt run again for each of its choices and nothing kept.
+
+    Texts are filled up on the right, where neither attention nor a state looks back from.
+    """
+    texts = [(prompt, answer) for prompt, choices in batch for answer in choices]
+    ids = pad_sequence([torch.tensor(prompt + answer) for prompt, answer in texts], batch_first=True)
+    first = min(len(prompt) for prompt, _ in texts) - 1
+    kept = torch.arange(first, ids.shape[1] - 1, device=model.device)
+    logits = model(input_ids=ids.to(model.device), logits_to_keep=kept, use_cache=False).logits
+    found = logits.float().log_softmax(-1).gather(2, ids[:, first + 1 :, None].to(model.device))[:, :, 0]
+    starts = [len(prompt) - 1 - first for prompt, _ in texts]
+    sums = [
+        line[start : start + len(answer)].sum() for line, start, (_, answer) in zip(found, starts, texts, strict=True)
+    ]
+    return torch.stack(sums).reshape(len(batch), -1).cpu()
 
 
 def score_continuations(model: Any, cache: Any, mask: torch.Tensor, answers: Sequence[list[int]]) -> torch.Tensor:

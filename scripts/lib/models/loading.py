@@ -74,7 +74,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, quantization: Q
             folder,
             trust_remote_code=False,
             use_safetensors=True,
-            attn_implementation="sdpa",
+            attn_implementation=choose_attention(folder),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # to report them with the others
             **options,
@@ -93,6 +93,19 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, quantization: Q
         for name in list_linear_weights(model):
             weights[name].data = round_to_4_bits(weights[name].data, quantization)
     return model.eval().to(device="cuda" if on_gpu else "cpu", dtype=dtype)
+
+
+def choose_attention(model: Any) -> str:
+    """Return the attention implementation that a model is loaded with: `sdpa`, or `eager` where its class has no other.
+
+    model: its folder or its configuration (PreTrainedConfig). Gemma 2 caps scores and GPT-OSS has sinks, which sdpa
+    does not know.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False) if isinstance(model, Path) else model
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return "sdpa" if model_class._supports_sdpa else "eager"
 
 
 def load_adapter(model: Any, adapter: Path) -> Any:

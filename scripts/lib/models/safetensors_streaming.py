@@ -4,13 +4,15 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
 
 from lib.core.cli import extract_first_line, fail
 from lib.core.files import SAFETENSORS_INDEX
@@ -21,6 +23,7 @@ from lib.models.loading import (
     Quantization,
     check_loading_report,
     check_tensors,
+    choose_attention,
     list_linear_weights,
     load_adapter,
     load_model,
@@ -29,6 +32,8 @@ from lib.models.loading import (
 )
 
 _LONGEST_HEADER = 100_000_000  # bytes, of the safetensors library
+Replacements = Mapping[str, Callable[[torch.Tensor], torch.Tensor]]
+"""What a model gets instead of the weights in its files, by a parameter's name: made of the weight that is there."""
 
 
 class Stored(NamedTuple):
@@ -171,15 +176,15 @@ def read_weight(stored: Stored, name: str) -> torch.Tensor:
         return file.get_tensor(name)
 
 
-class _Rounded(Mapping[str, torch.Tensor]):
-    """Weights by name, those of `linear` as a 4-bit base has them."""
+class _Replaced(Mapping[str, torch.Tensor]):
+    """Weights by name, those of `replace` as its functions make them."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], linear: set[str], quantization: Quantization) -> None:
-        self._weights, self._linear, self._quantization = weights, linear, quantization
+    def __init__(self, weights: Mapping[str, torch.Tensor], replace: Replacements) -> None:
+        self._weights, self._replace = weights, replace
 
     def __getitem__(self, name: str) -> torch.Tensor:
         weight = self._weights[name]
-        return round_to_4_bits(weight, self._quantization) if name in self._linear else weight
+        return self._replace[name](weight) if name in self._replace else weight
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
@@ -194,18 +199,24 @@ def build_empty_model(folder: Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    attention = choose_attention(config)
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
 
 
-def stream_model(folder: Path, adapter: Path | None = None, quantization: Quantization | None = None) -> Any:
+def stream_model(
+    folder: Path,
+    adapter: Path | None = None,
+    quantization: Quantization | None = None,
+    replace: Replacements | None = None,
+) -> Any:
     """Return the model, perhaps with an adapter, on the CPU and holding no weight: each layer reads its own when it
     runs.
 
-    quantization: the linear layers are those of a 4-bit base, computed in float32. Memory holds one weight at a
-    time, so a pass costs the time to read all files. Models whose modules have other names than their files
-    (transformers fuses the experts of a mixture) are loaded whole. Raises `UserError` unless the files hold exactly
-    the weights of model and adapter.
+    quantization: the linear layers are those of a 4-bit base, computed in float32. replace: other weights instead.
+    Memory holds one weight at a time, so a pass costs the time to read all files. Models whose modules have other names
+    than their files (transformers fuses the experts of a mixture) are loaded whole. Raises `UserError` unless the files
+    hold exactly the weights of model and adapter.
     """
     from accelerate.hooks import attach_align_device_hook
     from accelerate.utils import OffloadedWeightsLoader
@@ -216,26 +227,45 @@ def stream_model(folder: Path, adapter: Path | None = None, quantization: Quanti
     check_loading_report(simulate_loading(model.config, {name: one.shape for name, one in stored.items()})[1], folder)
     tied = {name: source for name, source in model.all_tied_weights_keys.items() if name not in stored}
     if not stored.keys() >= {tied.get(name, name) for name, _ in model.named_parameters()}:
-        whole = load_model(folder, quantization=quantization).cpu()
-        return load_adapter(whole, adapter) if adapter else whole
+        return _load_whole(folder, adapter, quantization, replace or {})
     if adapter:
         model = add_adapter(model, adapter, adapter)
         parts = locate_weights(adapter)
         check_adapter(model, parts, adapter)
         stored |= parts
-    index, rounded = {}, set()
+    replaced = dict(replace or {})
+    index = {}
     for name, _ in model.named_parameters(remove_duplicate=False):
         source = _name_in_files(name)
-        if source in linear:
-            rounded.add(name)
+        if quantization and source in linear:
+            replaced[name] = partial(round_to_4_bits, quantization=quantization)
         source = tied.get(source, source)
         index[name] = {"safetensors_file": str(stored[source].file), "weight_name": source, "dtype": "float32"}
-    weights: Any = OffloadedWeightsLoader(index=index)
-    if quantization:
-        weights = _Rounded(weights, rounded, quantization)
+    weights: Any = _Replaced(OffloadedWeightsLoader(index=index), replaced)
     # A LoRA layer of peft reads the weights of its parts itself, so they must be there when it runs.
     attach_align_device_hook(model, "cpu", offload=True, weights_map=weights, preload_module_classes=["Linear"])
     return model.eval()
+
+
+def _load_whole(folder: Path, adapter: Path | None, quantization: Quantization | None, replace: Replacements) -> Any:
+    whole = load_model(folder, quantization=quantization).cpu()
+    for name, weight in whole.named_parameters():
+        if name in replace:
+            weight.data = replace[name](weight.data)
+    return load_adapter(whole, adapter) if adapter else whole
+
+
+@torch.inference_mode()
+def compute_last_logits(model: Any, prompts: Sequence[list[int]]) -> torch.Tensor:
+    """Return logits behind each prompt, [prompts, vocabulary], in one pass.
+
+    Prompts are filled up on the right, where a causal model does not look back from.
+    """
+    ends = [len(ids) - 1 for ids in prompts]
+    ids = pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)
+    kept = sorted(set(ends))
+    logits = model(ids, logits_to_keep=torch.tensor(kept)).logits
+    return logits[torch.arange(len(ends)), torch.tensor([kept.index(end) for end in ends])].float()
 
 
 def add_adapter(model: Any, adapter: Path, label: Path) -> Any:

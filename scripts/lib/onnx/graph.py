@@ -60,9 +60,13 @@ class Graph:
         self.node_names = [node.name for node in self._graph.node]
         self.quantized = [node.name for node in self._graph.node if self._is_quantized(node)]
         self.plain = [node.name for node in self._graph.node if self._is_plain(node)]
+        self.has_quantized_experts = any(node.op_type == "QMoE" for node in self._graph.node)
+        self.embeds_as_head = any(
+            node.op_type == "GatherBlockQuantized" and not self._is_quantized(node) for node in self._graph.node
+        )
 
     def _is_quantized(self, node: onnx.NodeProto) -> bool:
-        if node.op_type == "DequantizeLinear":
+        if node.op_type in ("DequantizeLinear", "GatherBlockQuantized"):
             return node.input[0] in self._weights and len(self._weights[node.input[0]].dims) == 2
         return node.op_type == "MatMulNBits"
 
@@ -90,16 +94,25 @@ class Graph:
                     return f"weight {tensor.name} is not in {file.name}"
         return next((f"nothing makes the output {o.name}" for o in self._graph.output if o.name not in made), None)
 
+    def count_rows(self, name: str) -> int:
+        """Return N of the quantized weight [N, K] of the node `name`."""
+        node = self._node(name)
+        if node.op_type in ("DequantizeLinear", "GatherBlockQuantized"):
+            return int(self._weights[node.input[0]].dims[node.op_type == "DequantizeLinear"])
+        return int(next(attribute.i for attribute in node.attribute if attribute.name == "N"))
+
     def read_plain(self, name: str) -> np.ndarray:
         """Return the weight of the MatMul node `name`, [N, K], in the type that it is stored in."""
         return self._array(self._node(name).input[1]).T
 
     def read_quantized(self, name: str) -> Quantized:
-        """Return the weight of the MatMulNBits or DequantizeLinear node `name`."""
+        """Return the weight of the MatMulNBits, DequantizeLinear or GatherBlockQuantized node `name`."""
         node = self._node(name)
         facts = {attribute.name: attribute.i for attribute in node.attribute}
         if node.op_type == "DequantizeLinear":
             return self._read_qdq(node, facts["block_size"])
+        if node.op_type == "GatherBlockQuantized":
+            return self._read_embeddings(node, facts["block_size"])
         bits, block, rows, columns = (facts[key] for key in ("bits", "block_size", "N", "K"))
         blocks = -(-columns // block)
         codes = _unpack_codes(self._array(node.input[1]).reshape(rows, -1), bits).reshape(rows, blocks, block)
@@ -126,6 +139,21 @@ class Graph:
         zeros = np.full(scales.shape, middle, dtype=np.uint8)
         if asymmetric:
             zeros = (self._array(node.input[2]).astype(np.int16).T + middle).astype(np.uint8)
+        codes = codes.reshape(rows, -1, block)
+        return Quantized(codes, scales.astype(np.float32), zeros, columns, 4, asymmetric, _ROUNDING[scales.dtype.name])
+
+    def _read_embeddings(self, node: onnx.NodeProto, block: int) -> Quantized:
+        """Return the weight of a GatherBlockQuantized node: codes of 4 bits, [N, K], cut along K."""
+        signed = self._weights[node.input[0]].data_type == onnx.TensorProto.INT4
+        values = self._array(node.input[0]).astype(np.int16) + (8 if signed else 0)
+        rows, columns = values.shape
+        scales = self._array(node.input[2])
+        codes = np.zeros((rows, scales.shape[1] * block), dtype=np.uint8)
+        codes[:, :columns] = values
+        asymmetric = len(node.input) > 3 and bool(node.input[3])
+        zeros = np.full(scales.shape, 8, dtype=np.uint8)
+        if asymmetric:
+            zeros = (self._array(node.input[3]).astype(np.int16) + (8 if signed else 0)).astype(np.uint8)
         codes = codes.reshape(rows, -1, block)
         return Quantized(codes, scales.astype(np.float32), zeros, columns, 4, asymmetric, _ROUNDING[scales.dtype.name])
 
@@ -162,10 +190,14 @@ def select_rows_behind(node: str, merged: np.ndarray, count: int) -> np.ndarray:
     """Return the `count` rows of a merged weight that a node has, where the builder takes it apart; else all of
     them.
     """
-    if len(merged) <= count:
-        return merged
+    start = locate_rows_behind(node, len(merged), count)
+    return merged[start : start + count]
+
+
+def locate_rows_behind(node: str, rows: int, count: int) -> int:
+    """Return the first of the `count` rows that a node takes from a merged weight of `rows` rows."""
     _, place = _SPLIT.get(node.strip("/").split("/")[-2], ("", 0))
-    return merged[place * count or None :][:count]
+    return rows + place * count if place < 0 and rows > count else 0
 
 
 def dequantize(weight: Quantized) -> np.ndarray:

@@ -5,7 +5,7 @@ measures the memory of what ships, not of what made it.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +49,17 @@ class OnnxModel:
         generator.append_tokens(np.array([0, 0], dtype=np.int32))
         return generator.get_output("logits").shape[1] == 2
 
+    @cached_property
+    def can_rewind(self) -> bool:
+        """Whether a generator can go back to an earlier token; a recurrent state, as of LFM2 and Qwen 3.5, cannot."""
+        generator = self.start_generator(max_length=3)
+        generator.append_tokens(np.array([0, 0], dtype=np.int32))
+        try:
+            generator.rewind_to(1)
+        except RuntimeError:
+            return False
+        return True
+
 
 def load_onnx(folder: Path, threads: int) -> OnnxModel:
     """Load a genai folder; `threads` goes into the session options, not into the files.
@@ -68,8 +79,8 @@ def explain_runtime_errors(what: str, *, at: Path) -> Iterator[None]:
         fail(f"ONNX Runtime {what}: {extract_first_line(error)}", "make the folder again", at=at)
 
 
-def open_onnx(folder: Path, threads: int) -> OnnxModel:
-    """Load a model as `load_onnx` does, but raise ONNX Runtime's own `RuntimeError`."""
+def open_onnx(folder: Path, threads: int, session: Mapping[str, Any] | None = None) -> OnnxModel:
+    """Load a model as `load_onnx` does, but raise ONNX Runtime's own `RuntimeError`. session: more session options."""
     made = read_genai_config(folder)
     on_cpu = not made["model"]["decoder"]["session_options"].get("provider_options")
     if not on_cpu:
@@ -77,7 +88,7 @@ def open_onnx(folder: Path, threads: int) -> OnnxModel:
 
         onnxruntime.preload_dlls()  # CUDA's libraries lie in packages of their own, where the loader does not look
     config = og.Config(str(folder))
-    options = {"intra_op_num_threads": threads, "log_severity_level": _FATAL}
+    options = {"intra_op_num_threads": threads, "log_severity_level": _FATAL, **(session or {})}
     config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
     model = og.Model(config)
     return OnnxModel(
@@ -92,8 +103,8 @@ def open_onnx(folder: Path, threads: int) -> OnnxModel:
 def read_context_length(config: dict[str, Any]) -> int:
     """Return tokens that a model reads as it was trained to, by its genai_config.json.
 
-    A sliding window is the limit: the graphs that the builder makes do not slide it, and longer texts
-    give other logits than in PyTorch, or none.
+    Where the configuration names a sliding window, its cache is as long as the window and cannot hold more: models that
+    this project builds name none, and slide it within a cache as long as the text.
     """
     model = config["model"]
     window = (model["decoder"].get("sliding_window") or {}).get("window_size")
@@ -115,7 +126,7 @@ class Reader:
                 "shorten the input, or lower corpus.max_length",
             )
         self._generator = model.start_generator(max_length=room)
-        self._model = model
+        self._model, self._room = model, room
         self._prompt: list[int] = []
 
     def read(self, prompt: list[int]) -> np.ndarray:
@@ -123,10 +134,20 @@ class Reader:
         # The generator notices that it is no longer at an end only when it goes back by a token or more.
         shared = find_shared_prefix([prompt, self._prompt])
         if self._prompt:
-            self._generator.rewind_to(shared)
+            shared = self._go_back(shared)
         self._generator.append_tokens(np.array(prompt[shared:], dtype=np.int32))
         self._prompt = prompt
         return self._generator.get_logits()[0, -1].copy()
+
+    def _go_back(self, length: int) -> int:
+        """Go back to the first `length` tokens; returns how many the generator still has: none where it must begin
+        anew, as models with a recurrent state do.
+        """
+        if self._model.can_rewind:
+            self._generator.rewind_to(length)
+            return length
+        self._generator = self._model.start_generator(max_length=self._room)
+        return 0
 
     def answer(self, limit: int) -> list[int]:
         """Return ids of the free greedy answer to the prompt just read, at most `limit`, the end token included."""
@@ -150,8 +171,8 @@ class Reader:
         for ids in answers:
             total = float(start[ids[0]])
             if len(ids) > 1:
-                self._generator.rewind_to(len(self._prompt))
-                following = compute_log_softmax(self._append(ids[:-1]))
+                left = self._prompt[self._go_back(len(self._prompt)) :]
+                following = compute_log_softmax(self._append([*left, *ids[:-1]])[len(left) :])
                 total += float(following[np.arange(len(ids) - 1), ids[1:]].sum())
             sums.append(total)
         return sums

@@ -17,10 +17,11 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lib.data.tokenizer import find_shared_prefix
+from lib.models.loading import choose_attention
+from lib.models.small_config import shrink_config
 from lib.training.batching import IGNORED, Collator, Example, compute_completion_loss
 
 ATTENTION = "packed_rows"
-_ORDINARY = "sdpa"  # what models are loaded with, and what the packed attention calls for long rows
 SHORT = 128  # keys of a row up to which plain products are faster on a CPU than its attention kernel
 
 
@@ -120,11 +121,15 @@ def attend_packed(
     """Return causal attention of each row over the shared beginning and itself.
 
     query, key, value: [1, heads, tokens, head size]; returns [1, tokens, heads, head size].
-    Raises `ValueError` when a row is longer than the model's sliding window.
+    Raises `ValueError` when a model caps scores (Gemma 2) or has sinks (GPT-OSS), which no path here computes.
     """
+    if options.get("softcap") is not None or options.get("s_aux") is not None:
+        raise ValueError("attention with capped scores or sinks")
     queries, keys, mask = layout["queries"], layout["keys"], layout["mask"]
-    if sliding_window is not None and keys.shape[1] > sliding_window:
-        raise ValueError("a row is longer than the sliding window")
+    slides = sliding_window is not None and keys.shape[1] > sliding_window
+    if sliding_window is not None and slides:
+        layout = layout | {"mask": slide_mask(mask, sliding_window)}
+        mask = layout["mask"]
     if query.device.type == "cpu" and keys.shape[1] <= SHORT and not dropout:
         with torch.autocast("cpu", enabled=False):
             found = _short_attention(query.float(), key.float(), value.float(), scaling, layout)
@@ -139,12 +144,18 @@ def attend_packed(
         table(query, queries),
         table(key, keys),
         table(value, keys),
-        mask[:, None] if layout["shared"] else None,  # kernels know plain causality
+        mask[:, None] if layout["shared"] or slides else None,  # kernels know plain causality
         dropout=dropout,
         scaling=scaling,
         **options,
     )[0]
     return lines.flatten(0, 1).index_select(0, layout["places"])[None], None
+
+
+def slide_mask(mask: torch.Tensor, window: int) -> torch.Tensor:
+    """Return the causal mask [lines, queries, keys] of a layer that sees the last `window` tokens alone."""
+    last = mask.sum(dim=-1, keepdim=True) - 1
+    return mask & (torch.arange(mask.shape[-1], device=mask.device) > last - window)
 
 
 def _short_attention(
@@ -188,7 +199,7 @@ def disable_packing(model: Any) -> Iterator[None]:
     """Let a model that `can_pack` changed take ordinary batches, with masks and a key-value cache, for a while."""
     before = model.config._attn_implementation
     if before == ATTENTION:
-        model.set_attn_implementation(_ORDINARY)
+        model.set_attn_implementation(choose_attention(model.config))
     try:
         yield
     finally:
@@ -199,30 +210,60 @@ def disable_packing(model: Any) -> Iterator[None]:
 def can_pack(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
     """Let `model` take packed rows when their loss is that of padded rows; tried on the longest and shortest ones.
 
-    Otherwise (another way of attention, a sliding window shorter than the rows) it is left as it was.
+    Otherwise (another way of attention, a state that runs on from row to row) it is left as it was. Whether rows see
+    each other is tried on a small float32 model of its kind: bfloat16 rounds away what leaks.
     """
     before = model.config._attn_implementation
     if before == ATTENTION:
         return True
+    if not keeps_rows_apart(model.config):
+        return False
     _shorten_last_mlp(model)
     by_length = sorted(examples, key=lambda example: len(example["input_ids"]))
-    tried = by_length[:2] + by_length[-2:]
+    if _packs(model, by_length[:2] + by_length[-2:], pad_id):
+        return True
+    model.set_attn_implementation(before)
+    return False
+
+
+def keeps_rows_apart(config: Any) -> bool:
+    """Return whether models of a configuration (PreTrainedConfig) compute packed rows as if each were alone.
+
+    Tried on a small random model in float32, whose rows are longer than its sliding window.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        small = shrink_config(config)
+        # Wider than by default: what one row sees of another must show in the loss.
+        small.initializer_range = 0.2
+        attention = choose_attention(small)
+        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32, attn_implementation=attention)
+        examples = [_draw_example(length, small.vocab_size) for length in (9, 40, 33)]
+    return _packs(model.eval(), examples, pad_id=0)
+
+
+def _draw_example(length: int, vocabulary: int) -> Example:
+    ids = [1, 2, *torch.randint(vocabulary, (length - 2,)).tolist()]
+    return {"input_ids": ids, "labels": [IGNORED] * (length - 4) + ids[-4:]}
+
+
+def _packs(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
+    """Switch a model to packed rows and return whether its loss is then that of padded ones."""
     training = model.training
     model.eval()
-    expected = _loss(model, Collator(pad_id)(tried))
+    expected = _loss(model, Collator(pad_id)(examples))
     try:
         model.set_attn_implementation(ATTENTION)
-        found = _loss(model, PackingCollator()(tried))
+        found = _loss(model, PackingCollator()(examples))
     except (ValueError, TypeError):
         found = float("nan")
     finally:
         model.train(training)
     # Kernels for other shapes round differently; a wrong mask or position changes far more.
     tolerance = 2e-5 if model.dtype == torch.float32 else 3e-2
-    if abs(found - expected) <= tolerance * max(1.0, abs(expected)):
-        return True
-    model.set_attn_implementation(before)
-    return False
+    return abs(found - expected) <= tolerance * max(1.0, abs(expected))
 
 
 def _shorten_last_mlp(model: Any) -> None:
