@@ -31,8 +31,8 @@ OPTIONAL = {"bitsandbytes": "QLoRA", "onnxruntime_genai": "ONNX builds, which no
 HEAD = ["model", "r", "tokens", "tokens/s", "of the peak", "GB", "Trainer: tokens/s", "of the peak", "GB", "faster by"]
 INTRODUCTION = """Steps of LoRA on all linear layers in bfloat16, with random weights; rows of a quarter to the whole of
 `tokens` tokens, the last quarter of each supervised. Only a row's own tokens count, never padding. The share is that of
-the best bfloat16 matmul measured, with 4 operations for each real token and weight of the linear layers. GB: the most
-memory of the card in use."""
+the best bfloat16 matmul measured, with 4 operations for each real token and weight of the linear layers, and for each
+supervised token and weight of the vocabulary head. GB: the most memory of the card in use."""
 RESERVE = 10.0  # seconds for the report
 
 
@@ -207,10 +207,17 @@ def find_driver() -> str:
 
 def describe_speeds(line: Any) -> str:
     """Return a line of the speed table as a sentence."""
-    *what, ours, share, memory, plain, _, plain_memory, ratio = format_speeds(line)
-    unit = "tokens/s" if ratio != "–" else ""
-    text = f"{what[0]}, r {what[1]}, {what[2]} tokens: slmflow {ours} {unit} ({share} of the peak, {memory} GB)"
-    return f"{text}, Trainer {plain} ({plain_memory} GB), faster by {ratio}"
+    ways = {"slmflow": line.ours, "Trainer": line.trainer, "slmflow with varlen": line.varlen}
+    said = [f"{way} {describe_speed(speed)}" for way, speed in ways.items() if speed]
+    return f"{line.model}, r {line.rank}, {line.length:,} tokens: {', '.join(said)}"
+
+
+def describe_speed(speed: Any) -> str:
+    """Return a speed with its units, or why there is none."""
+    if isinstance(speed, str):
+        return speed
+    memory = "" if speed.peak_gb is None else f", {speed.peak_gb:.1f} GB"
+    return f"{speed.tokens_per_second:,.0f} tokens/s ({speed.share:.1%} of the peak{memory})"
 
 
 def format_speeds(line: Any) -> list[str]:

@@ -66,7 +66,7 @@ def build_config(name: str, device: str) -> Any:
         size |= {"num_attention_heads": 32, "num_key_value_heads": 32}
     if name == LLAMA:
         return LlamaConfig(**size, **tokens, tie_word_embeddings=True)
-    # Without the window of 2,047 tokens of the 4k model: behind it slmflow takes no rows.
+    # The 4k model has a window of 2,047 tokens, and slmflow takes no longer rows: here it has none.
     return Phi3Config(**size, **tokens, sliding_window=None, tie_word_embeddings=False)
 
 

@@ -1,67 +1,105 @@
-"""Refuse before the training what would stop the ONNX stages after it.
+"""Build the trial model of `check_training` as one variant says, and hold it against transformers, before the training.
 
-Block sizes, node names, calibration rows and lengths follow from the configuration, the corpus and the base model's
-config.json. So they are checked as soon as these are there, in seconds, and not when hours of training are done.
+The architecture is held against the builder's own list; what follows from true sizes is computed from the base model's
+configuration. In float32 the graph must give the logits and log probabilities of transformers, within a sliding window
+and behind it; the variant's own build must give those of the weights that it holds.
 """
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
-from lib.core.files import read_json
-from lib.core.layout import SCORED_SPLITS, SPLITS
-from lib.data.corpus import load_template, read_corpus
-from lib.data.templates import UNSURE
-from lib.data.tokenizer import Tokenizer, encode_pairs, load_tokenizer, read_max_tokens
-from lib.evaluation.scoring import answer_limit, encode_choices
-from lib.onnx.calibration_rows import pack_ids, sample_calibration_rows
+import numpy as np
+
+from lib.core.cli import (
+    UserError,
+    build_parser,
+    extract_first_line,
+    fail,
+    parse_settings,
+    report_loaded,
+    report_progress,
+    run,
+)
+from lib.core.files import write_json
+from lib.data.tokenizer import read_end_token_ids
+from lib.models.small_config import read_rotated_share
+from lib.onnx.build_checks import (
+    LOGIT_TOLERANCE,
+    check_answers,
+    check_graph,
+    check_logits,
+    check_weights,
+    configure_search,
+)
+from lib.onnx.builder import (
+    build,
+    check_architecture,
+    has_tied_head,
+    list_builder_options,
+    name_builder,
+    run_builder,
+)
+from lib.onnx.graph import Graph
+from lib.onnx.packaged import read_genai_config
+from lib.onnx.runtime import Reader, open_onnx
 from lib.provenance.manifests import read_manifest
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 _BLOCK_SIZE = 32  # the builder's default
 # The builder joins and splits these, whatever the checkpoint has.
 _FUSED = ("qkv_proj", "q_proj", "k_proj", "v_proj", "gate_up_proj", "gate_proj", "up_proj")
+_HEAD_STEP = 16  # GroupQueryAttention of onnxruntime 1.32 takes heads of a multiple of it
+_FLOAT = {"precision": "fp32", "execution_provider": "cpu"}
+_ANSWER_TOKENS = 6
+_LARGEST_DIFFERENCE = 1e-3  # of log probabilities of answers
 
-Variant = Mapping[str, Any]
+Variant = dict[str, Any]
 
 
 def main(args: argparse.Namespace) -> None:
-    read_manifest(args.base)
-    settings, tokenizer = args.settings, load_tokenizer(args.base)
-    template = load_template(args.template)
-    columns = read_row_lengths(args.base)
-    layers = read_json(args.base / "config.json")["num_hidden_layers"]
-    rows = {split: read_corpus(getattr(args, split)) for split in SPLITS}
-    check_labels(template["labels"] or [], settings)
-    for name, variant in settings["variants"].items():
-        check_block_size(name, variant, columns)
-        check_nodes(name, variant, columns, layers)
-        check_calibration(name, variant, rows["train"], tokenizer, settings["seed"])
-    choices = encode_choices(tokenizer, template, [rows["test"][0]["prompt"]])[0][1] if template["labels"] else []
-    limit = answer_limit(template, choices, settings["evaluate"]["max_new_tokens"])
-    for split in SCORED_SPLITS:
-        check_lengths(getattr(args, split), rows[split], tokenizer, limit, read_max_tokens(args.base))
-    prompts = rows["validation"][: settings["benchmark"]["prompts"]]
-    check_lengths(args.validation, prompts, tokenizer, settings["benchmark"]["new_tokens"], read_max_tokens(args.base))
-    report_progress(f"check_build: {len(settings['variants'])} variants fit the base model and the corpus")
+    from transformers import AutoConfig
+
+    read_manifest(args.tokenizer), read_manifest(args.trial)
+    name, variant = args.settings["model"], args.settings["variant"]
+    config = AutoConfig.from_pretrained(args.tokenizer, trust_remote_code=False)
+    check_architecture(config, name)
+    check_heads(config, name)
+    columns = read_row_lengths(args.tokenizer)
+    check_block_size(args.variant, variant, columns)
+    check_nodes(args.variant, variant, columns, config.num_hidden_layers)
+    report_loaded()
+    difference = compare_in_float(args.trial, name, config.architectures[0])
+    rounding = try_variant(args.trial, args.variant, variant, args.settings["seed"])
+    verdict = {"architecture": config.architectures[0], "builder": name_builder(), "logits": difference}
+    write_json(args.output, verdict | {"logits_of_built_weights": rounding})
+    report_progress(
+        f"check_build: a small {config.architectures[0]} in fp32 gives the logits of transformers"
+        f" ({difference:.0e} of the largest), and {args.variant} can be built"
+    )
 
 
-def check_labels(labels: Sequence[str], settings: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a label that the answer below the threshold of `decision` could be mistaken for."""
-    if "decision" in settings and UNSURE in labels:
-        fail(f"a label is called {UNSURE!r}, as the answer below the threshold of decision:", "rename the label")
+def check_heads(config: Any, name: str) -> None:
+    """Raise `UserError` for heads of a size that ONNX Runtime's attention does not take. config: PreTrainedConfig."""
+    size = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
+    rotated = int(size * read_rotated_share(config.to_dict()))
+    for what, values in (("attention heads", size), ("rotary embeddings", rotated)):
+        if values % _HEAD_STEP:
+            why = f"its {what} have {values} values; ONNX Runtime takes multiples of {_HEAD_STEP}"
+            fail(why, "take another base model (docs/models.md)", at=name)
 
 
-def read_row_lengths(base: Path) -> dict[str, int]:
-    """Return the row length of every weight that a build quantizes, by name, without reading weights."""
-    from lib.models.safetensors_streaming import build_empty_model, list_linear_weights, locate_weights
+def read_row_lengths(tokenizer: Path) -> dict[str, int]:
+    """Return the row length of every weight that a build quantizes, by name, from the base model's configuration."""
+    from lib.models.safetensors_streaming import build_empty_model, list_linear_weights
 
-    stored = locate_weights(base)
-    names = list_linear_weights(build_empty_model(base)) & stored.keys()
-    return {name: stored[name].shape[1] for name in sorted(names)}
+    model = build_empty_model(tokenizer)
+    shapes = {name: weight.shape for name, weight in model.named_parameters()}
+    return {name: shapes[name][1] for name in sorted(list_linear_weights(model))}
 
 
 def check_block_size(name: str, variant: Variant, columns: Mapping[str, int]) -> None:
@@ -101,41 +139,117 @@ def check_nodes(name: str, variant: Variant, columns: Mapping[str, int], layers:
             fail(what, f"names are /lm_head/MatMul and such as /model/layers.0/mlp/{projections.split('|')[0]}/MatMul")
 
 
-def check_calibration(
-    name: str, variant: Variant, rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, seed: int
-) -> None:
-    """Raise `UserError` when the calibration rows fill no sequence."""
-    if variant.get("algo_config") != "auto_round":
-        return
-    length, count = variant["calibration"]["length"], variant["calibration"]["rows"]
-    chosen = sample_calibration_rows(rows, count, seed)
-    if not pack_ids(tokenizer, chosen, length):
-        what = f"variants.{name}: its {len(chosen)} calibration rows fill no sequence of {length} tokens"
-        fail(what, "lower calibration.length or raise calibration.rows")
+@contextmanager
+def explain(name: str, architecture: str) -> Iterator[None]:
+    """Turn what builder and runtime raise for an architecture into one line about it."""
+    from lib.models.trial import HINT
+
+    try:
+        yield
+    except Exception as error:  # the builder raises anything from KeyError to AssertionError
+        kind = "" if type(error) in (RuntimeError, UserError) else f"{type(error).__name__}: "
+        fail(f"{name_builder()} cannot build {architecture}: {kind}{extract_first_line(error)}", HINT, at=name)
 
 
-def check_lengths(
-    file: Path, rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, new_tokens: int, limit: int
-) -> None:
-    """Raise `UserError`, naming the row, when prompt and answer are longer than what the model reads.
+def compare_in_float(trial: Path, name: str, architecture: str) -> float:
+    """Build the trial model in float32 and compare it with transformers: logits, log probabilities, what it writes.
 
-    new_tokens: of the longest free answer.
+    Returns the largest difference of logits, relative to the largest. Raises `UserError` above `LOGIT_TOLERANCE`.
     """
-    pairs = encode_pairs(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
-    for line, (prompt, completion) in enumerate(pairs, start=1):
-        answer = max(len(completion), new_tokens)
-        if len(prompt) + answer > limit:
-            what = f"a prompt of {len(prompt)} tokens and an answer of up to {answer} exceed the model's {limit}"
-            fail(what, "lower corpus.max_length, evaluate.max_new_tokens or benchmark.new_tokens", at=file, line=line)
+    from lib.models.loading import load_model
+    from lib.models.trial import ANSWERS, HINT, draw_prompts, score_alone
+
+    prompts, model = draw_prompts(trial), load_model(trial)
+    with tempfile.TemporaryDirectory() as scratch, explain(name, architecture):
+        folder = Path(scratch) / "fp32"
+        run_builder(trial, folder, _FLOAT, list_builder_options(_FLOAT, has_tied_head(trial)))
+        configure_search(folder, read_end_token_ids(trial))
+        reader = Reader(open_onnx(folder, 1), max(map(len, prompts)) + _ANSWER_TOKENS)
+        pairs = [pair for ids in prompts for pair in read_logits(reader, model, ids)]
+        scores = [(ids, reader.log_probs(reader.read(ids), ANSWERS)) for ids in prompts]
+    found, expected = (np.stack(side) for side in zip(*pairs, strict=True))
+    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+    if not difference <= LOGIT_TOLERANCE:
+        what = f"{name_builder()} builds another model of {architecture}: its logits differ from those of transformers"
+        fail(f"{what} by {difference:.0e} of the largest", HINT, at=name)
+    alone = [[score_alone(model, ids, answer) for answer in ANSWERS] for ids in prompts]
+    if not np.abs(np.array([values for _, values in scores]) - alone).max() <= _LARGEST_DIFFERENCE:
+        fail(f"ONNX Runtime GenAI gives other log probabilities for {architecture} than transformers", HINT, at=name)
+    return difference
+
+
+def read_logits(reader: Reader, model: Any, ids: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the logits of ONNX and of transformers behind a prompt, and behind each token that is written after it."""
+    from lib.models.trial import compute_logits
+
+    yield reader.read(ids), compute_logits(model, ids)[0]
+    for id_ in reader.answer_tokens(_ANSWER_TOKENS - 1):
+        ids = [*ids, id_]
+        yield reader.read_next(), compute_logits(model, ids)[0]
+
+
+def try_variant(trial: Path, name: str, variant: Variant, seed: int) -> float | None:
+    """Build the trial model as a variant says and return how far its logits are from those of its own weights.
+
+    None where it does not run on this machine's CPU. Raises `UserError` when it cannot be built or loaded.
+    """
+    from lib.models.trial import draw_prompts
+
+    prompts = draw_prompts(trial)
+    with tempfile.TemporaryDirectory() as scratch, name_variant(name):
+        folder, calibrated = Path(scratch) / "built", None
+        variant = fit_blocks(variant, read_row_lengths(trial))
+        if variant.get("algo_config") == "auto_round":
+            calibrated = calibrate(trial, variant, seed, Path(scratch) / "calibrated")
+        build(calibrated or trial, folder, variant, list_builder_options(variant, has_tied_head(trial)))
+        configure_search(folder, read_end_token_ids(trial))
+        read_genai_config(folder)
+        graph = Graph(folder / "model.onnx")
+        check_graph(graph, {**variant, "nodes_to_exclude": []})  # of layers that the trial model may not have
+        check_weights(graph, trial, variant, calibrated)
+        if variant["execution_provider"] != "cpu":
+            return None
+        check_answers(folder, prompts, 1)
+        return check_logits(folder, graph, trial, prompts, 1)
+
+
+def fit_blocks(variant: Variant, columns: Mapping[str, int]) -> Variant:
+    """Return the variant with a smaller block size where the trial model's rows are too short for its own."""
+    asked = variant.get("block_size") or _BLOCK_SIZE
+    sizes = [size for size in BLOCK_SIZES if size <= asked]
+    fitting = [size for size in sizes if all(can_quantize(variant, size, length) for length in columns.values())]
+    return {**variant, "block_size": max(fitting)} if fitting and max(fitting) < asked else variant
+
+
+@contextmanager
+def name_variant(name: str) -> Iterator[None]:
+    """Put the variant's name before what is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"variants.{name}: a small model of the base model's kind: {error}") from None
+
+
+def calibrate(trial: Path, variant: Variant, seed: int, folder: Path) -> Path:
+    """Round the trial model's weights by AutoRound, in a few steps on random ids, as far as blocks of its widths go."""
+    import torch
+
+    from lib.models.trial import draw_prompts
+    from lib.onnx.auto_round import keep_what_is_not_weights, run_auto_round
+
+    folder.mkdir()
+    sequences = [torch.tensor([ids]) for ids in draw_prompts(trial, (32, 32, 32))]
+    calibration = {"length": 32, "iterations": 2}
+    run_auto_round(trial, sequences, {**variant, "calibration": calibration}, seed, folder)
+    keep_what_is_not_weights(trial, folder)
+    return folder
 
 
 if __name__ == "__main__":
     arguments = build_parser(__doc__)
-    arguments.add_argument(
-        "--settings", type=parse_settings, required=True, help="seed, variants, evaluate, benchmark, versions"
-    )
-    arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
-    for split in SPLITS:
-        arguments.add_argument(f"--{split}", type=Path, required=True, help=f"corpus/{split}.jsonl")
-    arguments.add_argument("--template", type=Path, required=True, help="corpus/template.json")
+    arguments.add_argument("--settings", type=parse_settings, required=True, help="model, variant, seed, versions")
+    arguments.add_argument("--variant", required=True, help="its name")
+    arguments.add_argument("--tokenizer", type=Path, required=True, help="folder of the base model's small files")
+    arguments.add_argument("--trial", type=Path, required=True, help="folder of the trial model, by check_training")
+    arguments.add_argument("--output", type=Path, required=True, help="verdict to write")
     run(arguments, main)

@@ -132,9 +132,14 @@ def read_end_token_ids(model: Path) -> frozenset[int]:
 
 
 def read_max_tokens(model: Path) -> int:
-    """Return how many tokens a model reads at most, by its config.json; behind a sliding window it goes on reading."""
-    form = allow_open_object(optional={"max_position_embeddings": allow_null(INTEGER)})
-    return read_form(model / "config.json", form).get("max_position_embeddings") or 1 << 30
+    """Return how many tokens a model reads at most, by its config.json; behind a sliding window it goes on reading.
+
+    Of two contexts (longrope: Phi-3.5, Phi-4-mini) the shorter one counts: in a batch with a longer text transformers
+    gives all texts the frequencies of the longer context, and the same row would get other scores.
+    """
+    limits = dict.fromkeys(("max_position_embeddings", "original_max_position_embeddings"), allow_null(INTEGER))
+    config = read_form(model / "config.json", allow_open_object(optional=limits))
+    return min(config.get(name) or 1 << 30 for name in limits)
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:

@@ -58,7 +58,7 @@ def score_labels(
     if not rows:  # the share of one process among more processes than rows
         return []
     choices = encode_choices(tokenizer, template, [row["prompt"] for row in rows])
-    beginning = read_beginning(model, [prompt for prompt, _ in choices])
+    beginning = read_beginning(model, choices)
     predictions: list[dict[str, Any]] = [{} for _ in rows]
     for places in batch_by_length([len(prompt) for prompt, _ in choices], batch_size):
         scores = score_choices(model, [choices[place] for place in places], beginning)
@@ -84,9 +84,17 @@ class Beginning:
 
 
 @torch.inference_mode()
-def read_beginning(model: Any, prompts: Sequence[list[int]]) -> Beginning:
-    """Run the ids that all prompts share once; each prompt keeps at least one id of its own."""
-    shared = find_shared_prefix(prompts) if can_share_cache(model.config) else 0
+def read_beginning(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]]) -> Beginning:
+    """Run the ids that all prompts share once; each prompt keeps at least one id of its own.
+
+    batch: prompt ids with the ids of their choices. Nothing is shared where a text is longer than a sliding window:
+    the window counts the padding between what is shared and what is not.
+    """
+    prompts = [prompt for prompt, _ in batch]
+    room = max(len(prompt) + max(map(len, choices)) for prompt, choices in batch)
+    window = getattr(model.config, "sliding_window", None)
+    fits = can_share_cache(model.config) and (not window or room <= window)
+    shared = find_shared_prefix(prompts) if fits else 0
     if shared == 0:
         return Beginning(0, None)
     ids = torch.tensor([prompts[0][:shared]], device=model.device)

@@ -6,6 +6,7 @@ true configuration.
 """
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ WINDOW = 24
 _HEAD = 32
 _WIDEST = 256  # of which the root is whole, too: the builder rounds the factor that Gemma scales embeddings by
 _POSITIONS = 256
-_SHORT_POSITIONS = 64  # of the shorter context that longrope begins with
+_SHORT_POSITIONS = 220  # of the shorter context that longrope begins with
 _EXPERTS = 4
 # Sizes that nothing else depends on, at most.
 _LIMITS = {
@@ -64,31 +65,45 @@ def shrink_config(config: Any) -> Any:
         if value is not None or full.get(name) is not None:
             setattr(small, name, value)
     # Classes derive much when they are made: what a loaded file would give is what counts.
-    return type(config).from_dict({**small.to_dict(), "architectures": config.architectures})
+    found = {**small.to_dict(), "architectures": config.architectures}
+    if layers := found.pop("per_layer_config", None):  # Gemma 4: heads of other sizes in some layers
+        size = next(iter(layers.values())).get("head_dim")
+        found["global_head_dim"] = heads["head_dim"] * max(1, min(2, size // full["head_dim"])) if size else None
+    return type(config).from_dict(found)
 
 
 def shrink_heads(full: Mapping[str, Any]) -> dict[str, int]:
-    """Return fewer and smaller heads in the same ratio, and the hidden size that goes with them."""
+    """Return fewer and smaller heads in about the same ratio, and the hidden size that goes with them.
+
+    Widths are multiples of 256 where heads allow it, so that blocks of any size fit; partly rotated heads keep their
+    size, of which the rotated part is a share that kernels must take.
+    """
     heads, hidden = full["num_attention_heads"], full["hidden_size"]
     groups = full.get("num_key_value_heads") or heads
     size = full.get("head_dim") or hidden // heads
-    ratio = heads // groups
-    few = 1 if groups == 1 or 2 * ratio * _HEAD > _WIDEST else 2
-    small = min(size, _HEAD if few * ratio * _HEAD <= _WIDEST else _HEAD // 2)
-    while few * ratio * small * 2 <= _WIDEST and ratio * few * 2 <= heads and groups > few:
-        few *= 2
-    found = {"num_attention_heads": few * ratio}
+    small = size if _is_partly_rotated(full) else min(size, _HEAD)
+    count = max(2, 1 << math.ceil(math.log2(_WIDEST / small)))
+    ratio = min(count, 1 << round(math.log2(heads / groups)))
+    found = {"num_attention_heads": count}
     if full.get("num_key_value_heads") is not None:
-        found["num_key_value_heads"] = few
+        found["num_key_value_heads"] = count // ratio
     if full.get("head_dim") is not None:
         found["head_dim"] = small
     # A model whose heads fill the hidden size computes one of the two from the other.
-    found["hidden_size"] = few * ratio * small if heads * size == hidden else _WIDEST
-    if full.get("global_head_dim"):
-        found["global_head_dim"] = small * max(1, min(2, full["global_head_dim"] // size))
+    found["hidden_size"] = count * small if heads * size == hidden else _WIDEST
     if full.get("num_global_key_value_heads"):
-        found["num_global_key_value_heads"] = min(few, full["num_global_key_value_heads"])
+        found["num_global_key_value_heads"] = min(count // ratio, full["num_global_key_value_heads"])
     return found
+
+
+def read_rotated_share(full: Mapping[str, Any]) -> float:
+    """Return the share of a head that the rotary embedding turns."""
+    rope = full.get("rope_parameters") or {}
+    return float(rope.get("partial_rotary_factor") or full.get("partial_rotary_factor") or 1.0)
+
+
+def _is_partly_rotated(full: Mapping[str, Any]) -> bool:
+    return (_HEAD * read_rotated_share(full)) % (_HEAD // 2) != 0
 
 
 def count_layers(full: Mapping[str, Any]) -> int:

@@ -67,6 +67,14 @@ def check_architecture(config: Any, label: str | Path) -> None:
 
 def build(merged: Path, folder: Path, variant: Mapping[str, Any], options: list[str]) -> None:
     """Run the builder in this process. Raises `UserError` when it refuses the variant."""
+    try:
+        run_builder(merged, folder, variant, options)
+    except Exception as error:  # the builder raises anything from KeyError to AssertionError
+        refuse_variant(f"the builder refuses it: {type(error).__name__}: {extract_first_line(error)}", error)
+
+
+def run_builder(merged: Path, folder: Path, variant: Mapping[str, Any], options: list[str]) -> None:
+    """Run the builder in this process; what it raises when it cannot build the model is not changed."""
     said = io.StringIO()
     provider = variant["execution_provider"]
     provider = _PROVIDERS.get(provider, provider)
@@ -80,8 +88,6 @@ def build(merged: Path, folder: Path, variant: Mapping[str, Any], options: list[
             adjust_config(prepared["hf_details"]["hf_config"])
             mend_builder()
             create_model(*where, **prepared)
-        except Exception as error:  # the builder raises anything from KeyError to AssertionError
-            refuse_variant(f"the builder refuses it: {type(error).__name__}: {extract_first_line(error)}", error)
         finally:
             sys.stdout.write(said.getvalue())
 

@@ -10,6 +10,7 @@ architecture that uses this interface is trained unchanged; `can_pack` finds out
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,69 +41,82 @@ class PackingCollator:
         # What stands last in a row predicts nothing and nothing sees it.
         rows = [example["input_ids"][:-1] for example in examples]
         shared = find_shared_prefix(rows) if len(rows) > 1 else 0
-        input_ids, position_ids = rows[0][:shared], list(range(shared))
-        starts, labels, predictors = [], [IGNORED], []
-        weights = [0.0]
-        for ids, example in zip(rows, examples, strict=True):
-            start = len(input_ids)
-            starts.append(start)
-            input_ids = input_ids + ids[shared:]
-            position_ids += range(shared, len(ids))
-            for place, label in enumerate(example["labels"]):
-                if label != IGNORED:
-                    labels.append(label)
-                    predictors.append(place - 1 if place <= shared else start + place - shared - 1)
-            weights += [example.get("weight", 1.0)] * (len(labels) - len(weights))
-        if not predictors:
+        # Python only joins lists; tokens are counted by tensors, which a GPU would wait for ten times as long otherwise.
+        own = torch.tensor([len(ids) - shared for ids in rows])
+        starts = shared + own.cumsum(0) - own
+        input_ids = torch.tensor([*rows[0][:shared], *chain.from_iterable(ids[shared:] for ids in rows)])
+        tokens = len(input_ids)
+        labels = torch.tensor(list(chain.from_iterable(example["labels"] for example in examples)))
+        supervised = (labels != IGNORED).nonzero()[:, 0]
+        if not len(supervised):
             raise ValueError("a batch without a supervised token")
+        row, place = _find_rows(torch.tensor([len(example["labels"]) for example in examples]))
+        row, place = row[supervised], place[supervised]
+        predictors = torch.where(place <= shared, place - 1, starts[row] + place - shared - 1)
+        kept = torch.cat([predictors, torch.tensor([tokens - 1])])
         batch = {
-            "input_ids": torch.tensor([input_ids]),
-            "position_ids": torch.tensor([position_ids]),
-            "labels": torch.tensor([labels]),
-            "logits_to_keep": torch.tensor([*predictors, len(input_ids) - 1]),
-            "layout": {
-                **build_attention_table(shared, starts, len(input_ids)),
-                "needed": torch.tensor(sorted({*predictors, len(input_ids) - 1})),
-            },
+            "input_ids": input_ids[None],
+            "position_ids": torch.cat([torch.arange(shared), shared + _find_rows(own)[1]])[None],
+            "labels": torch.cat([torch.tensor([IGNORED]), labels[supervised]])[None],
+            "logits_to_keep": kept,
+            "layout": {**build_attention_table(shared, starts, tokens), "needed": kept.unique()},
             "real_tokens": sum(len(example["input_ids"]) for example in examples),
         }
         if "weight" in examples[0]:
-            batch["weights"] = torch.tensor([weights])
+            weights = torch.tensor([example.get("weight", 1.0) for example in examples])
+            batch["weights"] = torch.cat([torch.zeros(1), weights[row]])[None]
         return batch
 
 
-def build_attention_table(shared: int, starts: Sequence[int], tokens: int) -> dict[str, Any]:
+def _find_rows(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the row of each token, and its place in that row, where rows of these lengths stand one behind the other."""
+    row = torch.arange(len(lengths)).repeat_interleave(lengths)
+    return row, torch.arange(len(row)) - (lengths.cumsum(0) - lengths)[row]
+
+
+def build_attention_table(shared: int, starts: torch.Tensor, tokens: int) -> dict[str, Any]:
     """Return where each packed token stands among the queries and keys of a padded table.
 
     starts: place of each row's first own token, behind the `shared` ones. `queries` [lines, longest]
     and `keys` [lines, shared + longest] hold places of tokens: a line for each row, and before them
-    as many as the shared beginning fills. `mask` [lines, longest, shared + longest] is true where a
-    query sees a key; `places` [tokens] is each token's place in the flattened queries. Padding stands
-    behind a line's tokens, where causality hides it, and repeats a token.
+    as many as the shared beginning fills. A line's first query sees `seen` [lines] keys and the one at its own place,
+    each further query one more (`build_mask`); `places` [tokens] is each token's place in the flattened queries.
+    Padding stands behind a line's tokens, where causality hides it, and repeats a token.
     """
-    ends = [*starts[1:], tokens]
-    longest = max(end - start for start, end in zip(starts, ends, strict=True))
-    queries: list[list[int]] = []
-    places: list[int] = []
-    seen: list[int] = []
-    for start in range(0, shared, longest):
-        places += range(len(queries) * longest, len(queries) * longest + min(longest, shared - start))
-        queries.append([min(start + step, shared - 1) for step in range(longest)])
-        seen.append(start)
-    beginnings = len(queries)
-    for start, end in zip(starts, ends, strict=True):
-        places += range(len(queries) * longest, len(queries) * longest + end - start)
-        queries.append([min(start + step, end - 1) for step in range(longest)])
-        seen.append(shared)
-    keys = [[*range(shared), *(line if number >= beginnings else [0] * longest)] for number, line in enumerate(queries)]
-    last_seen = torch.tensor(seen)[:, None] + torch.arange(longest)
+    ends = torch.cat([starts[1:], torch.tensor([tokens])])
+    longest = int((ends - starts).max())
+    seen = torch.arange(0, shared, longest)
+    beginnings = len(seen)
+    firsts = torch.cat([seen, starts])
+    ends = torch.cat([torch.full((beginnings,), shared), ends])
+    queries = torch.minimum(firsts[:, None] + torch.arange(longest), ends[:, None] - 1)
+    line, step = _find_rows((ends - firsts).clamp(max=longest))
+    own_keys = queries.clone()
+    own_keys[:beginnings] = 0  # the shared beginning sees only itself
     return {
-        "queries": torch.tensor(queries),
-        "keys": torch.tensor(keys),
-        "places": torch.tensor(places),
-        "mask": last_seen[:, :, None] >= torch.arange(shared + longest),
+        "queries": queries,
+        "keys": torch.cat([torch.arange(shared).expand(len(queries), -1), own_keys], dim=1),
+        "places": line * longest + step,
+        "seen": torch.cat([seen, torch.full((len(starts),), shared)]),
         "shared": shared,
     }
+
+
+def build_mask(layout: dict[str, Any], window: int | None = None) -> torch.Tensor:
+    """Return which keys each query sees, [lines, longest, keys], on the device of the layout.
+
+    window: how many tokens a query sees, itself among them, in a layer that slides; None: all before it.
+    Built when the first layer asks, and once for all layers of a batch: of many rows it is the largest tensor of a
+    batch, which nothing should move, and each layer's own copy would be kept for the backward pass.
+    """
+    masks = layout.setdefault("masks", {})
+    if window not in masks:
+        longest, keys = layout["queries"].shape[1], layout["keys"].shape[1]
+        place = torch.arange(keys, device=layout["seen"].device)
+        last = (layout["seen"][:, None] + place[:longest])[:, :, None]
+        mask = last >= place
+        masks[window] = mask if window is None else mask & (place > last - window)
+    return masks[window]
 
 
 def attend_packed(
@@ -125,14 +139,11 @@ def attend_packed(
     """
     if options.get("softcap") is not None or options.get("s_aux") is not None:
         raise ValueError("attention with capped scores or sinks")
-    queries, keys, mask = layout["queries"], layout["keys"], layout["mask"]
-    slides = sliding_window is not None and keys.shape[1] > sliding_window
-    if sliding_window is not None and slides:
-        layout = layout | {"mask": slide_mask(mask, sliding_window)}
-        mask = layout["mask"]
+    queries, keys = layout["queries"], layout["keys"]
+    window = sliding_window if sliding_window is not None and keys.shape[1] > sliding_window else None
     if query.device.type == "cpu" and keys.shape[1] <= SHORT and not dropout:
         with torch.autocast("cpu", enabled=False):
-            found = _short_attention(query.float(), key.float(), value.float(), scaling, layout)
+            found = _short_attention(query.float(), key.float(), value.float(), scaling, layout, window)
         return found.to(query.dtype), None
 
     def table(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -144,7 +155,8 @@ def attend_packed(
         table(query, queries),
         table(key, keys),
         table(value, keys),
-        mask[:, None] if layout["shared"] or slides else None,  # kernels know plain causality
+        # Kernels know plain causality, and are faster without a mask.
+        build_mask(layout, window)[:, None] if layout["shared"] or window is not None else None,
         dropout=dropout,
         scaling=scaling,
         **options,
@@ -152,14 +164,13 @@ def attend_packed(
     return lines.flatten(0, 1).index_select(0, layout["places"])[None], None
 
 
-def slide_mask(mask: torch.Tensor, window: int) -> torch.Tensor:
-    """Return the causal mask [lines, queries, keys] of a layer that sees the last `window` tokens alone."""
-    last = mask.sum(dim=-1, keepdim=True) - 1
-    return mask & (torch.arange(mask.shape[-1], device=mask.device) > last - window)
-
-
 def _short_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, layout: dict[str, Any]
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    layout: dict[str, Any],
+    window: int | None,
 ) -> torch.Tensor:
     """Return the same by plain batched products in float32; the queries of all heads that share a key stand
     together.
@@ -176,7 +187,8 @@ def _short_attention(
         """Rearrange [1, heads, tokens, size] as [kv heads x lines, places in a line, size]."""
         return states.flatten(0, 2).index_select(0, index.flatten()).view(kv_heads * lines, -1, size)
 
-    bias = torch.zeros(layout["mask"].shape).masked_fill_(~layout["mask"], float("-inf"))
+    mask = build_mask(layout, window)
+    bias = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
     scores = torch.baddbmm(
         bias[None, :, None].expand(kv_heads, -1, group, -1, -1).reshape(kv_heads * lines, group * longest, -1),
         rows(query, head_start + queries[:, None]),
@@ -267,11 +279,17 @@ def _packs(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
 
 
 def _shorten_last_mlp(model: Any) -> None:
-    """Let the last layer's MLP, which no attention follows, see only packed tokens whose logits are needed."""
+    """Let the last layer's MLP, which no attention follows, see only packed tokens whose logits are needed.
+
+    A model that `can_pack` has refused keeps this, so a second call must find it: tokens left out once are not there to
+    be left out again.
+    """
     layers = getattr(model.base_model, "layers", None)
     if not layers or not hasattr(layers[-1], "mlp"):
         return
     mlp = layers[-1].mlp
+    if getattr(mlp, "is_shortened", False):
+        return
     whole, needed = mlp.forward, None
 
     def remember(_module: Any, _inputs: Any, options: dict[str, Any]) -> None:
@@ -284,7 +302,7 @@ def _shorten_last_mlp(model: Any) -> None:
         return torch.zeros_like(states).index_copy(1, needed, whole(states.index_select(1, needed)))
 
     layers[-1].register_forward_pre_hook(remember, with_kwargs=True)
-    mlp.forward = forward
+    mlp.forward, mlp.is_shortened = forward, True
 
 
 def _loss(model: Any, batch: dict[str, Any]) -> float:

@@ -1,0 +1,82 @@
+"""A trial model: small, random, of the base model's kind, with its tokenizer; and what is asked of it.
+
+The pre-flight trains, merges and builds it before any weight of the base model is fetched. Its vocabulary is cut, so it
+is asked with ids and not with texts.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lib.core.files import read_json, write_json
+from lib.models.loading import choose_attention
+from lib.models.small_config import shrink_config
+
+# Of prompts, in tokens: within and behind a sliding window, and behind the first part of longrope's context.
+LENGTHS = (8, 20, 40, 200)
+HINT = (
+    "take another base model: Qwen/Qwen3-0.6B, meta-llama/Llama-3.2-1B-Instruct and"
+    " HuggingFaceTB/SmolLM2-360M-Instruct work, docs/models.md lists more"
+)
+ANSWERS = ((11,), (12, 13), (14, 15, 16))
+_LOWEST_ID = 10  # below lie control tokens
+
+
+def make_trial_model(tokenizer: Path, folder: Path) -> Any:
+    """Write a trial model into `folder`, in float32, and return it. tokenizer: the base model's small files."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    config = shrink_config(AutoConfig.from_pretrained(tokenizer, trust_remote_code=False))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=choose_attention(config)
+        )
+        randomize(model)
+    for file in tokenizer.iterdir():
+        if file.is_file() and not file.name.startswith("."):
+            shutil.copyfile(file, folder / file.name)
+    ends = config.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=config.pad_token_id)
+    model.save_pretrained(folder)
+    if ends is None:  # generation_config.json names it alone, with an id of the whole vocabulary
+        write_json(folder / "generation_config.json", {"eos_token_id": config.vocab_size - 1})
+    return model.eval()
+
+
+def randomize(model: Any) -> None:
+    """Draw all weights: matrices so that signals keep their size, and norms and biases unlike those that a graph may
+    leave out.
+    """
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() < 2:
+                weight.add_(0.1 * torch.randn(weight.shape))
+            else:
+                weight.copy_(torch.randn(weight.shape) / weight.shape[-1] ** 0.5)
+
+
+def draw_prompts(folder: Path, lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
+    """Return prompts of a trial model, as ids; the first ones begin alike."""
+    config = read_json(folder / "config.json")
+    generator = np.random.default_rng(0)
+    ids = generator.integers(_LOWEST_ID, config["vocab_size"] - 20, max(lengths)).tolist()
+    return [ids[: length // 2] + ids[::-1][: length - length // 2] for length in lengths]
+
+
+@torch.inference_mode()
+def compute_logits(model: Any, ids: Sequence[int], count: int = 1) -> np.ndarray:
+    """Return the logits behind the last `count` tokens of a text alone, [count, vocabulary]."""
+    found: np.ndarray = model(torch.tensor([ids])).logits[0, -count:].float().numpy()
+    return found
+
+
+def score_alone(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """Return the log probability of an answer behind a prompt, of one text without a cache."""
+    logits = compute_logits(model, [*prompt, *answer], len(answer) + 1)[:-1].astype(np.float64)
+    norm = np.log(np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1)) + logits.max(axis=-1)
+    return float((logits[np.arange(len(answer)), list(answer)] - norm).sum())
