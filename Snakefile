@@ -31,6 +31,7 @@ rule evidence:
 
 
 include: "rules/data.smk"
+include: "rules/checks.smk"
 include: "rules/train.smk"
 include: "rules/onnx.smk"
 include: "rules/report.smk"

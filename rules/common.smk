@@ -22,7 +22,12 @@ from lib.workflow.rule_settings import (
     omit_keys,
     select_keys,
 )
-from lib.workflow.stages import expand_runs, list_manifests, select_calibration
+from lib.workflow.stages import (
+    expand_runs,
+    list_manifests,
+    list_trial_methods,
+    select_calibration,
+)
 
 
 def user_path(path, key, made=frozenset()):

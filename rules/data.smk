@@ -92,6 +92,8 @@ rule fetch_model:
         path=[MODEL_PATH] if MODEL_PATH else [],
         tokenizer=ancient(rules.fetch_tokenizer.output.tokenizer),
         tokenizer_manifest=rules.fetch_tokenizer.output.manifest,
+        # For the order only: a model of a kind that cannot be trained or built is not fetched.
+        checked=ancient(f"{R}/checks/model.done"),
         script=script("fetch_model"),
         modules=modules("fetch_model"),
     output:

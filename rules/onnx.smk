@@ -1,74 +1,6 @@
 """From a merged model to ONNX builds, their scores, and their speed."""
 
 
-rule check_tokenizer:
-    """Warn, before the training, of texts that ONNX Runtime GenAI's own tokenizer splits differently; never fails."""
-    input:
-        **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
-        template=rules.render_corpus.output.template,
-        tokenizer=ancient(rules.fetch_tokenizer.output.tokenizer),
-        tokenizer_manifest=rules.fetch_tokenizer.output.manifest,
-        script=script("check_tokenizer"),
-        modules=modules("check_tokenizer"),
-    output:
-        check=f"{R}/corpus/onnx_tokenizer.json",
-        # The training waits for this file. Its bytes never change, so a new result breaks no adapter's lineage.
-        done=touch(f"{R}/corpus/onnx_tokenizer.done"),
-    log:
-        f"{R}/logs/check_tokenizer/log.txt",
-    benchmark:
-        f"{R}/timings/check_tokenizer/time.tsv"
-    conda:
-        "../envs/onnx.yaml"
-    resources:
-        mem_mb=estimate_data_memory,
-        runtime=estimate_data_minutes,
-    params:
-        versions=settings("onnxruntime-genai tokenizers"),
-    shell:
-        "exec python {input.script:q} --tokenizer {input.tokenizer:q} --template {input.template:q}"
-        " --train {input.train:q} --validation {input.validation:q} --test {input.test:q}"
-        " --output {output.check:q} --log {log:q}"
-
-
-rule check_build:
-    """Refuse, before the training, variants that this base model and lengths that this corpus could not have."""
-    input:
-        **{split: f"{R}/corpus/{split}.jsonl" for split in SPLITS},
-        template=rules.render_corpus.output.template,
-        base=ancient(rules.fetch_model.output.model),
-        base_manifest=rules.fetch_model.output.manifest,
-        script=script("check_build"),
-        modules=modules("check_build"),
-    output:
-        done=touch(f"{R}/corpus/build.done"),
-    log:
-        f"{R}/logs/check_build/log.txt",
-    benchmark:
-        f"{R}/timings/check_build/time.tsv"
-    conda:
-        "../envs/onnx.yaml"
-    resources:
-        mem_mb=grow_memory(
-            lambda wildcards, input: resources.estimate_check_build_mb(
-                measure_mb(input)
-            )
-        ),
-        runtime=estimate_data_minutes,
-    params:
-        settings=settings(
-            "transformers tokenizers",
-            seed=CONFIG.seed,
-            variants=VARIANTS,
-            evaluate=config_subset("evaluate", "max_new_tokens"),
-            benchmark=CONFIGURATION["benchmark"],
-            decision=CONFIGURATION["decision"],
-        ),
-    shell:
-        "exec python {input.script:q} --settings {params.settings:q} --base {input.base:q} --train {input.train:q}"
-        " --validation {input.validation:q} --test {input.test:q} --template {input.template:q} --log {log:q}"
-
-
 rule calibrate_weights:
     """Round weights to 4 bits so that the outputs for training rows change least; no other rows are read."""
     input:
@@ -76,7 +8,7 @@ rule calibrate_weights:
         merged_manifest=lambda wildcards: f"{STAGES.find_merged(wildcards.run)}.manifest.json",
         rows=rules.render_corpus.output.train,
         leakage=rules.check_leakage.output.leakage,
-        checked=ancient(rules.check_build.output.done),
+        checked=ancient(f"{R}/checks/build/{{variant}}.done"),
         script=script("calibrate_weights"),
         modules=modules("calibrate_weights"),
     output:
@@ -114,7 +46,7 @@ rule build_onnx:
     input:
         unpack(STAGES.find_build_source),
         rows=rules.render_corpus.output.validation,
-        checked=ancient(rules.check_build.output.done),
+        checked=ancient(f"{R}/checks/build/{{variant}}.done"),
         script=script("build_onnx"),
         modules=modules("build_onnx"),
     output:

@@ -48,7 +48,11 @@ rule train_adapter:
         leakage=rules.check_leakage.output.leakage,
         # For the order only: their warnings come before the training, and a new result retrains nothing.
         checked=ancient(
-            [f"{R}/corpus/{check}.done" for check in ("build", "onnx_tokenizer")]
+            [
+                f"{R}/corpus/checked.done",
+                f"{R}/corpus/onnx_tokenizer.done",
+                f"{R}/checks/model.done",
+            ]
         ),
         base=ancient(rules.fetch_model.output.model),
         base_manifest=rules.fetch_model.output.manifest,

@@ -44,7 +44,7 @@ from lib.data.near_duplicates import describe_uncompared, find_similar_pairs, te
 from lib.data.row_values import REASONS, CheckedRow, Reason, check_rows
 from lib.data.rows import MISSING, compute_row_id, format_place, get_column, list_reachable_names
 from lib.data.template_inversion import extract_input
-from lib.data.templates import Template, compile_rows, render_completion, render_prompt
+from lib.data.templates import Template, compile_rows, render_completion, render_prompt, set_up_chat
 from lib.data.tokenizer import Tokenizer, is_cut_between_tokens, load_tokenizer
 from lib.data.tokenizer_trial import TRIED_TEXTS, join_values
 from lib.data.truncation import shorten_values
@@ -56,7 +56,8 @@ _SEED = 1  # of the MinHash; the leakage check uses another
 def main(args: argparse.Namespace) -> None:
     task, data, corpus = (args.settings[key] for key in ("task", "data", "corpus"))
     first = islice(read_jsonl(args.rows), TRIED_TEXTS)
-    tokenizer = load_tokenizer(args.tokenizer, [join_values(read.get("row", {})) for read in first])
+    beginnings = [join_values(read.get("row", {})) for read in first]
+    tokenizer = set_up_chat(load_tokenizer(args.tokenizer, beginnings), corpus)
     template = compile_rows(data, corpus, tokenizer, task=task, labels=None)
 
     def sources() -> Iterator[CheckedRow]:

@@ -140,7 +140,7 @@ def check_nodes(name: str, variant: Variant, columns: Mapping[str, int], layers:
 
 
 @contextmanager
-def explain(name: str, architecture: str) -> Iterator[None]:
+def explain_failures(name: str, architecture: str, trial: Path) -> Iterator[None]:
     """Turn what builder and runtime raise for an architecture into one line about it."""
     from lib.models.trial import HINT
 
@@ -148,7 +148,8 @@ def explain(name: str, architecture: str) -> Iterator[None]:
         yield
     except Exception as error:  # the builder raises anything from KeyError to AssertionError
         kind = "" if type(error) in (RuntimeError, UserError) else f"{type(error).__name__}: "
-        fail(f"{name_builder()} cannot build {architecture}: {kind}{extract_first_line(error)}", HINT, at=name)
+        why = extract_first_line(error).replace(str(trial), "the small model")
+        fail(f"{name_builder()} cannot build {architecture}: {kind}{why}", HINT, at=name)
 
 
 def compare_in_float(trial: Path, name: str, architecture: str) -> float:
@@ -160,7 +161,7 @@ def compare_in_float(trial: Path, name: str, architecture: str) -> float:
     from lib.models.trial import ANSWERS, HINT, draw_prompts, score_alone
 
     prompts, model = draw_prompts(trial), load_model(trial)
-    with tempfile.TemporaryDirectory() as scratch, explain(name, architecture):
+    with tempfile.TemporaryDirectory() as scratch, explain_failures(name, architecture, trial):
         folder = Path(scratch) / "fp32"
         run_builder(trial, folder, _FLOAT, list_builder_options(_FLOAT, has_tied_head(trial)))
         configure_search(folder, read_end_token_ids(trial))
@@ -185,7 +186,8 @@ def read_logits(reader: Reader, model: Any, ids: list[int]) -> Iterator[tuple[np
     yield reader.read(ids), compute_logits(model, ids)[0]
     for id_ in reader.answer_tokens(_ANSWER_TOKENS - 1):
         ids = [*ids, id_]
-        yield reader.read_next(), compute_logits(model, ids)[0]
+        if (found := reader.read_next()) is not None:
+            yield found, compute_logits(model, ids)[0]
 
 
 def try_variant(trial: Path, name: str, variant: Variant, seed: int) -> float | None:
@@ -196,11 +198,11 @@ def try_variant(trial: Path, name: str, variant: Variant, seed: int) -> float | 
     from lib.models.trial import draw_prompts
 
     prompts = draw_prompts(trial)
-    with tempfile.TemporaryDirectory() as scratch, name_variant(name):
+    with tempfile.TemporaryDirectory() as scratch, name_variant(name, trial):
         folder, calibrated = Path(scratch) / "built", None
         variant = fit_blocks(variant, read_row_lengths(trial))
         if variant.get("algo_config") == "auto_round":
-            calibrated = calibrate(trial, variant, seed, Path(scratch) / "calibrated")
+            calibrated = round_weights(trial, variant, seed, Path(scratch) / "calibrated")
         build(calibrated or trial, folder, variant, list_builder_options(variant, has_tied_head(trial)))
         configure_search(folder, read_end_token_ids(trial))
         read_genai_config(folder)
@@ -222,15 +224,16 @@ def fit_blocks(variant: Variant, columns: Mapping[str, int]) -> Variant:
 
 
 @contextmanager
-def name_variant(name: str) -> Iterator[None]:
+def name_variant(name: str, trial: Path) -> Iterator[None]:
     """Put the variant's name before what is wrong with it."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"variants.{name}: a small model of the base model's kind: {error}") from None
+        said = str(error).removeprefix(f"{trial}: ").replace(str(trial), "the small model")
+        raise UserError(f"variants.{name}: tried on a small model of the base model's kind: {said}") from None
 
 
-def calibrate(trial: Path, variant: Variant, seed: int, folder: Path) -> Path:
+def round_weights(trial: Path, variant: Variant, seed: int, folder: Path) -> Path:
     """Round the trial model's weights by AutoRound, in a few steps on random ids, as far as blocks of its widths go."""
     import torch
 

@@ -6,7 +6,6 @@ through. What fails here would fail after hours, or give other numbers without a
 """
 
 import argparse
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from lib.evaluation.torch_scorer import read_beginning, score_choices
 from lib.hardware.device import choose_training_dtype
 from lib.models.loading import load_model
 from lib.models.merging import TOLERANCE, measure_logit_difference, merge
-from lib.models.trial import ANSWERS, HINT, draw_prompts, make_trial_model, score_alone
+from lib.models.trial import ANSWERS, HINT, draw_prompts, make_trial_model, score_alone, store_trial_model
 from lib.provenance.manifests import build_manifest_path, read_manifest, write_manifest
 from lib.training.adapter import build_lora_model, save_adapter
 from lib.training.batching import IGNORED, Example
@@ -65,15 +64,17 @@ def main(args: argparse.Namespace) -> None:
     with publish_directory(args.trial) as folder, tempfile.TemporaryDirectory() as scratch:
         base, merged = Path(scratch) / "base", None
         base.mkdir()
-        with explain(name, "a small model of its kind cannot be made"):
+        with explain_failures(name, "a small model of its kind cannot be made"):
             make_trial_model(args.tokenizer, base)
-        with explain(name, "a small model of its kind cannot be scored"):
+        with explain_failures(name, "a small model of its kind cannot be scored"):
             check_scores(base, name)
         for number, method in enumerate(args.settings["methods"]):
             merged = Path(scratch) / f"merged-{number}"
-            with explain(name, f"a small model of its kind cannot be trained with {METHODS[method['method']].title}"):
+            with explain_failures(
+                name, f"a small model of its kind cannot be trained with {METHODS[method['method']].title}"
+            ):
                 train(base, method, Path(scratch) / f"work-{number}", merged, name)
-        shutil.copytree(merged or base, folder, dirs_exist_ok=True)
+        store_trial_model(merged or base, folder, args.tokenizer)
     write_manifest(
         args.trial, inputs={"tokenizer": build_manifest_path(args.tokenizer)}, settings=args.settings, extra={}
     )
@@ -81,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def explain(name: str, what: str) -> Iterator[None]:
+def explain_failures(name: str, what: str) -> Iterator[None]:
     """Turn whatever a library raises into one line that names the model and the reason."""
     try:
         yield

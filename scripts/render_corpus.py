@@ -14,7 +14,7 @@ from lib.core.cli import UserError, build_parser, fail, parse_settings, report_p
 from lib.core.files import hash_text, publish_file, read_json, read_jsonl
 from lib.core.layout import SCORED_SPLITS, SPLITS
 from lib.data.rows import format_place
-from lib.data.templates import Template, compile_rows, render_chats, render_completion, render_prompt
+from lib.data.templates import Template, compile_rows, render_chats, render_completion, render_prompt, set_up_chat
 from lib.data.tokenizer import Tokenizer, encode_completion, load_tokenizer
 from lib.data.truncation import shorten_values
 from lib.data.value_limits import batch_by_size
@@ -25,7 +25,7 @@ _CHAT_ROWS = 1000  # rows that are compared with the tokenizer's own chat templa
 
 def main(args: argparse.Namespace) -> None:
     task, data, corpus = (args.settings[key] for key in ("task", "data", "corpus"))
-    tokenizer = load_tokenizer(args.tokenizer)
+    tokenizer = set_up_chat(load_tokenizer(args.tokenizer), corpus)
     labels = read_json(args.audit)["labels"]
     template = compile_rows(data, corpus, tokenizer, task=task, labels=labels)
     split = read_json(args.split)

@@ -55,7 +55,7 @@ def test_every_print_of_a_script_escapes():
         "render_generated.py",
         "pypi.py",
         "helpers.py",
-        "build_onnx.py",
+        "builder.py",
         "cli.py",
     }
     prints = [

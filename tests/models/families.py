@@ -45,8 +45,8 @@ class Family:
     prefix: str = ""  # of the text part's tensors in a multimodal model, in the place of `model.`
     # Lengths of some further tensors of a multimodal model, by name; {last} is its last layer of text.
     others: dict[str, int] = field(default_factory=dict)
-    expect: str = "works"
-    reason: str = ""
+    chats: bool = True  # whether its chat template can be trained; else a text template is
+    options: dict[str, bool] = field(default_factory=dict)  # variables of the template that are set
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -793,6 +793,7 @@ FAMILIES: tuple[Family, ...] = (
             "top_p": 0.95,
             "transformers_version": "4.51.0",
         },
+        options={"enable_thinking": False},
     ),
     Family(
         name="qwen3_moe",
@@ -1341,6 +1342,7 @@ FAMILIES: tuple[Family, ...] = (
             "top_p": 0.95,
             "transformers_version": "4.54.0.dev0",
         },
+        options={"enable_thinking": False},
     ),
     Family(
         name="granite33",
@@ -1814,6 +1816,7 @@ FAMILIES: tuple[Family, ...] = (
             "temperature": 0.8,
             "top_p": 0.8,
         },
+        chats=False,  # its "Assistant: " ends in a space, which joins the answer
     ),
     Family(
         name="hunyuan",

@@ -1,8 +1,9 @@
-"""What would stop the ONNX stages is told before the training, and nothing that they would do is refused."""
+"""What would stop the stages after it is told before the training, and nothing that they would do is refused."""
 
 import argparse
 
 import check_build
+import check_corpus
 import pytest
 
 from lib.config.variants import Variant
@@ -18,17 +19,21 @@ def check(tiny_phi3, tmp_path_factory):
 
     def run(task: str = "classification", new_tokens: int = 8, max_new_tokens: int = 6, **options):
         variant = Variant.model_validate(options).model_dump(mode="json", exclude_none=True)
+        columns = check_build.read_row_lengths(tiny_phi3)
+        check_build.check_block_size("mine", variant, columns)
+        check_build.check_nodes("mine", variant, columns, layers=2)
+        calibrated = variant.get("algo_config") == "auto_round"
         settings = {
             "seed": 0,
-            "variants": {"mine": variant},
+            "calibrations": {"mine": variant["calibration"]} if calibrated else {},
             "evaluate": SETTINGS["evaluate"] | {"max_new_tokens": max_new_tokens},
             "benchmark": {"prompts": 3, "new_tokens": new_tokens},
         }
         files = dict.fromkeys(("train", "validation", "test"), rows[task] / "rows.jsonl")
-        check_build.main(
+        check_corpus.main(
             argparse.Namespace(
                 settings=settings,
-                base=tiny_phi3,
+                tokenizer=tiny_phi3,
                 template=rows[task] / "template.json",
                 **files,
             )

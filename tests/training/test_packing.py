@@ -1,5 +1,8 @@
 """Packed rows: the losses and gradients of rows alone, for less work."""
 
+import random
+import time
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -86,6 +89,111 @@ def test_what_rows_share_is_computed_once():
     assert batch["input_ids"].shape == (1, shared + sum(len(row) - 1 - shared for row in ROWS))
     assert batch["real_tokens"] == sum(map(len, ROWS))
     assert batch["labels"].tolist() == [[batching.IGNORED, *(row[-1] for row in ROWS)]]
+
+
+def draw_examples(generator, rows, longest, shared):
+    beginning = [generator.randrange(3) for _ in range(shared)]
+    examples = []
+    for _ in range(rows):
+        ids = beginning + [generator.randrange(3) for _ in range(generator.randint(2, longest))]
+        labels = [id_ if generator.random() < 0.4 else batching.IGNORED for id_ in ids]
+        examples.append({"input_ids": ids, "labels": [batching.IGNORED, *labels[1:-1], ids[-1]]})
+    return [{**example, "weight": generator.random()} for example in examples]
+
+
+def describe_tokens(examples):
+    """Row, place and id of each packed token, one by one; of the shared ones the row is None."""
+    rows = [example["input_ids"][:-1] for example in examples]
+    shared = find_shared_prefix(rows) if len(rows) > 1 else 0
+    own = [(number, place, ids[place]) for number, ids in enumerate(rows) for place in range(shared, len(ids))]
+    return [(None, place, rows[0][place]) for place in range(shared)] + own
+
+
+def sees(query, key, window):
+    is_before = query[1] - (window or 1000) < key[1] <= query[1]
+    return is_before and key[0] in (None, query[0])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_batch_is_what_its_tokens_say_one_by_one(seed):
+    generator = random.Random(seed)
+    examples = draw_examples(generator, generator.randint(1, 6), generator.choice([3, 20]), seed % 4 * 5)
+    batch, tokens = packing.PackingCollator()(examples), describe_tokens(examples)
+    layout = batch["layout"]
+    assert batch["input_ids"].tolist() == [[id_ for _, _, id_ in tokens]]
+    assert batch["position_ids"].tolist() == [[place for _, place, _ in tokens]]
+    at = {(row, place): number for number, (row, place, _) in enumerate(tokens)}
+    targets = [
+        (at.get((number, place - 1), place - 1), label, example["weight"])
+        for number, example in enumerate(examples)
+        for place, label in enumerate(example["labels"])
+        if label != batching.IGNORED
+    ]
+    predictors, labels, weights = map(list, zip(*targets, strict=True))
+    assert batch["labels"].tolist() == [[batching.IGNORED, *labels]]
+    assert batch["weights"].tolist() == [pytest.approx([0.0, *weights])]
+    assert batch["logits_to_keep"].tolist() == [*predictors, len(tokens) - 1]
+    assert layout["needed"].tolist() == sorted({*predictors, len(tokens) - 1})
+    for window in (None, 1, 4):
+        lines, steps = packing.build_mask(layout, window).shape[:2]
+        masks = packing.build_mask(layout, window).flatten(0, 1)
+        for number, token in enumerate(tokens):
+            place = int(layout["places"][number])
+            assert layout["queries"].flatten()[place] == number
+            seen = layout["keys"][place // steps][masks[place]].tolist()
+            assert seen == [key for key, other in enumerate(tokens) if sees(token, other, window)]
+        assert len(set(layout["places"].tolist())) == len(tokens) <= lines * steps
+
+
+def test_what_a_batch_moves_to_a_gpu_grows_with_its_tokens():
+    """The mask is the square of that, and where nothing is shared no kernel needs it."""
+    examples = draw_examples(random.Random(0), 4, 2000, 0)
+    batch = packing.PackingCollator()(examples)
+    tensors = [part for part in [*batch.values(), *batch["layout"].values()] if isinstance(part, torch.Tensor)]
+    assert sum(part.nbytes for part in tensors) < 100 * sum(len(example["input_ids"]) for example in examples)
+
+
+def test_packing_takes_about_as_long_as_padding():
+    """A GPU waits for it."""
+    examples = draw_examples(random.Random(0), 4, 4000, 100)
+
+    def measure(collator):
+        seconds = []
+        for _ in range(8):
+            start = time.perf_counter()
+            collator(examples)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    assert measure(packing.PackingCollator()) < 6 * measure(batching.Collator(pad_id=2))
+
+
+@pytest.mark.parametrize(
+    ("rows", "short", "built"), [(APART, 0, []), (ROWS, 0, [None]), (APART, packing.SHORT, [None])]
+)
+def test_all_layers_share_a_mask_and_it_is_built_only_where_it_is_needed(tiny_llama, rows, short, built, monkeypatch):
+    monkeypatch.setattr(packing, "SHORT", short)
+    model, layouts = load_model(tiny_llama), []
+    model.set_attn_implementation(packing.ATTENTION)
+    batch = packing.PackingCollator()(examples_of(rows, "completion"))
+    batch.pop("labels"), batch.pop("real_tokens")
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(
+            lambda _module, _inputs, options: layouts.append(options["layout"]), with_kwargs=True
+        )
+    model(**batch)
+    assert [*layouts[0].get("masks", {})] == built
+    assert len(layouts) > 1
+    assert all(layout is layouts[0] for layout in layouts)
+
+
+def test_a_model_that_was_refused_once_can_be_packed_later(tiny_llama, monkeypatch):
+    examples, model = examples_of(ROWS, "completion"), load_model(tiny_llama)
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_packs", lambda *_, **__: False)
+        patch.setattr(packing, "has_separate_rows", lambda _: True)
+        assert not packing.can_pack(model, examples, pad_id=2)
+    assert packing.can_pack(model, examples, pad_id=2)
 
 
 def test_a_row_keeps_a_token_of_its_own():

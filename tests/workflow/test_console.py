@@ -60,7 +60,7 @@ def test_words_of_a_step_do_not_act_on_the_terminal():
 def test_steps_are_counted_and_timed(console, clock):
     assert start(console, 7, "train_adapter", run="lora") == ["[ 1 of 12] train the adapter (run lora)"]
     assert console.show_line("train_adapter: step 5 of 10") == " " * 11 + "train_adapter: step 5 of 10"
-    assert start(console, 8, "check_build") == ["[ 2 of 12] check that every variant can be built"]
+    assert start(console, 8, "check_corpus") == ["[ 2 of 12] check that prompts and answers fit the model"]
     clock.now = 200
     assert console.show_event(event("job_finished", job=7)) == [
         " " * 11 + "done in 3 min 20 s: train the adapter (run lora)"

@@ -241,7 +241,8 @@ def test_another_variant_is_checked_and_built_and_retrains_nothing(workspace):
     workspace.configure(lambda config: config["variants"].update(fitted={"algo_config": "k_quant"}))
     planned = workspace.planned()
     assert planned >= {"check_build", "build_onnx", "score_onnx", "benchmark_onnx", "select_model", "enforce_gate"}
-    assert not planned & {"check_tokenizer", "train_adapter", "merge_adapter", "score_checkpoint", "score_baselines"}
+    kept = {"check_training", "check_corpus", "check_tokenizer", "fetch_model", "train_adapter", "merge_adapter"}
+    assert not planned & {*kept, "score_checkpoint", "score_baselines"}
 
 
 @pytest.mark.slow
@@ -270,8 +271,8 @@ def test_a_job_sees_the_gpus_that_it_was_given_and_else_none(workspace):
         ("jinja2", {"render_corpus"}),
         ("scipy", {"score_baselines", "select_model"}),
         ("scikit-learn", {"score_baselines"}),
-        ("peft", {"train_adapter", "score_checkpoint"}),
-        ("onnxruntime-genai", {"check_tokenizer", "build_onnx"}),
+        ("peft", {"check_training", "train_adapter", "score_checkpoint"}),
+        ("onnxruntime-genai", {"check_build", "check_tokenizer", "build_onnx"}),
         ("ruff", set()),
     ],
 )

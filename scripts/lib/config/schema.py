@@ -7,6 +7,7 @@ where they are made.
 """
 
 import difflib
+from datetime import date
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -93,6 +94,12 @@ class Corpus(Section):
     text_template: str | None = None
     """One text whose last placeholder is the target column. A part from {?input} to {/input} is written only where the
     column `input` is not empty. The text before that placeholder is the prompt."""
+    chat_options: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], bool | int | str] | None = None
+    """Variables of the chat template, such as {enable_thinking: false}, with which Qwen3 writes its empty thoughts into
+    the prompt and not into every answer. They go into the packaged chat template."""
+    chat_date: date | None = None
+    """What the chat template is told when it asks for the date of today, such as 2026-01-31: the same for every row.
+    SmolLM3 and GPT-OSS always ask, Granite 3 without `system`."""
     turns: Literal["last"] | None = None
     """Which turns of a conversation are trained. `last`: the assistant's last one. Not set: all of the assistant."""
     max_length: Tokens = 512
@@ -107,6 +114,8 @@ class Corpus(Section):
             raise ValueError("give either template: chat (with user:) or text_template:")
         if self.template is None and (self.user or self.system):
             raise ValueError("user: and system: belong to template: chat")
+        if self.text_template and (self.chat_options or self.chat_date):
+            raise ValueError("chat_options: and chat_date: belong to a chat template, not to text_template:")
         for text in (self.user, self.system, self.text_template):
             if text:
                 _check_text(parse_segments, text)

@@ -184,6 +184,13 @@ class BaseModelSource(Section):
     """Number of parameters of the model. Memory and time of the rules follow from it before the model is there; it is
     checked when the model comes."""
 
+    @property
+    def label(self) -> str:
+        """How messages name the model."""
+        named = self.hub.id if self.hub else self.package.name if self.package else self.path or self.source
+        assert named is not None
+        return named
+
     @model_validator(mode="after")
     def _one_source(self) -> "BaseModelSource":
         _exactly_one(self, "path", "hub", "package", "source")

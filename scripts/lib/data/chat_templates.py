@@ -1,7 +1,9 @@
 """Chat templates of tokenizers: Jinja programs that the maker of a model wrote, rendered in a child with limits."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from functools import partial
 from typing import Any
 
@@ -20,6 +22,37 @@ _BATCH_CHARACTERS = 4 << 20  # of what one child gets: long rows must not come n
 _HINT = "use corpus.text_template"
 
 Conversation = Sequence[Mapping[str, Any]]  # its messages, each with `role` and `content`
+_DATE_FORMAT = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
+_DATE_HINT = "it asks for the date of today: write corpus.chat_date, such as 2026-01-31, the same for all rows"
+
+
+def set_chat_variables(source: str, options: Mapping[str, bool | int | str], day: str | None) -> str:
+    """Return a chat template whose variables are set: by Jinja at its beginning, so that they go wherever it goes.
+
+    options: values of variables that it reads, such as `enable_thinking`. day: YYYY-MM-DD, what it is told when it asks
+    for the date of today; None: it is told that nobody knows. Raises `UserError` for a variable that it does not read.
+    """
+    for name in options:
+        if not re.search(rf"\b{re.escape(name)}\b", source):
+            what = f"corpus.chat_options: the tokenizer's chat template has no variable {name}"
+            fail(what, "take it out, or look the name up in the template")
+    lines = [f"{{%- set {name} = {_write_value(value)} %}}" for name, value in options.items()]
+    formats = {found[1] or found[2] or "" for found in _DATE_FORMAT.finditer(source)}
+    if day is not None and formats:
+        dates = {text: date.fromisoformat(day).strftime(text) for text in sorted(formats)}
+        answer = f"{{{{- {json.dumps(dates, ensure_ascii=False)}[format] -}}}}"
+        lines.append(f"{{%- macro strftime_now(format) -%}}{answer}{{%- endmacro %}}")
+    return "".join(lines) + source
+
+
+def _write_value(value: bool | int | str) -> str:
+    """Write a value as Jinja does; JSON's numbers, strings and truth values are the same there."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def explain_refusal(error: str, hint: str) -> str:
+    """Return what to do about a chat template's own error."""
+    return _DATE_HINT if "strftime_now" in error else hint
 
 
 def render_conversations(
@@ -35,7 +68,7 @@ def render_conversations(
         if isinstance(text, dict):
             fail(
                 f"the tokenizer's chat template refuses the conversation: {text['error']}",
-                f"drop corpus.system or {_HINT}",
+                explain_refusal(text["error"], f"drop corpus.system or {_HINT}"),
             )
     return [text for text in rendered if isinstance(text, str)]
 
@@ -114,6 +147,6 @@ def _compile(source: str) -> JinjaTemplate:
     )
     environment.globals["raise_exception"] = raise_exception
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # Jinja's own escapes HTML
-    # No `strftime_now`: a template that asks for today's date falls back to its fixed one, and the
-    # corpus of tomorrow equals that of today.
+    # No `strftime_now`: the corpus of tomorrow must equal that of today. Templates fall back to a date of their own, or
+    # are told one by `set_chat_variables`.
     return environment.from_string(source)

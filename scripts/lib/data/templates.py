@@ -9,10 +9,11 @@ of a tokenizer is rendered once, with marks where the values belong, and cut at 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NotRequired, TypedDict
 
 from lib.core.cli import fail
-from lib.data.chat_templates import render_conversations
+from lib.data.chat_templates import render_conversations, set_chat_variables
 from lib.data.conversations import TURNS, list_separators
 from lib.data.tokenizer import Tokenizer
 
@@ -146,6 +147,16 @@ def compile_template(
         "completion": completion,
         "labels": labels,
     }
+
+
+def set_up_chat(tokenizer: Tokenizer, corpus: Mapping[str, Any]) -> Tokenizer:
+    """Return the tokenizer with the variables of its chat template set as the section `corpus` says."""
+    options, day = corpus.get("chat_options") or {}, corpus.get("chat_date")
+    if not options and day is None:
+        return tokenizer
+    if tokenizer.chat_template is None:
+        fail("corpus.chat_options and chat_date are for a chat template, and the tokenizer has none", "take them out")
+    return replace(tokenizer, chat_template=set_chat_variables(tokenizer.chat_template, options, day))
 
 
 def compile_rows(

@@ -34,6 +34,7 @@ HARD_TEXTS = (
     "🙂👩‍👩‍👧‍👦🏳️‍🌈 e🙂e",
     "\u0000\u0007\u00a0\u2028\ufeff\u200b",
     "<b>{json: [1, 2]}</b> a_b-c/d\\e #tag @user http://x.y/?z=1&amp;",
+    "\"You (were) [all] {here} <so> 'twas “quoted” ¡hola! $money +plus =is *star",
     "",
 )
 # Long runs of one kind of sign, then another: patterns with nested repetition try every way to divide them.

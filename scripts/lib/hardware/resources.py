@@ -17,6 +17,7 @@ from typing import Any
 
 HEAVY_THREADS = 16  # "all cores": Snakemake lowers it to --cores
 _MB = 1e6
+CHECK_MODEL_MB = 2000  # torch, transformers and the builder, beside models of some megabytes
 FETCH_TOKENIZER_MB = 2000  # torch and transformers, and 1 GB for the largest vocabularies out of a GGUF file
 _CPU_OPERATIONS = 75e9  # a second: fp32 products on two cores
 # Weights read for one token after the other, in a second: 36 tokens/s of 538 MB (benchmarks/quantization.md).
@@ -32,11 +33,6 @@ def estimate_weights_mb(parameters: int, bytes_each: int = 4) -> float:
 def estimate_data_mb(rows_mb: float) -> int:
     """Return rules that hold the rows and a few facts of each: MinHash and ids beside the text."""
     return math.ceil(1000 + 12 * rows_mb)
-
-
-def estimate_check_build_mb(rows_mb: float) -> int:
-    """Return the memory of torch and transformers beside the rows."""
-    return 1000 + estimate_data_mb(rows_mb)
 
 
 def estimate_fetch_model_mb(parameters: int) -> int:

@@ -116,16 +116,14 @@ def import_safetensors(source: ModelSource, out: Path, parameters: int) -> dict[
     from lib.models.model_trial import try_model
     from lib.models.safetensors_streaming import (
         check_finite,
-        copy_renamed,
+        copy_tensors,
         drop_tied_copy,
         locate_weights,
-        read_headers,
     )
 
     try_model(source)
     config = load_causal_config(source)
-    stored = read_headers(source.folder, source.weights, source.label)
-    names = match_tensors(config, stored, source.label)
+    stored, names = read_matched_headers(source, config)
     tensors = {names[name]: tensor for name, tensor in stored.items()}
     tied = {head: body for head, body in find_tied_weights(config).items() if head in tensors and body in tensors}
     count = sum(tensor.elements for name, tensor in tensors.items() if name not in tied)
@@ -140,8 +138,9 @@ def import_safetensors(source: ModelSource, out: Path, parameters: int) -> dict[
     files = {tensor.file.name for tensor in stored.values()}
     for name in files:
         target = out / ("model.safetensors" if len(files) == 1 else name)  # in one file it has this name, always
-        if renamed := {old: new for old, new in names.items() if new != old and stored[old].file.name == name}:
-            copy_renamed(source.folder / name, target, renamed)
+        here = {old: new for old, new in names.items() if stored[old].file.name == name}
+        if find_text_part(read_config(source.folder)) or any(old != new for old, new in here.items()):
+            copy_tensors(source.folder / name, target, here)
         else:
             place_file(source.folder / name, target, link=source.shared)
     check_finite(locate_weights(out), source.label)
@@ -151,6 +150,22 @@ def import_safetensors(source: ModelSource, out: Path, parameters: int) -> dict[
         weight_map = {name: weight.file.name for name, weight in sorted(locate_weights(out).items())}
         write_json(out / SAFETENSORS_INDEX, {"metadata": {"total_parameters": count}, "weight_map": weight_map})
     return {"source_format": "safetensors", "weights_were_quantized": None, "parameters": count, "dtype": FLOATS[dtype]}
+
+
+def read_matched_headers(source: ModelSource, config: Any) -> tuple[dict[str, "Stored"], dict[str, str]]:
+    """Return the stored tensors of a model by their names in its files, and the model's own name of each.
+
+    Of a multimodal model those of its language model alone. Raises `UserError` as `match_tensors`.
+    """
+    from lib.models.safetensors_streaming import read_headers
+
+    stored = read_headers(source.folder, source.weights, source.label)
+    texts = {name: name for name in stored}
+    if find_text_part(read_config(source.folder)):
+        texts = name_text_weights(stored)
+        stored = {name: stored[name] for name in texts}
+    names = match_tensors(config, {texts[name]: tensor for name, tensor in stored.items()}, source.label)
+    return stored, {name: names[texts[name]] for name in stored}
 
 
 def import_tokenizer(source: ModelSource, out: Path) -> None:
@@ -183,6 +198,8 @@ def load_causal_config(source: ModelSource) -> Any:
             "choose a model of a kind that transformers supports",
             at=source.label,
         )
+    if not source.gguf and find_text_part(raw):
+        return load_text_config(config, raw, source)
     expected = CAUSAL.get(config.model_type, "")
     named = config.architectures or [expected]
     if not expected or config.is_encoder_decoder or expected not in named or "ConditionalGeneration" in expected:
@@ -192,6 +209,57 @@ def load_causal_config(source: ModelSource) -> Any:
             at=source.label,
         )
     return config
+
+
+def find_text_part(raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the configuration of a multimodal model's language model; None for a model of text alone."""
+    part = raw.get("text_config")
+    return part if isinstance(part, dict) else None
+
+
+def load_text_config(config: Any, raw: Mapping[str, Any], source: ModelSource) -> Any:
+    """Return the configuration (PreTrainedConfig) of a multimodal model's language model.
+
+    Raises `UserError` where transformers has no model of that part alone.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    text = config.text_config
+    architecture = CAUSAL.get(text.model_type, "")
+    if not architecture.endswith("ForCausalLM"):
+        fail(
+            f"it is multimodal (model_type {config.model_type}), and transformers has no model of its text part alone"
+            f" ({text.model_type})",
+            "choose a text model, or Qwen 3.5, Gemma 3 or Ministral 3, whose text part is taken",
+            at=source.label,
+        )
+    text.architectures, text.dtype = [architecture], text.dtype or config.dtype
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # older files have them outside
+        if getattr(text, name, None) is None and raw.get(name) is not None:
+            setattr(text, name, raw[name])
+    if isinstance(raw.get("tie_word_embeddings"), bool):
+        text.tie_word_embeddings = raw["tie_word_embeddings"]
+    return text
+
+
+def name_text_weights(names: Iterable[str]) -> dict[str, str]:
+    """Return, for the tensors of a multimodal model's language model, their names in a model of text alone.
+
+    Saved are `model.language_model.layers...` or `language_model.model.layers...`, and the head without or with a
+    prefix; the towers for images and sound are left out.
+    """
+    found = {}
+    for name in names:
+        for before, after in (
+            ("model.language_model.", "model."),
+            ("language_model.model.", "model."),
+            ("language_model.lm_head.", "lm_head."),
+            ("lm_head.", "lm_head."),
+        ):
+            if name.startswith(before):
+                found[name] = after + name.removeprefix(before)
+                break
+    return found
 
 
 def match_tensors(config: Any, tensors: Mapping[str, "Stored"], label: str) -> dict[str, str]:
@@ -275,6 +343,8 @@ def import_small_files(source: ModelSource, out: Path, config: Any) -> None:
         # Some classes of transformers read otherwise than the file that they load (Llama 2's): the file decides.
         write_tokenizer(source, out, config, read_tokenizer(source, transformers.PreTrainedTokenizerFast))
     raw = read_config(source.folder)
+    if find_text_part(raw):
+        raw = config.to_diff_dict() | {"architectures": config.architectures}
     raw.pop("auto_map", None)  # names code files that are neither copied nor ever run
     write_json(out / "config.json", raw)
 
@@ -301,6 +371,8 @@ def write_tokenizer(source: ModelSource, out: Path, config: Any, tokenizer: Any)
         tokenizer.model_max_length = longest
     tokenizer.save_pretrained(out)
     clean_tokenizer_config(out / "tokenizer_config.json")
+    if not source.gguf and (source.folder / "tokenizer.json").is_file():  # saved again it may read other texts
+        shutil.copyfile(source.folder / "tokenizer.json", out / "tokenizer.json")
     if not source.gguf:
         if (source.folder / "generation_config.json").is_file():
             check_generation_config(source)
@@ -367,7 +439,9 @@ def check_tokenizer(source: ModelSource, ours: Tokenizer, theirs: Any, vocabular
                     "choose another revision or model",
                     at=source.label,
                 )
-    if (largest := max(ours.backend.get_vocab().values())) >= vocabulary:
+    # Control tokens never come out of a row: audit_data sets aside what holds one. Gemma 3 1B has one for images.
+    written = {token: id_ for token, id_ in ours.backend.get_vocab().items() if token not in ours.control}
+    if (largest := max(written.values())) >= vocabulary:
         fail(
             f"its tokenizer has id {largest}, its embedding only {vocabulary} rows",
             "the two do not belong together",

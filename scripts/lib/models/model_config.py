@@ -50,7 +50,8 @@ def check_layer_counts(raw: dict[str, Any], source: "ModelSource") -> None:
     """Raise `UserError` when config.json asks for more layers than there are tensors: making them would not end."""
     from lib.models.safetensors_streaming import read_headers
 
-    counts = {name: raw.get(name) for name in _LAYERS}
+    nested = [part for part in (raw, raw.get("text_config")) if isinstance(part, dict)]
+    counts = {name: part[name] for part in nested for name in _LAYERS if name in part}
     many = {name: value for name, value in counts.items() if isinstance(value, int) and value > _MANY_LAYERS}
     for name, value in many.items():
         if value > (tensors := len(read_headers(source.folder, source.weights, source.label))):

@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from lib.core.cli import UserError
 from lib.core.limits import FaultError, Limits, run_limited
 from lib.data.tokenizer_trial import HARD_TEXTS
-from lib.models.import_checkpoint import ModelSource, load_causal_config, match_tensors, read_tokenizer
+from lib.models.import_checkpoint import ModelSource, load_causal_config, read_matched_headers, read_tokenizer
 from lib.models.import_gguf import build_tokenizer, read_gguf
-from lib.models.safetensors_streaming import build_empty_model, read_headers
+from lib.models.safetensors_streaming import build_empty_model
 
 # Each child would import again what the server has not: so what all models need stands above, though unused.
 
@@ -79,8 +79,8 @@ def _read_configuration(*parts: Any) -> None:
 def _read_folder(*parts: Any) -> None:
     source = _source(*parts)
     config = load_causal_config(source)
-    match_tensors(config, read_headers(source.folder, source.weights, source.label), source.label)
-    build_empty_model(source.folder)
+    read_matched_headers(source, config)
+    build_empty_model(source.folder, config)
     _read_tokenizers(source)
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -117,14 +116,36 @@ def _weights_of(file: Path) -> dict[str, Stored]:
         fail(f"not a safetensors file: its header lacks {extract_first_line(error)}", "make or fetch it again", at=file)
 
 
-def copy_renamed(source: Path, target: Path, names: Mapping[str, str]) -> None:
-    """Copy a safetensors file with other names for some tensors; their bytes stay as they are."""
+def copy_tensors(source: Path, target: Path, names: Mapping[str, str]) -> None:
+    """Copy some tensors of a safetensors file under other names; their bytes stay as they are.
+
+    names: the new name of each that is copied, by its name in the file.
+    """
     with open(source, "rb") as old, open(target, "wb") as new:
-        header = {names.get(name, name): facts for name, facts in _parse_header(old).items()}
-        text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+        header = _parse_header(old)
+        data = old.tell()
+        kept = sorted((name for name in header if name in names), key=lambda name: header[name]["data_offsets"])
+        written, end = {}, 0
+        for name in kept:
+            start, stop = header[name]["data_offsets"]
+            written[names[name]] = {**header[name], "data_offsets": [end, end + stop - start]}
+            end += stop - start
+        text = json.dumps({"__metadata__": {"format": "pt"}, **written}, separators=(",", ":")).encode("utf-8")
         text += b" " * (-len(text) % 8)  # the format asks that data begin at a multiple of 8
         new.write(len(text).to_bytes(8, "little") + text)
-        shutil.copyfileobj(old, new)
+        for name in kept:
+            start, stop = header[name]["data_offsets"]
+            old.seek(data + start)
+            _copy_bytes(old, new, stop - start)
+
+
+def _copy_bytes(old: BinaryIO, new: BinaryIO, count: int) -> None:
+    while count:
+        part = old.read(min(count, 1 << 24))
+        if not part:
+            raise EOFError("the file ends within a tensor")
+        new.write(part)
+        count -= len(part)
 
 
 def _parse_header(content: BinaryIO) -> dict[str, Any]:
@@ -193,12 +214,12 @@ class _Replaced(Mapping[str, torch.Tensor]):
         return len(self._weights)
 
 
-def build_empty_model(folder: Path) -> Any:
-    """Return the model of a folder without its weights."""
+def build_empty_model(folder: Path, config: Any = None) -> Any:
+    """Return the model of a folder without its weights. config: another configuration than that of the folder."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = config or AutoConfig.from_pretrained(folder, trust_remote_code=False)
     attention = choose_attention(config)
     with init_empty_weights(include_buffers=False):
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)

@@ -16,7 +16,7 @@ WINDOW = 24
 _HEAD = 32
 _WIDEST = 256  # of which the root is whole, too: the builder rounds the factor that Gemma scales embeddings by
 _POSITIONS = 256
-_SHORT_POSITIONS = 220  # of the shorter context that longrope begins with
+_SHORT_SHARE = 0.875  # of the positions: the shorter context that longrope begins with
 _EXPERTS = 4
 # Sizes that nothing else depends on, at most.
 _LIMITS = {
@@ -40,10 +40,10 @@ _LIMITS = {
 }
 
 
-def shrink_config(config: Any) -> Any:
+def shrink_config(config: Any, positions: int = _POSITIONS) -> Any:
     """Return a small copy of a language model's configuration (PreTrainedConfig) of one stack of layers.
 
-    At least two layers, and as many as show each kind in its order; hidden size at most 256.
+    At least two layers, and as many as show each kind in its order; hidden size about 256. positions: of the context.
     """
     small = copy.deepcopy(config)
     full = config.to_dict()
@@ -55,12 +55,12 @@ def shrink_config(config: Any) -> Any:
             sizes[name] = 2 * heads["hidden_size"]
     if "block_auto_adjust_ff_dim" in full:  # LFM2 computes its width again from this one
         sizes |= {"block_auto_adjust_ff_dim": False, "conv_dim": heads["hidden_size"]}
-    sizes |= _shrink_positions(full)
+    sizes |= _shrink_positions(full, positions)
     sizes["rope_parameters"] = _shrink_rope(full, sizes)
     sizes["vocab_size"] = VOCABULARY
     if "vocab_size_per_layer_input" in full:
         sizes["vocab_size_per_layer_input"] = VOCABULARY
-    sizes |= move_token_ids(full, VOCABULARY)
+    sizes |= place_token_ids(full, VOCABULARY)
     for name, value in sizes.items():
         if value is not None or full.get(name) is not None:
             setattr(small, name, value)
@@ -130,14 +130,15 @@ def _shrink_layers(full: Mapping[str, Any]) -> dict[str, Any]:
     return sizes | {name: value[:count] for name, value in lists.items()}
 
 
-def _shrink_positions(full: Mapping[str, Any]) -> dict[str, Any]:
+def _shrink_positions(full: Mapping[str, Any], positions: int) -> dict[str, Any]:
     longest = full.get("max_position_embeddings")
     first = full.get("original_max_position_embeddings")
     if not longest:
         return {}
-    sizes = {"max_position_embeddings": min(longest, _POSITIONS)}
+    positions = min(longest, positions)
+    sizes = {"max_position_embeddings": positions}
     if first:
-        sizes["original_max_position_embeddings"] = _SHORT_POSITIONS if first < longest else min(longest, _POSITIONS)
+        sizes["original_max_position_embeddings"] = int(_SHORT_SHARE * positions) if first < longest else positions
     return sizes
 
 
@@ -152,7 +153,7 @@ def _shrink_rope(full: Mapping[str, Any], sizes: Mapping[str, Any]) -> Any:
             if name in part:
                 part[name] = _thin_out(part[name], rotated // 2)
         if part.get("rope_type") == "longrope" and "original_max_position_embeddings" in part:
-            part["original_max_position_embeddings"] = _SHORT_POSITIONS
+            part["original_max_position_embeddings"] = sizes["original_max_position_embeddings"]
         if part.get("mrope_section"):
             part["mrope_section"] = _divide(rotated // 2, part["mrope_section"])
     return rope
@@ -181,7 +182,7 @@ def _shrink_mamba(full: Mapping[str, Any], hidden: int) -> dict[str, int]:
     return {"mamba_d_head": 16, "mamba_n_heads": full["mamba_expand"] * hidden // 16, "mamba_n_groups": 1}
 
 
-def move_token_ids(full: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
+def place_token_ids(full: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     """Return the ids of special tokens that lie beyond a vocabulary, each at another place at its end."""
     names = [name for name in full if name.endswith("token_id") and full[name] is not None]
     given = sorted({one for name in names for one in _as_list(full[name])})

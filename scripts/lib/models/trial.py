@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from lib.core.files import read_json, write_json
 from lib.models.loading import choose_attention
@@ -36,7 +37,7 @@ def make_trial_model(tokenizer: Path, folder: Path) -> Any:
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, attn_implementation=choose_attention(config)
         )
-        randomize(model)
+        draw_weights(model)
     for file in tokenizer.iterdir():
         if file.is_file() and not file.name.startswith("."):
             shutil.copyfile(file, folder / file.name)
@@ -48,7 +49,24 @@ def make_trial_model(tokenizer: Path, folder: Path) -> Any:
     return model.eval()
 
 
-def randomize(model: Any) -> None:
+def store_trial_model(merged: Path, folder: Path, tokenizer: Path) -> None:
+    """Copy a merged trial model into `folder`, its weights in the number format of the base model's.
+
+    What rounds once more on the way to ONNX shows only where weights are stored as the base model's are.
+    """
+    from transformers import AutoConfig
+
+    dtype = AutoConfig.from_pretrained(tokenizer, trust_remote_code=False).dtype or torch.float32
+    for file in merged.iterdir():
+        if file.suffix == ".safetensors":
+            content = {name: weight.to(dtype) for name, weight in load_file(file).items()}
+            save_file(content, folder / file.name, metadata={"format": "pt"})
+        elif file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"dtype": str(dtype).removeprefix("torch.")})
+
+
+def draw_weights(model: Any) -> None:
     """Draw all weights: matrices so that signals keep their size, and norms and biases unlike those that a graph may
     leave out.
     """
@@ -63,8 +81,9 @@ def randomize(model: Any) -> None:
 def draw_prompts(folder: Path, lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
     """Return prompts of a trial model, as ids; the first ones begin alike."""
     config = read_json(folder / "config.json")
-    generator = np.random.default_rng(0)
-    ids = generator.integers(_LOWEST_ID, config["vocab_size"] - 20, max(lengths)).tolist()
+    special = {id_ for name, value in config.items() if name.endswith("_token_id") for id_ in np.ravel(value or 0)}
+    usable = [id_ for id_ in range(_LOWEST_ID, config["vocab_size"]) if id_ not in special]
+    ids = np.random.default_rng(0).choice(usable, max(lengths)).tolist()
     return [ids[: length // 2] + ids[::-1][: length - length // 2] for length in lengths]
 
 

@@ -77,6 +77,9 @@ def configure_search(folder: Path, end_ids: frozenset[int]) -> None:
     missing = end_ids - set([found] if isinstance(found, int) else found)
     if missing:
         fail(f"the builder lost the end tokens {sorted(missing)}", "check generation_config.json of the base model")
+    if config["model"]["type"].startswith("qwen3_5"):
+        # Without them the runtime takes token 0, an exclamation mark, for an image, and refuses the text.
+        config["model"] |= dict.fromkeys(("image_token_id", "video_token_id"), config["model"]["vocab_size"])
     config["search"] |= SEARCH | {"max_length": min(config["search"]["max_length"], read_context_length(config))}
     write_json(path, config)
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,14 +56,24 @@ def name_builder() -> str:
 def check_architecture(config: Any, label: str | Path) -> None:
     """Raise `UserError` when the installed builder does not know the architecture of a model (PreTrainedConfig)."""
     name = (config.architectures or ["?"])[0]
+    if getattr(config, "hidden_size_per_layer_input", None):
+        what = f"{name_builder()} cannot build the embeddings of each layer that {name} has"
+        fail(what, f"take a model of one of these kinds: {', '.join(list_kinds())}", at=label)
     if _BUILT_AS.get(name, name) in list_architectures():
         return
-    known = sorted(one.removesuffix("ForCausalLM") for one in list_architectures() if one.endswith("ForCausalLM"))
     fail(
         f"{name_builder()} cannot build {name}",
-        f"choose a model of one of these kinds: {', '.join(known)} (docs/models.md)",
+        f"take a model of one of these kinds: {', '.join(list_kinds())}",
         at=label,
     )
+
+
+def list_kinds() -> list[str]:
+    """Return the kinds of text models that both the builder and transformers know, as people call them."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    known = [name for name in CAUSAL.values() if _BUILT_AS.get(name, name) in list_architectures()]
+    return sorted({name.removesuffix("ForCausalLM") for name in known if name.endswith("ForCausalLM")})
 
 
 def build(merged: Path, folder: Path, variant: Mapping[str, Any], options: list[str]) -> None:
@@ -145,6 +156,7 @@ def adjust_config(config: Any) -> None:
     """
     name = (config.architectures or [""])[0]
     config.architectures = [_BUILT_AS.get(name, name)]
+    config.mtp_num_hidden_layers = 0  # a head that drafts tokens (Qwen 3.5), which no checkpoint here keeps
     _adjust_norms(config)
     _adjust_windows(config)
     _adjust_rope(config)
@@ -196,15 +208,18 @@ def _cut_yarn(rope: dict[str, Any], head: int) -> dict[str, Any]:
 
 @cache
 def mend_builder() -> None:
-    """Mend two classes of the installed builder, once in a process.
+    """Mend classes of the installed builder, once in a process.
 
     SmolLM3: its layers without rotary embeddings ask for position ids, which no other layer needs and the graph lacks.
-    OLMo: its norms subtract the mean, and the graph has the kind that does not.
+    OLMo: its norms subtract the mean, and the graph has the kind that does not. Gemma 3: the linear scaling of the
+    rotary embedding belongs to layers without a window alone. All: vectors are read in float32, since Gemma's norms add
+    one to a weight, which bfloat16 would round again.
     """
-    from builders.olmo import OLMoModel  # the builder puts its own folder on the path
-    from builders.smollm import SmolLM3Model
-
-    plain_attention, plain_start = SmolLM3Model.make_attention, OLMoModel.__init__
+    # The builder puts its own folder on the path, and loads its classes from there.
+    smollm3, olmo = import_module("builders.smollm").SmolLM3Model, import_module("builders.olmo").OLMoModel
+    base = import_module("builders.base").Model
+    plain_attention, plain_start = smollm3.make_attention, olmo.__init__
+    plain_caches, plain_load = base.make_rotary_embedding_caches, base.load_weights
 
     def make_attention(self: Any, layer_id: int, attention: Any, root_input: str, **options: Any) -> None:
         rope = self.attention_attrs["rope"]
@@ -218,7 +233,20 @@ def mend_builder() -> None:
         plain_start(self, *given)
         self.layernorm_attrs["simple"] = False
 
-    SmolLM3Model.make_attention, OLMoModel.__init__ = make_attention, start
+    def make_caches(self: Any, **options: Any) -> Any:
+        if options.get("cos_cache_name") == "cos_cache_local":  # the last ones that are made
+            self.rope_attrs["rescale_factors"] = 1
+        return plain_caches(self, **options)
+
+    def load(self: Any, path: str) -> Any:
+        model = plain_load(self, path)
+        for weight in model.parameters():
+            if weight.dim() == 1 and weight.is_floating_point():
+                weight.data = weight.data.float()
+        return model
+
+    smollm3.make_attention, olmo.__init__ = make_attention, start
+    base.make_rotary_embedding_caches, base.load_weights = make_caches, load
 
 
 @contextlib.contextmanager

@@ -119,7 +119,7 @@ _DECODER = allow_object(
 )
 _TOKEN_ID = allow_integer()
 _TOKEN_IDS = allow_any_of(_TOKEN_ID, list_of(_TOKEN_ID, least=1))
-_OTHER_TOKENS = ("bot_token_id", "eot_token_id", "bor_token_id", "eor_token_id", "image_token_id")
+_OTHER_TOKENS = ("bot_token_id", "eot_token_id", "bor_token_id", "eor_token_id", "image_token_id", "video_token_id")
 _SEARCH = allow_object(
     {"max_length": allow_integer(1)},
     {

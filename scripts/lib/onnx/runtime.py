@@ -149,9 +149,9 @@ class Reader:
         self._generator = self._model.start_generator(max_length=self._room)
         return 0
 
-    def read_next(self) -> np.ndarray:
-        """Return the logits behind the last token that `answer_tokens` has written, [vocabulary]."""
-        return self._generator.get_logits()[0, -1].copy()
+    def read_next(self) -> np.ndarray | None:
+        """Return the logits behind the last token that `answer_tokens` wrote, [vocabulary]; None behind the end."""
+        return None if self._generator.is_done() else self._generator.get_logits()[0, -1].copy()
 
     def answer(self, limit: int) -> list[int]:
         """Return ids of the free greedy answer to the prompt just read, at most `limit`, the end token included."""

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from lib.core import distributed
@@ -33,8 +34,9 @@ def has_stopped_early(state: Any, patience: int | None) -> bool:
 class TrainingStats:
     """What the training steps took, in this process; kept over a resume.
 
-    real_tokens: of all rows; computed_tokens: that went through the linear layers (padding counts, what
-    rows share does not); targets: supervised.
+    seconds: wall time, with making the batches, without validations and checkpoints. real_tokens: of all rows;
+    computed_tokens: that went through the linear layers (padding counts, what rows share does not); targets:
+    supervised.
     """
 
     seconds: float = 0.0
@@ -53,7 +55,8 @@ class Progress(TrainerCallback):
     """Time spent in training steps, lines for the person who waits, whole checkpoints."""
 
     def __init__(self, work: Path, spent: TrainingStats) -> None:
-        self.work, self.spent, self.started = work, spent, 0.0
+        self.work, self.spent = work, spent
+        self.started: float | None = None  # None: the clock has stopped
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.best_global_step:  # by the state it may lie where another machine had it
@@ -65,10 +68,18 @@ class Progress(TrainerCallback):
             report_progress(f"train_adapter: resumed at step {state.global_step} of {state.max_steps}")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.started = time.perf_counter()
+        if self.started is None:
+            self.started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.spent.seconds += time.perf_counter() - self.started
+        # A GPU is still computing this step. The clock runs on, so the next step counts the rest of its time, and the
+        # next batch is made meanwhile. Only before the clock stops must we wait for it.
+        stops = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
+        if stops and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.spent.seconds += now - (self.started or now)
+        self.started = None if stops else now
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         logs = given["logs"]
@@ -147,8 +158,20 @@ class TimeLimit(TrainerCallback):
         now = time.monotonic()  # a step, maybe with the validation and the saving before it
         self.longest, self.last = max(self.longest, now - self.last), now
         late = self.deadline is not None and now + 2 * self.longest + _RESERVE > self.deadline
-        if any(distributed.all_gather(self.terminated or late)) and state.global_step < state.max_steps:
+        if _is_true_anywhere(self.terminated or late, args.device) and state.global_step < state.max_steps:
             control.should_log = control.should_save = control.should_training_stop = self.stopped = True
+
+
+def _is_true_anywhere(value: bool, device: torch.device) -> bool:
+    """Return whether a value is true in one of the processes.
+
+    Every step asks, so one number is sent: `distributed.all_gather` pickles values and needs two collectives.
+    """
+    if distributed.get_world_size() == 1:
+        return value
+    found = torch.tensor([int(value)], device=device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return bool(found)
 
 
 def name_checkpoint(work: Path, step: int) -> Path:

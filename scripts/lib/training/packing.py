@@ -41,7 +41,7 @@ class PackingCollator:
         # What stands last in a row predicts nothing and nothing sees it.
         rows = [example["input_ids"][:-1] for example in examples]
         shared = find_shared_prefix(rows) if len(rows) > 1 else 0
-        # Python only joins lists; tokens are counted by tensors, which a GPU would wait for ten times as long otherwise.
+        # Python only concatenates lists: its loops over tokens took ten times as long, and a GPU waits meanwhile.
         own = torch.tensor([len(ids) - shared for ids in rows])
         starts = shared + own.cumsum(0) - own
         input_ids = torch.tensor([*rows[0][:shared], *chain.from_iterable(ids[shared:] for ids in rows)])
@@ -69,7 +69,7 @@ class PackingCollator:
 
 
 def _find_rows(lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the row of each token, and its place in that row, where rows of these lengths stand one behind the other."""
+    """Return the row of each token and its place in that row, when rows of these lengths are concatenated."""
     row = torch.arange(len(lengths)).repeat_interleave(lengths)
     return row, torch.arange(len(row)) - (lengths.cumsum(0) - lengths)[row]
 
@@ -79,25 +79,22 @@ def build_attention_table(shared: int, starts: torch.Tensor, tokens: int) -> dic
 
     starts: place of each row's first own token, behind the `shared` ones. `queries` [lines, longest]
     and `keys` [lines, shared + longest] hold places of tokens: a line for each row, and before them
-    as many as the shared beginning fills. A line's first query sees `seen` [lines] keys and the one at its own place,
-    each further query one more (`build_mask`); `places` [tokens] is each token's place in the flattened queries.
-    Padding stands behind a line's tokens, where causality hides it, and repeats a token.
+    as many as the shared beginning fills. `seen` [lines] is how many keys stand before a line's first query; each
+    query sees these and those up to its own (`build_mask`). `places` [tokens] is each token's place in the flattened
+    queries. Padding stands behind a line's tokens, where causality hides it, and repeats a token.
     """
     ends = torch.cat([starts[1:], torch.tensor([tokens])])
     longest = int((ends - starts).max())
     seen = torch.arange(0, shared, longest)
-    beginnings = len(seen)
     firsts = torch.cat([seen, starts])
-    ends = torch.cat([torch.full((beginnings,), shared), ends])
+    ends = torch.cat([torch.full_like(seen, shared), ends])
     queries = torch.minimum(firsts[:, None] + torch.arange(longest), ends[:, None] - 1)
     line, step = _find_rows((ends - firsts).clamp(max=longest))
-    own_keys = queries.clone()
-    own_keys[:beginnings] = 0  # the shared beginning sees only itself
     return {
         "queries": queries,
-        "keys": torch.cat([torch.arange(shared).expand(len(queries), -1), own_keys], dim=1),
+        "keys": torch.cat([torch.arange(shared).expand(len(queries), -1), queries], dim=1),
         "places": line * longest + step,
-        "seen": torch.cat([seen, torch.full((len(starts),), shared)]),
+        "seen": torch.cat([seen, torch.full_like(starts, shared)]),
         "shared": shared,
     }
 
@@ -105,9 +102,9 @@ def build_attention_table(shared: int, starts: torch.Tensor, tokens: int) -> dic
 def build_mask(layout: dict[str, Any], window: int | None = None) -> torch.Tensor:
     """Return which keys each query sees, [lines, longest, keys], on the device of the layout.
 
-    window: how many tokens a query sees, itself among them, in a layer that slides; None: all before it.
-    Built when the first layer asks, and once for all layers of a batch: of many rows it is the largest tensor of a
-    batch, which nothing should move, and each layer's own copy would be kept for the backward pass.
+    window: of a layer with a sliding window, how many tokens a query sees, itself included; None: all before it.
+    The mask is by far the largest tensor of a batch. So it is not moved but built where the first layer needs it, and
+    all layers share it: each one's own would be kept for the backward pass.
     """
     masks = layout.setdefault("masks", {})
     if window not in masks:
@@ -228,7 +225,7 @@ def can_pack(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
     before = model.config._attn_implementation
     if before == ATTENTION:
         return True
-    if not keeps_rows_apart(model.config):
+    if not has_separate_rows(model.config):
         return False
     _shorten_last_mlp(model)
     by_length = sorted(examples, key=lambda example: len(example["input_ids"]))
@@ -238,7 +235,7 @@ def can_pack(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
     return False
 
 
-def keeps_rows_apart(config: Any) -> bool:
+def has_separate_rows(config: Any) -> bool:
     """Return whether models of a configuration (PreTrainedConfig) compute packed rows as if each were alone.
 
     Tried on a small random model in float32, whose rows are longer than its sliding window.
@@ -281,8 +278,8 @@ def _packs(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
 def _shorten_last_mlp(model: Any) -> None:
     """Let the last layer's MLP, which no attention follows, see only packed tokens whose logits are needed.
 
-    A model that `can_pack` has refused keeps this, so a second call must find it: tokens left out once are not there to
-    be left out again.
+    A model that `can_pack` refused stays like this. Wrapped twice, the MLP would look for places among all tokens in
+    the few that are left.
     """
     layers = getattr(model.base_model, "layers", None)
     if not layers or not hasattr(layers[-1], "mlp"):

@@ -158,3 +158,13 @@ def share_calibrations(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, s
 def _with_manifest(name: str, folder: str) -> dict[str, str]:
     """Return a folder, whose time says nothing, and the manifest that its consumers depend on instead."""
     return {name: ancient(folder), f"{name}_manifest": f"{folder}.manifest.json"}
+
+
+def list_trial_methods(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
+    """Return how `check_training` trains its small model: what of `finetune` decides whether a training works.
+
+    Once for each of the combinations that the runs have; none where nothing is trained.
+    """
+    names = ("method", "target_modules", "quant_type", "double_quant", "gradient_checkpointing", "dtype")
+    methods = [{name: run.finetune[name] for name in names} for run in runs.values() if run.trained]
+    return [method for place, method in enumerate(methods) if method not in methods[:place]]

@@ -1,0 +1,47 @@
+"""Every family of base models has the outcome that docs/models.md tells: it works to the last script, or is refused."""
+
+import json
+import os
+
+import pytest
+from filelock import FileLock
+from models.families import FAMILIES
+from models.family_run import Outcome, run_family
+
+from support.paths import ROOT
+
+OUTCOMES = ROOT / "tests/models/outcomes.json"
+# For every change: a plain one, one with windows, a hybrid that is part of a multimodal model, and one that is refused.
+SAMPLE = ("qwen3", "gemma3", "qwen35", "olmo2")
+
+
+def names(*, sampled: bool) -> list[str]:
+    return [family.name for family in FAMILIES if (family.name in SAMPLE) == sampled]
+
+
+def check(name: str, tmp_path) -> None:
+    (family,) = (family for family in FAMILIES if family.name == name)
+    found = run_family(family, tmp_path)
+    if os.environ.get("RECORD_OUTCOMES"):
+        record(name, found)
+        return
+    known = json.loads(OUTCOMES.read_text())["families"][name]
+    assert (found.outcome, found.reason) == (known["outcome"], known["reason"]), "make models writes it down"
+
+
+def record(name: str, found: Outcome) -> None:
+    with FileLock(f"{OUTCOMES}.lock"):
+        kept = json.loads(OUTCOMES.read_text()) if OUTCOMES.exists() else {"families": {}}
+        kept["families"] = dict(sorted({**kept["families"], name: found._asdict()}.items()))
+        OUTCOMES.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+
+
+@pytest.mark.parametrize("name", names(sampled=True))
+def test_a_sampled_family_goes_from_rows_to_answers_or_is_refused(name, tmp_path):
+    check(name, tmp_path)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("name", names(sampled=False))
+def test_a_family_goes_from_rows_to_answers_or_is_refused(name, tmp_path):
+    check(name, tmp_path)
