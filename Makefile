@@ -10,6 +10,7 @@
 # make lock   the hashes of the lock files, after a version in them was changed by hand; then make generated
 # make test-gguf   tokenizers of GGUF files against llama.cpp, which it builds first (about 4 minutes)
 # make test-trl   which tokens of a conversation are trained, against TRL's assistant-only loss (1 minute)
+# make test-models   every family of base models from rows to predict.py; models: the same, and what came of it is written down
 # make test-clients   openai-python, litellm and curl against the server (1 minute)
 # make test-foundry   a packaged model in Foundry Local's SDK, offline, in an environment of its own (1 minute)
 # make test-azure   the workflow through Azure Machine Learning and Azure storage, both on loopback; installs Azurite
@@ -26,7 +27,7 @@ ARGS ?=
 DAYS ?= 30
 unexport ARGS DAYS
 
-.PHONY: FORCE run control test test-slow test-python test-gguf test-trl test-clients test-foundry test-azure test-conda test-faults test-slurm test-slurm-slow test-gpu check azurite browser slurm \
+.PHONY: FORCE run control test models test-models test-slow test-python test-gguf test-trl test-clients test-foundry test-azure test-conda test-faults test-slurm test-slurm-slow test-gpu check azurite browser slurm \
   fuzz fuzz-atheris lock generated clean clean-results clean-work
 
 run: .venv/installed
@@ -42,9 +43,17 @@ test: .venv/installed
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow $(value ARGS)
 
+# A file each: two families at once.
+test-models: .venv/installed
+	$(BIN)/python -m pytest -m "models or not models" --dist load tests/models/test_families.py $(value ARGS)
+
+models: .venv/installed
+	RECORD_OUTCOMES=1 $(BIN)/python -m pytest -m "models or not models" --dist load tests/models/test_families.py $(value ARGS)
+	PYTHONPATH=scripts:tests $(BIN)/python tests/models/models_page.py
+
 test-python: $(OTHER)/installed
 	$(OTHER)/bin/python -m pytest -m "not slow and not workflow and not end_to_end and not slurm and not slurm_slow and not conda \
-	  and not azure" $(value ARGS)
+	  and not azure and not models" $(value ARGS)
 
 test-gguf: .venv/installed .llama-cpp/installed
 	PYTHONPATH=.llama-cpp:scripts $(BIN)/python tests/gguf_against_llama_cpp.py

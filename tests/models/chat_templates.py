@@ -151,9 +151,9 @@ QWEN35 = _join(r"""
             {{ raise_exception('Unexpected message role.') }}
         {% endif %}
         {{ '<|im_start|>' + message.role + '\n' }}
-        {% if message.role == 'assistant' and '</think>' in content %}
-            {% set reasoning = content.split('</think>')[0].split('<think>')[-1] | trim %}
-            {% if loop.index0 > ns.last_query and reasoning %}
+        {% if message.role == 'assistant' %}
+            {% set reasoning = content.split('</think>')[0].split('<think>')[-1] | trim if '</think>' in content else '' %}
+            {% if loop.index0 > ns.last_query %}
                 {{ '<think>\n' + reasoning + '\n</think>\n\n' }}
             {% endif %}
             {{ content.split('</think>')[-1].lstrip('\n') }}

@@ -746,6 +746,7 @@ FAMILIES: tuple[Family, ...] = (
             "transformers_version": "4.39.3",
         },
         adds_bos=True,
+        chats=False,  # it asks with a thought that it takes out of the answered turn
     ),
     Family(
         name="qwen3",
@@ -1249,6 +1250,7 @@ FAMILIES: tuple[Family, ...] = (
         ids=_LLAMA2_IDS | {"[INST]": 3, "[/INST]": 4},
         generation={"bos_token_id": 1, "eos_token_id": 2, "transformers_version": "4.42.0.dev0"},
         adds_bos=True,
+        system=False,  # it puts the system text into the last turn of the user, which moves once it is answered
     ),
     Family(
         name="mistral_nemo",
@@ -1284,6 +1286,7 @@ FAMILIES: tuple[Family, ...] = (
         ids=_LLAMA2_IDS | {"[INST]": 3, "[/INST]": 4, "<pad>": 10},
         generation={"bos_token_id": 1, "eos_token_id": 2, "transformers_version": "4.43.0.dev0"},
         adds_bos=True,
+        system=False,  # it puts the system text into the last turn of the user, which moves once it is answered
     ),
     Family(
         name="smollm3",
@@ -2039,6 +2042,7 @@ FAMILIES: tuple[Family, ...] = (
             "model.visual.merger.norm.weight": 768,
             "mtp.norm.weight": 1024,  # of the head that predicts further tokens, which transformers leaves out
         },
+        options={"enable_thinking": False},
     ),
     Family(
         name="gemma3_4b",

@@ -191,6 +191,11 @@ def compare(workspace: Path) -> dict[str, float]:
     assert answers, "free answers were asked for"
     assert all(one == other for one, other in answers), answers
     verdict = json.loads((results / "checks/build/int4.json").read_text())
+    assert verdict["logits_of_built_weights"] is not None, "each quantized weight is known"
+    for name in VARIANTS:
+        compared = json.loads((results / f"runs/lora/onnx/{name}.manifest.json").read_text())["compared"]
+        assert compared["logits"], name
+        assert compared["weights"] >= min(12, compared["of_weights"]), name
     asked = check_predict(workspace)
     return {"log_probs": float(np.float32(difference)), "logits": verdict["logits"], "rows_predicted": asked}
 

@@ -7,16 +7,31 @@ import pytest
 from filelock import FileLock
 from models.families import FAMILIES
 from models.family_run import Outcome, run_family
+from models.models_page import LIBRARIES, OUTCOMES, PAGE, write_page
 
+from lib.workflow.helpers import read_locked_versions
 from support.paths import ROOT
 
-OUTCOMES = ROOT / "tests/models/outcomes.json"
 # For every change: a plain one, one with windows, a hybrid that is part of a multimodal model, and one that is refused.
 SAMPLE = ("qwen3", "gemma3", "qwen35", "olmo2")
 
 
 def names(*, sampled: bool) -> list[str]:
     return [family.name for family in FAMILIES if (family.name in SAMPLE) == sampled]
+
+
+def read_versions() -> dict[str, str]:
+    locked = read_locked_versions(ROOT / "requirements.lock")
+    return {name: locked[name] for name in LIBRARIES}
+
+
+def test_every_family_has_an_outcome_that_the_page_tells():
+    """With the locked libraries: after an upgrade `make models` runs them all again."""
+    known = json.loads(OUTCOMES.read_text())
+    assert set(known["families"]) == {family.name for family in FAMILIES}
+    assert len(FAMILIES) >= 26
+    assert known["versions"] == read_versions(), "make models"
+    assert PAGE.read_text() == write_page(), "make models"
 
 
 def check(name: str, tmp_path) -> None:
@@ -32,6 +47,7 @@ def check(name: str, tmp_path) -> None:
 def record(name: str, found: Outcome) -> None:
     with FileLock(f"{OUTCOMES}.lock"):
         kept = json.loads(OUTCOMES.read_text()) if OUTCOMES.exists() else {"families": {}}
+        kept["versions"] = read_versions()
         kept["families"] = dict(sorted({**kept["families"], name: found._asdict()}.items()))
         OUTCOMES.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 

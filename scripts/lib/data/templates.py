@@ -246,7 +246,9 @@ def _chat_template(corpus: Mapping[str, Any], tokenizer: Tokenizer, target: str)
     messages = _messages(corpus, marks, _ANSWER, mark_parts=True)
     asked, whole = _apply_chat_template(tokenizer, [messages[:-1], messages])
     if not whole.startswith(asked):
-        fail("the chat template renders the question differently once it is answered", "use corpus.text_template")
+        thinks = "enable_thinking" in tokenizer.chat_template and not corpus.get("chat_options")
+        hint = "set corpus.chat_options: {enable_thinking: false}" if thinks else "use corpus.text_template"
+        fail("the chat template renders the question differently once it is answered", hint)
     names = {mark: name for name, mark in marks.items()} | {_ANSWER: target}
     return _merge_texts(_cut(asked, names)), _end_completion(_cut(whole[len(asked) :], names), tokenizer)
 

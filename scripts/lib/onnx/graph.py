@@ -33,6 +33,21 @@ _SPLIT = {
 }
 
 
+# What the builder calls a layer's part, and what models call it. Granite keeps gate and up in one matrix.
+_MODULES = (
+    (".attn.", ".self_attn."),
+    (".attn.o_proj", ".self_attn.dense"),  # Phi-2
+    (".attn.o_proj", ".self_attn.out_proj"),  # LFM2, as the next three
+    (".mlp.gate_proj", ".feed_forward.w1"),
+    (".mlp.up_proj", ".feed_forward.w3"),
+    (".mlp.down_proj", ".feed_forward.w2"),
+    (".mlp.gate_proj", ".shared_mlp.input_linear"),  # Granite 4, as the next two
+    (".mlp.up_proj", ".shared_mlp.input_linear"),
+    (".mlp.down_proj", ".shared_mlp.output_linear"),
+    (".linear_attn.", ".linear_attn.in_proj_"),  # Qwen 3.5
+)
+
+
 @dataclass(frozen=True)
 class Quantized:
     """codes: [N, blocks, block size]; scales, zeros: [N, blocks]; columns: K, without the padding.
@@ -177,7 +192,10 @@ def list_merged_names(node: str, names: Collection[str]) -> list[str]:
     module = node.strip("/").rpartition("/")[0].replace("/", ".")
     if module == "lm_head" and "lm_head.weight" not in names:
         module = "model.embed_tokens"  # tied
-    for stem in (module, module.replace(".attn.", ".self_attn.")):
+    stems = [module, *(module.replace(theirs, ours) for theirs, ours in _MODULES if theirs in module)]
+    if ".linear_attn.in_proj_" in stems[-1]:
+        stems[-1] = stems[-1].removesuffix("_proj")
+    for stem in stems:
         layer, _, part = stem.rpartition(".")
         for parts in ((part,), _JOINED.get(part, ()), _SPLIT.get(part, ())[:1]):
             found = [f"{layer}.{one}.weight" if layer else f"{one}.weight" for one in parts]

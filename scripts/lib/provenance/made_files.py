@@ -17,14 +17,15 @@ from lib.provenance.manifests import RUN_CARD, STAMP
 
 _SCRIPTS = Path(__file__).resolve().parents[2]
 _FOLDER = (
-    r"(?P<folder>tokenizer|base|assembled|selected|model"
+    r"(?P<folder>tokenizer|checks/trial|base|assembled|selected|model"
     r"|runs/[^/]+/(adapter|merged|merged-original|merged-dequantized|(calibrated|onnx)/[^/]+?))"
 )
 _FILE = "|".join(
     [
         r"(lineage|selection|summary|metrics|gate|temperature)\.json|gate\.passed|report\.html",
         r"data/((rows|kept|rejected)\.jsonl|(audit|split)\.json)",
-        r"corpus/((train|validation|test)\.jsonl|(template|leakage|onnx_tokenizer)\.json|(build|onnx_tokenizer)\.done)",
+        r"corpus/((train|validation|test)\.jsonl|(template|leakage|onnx_tokenizer)\.json|(build|checked|onnx_tokenizer)\.done)",
+        r"checks/(model|build/[^/]+)\.(json|done)",
         r"scores/(baselines|([^/]+/)?[^/]+\.(validation|test))\.(json|predictions\.jsonl)",
         r"speed/[^/]+/[^/]+\.json",
         r"runs/[^/]+/(training|merge)\.json",
