@@ -144,7 +144,7 @@ def _become(words: Sequence[str], folder: Path, environment: Mapping[str, str], 
     os.dup2(output, 1)
     os.dup2(output, 2)
     # Those of a test runner would keep what is written to them.
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False, buffering=1)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False, buffering=1)
     os.chdir(folder)
     os.environ.update(environment)
     tempfile.tempdir = None
