@@ -1,6 +1,7 @@
 """The small model of the base model's kind: what it keeps, and that the checks on it notice each known fault."""
 
 import json
+from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
@@ -198,3 +199,36 @@ def test_the_trial_model_is_the_same_each_time_and_leaves_the_random_state(tmp_p
     (tmp_path / "again").mkdir()
     make_trial_model(tmp_path / "tokenizer", tmp_path / "again")
     assert (one / "model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("family", [one for one in FAMILIES if one.template], ids=lambda family: family.name)
+def test_chats_are_rendered_as_transformers_renders_them(family, tmp_path, monkeypatch):
+    """With and without a system text; a date that is configured is the date that transformers is told."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.utils import chat_template_utils
+
+    from lib.data.chat_templates import render_conversations, set_chat_variables
+
+    folder = write_description(family, tmp_path / "base")
+    monkeypatch.setattr(chat_template_utils, "datetime", SimpleNamespace(now=lambda: datetime(2026, 1, 31)))
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder)
+    variables = {role: token for role, token in family.tokens.items() if token}
+    source = set_chat_variables(family.template, family.options, "2026-01-31")
+    turns = [
+        {"role": "user", "content": "What?"},
+        {"role": "assistant", "content": "That."},
+        {"role": "user", "content": "Why {x}?"},
+    ]
+    chats = [turns, turns[:1], turns[:2]]
+    if family.system:
+        chats += [[{"role": "system", "content": "Be brief."}, *chat] for chat in chats]
+    found = render_conversations(source, chats, variables)
+    for chat, text in zip(chats, found, strict=True):
+        expected = theirs.apply_chat_template(
+            chat,
+            chat_template=family.template,
+            tokenize=False,
+            add_generation_prompt=chat[-1]["role"] == "user",
+            **family.options,
+        )
+        assert text == expected

@@ -41,7 +41,7 @@ def test_a_busy_service_loses_no_job_and_starts_none_twice(workspace, undisturbe
     plane.lose_connection(2, kind="poll")
     said = workspace.finish(process)
     assert sorted(job.tags["snakemake_rule"] for job in workspace.jobs()) == [
-        "check_build",
+        "check_corpus",
         "check_tokenizer",
         "train_adapter",
     ]
@@ -101,7 +101,7 @@ def test_a_rule_on_a_compute_that_is_not_there_fails_and_others_go_on(workspace)
     )
     assert done.returncode == 1
     assert "has no compute nowhere" in done.stdout + done.stderr
-    assert sorted(job.tags["snakemake_rule"] for job in workspace.jobs()) == ["check_build", "check_tokenizer"]
+    assert sorted(job.tags["snakemake_rule"] for job in workspace.jobs()) == ["check_corpus", "check_tokenizer"]
 
 
 def test_a_copy_without_git_is_told_what_jobs_would_lack(workspace):

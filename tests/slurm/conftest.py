@@ -115,7 +115,8 @@ def to_train(tiny_llama, tmp_path_factory) -> Path:
     """A workspace with all that the training needs, which takes 216 steps."""
     workspace = tiny_workspace(tmp_path_factory.mktemp("to_train"), tiny_llama)
     workspace.configure(lambda config: config["finetune"].update(num_train_epochs=12))
-    workspace.run(*(f"results/corpus/{name}" for name in ("leakage.json", "build.done", "onnx_tokenizer.done")))
+    names = ("corpus/leakage.json", "corpus/checked.done", "corpus/onnx_tokenizer.done", "checks/model.done")
+    workspace.run(*(f"results/{name}" for name in names))
     return workspace.root
 
 
