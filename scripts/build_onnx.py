@@ -7,6 +7,7 @@ its logits are compared with those of the PyTorch model that has the built weigh
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
@@ -38,6 +39,9 @@ def main(args: argparse.Namespace) -> None:
     with publish_directory(args.output) as folder:
         options = list_builder_options(variant, has_tied_head(args.merged))
         build(args.calibrated or args.merged, folder, variant, options)
+        shutil.copyfile(
+            args.merged / "tokenizer.json", folder / "tokenizer.json"
+        )  # saved again it may read other texts
         configure_search(folder, read_end_token_ids(args.merged))
         read_genai_config(folder)  # whoever opens the model holds it against what a builder writes
         graph = Graph(folder / "model.onnx")

@@ -342,7 +342,7 @@ DOORS = {
         "lib/models/import_checkpoint.py",  # behind try_model
         "lib/models/import_gguf.py",  # the same
         "lib/models/model_trial.py",  # the child
-        "calibrate_weights.py",  # behind load_tokenizer of the same folder
+        "lib/onnx/auto_round.py",  # behind load_tokenizer of the same folder
     },
     r"og\.Tokenizer\(": {"check_tokenizer.py"},  # a child of its own
     r"SandboxedEnvironment|\.from_string\(|apply_chat_template\(": {
@@ -353,7 +353,7 @@ DOORS = {
     r"get_peft_model\(": {
         "lib/models/safetensors_streaming.py",
         "lib/models/loading.py",
-        "train_adapter.py",
+        "lib/training/adapter.py",
         "lib/training/trainer.py",
     },
 }

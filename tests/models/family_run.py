@@ -196,6 +196,8 @@ def compare(workspace: Path) -> dict[str, float]:
         compared = json.loads((results / f"runs/lora/onnx/{name}.manifest.json").read_text())["compared"]
         assert compared["logits"], name
         assert compared["weights"] >= min(12, compared["of_weights"]), name
+    same = {(workspace / place / "tokenizer.json").read_bytes() for place in ("base", "results/base", "results/model")}
+    assert len(same) == 1, "the tokenizer is the source's, byte for byte"
     asked = check_predict(workspace)
     return {"log_probs": float(np.float32(difference)), "logits": verdict["logits"], "rows_predicted": asked}
 

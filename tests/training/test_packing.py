@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from models.families import FAMILIES, write_description
 from peft import LoraConfig, get_peft_model
 
 from lib.data.tokenizer import find_shared_prefix
@@ -17,6 +18,7 @@ SHARED = [11, 12, 13, 14]
 ROWS = [[*SHARED, 20], [*SHARED, 20, 21, 22], [*SHARED, 30, 31], [*SHARED, 40, 41, 42, 43, 44, 2], [*SHARED, 30, 31]]
 LONG = [[*range(50, 63), *row] for row in ROWS]  # the beginning fills more than one line of the table
 SHORTEST = [[11, 12], [11, 13, 14]]
+PADDED = {"gemma2", "gpt_oss", "lfm2", "granite4_hybrid", "qwen35", "nemotron"}  # families whose rows are not packed
 APART = [[*row[::-1]] for row in ROWS]
 
 
@@ -291,3 +293,12 @@ def test_a_model_with_another_way_of_attention_is_trained_padded(tiny_phi3, monk
         lambda module, query, *rest, **options: right(module, query * 2, *rest, **options),
     )
     assert not packing.can_pack(model, examples_of(ROWS, "completion"), pad_id=2)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_rows_of_a_kind_of_model_are_packed_where_each_is_computed_as_if_alone(family, tmp_path):
+    """States run on from row to row; scores are capped in Gemma 2, and GPT-OSS has sinks, which packing does not know."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(write_description(family, tmp_path / "base")).get_text_config()
+    assert packing.has_separate_rows(config) == (family.name not in PADDED)

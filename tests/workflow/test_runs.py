@@ -116,7 +116,7 @@ def test_every_candidate_has_a_reason_and_a_rank(workspace):
 def test_only_the_selected_runs_weights_stay_and_nothing_is_made_again(workspace):
     chosen = read_json(workspace.results / "selection.json")["run"]
     weights = {path.parent for path in workspace.results.rglob("*.safetensors")}
-    kept = {workspace.results / "selected/adapter", workspace.results / "selected/merged", workspace.results / "base"}
+    kept = {workspace.results / name for name in ("selected/adapter", "selected/merged", "base", "checks/trial")}
     assert weights == kept
     assert not list((workspace.results / "runs").rglob("model.onnx"))
     assert (workspace.results / "model/model.onnx").is_file()

@@ -57,7 +57,7 @@ def check_architecture(config: Any, label: str | Path) -> None:
     """Raise `UserError` when the installed builder does not know the architecture of a model (PreTrainedConfig)."""
     name = (config.architectures or ["?"])[0]
     if getattr(config, "hidden_size_per_layer_input", None):
-        what = f"{name_builder()} cannot build the embeddings of each layer that {name} has"
+        what = f"{name_builder()} cannot build the embeddings of each layer that the multimodal {name} has"
         fail(what, f"take a model of one of these kinds: {', '.join(list_kinds())}", at=label)
     if _BUILT_AS.get(name, name) in list_architectures():
         return
@@ -240,7 +240,7 @@ def mend_builder() -> None:
 
     def load(self: Any, path: str) -> Any:
         model = plain_load(self, path)
-        for weight in model.parameters():
+        for weight in model.parameters() if hasattr(model, "parameters") else ():  # calibrated ones have none
             if weight.dim() == 1 and weight.is_floating_point():
                 weight.data = weight.data.float()
         return model
