@@ -24,6 +24,7 @@ rule check_training:
     resources:
         mem_mb=grow_memory(resources.CHECK_MODEL_MB),
     params:
+        on_gpus=on_gpus,
         settings=settings(
             "torch transformers peft accelerate"
             + (
@@ -35,7 +36,7 @@ rule check_training:
             methods=list_trial_methods(RUNS),
         ),
     shell:
-        "exec python {input.script:q} --settings {params.settings:q} --tokenizer {input.tokenizer:q}"
+        "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --tokenizer {input.tokenizer:q}"
         " --trial {output.trial:q} --log {log:q}"
 
 
@@ -61,6 +62,7 @@ rule check_build:
     resources:
         mem_mb=grow_memory(resources.CHECK_MODEL_MB),
     params:
+        on_gpus=on_gpus,
         settings=settings(
             lambda wildcards: "onnxruntime-genai onnxruntime onnx-ir torch transformers"
             + (
@@ -73,7 +75,7 @@ rule check_build:
             variant=lambda wildcards: VARIANTS[wildcards.variant],
         ),
     shell:
-        "exec python {input.script:q} --settings {params.settings:q} --variant {wildcards.variant:q}"
+        "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --variant {wildcards.variant:q}"
         " --tokenizer {input.tokenizer:q} --trial {input.trial:q} --output {output.verdict:q} --log {log:q}"
 
 

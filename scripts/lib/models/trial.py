@@ -90,7 +90,7 @@ def draw_prompts(folder: Path, lengths: Sequence[int] = LENGTHS) -> list[list[in
 @torch.inference_mode()
 def compute_logits(model: Any, ids: Sequence[int], count: int = 1) -> np.ndarray:
     """Return the logits behind the last `count` tokens of a text alone, [count, vocabulary]."""
-    found: np.ndarray = model(torch.tensor([ids])).logits[0, -count:].float().numpy()
+    found: np.ndarray = model(torch.tensor([ids], device=model.device)).logits[0, -count:].float().cpu().numpy()
     return found
 
 
