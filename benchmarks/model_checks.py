@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from bench import SCRIPTS, machine, markdown_table, write_table
+from check_training import count_parameters
 from models.families import FAMILIES, write_description
 
 from lib.config.variants import Variant
@@ -45,7 +46,9 @@ def measure(name: str, folder: Path) -> list[str]:
     settings = json.dumps({"source": {"path": str(source)}, "versions": {}})
     run_script("fetch_tokenizer", "--settings", settings, "--path", source, "--output", tokenizer)
     places = ("--tokenizer", tokenizer, "--trial", trial)
-    found = [run_script("check_training", "--settings", json.dumps({**model, "methods": [METHOD]}), *places)]
+    count = count_parameters(tokenizer)
+    training = json.dumps({**model, "parameters": count, "methods": [METHOD]})
+    found = [run_script("check_training", "--settings", training, *places)]
     calibration = {"algo_config": "auto_round"}
     for variant, options in (("int4", {}), ("calibrated", calibration)):
         values = Variant.model_validate(options).model_dump(mode="json", exclude_none=True)

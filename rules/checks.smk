@@ -23,6 +23,7 @@ rule check_training:
         "../envs/train.yaml"
     resources:
         mem_mb=grow_memory(resources.CHECK_MODEL_MB),
+        runtime=resources.CHECK_MODEL_MINUTES,
     params:
         on_gpus=on_gpus,
         settings=settings(
@@ -33,6 +34,7 @@ rule check_training:
                 else ""
             ),
             model=CONFIG.base_model.label,
+            parameters=PARAMETERS,
             methods=list_trial_methods(RUNS),
         ),
     shell:
@@ -41,7 +43,7 @@ rule check_training:
 
 
 rule check_build:
-    """Build the small model as one variant says, and hold it against transformers."""
+    """Build the small model as one variant says, and compare it with transformers."""
     input:
         tokenizer=ancient(rules.fetch_tokenizer.output.tokenizer),
         tokenizer_manifest=rules.fetch_tokenizer.output.manifest,
@@ -61,6 +63,7 @@ rule check_build:
         "../envs/onnx.yaml"
     resources:
         mem_mb=grow_memory(resources.CHECK_MODEL_MB),
+        runtime=resources.CHECK_MODEL_MINUTES,
     params:
         on_gpus=on_gpus,
         settings=settings(
@@ -80,7 +83,7 @@ rule check_build:
 
 
 rule check_model:
-    """Gather what was found of the base model's kind and of each variant, for which download and training wait."""
+    """Collect the checks of the base model's kind and of each variant, for which download and training wait."""
     input:
         trial_manifest=rules.check_training.output.manifest,
         verdicts=[f"{R}/checks/build/{name}.json" for name in VARIANTS],

@@ -1,6 +1,6 @@
-"""Build the trial model of `check_training` as one variant says, and hold it against transformers, before the training.
+"""Build the trial model of `check_training` as one variant says, and compare it with transformers, before the training.
 
-The architecture is held against the builder's own list; what follows from true sizes is computed from the base model's
+The architecture is looked up in the builder's own list; what follows from true sizes is computed from the base model's
 configuration. In float32 the graph must give the logits and log probabilities of transformers, within a sliding window
 and behind it; the variant's own build must give those of the weights that it holds.
 """
@@ -51,8 +51,8 @@ from lib.provenance.manifests import read_manifest
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 _BLOCK_SIZE = 32  # the builder's default
-# The builder joins and splits these, whatever the checkpoint has.
-_FUSED = ("qkv_proj", "q_proj", "k_proj", "v_proj", "gate_up_proj", "gate_proj", "up_proj")
+# The builder joins, splits and names these, whatever the checkpoint has.
+_FUSED = ("qkv_proj", "q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "gate_proj", "up_proj", "down_proj")
 _HEAD_STEP = 16  # GroupQueryAttention of onnxruntime 1.32 takes heads of a multiple of it
 _FLOAT = {"precision": "fp32", "execution_provider": "cpu"}
 _ANSWER_TOKENS = 6
@@ -146,6 +146,8 @@ def explain_failures(name: str, architecture: str, trial: Path) -> Iterator[None
 
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:  # the builder raises anything from KeyError to AssertionError
         kind = "" if type(error) in (RuntimeError, UserError) else f"{type(error).__name__}: "
         why = extract_first_line(error).replace(str(trial), "the small model")
@@ -158,7 +160,7 @@ def compare_in_float(trial: Path, name: str, architecture: str) -> float:
     Returns the largest difference of logits, relative to the largest. Raises `UserError` above `LOGIT_TOLERANCE`.
     """
     from lib.models.loading import load_model
-    from lib.models.trial import ANSWERS, HINT, draw_prompts, score_alone
+    from lib.models.trial import COMPLETIONS, HINT, draw_prompts, score_alone
 
     prompts, model = draw_prompts(trial), load_model(trial)
     with tempfile.TemporaryDirectory() as scratch, explain_failures(name, architecture, trial):
@@ -167,13 +169,13 @@ def compare_in_float(trial: Path, name: str, architecture: str) -> float:
         configure_search(folder, read_end_token_ids(trial))
         reader = Reader(open_onnx(folder, 1), max(map(len, prompts)) + _ANSWER_TOKENS)
         pairs = [pair for ids in prompts for pair in read_logits(reader, model, ids)]
-        scores = [(ids, reader.log_probs(reader.read(ids), ANSWERS)) for ids in prompts]
+        scores = [(ids, reader.log_probs(reader.read(ids), COMPLETIONS)) for ids in prompts]
     found, expected = (np.stack(side) for side in zip(*pairs, strict=True))
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not difference <= LOGIT_TOLERANCE:
         what = f"{name_builder()} builds another model of {architecture}: its logits differ from those of transformers"
         fail(f"{what} by {difference:.0e} of the largest", HINT, at=name)
-    alone = [[score_alone(model, ids, answer) for answer in ANSWERS] for ids in prompts]
+    alone = [[score_alone(model, ids, answer) for answer in COMPLETIONS] for ids in prompts]
     if not np.abs(np.array([values for _, values in scores]) - alone).max() <= _LARGEST_DIFFERENCE:
         fail(f"ONNX Runtime GenAI gives other log probabilities for {architecture} than transformers", HINT, at=name)
     return difference
@@ -230,7 +232,7 @@ def name_variant(name: str, trial: Path) -> Iterator[None]:
         yield
     except UserError as error:
         said = str(error).removeprefix(f"{trial}: ").replace(str(trial), "the small model")
-        raise UserError(f"variants.{name}: tried on a small model of the base model's kind: {said}") from None
+        raise UserError(f"variants.{name}: tried on a small model of the base model's kind: {said}") from error
 
 
 def round_weights(trial: Path, variant: Variant, seed: int, folder: Path) -> Path:

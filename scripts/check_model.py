@@ -1,4 +1,4 @@
-"""Gather what `check_training` and `check_build` found of the base model's kind, one entry for each variant.
+"""Collect the results of `check_training` and `check_build`, one entry for each variant.
 
 Before it is there neither the weights are fetched nor anything is trained.
 """

@@ -20,9 +20,11 @@ from lib.core.cli import UserError, build_parser, extract_first_line, fail, pars
 from lib.core.files import publish_directory
 from lib.evaluation.torch_scorer import read_beginning, score_choices
 from lib.hardware.device import choose_training_dtype
+from lib.models.import_checkpoint import check_parameters
 from lib.models.loading import load_model
 from lib.models.merging import TOLERANCE, measure_logit_difference, merge
-from lib.models.trial import ANSWERS, HINT, draw_prompts, make_trial_model, score_alone, store_trial_model
+from lib.models.safetensors_streaming import build_empty_model
+from lib.models.trial import COMPLETIONS, HINT, draw_prompts, make_trial_model, score_alone, store_trial_model
 from lib.provenance.manifests import build_manifest_path, read_manifest, write_manifest
 from lib.training.adapter import build_lora_model, save_adapter
 from lib.training.batching import IGNORED, Example
@@ -61,6 +63,7 @@ _LARGEST_DIFFERENCE = 1e-3  # of log probabilities, between a batch with a share
 def main(args: argparse.Namespace) -> None:
     read_manifest(args.tokenizer)
     name = args.settings["model"]
+    check_parameters(count_parameters(args.tokenizer), args.settings["parameters"], name)
     with publish_directory(args.trial) as folder, tempfile.TemporaryDirectory() as scratch:
         base, merged = Path(scratch) / "base", None
         base.mkdir()
@@ -81,12 +84,18 @@ def main(args: argparse.Namespace) -> None:
     report_progress(f"check_training: {name} can be trained, merged and scored")
 
 
+def count_parameters(tokenizer: Path) -> int:
+    """Return the number of the base model's parameters, by its configuration; tied weights count once."""
+    count: int = build_empty_model(tokenizer).num_parameters()
+    return count
+
+
 @contextmanager
 def explain_failures(name: str, what: str) -> Iterator[None]:
     """Turn whatever a library raises into one line that names the model and the reason."""
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # transformers, peft and torch raise what they like
         fail(f"{what}: {type(error).__name__}: {extract_first_line(error)}", HINT, at=name)
@@ -95,7 +104,7 @@ def explain_failures(name: str, what: str) -> Iterator[None]:
 def check_scores(base: Path, name: str) -> None:
     """Raise `UserError` when answers have other probabilities in a batch than alone."""
     model, prompts = load_model(base), draw_prompts(base)
-    pairs = [(prompt, [list(answer) for answer in ANSWERS]) for prompt in prompts]
+    pairs = [(prompt, [list(answer) for answer in COMPLETIONS]) for prompt in prompts]
     found = score_choices(model, pairs, read_beginning(model, pairs)).numpy()
     expected = [[score_alone(model, prompt, answer) for answer in answers] for prompt, answers in pairs]
     difference = float(np.abs(found - np.array(expected)).max())
@@ -142,7 +151,9 @@ def measure_choices(model: Any, prompts: Sequence[list[int]]) -> dict[str, float
 
 if __name__ == "__main__":
     arguments = build_parser(__doc__)
-    arguments.add_argument("--settings", type=parse_settings, required=True, help="model, methods, versions")
+    arguments.add_argument(
+        "--settings", type=parse_settings, required=True, help="model, parameters, methods, versions"
+    )
     arguments.add_argument("--tokenizer", type=Path, required=True, help="folder of the base model's small files")
     arguments.add_argument("--trial", type=Path, required=True, help="folder to write: the trial model, merged")
     run(arguments, main)

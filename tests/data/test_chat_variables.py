@@ -100,3 +100,14 @@ def test_a_tokenizer_without_a_chat_template_takes_no_options(tiny_llama, tmp_pa
     bare = type(plain)(**{**plain.__dict__, "chat_template": None})
     with pytest.raises(UserError, match="the tokenizer has none"):
         set_up_chat(bare, {"chat_date": "2026-01-31"})
+
+
+def test_a_date_that_nobody_asks_for_is_refused(tokenizer):
+    with pytest.raises(UserError, match=r"corpus\.chat_date: the tokenizer's chat template asks for no date"):
+        compiled(tokenizer(THINKS), chat_date="2026-01-31")
+
+
+def test_a_newline_that_a_template_begins_with_stays():
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    source = set_chat_variables("\n{{ mood }}", {"mood": 1}, None)
+    assert environment.from_string(source).render() == "\n1"

@@ -1712,7 +1712,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         name="gpt_oss",
-        model="openai/gpt-oss-20b",
+        model="unsloth/gpt-oss-20b-BF16",
         # As of a copy with unquantized weights (unsloth/gpt-oss-20b-BF16): the original has a quantization_config.
         config={
             "architectures": ["GptOssForCausalLM"],

@@ -64,6 +64,7 @@ def check_description(family: Family, folder: Path) -> str:
     def read_small_files() -> None:
         from lib.core.cli import UserError
         from lib.models.import_checkpoint import ModelSource, import_small_files, load_causal_config
+        from lib.models.safetensors_streaming import build_empty_model
         from lib.provenance.manifests import write_manifest
 
         source = ModelSource(folder / "source", family.model, [], None, {})
@@ -72,16 +73,18 @@ def check_description(family: Family, folder: Path) -> str:
         except UserError as error:
             sys.exit(f"error: {error}")
         write_manifest(tokenizer, inputs={}, settings={})
+        (folder / "count.json").write_text(json.dumps(build_empty_model(tokenizer).num_parameters()))
 
     ended = forks.run(read_small_files, folder, {"PYTHONPATH": ""})
     if ended.code:
         return read_refusal(ended.said)
+    count = json.loads((folder / "count.json").read_text())
     method = {"method": "lora", "target_modules": "all-linear", "dtype": "float32", "gradient_checkpointing": False}
     for script, settings, words in (
         ("check_training", {"methods": [method]}, []),
         *(("check_build", {"variant": _resolve(VARIANTS[name]), "seed": 0}, ["--variant", name]) for name in VARIANTS),
     ):
-        text = json.dumps({"model": family.model, "versions": {}, **settings})
+        text = json.dumps({"model": family.model, "versions": {}, "parameters": count, **settings})
         output = [] if script == "check_training" else ["--output", str(folder / "verdict.json")]
         command = [str(ROOT / f"scripts/{script}.py"), "--settings", text, *words, *output]
         command += ["--tokenizer", str(tokenizer), "--trial", str(folder / "trial")]

@@ -15,12 +15,12 @@ _INTRODUCTION = """\
 # Base models that work
 
 Before any weight is fetched, slmflow tries a small random model of the base model's kind, made from its `config.json`:
-the same kinds of layers in their order, the same flags and factors, but two layers or one period of them, a hidden size
+the same kinds of layers in their order, the same flags and factors, but two layers, or as many as show every kind, a hidden size
 of about 256 and 960 tokens.
 
 - `check_training` trains it for two steps with the methods of the configuration, merges it, and compares batched scores
   with the score of each text alone.
-- `check_build` holds the architecture against the list of the installed builder, computes from the true sizes whether
+- `check_build` looks the architecture up in the installed builder's list, computes from the true sizes whether
   blocks and heads fit, builds the small model in float32 and as each variant says, and compares it with transformers:
   logits within a sliding window and far behind it, log probabilities of answers, what it writes. The variant's own
   build must give the logits of the weights that it holds.
@@ -83,7 +83,10 @@ def list_notes(family: Family) -> list[str]:
     text = family.config.get("text_config") or family.config
     first = text.get("original_max_position_embeddings")
     if first and first < text["max_position_embeddings"]:
-        notes.append(f"up to {first:,} tokens, where its positions are scaled otherwise")
+        notes.append(f"up to {first:,} tokens, beyond which other RoPE factors hold")
+    if scaled := (text.get("rope_parameters") or {}).get("llama_4_scaling_beta"):
+        assert scaled
+        notes.append(f"at most {text['rope_parameters']['original_max_position_embeddings']:,} tokens")
     if text.get("sliding_window") and text.get("use_sliding_window", True):
         notes.append("has a sliding window, which rows may exceed")
     return notes

@@ -38,11 +38,15 @@ def set_chat_variables(source: str, options: Mapping[str, bool | int | str], day
             fail(what, "take it out, or look the name up in the template")
     lines = [f"{{%- set {name} = {_write_value(value)} %}}" for name, value in options.items()]
     formats = {found[1] or found[2] or "" for found in _DATE_FORMAT.finditer(source)}
-    if day is not None and formats:
+    if day is not None and not formats:
+        what = "corpus.chat_date: the tokenizer's chat template asks for no date, or in a form that it computes"
+        fail(what, "take it out; if the template needs a date, use corpus.text_template")
+    if day is not None:
         dates = {text: date.fromisoformat(day).strftime(text) for text in sorted(formats)}
         answer = f"{{{{- {json.dumps(dates, ensure_ascii=False)}[format] -}}}}"
         lines.append(f"{{%- macro strftime_now(format) -%}}{answer}{{%- endmacro %}}")
-    return "".join(lines) + source
+    # The newline ends the last block and is no text: without it a newline that the template begins with would be lost.
+    return "".join(lines) + ("\n" if lines else "") + source
 
 
 def _write_value(value: bool | int | str) -> str:

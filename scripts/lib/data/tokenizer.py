@@ -135,11 +135,18 @@ def read_max_tokens(model: Path) -> int:
     """Return how many tokens a model reads at most, by its config.json; behind a sliding window it goes on reading.
 
     Of two contexts (longrope: Phi-3.5, Phi-4-mini) the shorter one counts: in a batch with a longer text transformers
-    gives all texts the frequencies of the longer context, and the same row would get other scores.
+    gives all texts the frequencies of the longer context, and the same row would get other scores. Ministral 3 scales
+    its queries in the longer one, which no built model does.
     """
     limits = dict.fromkeys(("max_position_embeddings", "original_max_position_embeddings"), allow_null(INTEGER))
-    config = read_form(model / "config.json", allow_open_object(optional=limits))
-    return min(config.get(name) or 1 << 30 for name in limits)
+    scaling = allow_open_object(optional=limits)
+    form = allow_open_object(
+        optional={**limits, "rope_parameters": allow_null(scaling), "rope_scaling": allow_null(scaling)}
+    )
+    config = read_form(model / "config.json", form)
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaled = rope if rope.get("llama_4_scaling_beta") else {}
+    return min(part.get(name) or 1 << 30 for part in (config, scaled) for name in limits)
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:

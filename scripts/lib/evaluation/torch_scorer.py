@@ -77,7 +77,7 @@ def score_labels(
 
 @dataclass(frozen=True)
 class Beginning:
-    """What all prompts begin with (the template's fixed text): its length, its keys and values."""
+    """The prefix that all prompts share (the template's fixed text), with its key-value cache."""
 
     tokens: int
     cache: Any
@@ -92,13 +92,18 @@ def read_beginning(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]
     """
     prompts = [prompt for prompt, _ in batch]
     room = max(len(prompt) + max(map(len, choices)) for prompt, choices in batch)
-    window = getattr(model.config, "sliding_window", None)
-    fits = can_share_cache(model.config) and (not window or room <= window)
-    shared = find_shared_prefix(prompts) if fits else 0
+    is_shared = can_share_cache(model.config) and is_within_window(model.config, room)
+    shared = find_shared_prefix(prompts) if is_shared else 0
     if shared == 0:
         return Beginning(0, None)
     ids = torch.tensor([prompts[0][:shared]], device=model.device)
     return Beginning(shared, model(input_ids=ids, use_cache=True, logits_to_keep=_LAST).cache)
+
+
+def is_within_window(config: Any, room: int) -> bool:
+    """Return whether texts of so many tokens fit into a model's sliding window, if it has one (PreTrainedConfig)."""
+    window = getattr(config, "sliding_window", None)
+    return not window or room <= window
 
 
 def can_share_cache(config: Any) -> bool:
@@ -145,21 +150,22 @@ def score_choices(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]]
 
 
 def _score_whole_texts(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]]) -> torch.Tensor:
-    """Return what `score_choices` does, with each prompt run again for each of its choices and nothing kept.
+    """Return what `score_choices` does, with each prompt run again for each of its choices and nothing kept."""
+    return torch.stack([_score_whole_prompt(model, prompt, choices) for prompt, choices in batch]).cpu()
+
+
+def _score_whole_prompt(model: Any, prompt: list[int], choices: Sequence[list[int]]) -> torch.Tensor:
+    """Return the summed log probability of each choice of one prompt: memory holds the logits of one row's choices.
 
     Texts are filled up on the right, where neither attention nor a state looks back from.
     """
-    texts = [(prompt, answer) for prompt, choices in batch for answer in choices]
-    ids = pad_sequence([torch.tensor(prompt + answer) for prompt, answer in texts], batch_first=True)
-    first = min(len(prompt) for prompt, _ in texts) - 1
+    ids = pad_sequence([torch.tensor(prompt + answer) for answer in choices], batch_first=True)
+    first = len(prompt) - 1
     kept = torch.arange(first, ids.shape[1] - 1, device=model.device)
     logits = model(input_ids=ids.to(model.device), logits_to_keep=kept, use_cache=False).logits
     found = logits.float().log_softmax(-1).gather(2, ids[:, first + 1 :, None].to(model.device))[:, :, 0]
-    starts = [len(prompt) - 1 - first for prompt, _ in texts]
-    sums = [
-        line[start : start + len(answer)].sum() for line, start, (_, answer) in zip(found, starts, texts, strict=True)
-    ]
-    return torch.stack(sums).reshape(len(batch), -1).cpu()
+    sums = [line[: len(answer)].sum() for line, answer in zip(found, choices, strict=True)]
+    return torch.stack(sums)
 
 
 def score_continuations(model: Any, cache: Any, mask: torch.Tensor, answers: Sequence[list[int]]) -> torch.Tensor:

@@ -29,8 +29,9 @@ def load_text_config(config: Any, raw: Mapping[str, Any], label: str) -> Any:
             at=label,
         )
     text.architectures, text.dtype = [architecture], text.dtype or config.dtype
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # older files have them outside
-        if getattr(text, name, None) is None and raw.get(name) is not None:
+    own = find_text_part(raw) or {}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # older files keep these at the top level
+        if own.get(name) is None and raw.get(name) is not None:
             setattr(text, name, raw[name])
     if isinstance(raw.get("tie_word_embeddings"), bool):
         text.tie_word_embeddings = raw["tie_word_embeddings"]

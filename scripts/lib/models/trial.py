@@ -1,4 +1,4 @@
-"""A trial model: small, random, of the base model's kind, with its tokenizer; and what is asked of it.
+"""The trial model: a small random model with the base model's architecture and tokenizer, and its test prompts.
 
 The pre-flight trains, merges and builds it before any weight of the base model is fetched. Its vocabulary is cut, so it
 is asked with ids and not with texts.
@@ -13,17 +13,18 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from lib.core.cli import fail
 from lib.core.files import read_json, write_json
 from lib.models.loading import choose_attention
 from lib.models.small_config import shrink_config
 
-# Of prompts, in tokens: within and behind a sliding window, and behind the first part of longrope's context.
+# Of prompts, in tokens: within a sliding window, a little and far behind it.
 LENGTHS = (8, 20, 40, 200)
 HINT = (
     "take another base model: Qwen/Qwen3-0.6B, meta-llama/Llama-3.2-1B-Instruct and"
     " HuggingFaceTB/SmolLM2-360M-Instruct work, docs/models.md lists more"
 )
-ANSWERS = ((11,), (12, 13), (14, 15, 16))
+COMPLETIONS = ((11,), (12, 13), (14, 15, 16))
 _LOWEST_ID = 10  # below lie control tokens
 
 
@@ -31,7 +32,10 @@ def make_trial_model(tokenizer: Path, folder: Path) -> Any:
     """Write a trial model into `folder`, in float32, and return it. tokenizer: the base model's small files."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    config = shrink_config(AutoConfig.from_pretrained(tokenizer, trust_remote_code=False))
+    config = AutoConfig.from_pretrained(tokenizer, trust_remote_code=False)
+    if missing := {"num_attention_heads", "num_hidden_layers", "hidden_size"} - config.to_dict().keys():
+        fail(f"{(config.architectures or ['?'])[0]} is of a kind that cannot be tried: no {min(missing)}", HINT)
+    config = shrink_config(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(

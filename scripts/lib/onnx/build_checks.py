@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from safetensors import safe_open
 
-from lib.core.cli import extract_first_line, fail
+from lib.core.cli import extract_first_line, fail, report_progress
 from lib.core.files import read_json, write_json
 from lib.onnx.builder import refuse_variant
 from lib.onnx.graph import (
@@ -28,10 +28,12 @@ from lib.onnx.graph import (
     dequantize,
     dequantize_gptq,
     is_rounded,
+    iterate_rows,
     list_merged_names,
     locate_rows_behind,
     measure_largest_error,
     name_grid,
+    select_rows,
     select_rows_behind,
 )
 from lib.onnx.runtime import Reader, open_onnx, read_context_length
@@ -175,7 +177,10 @@ def check_logits(folder: Path, graph: Graph, merged: Path, encoded: Sequence[lis
     quantized weights that stand for no known ones (experts). Raises `UserError` above `LOGIT_TOLERANCE`: rounding is on
     both sides, so what differs is the builder's fault.
     """
-    if graph.has_quantized_experts or not all(list_merged_names(node, _list_names(merged)) for node in graph.quantized):
+    names = _list_names(merged)
+    unknown = next((node for node in graph.quantized if not list_merged_names(node, names)), None)
+    if graph.has_quantized_experts or unknown:
+        report_progress(f"the logits were not compared: {unknown or 'experts'} stands for no weight that is known")
         return None
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         found = check_answers(write_float_copy(folder, Path(scratch)), encoded, threads, _FLOAT_SESSION)
@@ -264,13 +269,12 @@ class _Built:
     pieces: tuple[tuple[str, int, int], ...]
 
     def __call__(self, original: Any) -> Any:
-        import torch
-
         made = original.float().clone()
         for node, there, here in self.pieces:
-            values = dequantize(self.graph.read_quantized(node))[there:]
-            count = min(len(values), len(made) - here)
-            made[here : here + count] = torch.from_numpy(values[:count])
+            weight = self.graph.read_quantized(node)
+            count = min(len(weight.codes) - there, len(made) - here)
+            for rows, part in iterate_rows(select_rows(weight, there, count), made[here : here + count].numpy()):
+                part[:] = dequantize(rows)
         return made
 
 

@@ -24,7 +24,6 @@ from lib.core.cli import extract_first_line, fail, report_loaded
 
 _PROVIDERS = {"trt-rtx": "NvTensorRtRtx"}  # where the builder's command line has another name
 _NOT_OPTIONS = ("precision", "execution_provider", "score", "calibration")
-_FULL_CACHE_PROVIDERS = ("cpu", "cuda")
 # Text models that the builder knows only by the multimodal model that they are the text part of.
 _BUILT_AS = {
     "Qwen3_5ForCausalLM": "Qwen3_5ForConditionalGeneration",
@@ -33,6 +32,10 @@ _BUILT_AS = {
     "Gemma4UnifiedForCausalLM": "Gemma4UnifiedForConditionalGeneration",
     "Ministral3ForCausalLM": "MistralForCausalLM",
 }
+
+
+# Built in 4 bits only from experts that are quantized already (MXFP4), which cannot be trained.
+_QUANTIZED_ALREADY = ("GptOssForCausalLM",)
 
 
 @cache
@@ -54,38 +57,33 @@ def name_builder() -> str:
 
 
 def check_architecture(config: Any, label: str | Path) -> None:
-    """Raise `UserError` when the installed builder does not know the architecture of a model (PreTrainedConfig)."""
+    """Raise `UserError` when the installed builder cannot build the architecture of a model (PreTrainedConfig)."""
+    from lib.models.trial import HINT
+
     name = (config.architectures or ["?"])[0]
+    what = f"{name_builder()} cannot build {name}"
     if getattr(config, "hidden_size_per_layer_input", None):
-        what = f"{name_builder()} cannot build the embeddings of each layer that the multimodal {name} has"
-        fail(what, f"take a model of one of these kinds: {', '.join(list_kinds())}", at=label)
-    if _BUILT_AS.get(name, name) in list_architectures():
-        return
-    fail(
-        f"{name_builder()} cannot build {name}",
-        f"take a model of one of these kinds: {', '.join(list_kinds())}",
-        at=label,
-    )
-
-
-def list_kinds() -> list[str]:
-    """Return the kinds of text models that both the builder and transformers know, as people call them."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
-
-    known = [name for name in CAUSAL.values() if _BUILT_AS.get(name, name) in list_architectures()]
-    return sorted({name.removesuffix("ForCausalLM") for name in known if name.endswith("ForCausalLM")})
+        fail(f"{what}, the text part of a multimodal model, with embeddings of each layer", HINT, at=label)
+    if name in _QUANTIZED_ALREADY:
+        fail(
+            f"{what} in 4 bits but from weights that are quantized already, and these cannot be trained", HINT, at=label
+        )
+    if _BUILT_AS.get(name, name) not in list_architectures():
+        fail(what, HINT, at=label)
 
 
 def build(merged: Path, folder: Path, variant: Mapping[str, Any], options: list[str]) -> None:
     """Run the builder in this process. Raises `UserError` when it refuses the variant."""
     try:
         run_builder(merged, folder, variant, options)
+    except MemoryError:
+        raise
     except Exception as error:  # the builder raises anything from KeyError to AssertionError
         refuse_variant(f"the builder refuses it: {type(error).__name__}: {extract_first_line(error)}", error)
 
 
 def run_builder(merged: Path, folder: Path, variant: Mapping[str, Any], options: list[str]) -> None:
-    """Run the builder in this process; what it raises when it cannot build the model is not changed."""
+    """Run the builder in this process. Exceptions of the builder pass through unchanged."""
     said = io.StringIO()
     provider = variant["execution_provider"]
     provider = _PROVIDERS.get(provider, provider)
@@ -135,9 +133,8 @@ def list_builder_options(variant: Mapping[str, Any], tied: bool) -> list[str]:
     )
     if tied and apart and values.get("algo_config", "default") == "default":
         values.setdefault("shared_embeddings", False)
-    if variant["execution_provider"] in _FULL_CACHE_PROVIDERS:
-        # A cache as short as the window cannot be as short as a prompt: ONNX Runtime 1.32 refuses the room.
-        values.setdefault("windowed_kv_cache", False)
+    # A cache as short as the window cannot be as short as a prompt: ONNX Runtime 1.32 refuses the room.
+    values.setdefault("windowed_kv_cache", False)
     return ["hf_token=false", *(f"{name}={_option(name, value)}" for name, value in values.items())]
 
 
@@ -185,7 +182,8 @@ def _adjust_rope(config: Any) -> None:
         config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
         config.rope_parameters = dict(rope["full_attention"])
     elif rope.get("rope_type") == "yarn" and rope.get("truncate", True):
-        config.rope_parameters = _cut_yarn(rope, getattr(config, "head_dim", None) or 0)
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        config.rope_parameters = _cut_yarn(rope, int(head * rope.get("partial_rotary_factor", 1.0)))
         if rope.get("llama_4_scaling_beta"):  # queries grow beyond it, which no graph of the builder does
             config.max_position_embeddings = rope["original_max_position_embeddings"]
 

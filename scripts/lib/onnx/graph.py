@@ -6,8 +6,8 @@ or 8 bits and perhaps a zero point: value = (code - zero point) * scale.
 """
 
 from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from onnx.external_data_helper import load_external_data_for_tensor
 
 from lib.core.paths import resolve_below
 
+_ROWS = 8192  # of a weight that are compared at once
 # Largest relative error of rounding to a type.
 _ROUNDING = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
@@ -244,12 +245,30 @@ def is_rounded(stored: np.ndarray, original: np.ndarray) -> bool:
     return bool((np.abs(stored.astype(np.float32) - original) <= allowed).all())
 
 
+def select_rows(weight: Quantized, start: int, count: int) -> Quantized:
+    """Return some rows of a weight."""
+    rows = slice(start, start + count)
+    return replace(weight, codes=weight.codes[rows], scales=weight.scales[rows], zeros=weight.zeros[rows])
+
+
+def iterate_rows(weight: Quantized, original: np.ndarray) -> Iterator[tuple[Quantized, np.ndarray]]:
+    """Yield some thousand rows of a weight and of the original, one after the other: a vocabulary head takes gigabytes
+    in the numbers that they are compared in.
+    """
+    for start in range(0, len(weight.codes), _ROWS):
+        yield select_rows(weight, start, _ROWS), original[start : start + _ROWS]
+
+
 def measure_largest_error(weight: Quantized, original: np.ndarray) -> float:
     """Return largest |original - dequantized|, in steps of the block; rounding to the nearest gives 0.5.
 
     Values beyond the last code are compared with that: a symmetric grid has one code less above zero.
     original: [N, K].
     """
+    return max(_measure_error(*rows) for rows in iterate_rows(weight, original))
+
+
+def _measure_error(weight: Quantized, original: np.ndarray) -> float:
     zeros = weight.zeros.astype(np.float32)[:, :, None]
     steps = weight.scales[:, :, None]
     exact = np.divide(_blocks(original, weight), steps, out=np.zeros(weight.codes.shape, np.float32), where=steps != 0)
@@ -268,18 +287,24 @@ def name_grid(weight: Quantized, original: np.ndarray) -> str:
     """
     if weight.asymmetric:
         return "asymmetric"
-    blocks = _blocks(original, weight)
-    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[:, :, None], axis=-1)[:, :, 0]
-    candidates = {
-        "default": extreme / -(1 << (weight.bits - 1)),
-        "rtn": 2 * np.abs(extreme) / ((1 << weight.bits) - 1),
-    }
-    for name, scales in candidates.items():
-        # A block of -m and +m may take either sign, and a block of zeros any scale.
-        same = np.isclose(np.abs(scales), np.abs(weight.scales), rtol=1e-3, atol=1e-12) | (extreme == 0)
-        if same.mean() > 0.99:
+    shares = [(len(rows.codes), *_share_of_grids(rows, part)) for rows, part in iterate_rows(weight, original)]
+    for place, name in enumerate(("default", "rtn"), start=1):
+        if sum(one[0] * one[place] for one in shares) > 0.99 * len(weight.codes):
             return name
     return "other"
+
+
+def _share_of_grids(weight: Quantized, original: np.ndarray) -> tuple[float, float]:
+    """Return the shares of blocks whose scale the grids `default` and `rtn` would have."""
+    blocks = _blocks(original, weight)
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1)[:, :, None], axis=-1)[:, :, 0]
+
+    def share(scales: np.ndarray) -> float:
+        # A block of -m and +m may take either sign, and a block of zeros any scale.
+        same = np.isclose(np.abs(scales), np.abs(weight.scales), rtol=1e-3, atol=1e-12) | (extreme == 0)
+        return float(same.mean())
+
+    return share(extreme / -(1 << (weight.bits - 1))), share(2 * np.abs(extreme) / ((1 << weight.bits) - 1))
 
 
 def _blocks(original: np.ndarray, weight: Quantized) -> np.ndarray:

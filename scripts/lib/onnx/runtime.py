@@ -175,8 +175,9 @@ class Reader:
         for ids in answers:
             total = float(start[ids[0]])
             if len(ids) > 1:
-                left = self._prompt[self._go_back(len(self._prompt)) :]
-                following = compute_log_softmax(self._append([*left, *ids[:-1]])[len(left) :])
+                if left := self._prompt[self._go_back(len(self._prompt)) :]:
+                    self._generator.append_tokens(np.array(left, dtype=np.int32))
+                following = compute_log_softmax(self._append(ids[:-1]))
                 total += float(following[np.arange(len(ids) - 1), ids[1:]].sum())
             sums.append(total)
         return sums

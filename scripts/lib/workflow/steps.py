@@ -15,7 +15,7 @@ STEPS = {
     "check_leakage": "check that no row is in two splits",
     "check_training": "train a small model of the base model's kind",
     "check_build": "build a small model of the base model's kind",
-    "check_model": "collect what was found of the base model's kind",
+    "check_model": "collect the checks of the base model",
     "check_corpus": "check that prompts and answers fit the model",
     "check_tokenizer": "check the tokenizer of the ONNX models",
     "fetch_adapter": "fetch the adapter",
