@@ -86,7 +86,9 @@ def main(args: argparse.Namespace) -> None:
 
 def count_parameters(tokenizer: Path) -> int:
     """Return the number of the base model's parameters, by its configuration; tied weights count once."""
-    count: int = build_empty_model(tokenizer).num_parameters()
+    model = build_empty_model(tokenizer)
+    model.tie_weights()  # which making it without weights undoes
+    count: int = model.num_parameters()
     return count
 
 

@@ -62,9 +62,10 @@ def check_description(family: Family, folder: Path) -> str:
     tokenizer.mkdir()
 
     def read_small_files() -> None:
+        from check_training import count_parameters
+
         from lib.core.cli import UserError
         from lib.models.import_checkpoint import ModelSource, import_small_files, load_causal_config
-        from lib.models.safetensors_streaming import build_empty_model
         from lib.provenance.manifests import write_manifest
 
         source = ModelSource(folder / "source", family.model, [], None, {})
@@ -73,7 +74,7 @@ def check_description(family: Family, folder: Path) -> str:
         except UserError as error:
             sys.exit(f"error: {error}")
         write_manifest(tokenizer, inputs={}, settings={})
-        (folder / "count.json").write_text(json.dumps(build_empty_model(tokenizer).num_parameters()))
+        (folder / "count.json").write_text(json.dumps(count_parameters(tokenizer)))
 
     ended = forks.run(read_small_files, folder, {"PYTHONPATH": ""})
     if ended.code:

@@ -240,3 +240,13 @@ def test_chats_are_rendered_as_transformers_renders_them(family, tmp_path, monke
             **family.options,
         )
         assert text == expected
+
+
+@pytest.mark.parametrize("name", ["tiny_llama", "tiny_phi3"])
+def test_parameters_are_counted_from_the_configuration_tied_weights_once(name, request):
+    import check_training
+
+    from support.fetching import parameters
+
+    folder = request.getfixturevalue(name)
+    assert check_training.count_parameters(folder) == parameters(folder)
