@@ -28,13 +28,13 @@ from lib.onnx.graph import (
     dequantize,
     dequantize_gptq,
     is_rounded,
-    iterate_rows,
     list_merged_names,
     locate_rows_behind,
     measure_largest_error,
     name_grid,
     select_rows,
     select_rows_behind,
+    split_rows,
 )
 from lib.onnx.runtime import Reader, open_onnx, read_context_length
 
@@ -273,7 +273,7 @@ class _Built:
         for node, there, here in self.pieces:
             weight = self.graph.read_quantized(node)
             count = min(len(weight.codes) - there, len(made) - here)
-            for rows, part in iterate_rows(select_rows(weight, there, count), made[here : here + count].numpy()):
+            for rows, part in split_rows(select_rows(weight, there, count), made[here : here + count].numpy()):
                 part[:] = dequantize(rows)
         return made
 

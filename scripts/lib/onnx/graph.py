@@ -251,7 +251,7 @@ def select_rows(weight: Quantized, start: int, count: int) -> Quantized:
     return replace(weight, codes=weight.codes[rows], scales=weight.scales[rows], zeros=weight.zeros[rows])
 
 
-def iterate_rows(weight: Quantized, original: np.ndarray) -> Iterator[tuple[Quantized, np.ndarray]]:
+def split_rows(weight: Quantized, original: np.ndarray) -> Iterator[tuple[Quantized, np.ndarray]]:
     """Yield some thousand rows of a weight and of the original, one after the other: a vocabulary head takes gigabytes
     in the numbers that they are compared in.
     """
@@ -265,7 +265,7 @@ def measure_largest_error(weight: Quantized, original: np.ndarray) -> float:
     Values beyond the last code are compared with that: a symmetric grid has one code less above zero.
     original: [N, K].
     """
-    return max(_measure_error(*rows) for rows in iterate_rows(weight, original))
+    return max(_measure_error(*rows) for rows in split_rows(weight, original))
 
 
 def _measure_error(weight: Quantized, original: np.ndarray) -> float:
@@ -287,7 +287,7 @@ def name_grid(weight: Quantized, original: np.ndarray) -> str:
     """
     if weight.asymmetric:
         return "asymmetric"
-    shares = [(len(rows.codes), *_share_of_grids(rows, part)) for rows, part in iterate_rows(weight, original)]
+    shares = [(len(rows.codes), *_share_of_grids(rows, part)) for rows, part in split_rows(weight, original)]
     for place, name in enumerate(("default", "rtn"), start=1):
         if sum(one[0] * one[place] for one in shares) > 0.99 * len(weight.codes):
             return name
