@@ -11,7 +11,7 @@ add adjust agree align allow answer attend balance batch bootstrap build call ch
 compare compile compute configure convert copy correct count cut decode delete dequantize derive describe detect die
 disable divide download draw drop dump encode escape estimate expand explain extract fail fetch find fit flatten follow
 format free fuse gather generate get group grow guess hash hide hold import index init install join judge keep
-launch limit link list load locate lock log make map mark match measure mend merge mirror name narrow normalize number omit
+launch limit link list load locate lock log make map mark match measure mend merge mirror name normalize number omit
 open pack pad pair parse place predict prepare preserve publish pull quote rank read redact refuse remove render repeat
 replace report require reserve resolve retrieve return round run sample save score select separate serve set shard share
 shorten show shrink shuffle simulate sort split state store stream strip sum summarize sync tell train try upload use
