@@ -186,7 +186,7 @@ class BaseModelSource(Section):
 
     @property
     def label(self) -> str:
-        """How messages name the model."""
+        """Return the name that messages give the model."""
         named = self.hub.id if self.hub else self.package.name if self.package else self.path or self.source
         assert named is not None
         return named
