@@ -19,7 +19,7 @@ LLAMA, PHI3 = "Llama-3.2-1B", "Phi-3-mini"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured on this machine. device: `cuda`, or `cpu` with small shapes.
+    """Settings of the measurements on this machine. device: `cuda`, or `cpu` with small shapes.
 
     lengths: tokens of the longest row; batch_tokens: of a step, by model, if no row were shorter; seconds: of each
     measurement after the warm-up; peak: FLOP/s of the best bfloat16 matmul.
