@@ -17,7 +17,7 @@ from lib.data.corpus import read_corpus
 from lib.data.tokenizer import load_tokenizer
 from lib.hardware.device import use_threads
 from lib.hardware.memory import LIBRARIES_MB, require_memory
-from lib.onnx.auto_round import keep_what_is_not_weights, run_auto_round
+from lib.onnx.auto_round import copy_small_files, run_auto_round
 from lib.onnx.calibration_rows import pack_ids, sample_calibration_rows
 from lib.provenance.manifests import build_manifest_path, read_manifest, write_manifest
 
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
         )
         report_loaded()
         run_auto_round(args.merged, sequences, variant, seed, folder)
-        keep_what_is_not_weights(args.merged, folder)
+        copy_small_files(args.merged, folder)
     write_manifest(
         args.output,
         inputs={"merged": build_manifest_path(args.merged), "rows": args.rows},

@@ -18,7 +18,6 @@ import numpy as np
 from lib.core.cli import (
     UserError,
     build_parser,
-    extract_first_line,
     fail,
     parse_settings,
     report_loaded,
@@ -139,31 +138,17 @@ def check_nodes(name: str, variant: Variant, columns: Mapping[str, int], layers:
             fail(what, f"names are /lm_head/MatMul and such as /model/layers.0/mlp/{projections.split('|')[0]}/MatMul")
 
 
-@contextmanager
-def explain_failures(name: str, architecture: str, trial: Path) -> Iterator[None]:
-    """Turn what builder and runtime raise for an architecture into one line about it."""
-    from lib.models.trial import HINT
-
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:  # the builder raises anything from KeyError to AssertionError
-        kind = "" if type(error) in (RuntimeError, UserError) else f"{type(error).__name__}: "
-        why = extract_first_line(error).replace(str(trial), "the small model")
-        fail(f"{name_builder()} cannot build {architecture}: {kind}{why}", HINT, at=name)
-
-
 def compare_in_float(trial: Path, name: str, architecture: str) -> float:
     """Build the trial model in float32 and compare it with transformers: logits, log probabilities, what it writes.
 
     Returns the largest difference of logits, relative to the largest. Raises `UserError` above `LOGIT_TOLERANCE`.
     """
     from lib.models.loading import load_model
-    from lib.models.trial import COMPLETIONS, HINT, draw_prompts, score_alone
+    from lib.models.trial import COMPLETIONS, HINT, draw_prompts, explain_failures, score_alone
 
     prompts, model = draw_prompts(trial), load_model(trial)
-    with tempfile.TemporaryDirectory() as scratch, explain_failures(name, architecture, trial):
+    what = f"{name_builder()} cannot build {architecture}"
+    with tempfile.TemporaryDirectory() as scratch, explain_failures(name, what, trial):
         folder = Path(scratch) / "fp32"
         run_builder(trial, folder, _FLOAT, list_builder_options(_FLOAT, has_tied_head(trial)))
         configure_search(folder, read_end_token_ids(trial))
@@ -240,13 +225,13 @@ def round_weights(trial: Path, variant: Variant, seed: int, folder: Path) -> Pat
     import torch
 
     from lib.models.trial import draw_prompts
-    from lib.onnx.auto_round import keep_what_is_not_weights, run_auto_round
+    from lib.onnx.auto_round import copy_small_files, run_auto_round
 
     folder.mkdir()
     sequences = [torch.tensor([ids]) for ids in draw_prompts(trial, (32, 32, 32))]
     calibration = {"length": 32, "iterations": 2}
     run_auto_round(trial, sequences, {**variant, "calibration": calibration}, seed, folder)
-    keep_what_is_not_weights(trial, folder)
+    copy_small_files(trial, folder)
     return folder
 
 

@@ -7,8 +7,7 @@ through. What fails here would fail after hours, or give other numbers without a
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from lib.core.cli import UserError, build_parser, extract_first_line, fail, parse_settings, report_progress, run
+from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import publish_directory
-from lib.evaluation.torch_scorer import read_beginning, score_choices
+from lib.evaluation.registry import SELECTED_BY
+from lib.evaluation.torch_scorer import read_shared_prefix, score_choices
 from lib.hardware.device import choose_training_dtype
 from lib.models.import_checkpoint import check_parameters
 from lib.models.loading import load_model
 from lib.models.merging import TOLERANCE, measure_logit_difference, merge
 from lib.models.safetensors_streaming import build_empty_model
-from lib.models.trial import COMPLETIONS, HINT, draw_prompts, make_trial_model, score_alone, store_trial_model
+from lib.models.trial import (
+    COMPLETIONS,
+    HINT,
+    draw_prompts,
+    explain_failures,
+    make_trial_model,
+    score_alone,
+    store_trial_model,
+)
 from lib.provenance.manifests import build_manifest_path, read_manifest, write_manifest
 from lib.training.adapter import build_lora_model, save_adapter
 from lib.training.batching import IGNORED, Example
@@ -67,15 +75,15 @@ def main(args: argparse.Namespace) -> None:
     with publish_directory(args.trial) as folder, tempfile.TemporaryDirectory() as scratch:
         base, merged = Path(scratch) / "base", None
         base.mkdir()
-        with explain_failures(name, "a small model of its kind cannot be made"):
+        kind = "a small model of its kind"
+        with explain_failures(name, f"{kind} cannot be made", base):
             make_trial_model(args.tokenizer, base)
-        with explain_failures(name, "a small model of its kind cannot be scored"):
+        with explain_failures(name, f"{kind} cannot be scored", base):
             check_scores(base, name)
         for number, method in enumerate(args.settings["methods"]):
             merged = Path(scratch) / f"merged-{number}"
-            with explain_failures(
-                name, f"a small model of its kind cannot be trained with {METHODS[method['method']].title}"
-            ):
+            title = METHODS[method["method"]].title
+            with explain_failures(name, f"{kind} cannot be trained with {title}", base):
                 train(base, method, Path(scratch) / f"work-{number}", merged, name)
         store_trial_model(merged or base, folder, args.tokenizer)
     write_manifest(
@@ -92,22 +100,11 @@ def count_parameters(tokenizer: Path) -> int:
     return count
 
 
-@contextmanager
-def explain_failures(name: str, what: str) -> Iterator[None]:
-    """Turn whatever a library raises into one line that names the model and the reason."""
-    try:
-        yield
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # transformers, peft and torch raise what they like
-        fail(f"{what}: {type(error).__name__}: {extract_first_line(error)}", HINT, at=name)
-
-
 def check_scores(base: Path, name: str) -> None:
     """Raise `UserError` when answers have other probabilities in a batch than alone."""
     model, prompts = load_model(base), draw_prompts(base)
     pairs = [(prompt, [list(answer) for answer in COMPLETIONS]) for prompt in prompts]
-    found = score_choices(model, pairs, read_beginning(model, pairs)).numpy()
+    found = score_choices(model, pairs, read_shared_prefix(model, pairs)).numpy()
     expected = [[score_alone(model, prompt, answer) for answer in answers] for prompt, answers in pairs]
     difference = float(np.abs(found - np.array(expected)).max())
     if not difference <= _LARGEST_DIFFERENCE:
@@ -148,7 +145,7 @@ def build_example(ids: list[int]) -> Example:
 def measure_choices(model: Any, prompts: Sequence[list[int]]) -> dict[str, float]:
     """Score answers as a validation does; the number itself means nothing."""
     pairs = [(prompt, [[11], [12, 13]]) for prompt in prompts]
-    return {"macro_f1": float(score_choices(model, pairs, read_beginning(model, pairs)).mean())}
+    return {SELECTED_BY["classification"]: float(score_choices(model, pairs, read_shared_prefix(model, pairs)).mean())}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from faults.finished import Job, artifacts, differences, environment, leaks, remove, restored
+from faults.finished import CORES, Job, artifacts, differences, environment, leaks, remove, restored
 from faults.script_faults import CRASHED, During, Outcome, error_line
 
 AT_MOST = 300  # seconds for one run of the workflow on a tiny workspace
@@ -33,7 +33,7 @@ class Scene(NamedTuple):
 
     def start(self) -> subprocess.Popen:
         """Start the workflow for the outputs of the rule, in a process group of its own."""
-        command = [sys.executable, "scripts/run.py", "--cores", "1", "--", *self.job.outputs]
+        command = [sys.executable, "scripts/run.py", "--cores", CORES, "--", *self.job.outputs]
         return subprocess.Popen(
             command,
             cwd=self.workspace,

@@ -41,6 +41,8 @@ SECRETS = {
 } | {"HF_TOKEN": f"hf_{MARK}9"}
 
 
+# Of every run, as in the finished workspace of the other tests: the last digits depend on the number of threads.
+CORES = "2"
 # What is done to every workspace that is restored: `campaign.py --plant` changes its code.
 after_restoring: list[Callable[[Path], None]] = []
 
@@ -58,7 +60,7 @@ class Job(NamedTuple):
 
 
 def environment(folder: Path | None = None) -> dict[str, str]:
-    """Return the environment of every run: one thread, as the finished workspaces were made with, and planted secrets."""
+    """Return the environment of every run: libraries start with one thread each, and planted secrets."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     own = {"TMPDIR": str(folder)} if folder else {}
@@ -130,7 +132,7 @@ def _make(root: Path, name: str, base: Path, **sections: Any) -> Path:
 
 
 def _snakemake(workspace: Path, *targets: str) -> None:
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", *targets]
+    command = [sys.executable, "-m", "snakemake", "--cores", CORES, *targets]
     clean = {key: value for key, value in environment().items() if key not in SECRETS}
     done = subprocess.run(command, cwd=workspace, env=os.environ | clean, capture_output=True, text=True)
     if done.returncode:

@@ -76,6 +76,7 @@ def test_prompts_hold_no_special_token_and_go_on_behind_the_window(tmp_path):
         ("phi3_4k", "_adjust_windows"),
         ("ministral3", "_adjust_rope"),
         ("qwen25", "_adjust_rope"),  # with YaRN, as its own page says for long texts
+        ("gemma3", "_adjust_rope"),
     ],
 )
 def test_a_builder_that_builds_another_model_is_told_and_each_adjustment_is_needed(
@@ -83,15 +84,41 @@ def test_a_builder_that_builds_another_model_is_told_and_each_adjustment_is_need
 ):
     import check_build
 
-    from lib.onnx import builder
+    from lib.onnx import builder_mends
 
     trial = make_trial(name, tmp_path, yarn=True)
     assert check_build.compare_in_float(trial, "owner/model", "X") < 1e-4
-    monkeypatch.setattr(builder, adjustment, lambda config: None)
+    monkeypatch.setattr(builder_mends, adjustment, lambda config: None)
     with pytest.raises(
         UserError, match=r"owner/model: onnxruntime-genai \S+ (builds another model of|cannot build) X: "
     ):
         check_build.compare_in_float(trial, "owner/model", "X")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "owner", "method"),
+    [
+        ("smollm3", "smollm", "SmolLM3Model", "make_attention"),
+        ("olmo1", "olmo", "OLMoModel", "__init__"),
+        ("gemma3_4b", "base", "Model", "make_rotary_embedding_caches"),
+        ("gemma1", "base", "Model", "load_weights"),
+    ],
+)
+def test_each_mend_of_the_builder_is_needed(name, module, owner, method, tmp_path, monkeypatch):
+    import check_build
+
+    from lib.models.trial import store_trial_model
+    from lib.onnx.builder_mends import import_builder_class, mend_builder
+
+    trial, stored = make_trial(name, tmp_path), tmp_path / "stored"
+    stored.mkdir()
+    store_trial_model(trial, stored, tmp_path / "tokenizer")
+    assert check_build.compare_in_float(stored, "owner/model", "X") < 1e-4
+    mend_builder()
+    mended = import_builder_class(module, owner)
+    monkeypatch.setattr(mended, method, getattr(mended, method).__wrapped__)
+    with pytest.raises(UserError, match=r"(builds another model of|cannot build) X: "):
+        check_build.compare_in_float(stored, "owner/model", "X")
 
 
 def test_a_fault_of_the_builder_in_4_bits_is_not_taken_for_rounding(tmp_path, monkeypatch):
@@ -99,11 +126,11 @@ def test_a_fault_of_the_builder_in_4_bits_is_not_taken_for_rounding(tmp_path, mo
     import check_build
 
     from lib.config.variants import Variant
-    from lib.onnx import builder
+    from lib.onnx import builder_mends
 
     trial, variant = make_trial("phi2", tmp_path), Variant().model_dump(mode="json", exclude_none=True)
     assert check_build.try_variant(trial, "int4", variant, 0) < 1e-4
-    monkeypatch.setattr(builder, "_adjust_norms", lambda config: None)
+    monkeypatch.setattr(builder_mends, "_adjust_norms", lambda config: None)
     with pytest.raises(
         UserError, match=r"variants\.int4: tried on a small model .* with the same weights its logits differ"
     ):

@@ -58,10 +58,10 @@ def score_labels(
     if not rows:  # the share of one process among more processes than rows
         return []
     choices = encode_choices(tokenizer, template, [row["prompt"] for row in rows])
-    beginning = read_beginning(model, choices)
+    prefix = read_shared_prefix(model, choices)
     predictions: list[dict[str, Any]] = [{} for _ in rows]
     for places in batch_by_length([len(prompt) for prompt, _ in choices], batch_size):
-        scores = score_choices(model, [choices[place] for place in places], beginning)
+        scores = score_choices(model, [choices[place] for place in places], prefix)
         for place, values in zip(places, scores.tolist(), strict=True):
             log_probs = dict(zip(labels, values, strict=True))
             predictions[place] = {
@@ -76,7 +76,7 @@ def score_labels(
 
 
 @dataclass(frozen=True)
-class Beginning:
+class SharedPrefix:
     """The prefix that all prompts share (the template's fixed text), with its key-value cache."""
 
     tokens: int
@@ -84,7 +84,7 @@ class Beginning:
 
 
 @torch.inference_mode()
-def read_beginning(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]]) -> Beginning:
+def read_shared_prefix(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]]) -> SharedPrefix:
     """Run the ids that all prompts share once; each prompt keeps at least one id of its own.
 
     batch: prompt ids with the ids of their choices. Nothing is shared where a text is longer than a sliding window:
@@ -95,9 +95,9 @@ def read_beginning(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]
     is_shared = can_share_cache(model.config) and is_within_window(model.config, room)
     shared = find_shared_prefix(prompts) if is_shared else 0
     if shared == 0:
-        return Beginning(0, None)
+        return SharedPrefix(0, None)
     ids = torch.tensor([prompts[0][:shared]], device=model.device)
-    return Beginning(shared, model(input_ids=ids, use_cache=True, logits_to_keep=_LAST).cache)
+    return SharedPrefix(shared, model(input_ids=ids, use_cache=True, logits_to_keep=_LAST).cache)
 
 
 def is_within_window(config: Any, room: int) -> bool:
@@ -115,7 +115,7 @@ def can_share_cache(config: Any) -> bool:
 
 
 @torch.inference_mode()
-def score_choices(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]], beginning: Beginning) -> torch.Tensor:
+def score_choices(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]], prefix: SharedPrefix) -> torch.Tensor:
     """Return summed log probability of each choice of each prompt: [prompts, choices].
 
     batch: prompt ids with the ids of their choices. What the prompts share is already run, the rest
@@ -123,16 +123,16 @@ def score_choices(model: Any, batch: Sequence[tuple[list[int], list[list[int]]]]
     """
     if not can_share_cache(model.config):
         return _score_whole_texts(model, batch)
-    rests = [prompt[beginning.tokens :] for prompt, _ in batch]
+    rests = [prompt[prefix.tokens :] for prompt, _ in batch]
     ids, own_mask = pad_left(rests, max(map(len, rests)), model.device)
-    mask = torch.cat([torch.ones_like(own_mask[:, :1]).expand(-1, beginning.tokens), own_mask], dim=1)
-    cache = copy.deepcopy(beginning.cache)
+    mask = torch.cat([torch.ones_like(own_mask[:, :1]).expand(-1, prefix.tokens), own_mask], dim=1)
+    cache = copy.deepcopy(prefix.cache)
     if cache is not None:
         cache.batch_repeat_interleave(len(batch))
     output = model(
         input_ids=ids,
         attention_mask=mask,
-        position_ids=compute_positions(mask)[:, beginning.tokens :],
+        position_ids=compute_positions(mask)[:, prefix.tokens :],
         cache=cache,
         use_cache=True,
         logits_to_keep=_LAST,

@@ -5,7 +5,8 @@ is asked with ids and not with texts.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib.core.cli import fail
+from lib.core.cli import UserError, extract_first_line, fail
 from lib.core.files import read_json, write_json
 from lib.models.loading import choose_attention
 from lib.models.small_config import shrink_config
@@ -26,6 +27,19 @@ HINT = (
 )
 COMPLETIONS = ((11,), (12, 13), (14, 15, 16))
 _LOWEST_ID = 10  # below lie control tokens
+
+
+@contextmanager
+def explain_failures(name: str, what: str, trial: Path) -> Iterator[None]:
+    """Turn whatever a library raises for a trial model into one line. name: the base model's; what: that failed."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # transformers, peft, torch and the builder raise anything, down to AssertionError
+        kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
+        why = extract_first_line(error).replace(str(trial), "the small model")
+        fail(f"{what}: {kind}{why}", HINT, at=name)
 
 
 def make_trial_model(tokenizer: Path, folder: Path) -> Any:

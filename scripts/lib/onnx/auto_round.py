@@ -55,7 +55,7 @@ def run_auto_round(
     shutil.rmtree(saved)
 
 
-def keep_what_is_not_weights(merged: Path, folder: Path) -> None:
+def copy_small_files(merged: Path, folder: Path) -> None:
     """Keep tokenizer and generation config as the merged model has them, and drop this machine's path from the
     config.
     """
