@@ -25,14 +25,14 @@ METHOD = {"method": "lora", "target_modules": "all-linear", "dtype": "float32", 
 
 
 def run_script(name: str, *words: object) -> tuple[float, float]:
-    """Return seconds and peak megabytes of one script."""
+    """Return seconds and peak megabytes of one script; what it refuses takes its time too."""
     command = [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, words)]
     begun = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
     said = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    if status and b"error: variants." not in said:
         raise SystemExit(said.decode())
     return time.monotonic() - begun, usage.ru_maxrss / 1000
 
@@ -50,7 +50,7 @@ def measure(name: str, folder: Path) -> list[str]:
     training = json.dumps({**model, "parameters": count, "methods": [METHOD]})
     found = [run_script("check_training", "--settings", training, *places)]
     calibration = {"algo_config": "auto_round"}
-    for variant, options in (("int4", {}), ("calibrated", calibration)):
+    for variant, options in (("int4", {}), ("calibrated", calibration)):  # refused where layers differ in kind
         values = Variant.model_validate(options).model_dump(mode="json", exclude_none=True)
         text = json.dumps({**model, "variant": values, "seed": 0})
         words = ("--variant", variant, "--output", folder / f"{variant}.json")

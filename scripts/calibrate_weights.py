@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
 from lib.core.cli import build_parser, parse_settings, report_loaded, report_progress, run
 from lib.core.files import publish_directory
@@ -17,7 +18,7 @@ from lib.data.corpus import read_corpus
 from lib.data.tokenizer import load_tokenizer
 from lib.hardware.device import use_threads
 from lib.hardware.memory import LIBRARIES_MB, require_memory
-from lib.onnx.auto_round import copy_small_files, run_auto_round
+from lib.onnx.auto_round import check_layers, copy_small_files, run_auto_round
 from lib.onnx.calibration_rows import pack_ids, sample_calibration_rows
 from lib.provenance.manifests import build_manifest_path, read_manifest, write_manifest
 
@@ -28,6 +29,8 @@ def main(args: argparse.Namespace) -> None:
     weights = sum(file.stat().st_size for file in args.merged.glob("*.safetensors"))
     require_memory(LIBRARIES_MB + 2 * weights / 1e6, "calibrate_weights")
     variant, seed = args.settings["variant"], args.settings["seed"]
+    config = AutoConfig.from_pretrained(args.merged, trust_remote_code=False)
+    check_layers(config, variant["calibration"]["length"], str(args.merged))
     rows = sample_calibration_rows(read_corpus(args.rows), variant["calibration"]["rows"], seed)
     packed = pack_ids(load_tokenizer(args.merged), rows, variant["calibration"]["length"])
     sequences = [torch.tensor([ids]) for ids in packed]

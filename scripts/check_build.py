@@ -70,6 +70,10 @@ def main(args: argparse.Namespace) -> None:
     check_heads(config, name)
     columns = read_row_lengths(args.tokenizer)
     check_block_size(args.variant, variant, columns)
+    if variant.get("algo_config") == "auto_round":
+        from lib.onnx.auto_round import check_layers
+
+        check_layers(config, variant["calibration"]["length"], f"variants.{args.variant}")
     check_nodes(args.variant, variant, columns, config.num_hidden_layers)
     report_loaded()
     difference = compare_in_float(args.trial, name, config.architectures[0])

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lib.core.files import hash_file, read_json, read_jsonl
 from lib.data.tokenizer import load_tokenizer
 from lib.models.loading import load_model
 from lib.models.safetensors_streaming import locate_weights, read_weight
+from lib.onnx.auto_round import check_layers, run_auto_round
 from lib.onnx.graph import Graph, dequantize, dequantize_gptq
 from support.onnx_samples import build
 from support.training import make_corpus
@@ -176,3 +178,41 @@ def test_weights_of_another_model_are_refused(tiny_llama, tiny_phi3, corpus, cal
         build(
             tiny_phi3, corpus / "validation.jsonl", tmp_path / "model", calibrated=calibrated, algo_config="auto_round"
         )
+
+
+@pytest.mark.parametrize(
+    ("kinds", "more", "length", "expected"),
+    [
+        (["full_attention", "full_attention"], {}, 512, None),
+        (["sliding_attention", "full_attention"], {"sliding_window": 512}, 512, None),
+        (["sliding_attention", "full_attention"], {"sliding_window": 511}, 512, "full_attention and sliding_attention"),
+        (["linear_attention", "full_attention"], {}, 8, "full_attention and linear_attention"),
+        (
+            ["sliding_attention", "full_attention"],
+            {"sliding_window": 512, "rope_parameters": {"full_attention": {}, "sliding_attention": {}}},
+            8,
+            "full_attention and sliding_attention",
+        ),
+    ],
+)
+def test_layers_that_autoround_would_run_as_another_kind_are_refused(kinds, more, length, expected):
+    """It hands the first layer's mask and positions to all: Gemma 3 and Qwen 3.5 were rounded for other inputs."""
+    config = SimpleNamespace(layer_types=kinds, **more)
+    if expected is None:
+        check_layers(config, length, "variants.mine")
+        return
+    with pytest.raises(UserError, match=rf"variants\.mine: AutoRound \S+ runs every layer .* {expected} layers; take"):
+        check_layers(config, length, "variants.mine")
+
+
+def test_what_autoround_cannot_run_is_one_line(tiny_llama, tmp_path, monkeypatch):
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    def refuse(self, *given, **named):
+        raise ValueError("no such layer\nand more")
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", refuse)
+    options = {"calibration": {"length": 16, "iterations": 1}}
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=r"^AutoRound \S+ cannot round this model: ValueError: no such layer; take"):
+        run_auto_round(tiny_llama, [torch.ones(1, 16, dtype=torch.int64)], options, 0, tmp_path / "out")

@@ -66,6 +66,21 @@ def tell_by_name(path: Path, name: str | Path) -> Iterator[None]:
         raise UserError(str(error).replace(str(path), str(name))) from None
 
 
+@contextmanager
+def explain_errors(what: str, hint: str, *, at: str | Path | None = None) -> Iterator[None]:
+    """Turn whatever libraries raise into `UserError`, for code that runs what somebody else made.
+
+    What is a `UserError` already passes, and so does the lack of memory.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
+        fail(f"{what}: {kind}{extract_first_line(error)}", hint, at=at)
+
+
 def format_error(error: object) -> str:
     """Return `error: …`, one line of at most 500 characters; of a longer one the middle goes, not place and hint.
 

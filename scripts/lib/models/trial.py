@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib.core.cli import UserError, extract_first_line, fail
+from lib.core.cli import explain_errors, fail, tell_by_name
 from lib.core.files import read_json, write_json
 from lib.models.loading import choose_attention
 from lib.models.small_config import shrink_config
@@ -32,14 +32,8 @@ _LOWEST_ID = 10  # below lie control tokens
 @contextmanager
 def explain_failures(name: str, what: str, trial: Path) -> Iterator[None]:
     """Turn whatever a library raises for a trial model into one line. name: the base model's; what: that failed."""
-    try:
+    with tell_by_name(trial, "the small model"), explain_errors(what, HINT, at=name):
         yield
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:  # transformers, peft, torch and the builder raise anything, down to AssertionError
-        kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
-        why = extract_first_line(error).replace(str(trial), "the small model")
-        fail(f"{what}: {kind}{why}", HINT, at=name)
 
 
 def make_trial_model(tokenizer: Path, folder: Path) -> Any:

@@ -10,25 +10,28 @@ import logging
 import re
 import shutil
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lib.core.cli import report_progress
+from lib.core.cli import explain_errors, fail, report_progress
 from lib.core.files import read_json, write_json
 from lib.models.loading import load_model
 
 BLOCK_SIZE = 32  # what the builder takes where a variant names none
+_HINT = "take algo_config: k_quant or default"
 _BATCH = 4  # sequences in a step
 
 
 def run_auto_round(
     merged: Path, sequences: Sequence[torch.Tensor], variant: dict[str, Any], seed: int, folder: Path
 ) -> None:
-    """Write the calibrated checkpoint to `folder`."""
+    """Write the calibrated checkpoint to `folder`. Raises `UserError` when AutoRound cannot run the model."""
     saved = folder / "saved"  # AutoRound puts a folder of its own naming into it
-    with _quiet():
+    what = f"AutoRound {version('auto-round')} cannot round this model"
+    with explain_errors(what, _HINT), _quiet():
         from auto_round import AutoRound
         from transformers import AutoTokenizer
 
@@ -53,6 +56,22 @@ def run_auto_round(
     for file in made.iterdir():
         file.rename(folder / file.name)
     shutil.rmtree(saved)
+
+
+def check_layers(config: Any, length: int, label: str) -> None:
+    """Raise `UserError` for a model (PreTrainedConfig) whose layers differ in mask or positions.
+
+    AutoRound runs every layer with the mask and the rotary embeddings that the first one was given, so other kinds of
+    layers would be rounded for what they never see. length: of the calibration's sequences, in tokens.
+    """
+    kinds = set(getattr(config, "layer_types", None) or [])
+    masks = {
+        "full_attention" if kind == "sliding_attention" and length <= config.sliding_window else kind for kind in kinds
+    }
+    rotations = kinds & (getattr(config, "rope_parameters", None) or {}).keys()
+    if len(masks) > 1 or len(rotations) > 1:
+        what = f"AutoRound {version('auto-round')} runs every layer as the first, and this model has"
+        fail(f"{label}: {what} {' and '.join(sorted(kinds))} layers", _HINT)
 
 
 def copy_small_files(merged: Path, folder: Path) -> None:
