@@ -20,12 +20,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What the scripts of a group import; everything else follows from what these packages require.
 _PYPI = ["packaging", "requests", "truststore", "urllib3"]
+_TRACKERS = ["mlflow-skinny", "tensorboardx"]
 _AZURE = ["azure-ai-ml", "azure-identity", "azure-keyvault-secrets", "azure-storage-blob"]  # sources, progress
 GROUPS = {
     "data": [*_AZURE, *_PYPI, "datasets", "huggingface-hub", "jinja2", "numpy", "openpyxl", "tokenizers", "xxhash"],
     "train": [
         *_AZURE,
         *_PYPI,
+        *_TRACKERS,
         "accelerate",
         "bitsandbytes",
         "gguf",
@@ -48,7 +50,16 @@ GROUPS = {
         "torch",
         "transformers",
     ],
-    "report": ["huggingface-hub", "jinja2", "sacrebleu", "scikit-learn", "scipy", "tokenizers"],
+    "report": [
+        *_TRACKERS,
+        "azure-identity",
+        "huggingface-hub",
+        "jinja2",
+        "sacrebleu",
+        "scikit-learn",
+        "scipy",
+        "tokenizers",
+    ],
 }
 # A job of Azure Machine Learning is one environment for whatever rule it runs, Snakemake and the storage included.
 GROUPS["job"] = [
