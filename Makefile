@@ -12,6 +12,7 @@
 # make test-trl   which tokens of a conversation are trained, against TRL's assistant-only loss (1 minute)
 # make test-models   every family of base models from rows to predict.py; models: the same, and what came of it is written down
 # make test-clients   openai-python, litellm and curl against the server (1 minute)
+# make test-tracking   trainings and a run that tell a real MLflow server their numbers, in an environment of its own (5 minutes)
 # make test-foundry   a packaged model in Foundry Local's SDK, offline, in an environment of its own (1 minute)
 # make test-azure   the workflow through Azure Machine Learning and Azure storage, both on loopback; installs Azurite
 # make test-gpu PYTHON=python3.12   agreement, speed and memory on this machine's GPUs, in 8 minutes; no .venv is needed
@@ -27,7 +28,7 @@ ARGS ?=
 DAYS ?= 30
 unexport ARGS DAYS
 
-.PHONY: FORCE run control test models test-models test-slow test-python test-gguf test-trl test-clients test-foundry test-azure test-conda test-faults test-slurm test-slurm-slow test-gpu check azurite browser slurm \
+.PHONY: FORCE run control test models test-models test-slow test-python test-gguf test-trl test-clients test-tracking test-foundry test-azure test-conda test-faults test-slurm test-slurm-slow test-gpu check azurite browser slurm \
   fuzz fuzz-atheris lock generated clean clean-results clean-work
 
 run: .venv/installed
@@ -77,6 +78,14 @@ test-clients: .venv/installed .clients/installed
 
 .clients/installed: tests/clients.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target .clients -r tests/clients.lock
+	touch $@
+
+test-tracking: .venv/installed .tracking/installed
+	PYTHONPATH=scripts:tests $(BIN)/python tests/tracking_against_mlflow.py --mlflow .tracking/bin/mlflow
+
+.tracking/installed: tests/tracking.lock
+	$(BIN)/python -m venv --clear .tracking
+	.tracking/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	touch $@
 
 test-foundry: .venv/installed .foundry/installed

@@ -27,6 +27,7 @@ PACKAGES = [
     "serving",
     "config",
     "report",
+    "tracking",
     "workflow",
 ]
 # What the rules start: their own scripts, and those that stand before them or beside them in a command.
