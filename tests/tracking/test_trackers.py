@@ -85,6 +85,8 @@ def test_begun_again_event_files_hold_each_step_once(tmp_path):
     first, again = TensorBoardEvents(tmp_path), TensorBoardEvents(tmp_path)
     first.begin(RUN)
     first.log(POINTS[:2])  # killed
+    (file,) = (tmp_path / "results/lora").iterdir()
+    file.rename(file.with_name(f"events.out.tfevents.1700000000.{file.suffix[1:]}"))  # some time ago
     again.begin(RUN)
     again.log(POINTS)
     again.end(is_finished=True)

@@ -229,7 +229,8 @@ def test_who_turns_tracking_on_is_told_everything_and_nothing_else_runs(workspac
     assert {name: one["fault"] for name, one in told.items()} == {"tensorboard": None, "mlflow": None}
     assert set(told["mlflow"]["runs"]) == {"results/model", "results/lora"}
     curves = read_scalars(workspace.root / "work/tracking/tensorboard/results/lora")
-    steps = [step for step, _ in curves["train/learning_rate"]]
+    assert [step for step, _ in curves["train/learning_rate"]] == [10]
+    steps = [step for step, _ in curves["eval/loss"]]
     assert len(steps) > 1
     assert steps == sorted(set(steps))
     assert "test/accuracy_ci95_low" in read_scalars(workspace.root / "work/tracking/tensorboard/results/model")
