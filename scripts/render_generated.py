@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from lib.config.reference import render_reference
 from lib.config.schema import build_json_schema
+from lib.olive.reference import replace_tables
 from lib.sources.lock_file import TORCH_CPU, Entry, read_lock
 from lib.workflow.helpers import read_locked_versions
 
@@ -113,6 +114,8 @@ def render_files() -> dict[Path, str]:
     }
     files[ROOT / "examples" / "config.schema.json"] = json.dumps(build_json_schema(), indent=2) + "\n"
     files[ROOT / "docs" / "configuration.md"] = render_reference(build_json_schema())
+    olive = ROOT / "docs" / "olive.md"
+    files[olive] = replace_tables(olive.read_text(encoding="utf-8"))
     return files
 
 

@@ -26,6 +26,7 @@ PACKAGES = [
     "evaluation",
     "serving",
     "config",
+    "olive",
     "report",
     "tracking",
     "workflow",

@@ -45,6 +45,7 @@ NEEDED = {
     "fetch_results": "",
     "fetch_tweets": "",
     "render_generated": "numpy pydantic",
+    "import_olive": "numpy pydantic",
     "keep_selected": "",
     "lock_hashes": "",
     "merge_adapter": "numpy torch",
