@@ -1,4 +1,5 @@
 # make run    the workflow on config.yaml       make run ARGS="--configfile examples/tones.yaml"
+# make plan   what that run would do and take, before it does: make plan ARGS="--configfile examples/tones.yaml"
 # make test   every test but the next ones      make check   formatters, linters, types
 # make clean-work DAYS=30   old progress and base models    make clean-results, clean   say what they remove
 # make test-slow   tests that take half a minute and more each, of what shorter ones touch too
@@ -28,11 +29,14 @@ ARGS ?=
 DAYS ?= 30
 unexport ARGS DAYS
 
-.PHONY: FORCE run control test models test-models test-slow test-python test-gguf test-trl test-clients test-tracking test-foundry test-azure test-conda test-faults test-slurm test-slurm-slow test-gpu check azurite browser slurm \
+.PHONY: FORCE run plan control test models test-models test-slow test-python test-gguf test-trl test-clients test-tracking test-foundry test-azure test-conda test-faults test-slurm test-slurm-slow test-gpu check azurite browser slurm \
   fuzz fuzz-atheris lock generated clean clean-results clean-work
 
 run: .venv/installed
 	@$(BIN)/python scripts/run.py $(value ARGS)
+
+plan: .venv/installed
+	@$(BIN)/python scripts/check.py $(value ARGS)
 
 # Shuffled labels, trained and scored the same way: above the commonest label's rate something leaks.
 control: .venv/installed

@@ -32,6 +32,7 @@ NEEDED = {
     "check_leakage": "numpy",
     "check_tokenizer": "numpy onnx",
     "choose_merge": "numpy",
+    "check": "",
     "clean": "",
     "compare_results": "numpy",
     "permuted_label_control": "numpy pydantic",
