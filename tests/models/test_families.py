@@ -15,7 +15,7 @@ from lib.workflow.helpers import read_locked_versions
 from support.paths import ROOT
 
 # For every change: one with sliding windows, and one that is refused.
-SAMPLE = ("qwen35", "olmo2")
+SAMPLE = ("gemma3", "olmo2")
 
 
 def names(*, sampled: bool) -> list[str]:
