@@ -82,7 +82,8 @@ def tiny_run(root: Path, base: Path) -> Workspace:
     """Few rows and a random model, with all that has a rule or a library of its own."""
     calibrated = {"algo_config": "auto_round", "calibration": {"rows": 8, "length": 32, "iterations": 1}}
     finetune = tiny_config(base)["finetune"] | {"method": "qlora", "dtype": "float32"}
-    return make_workspace(root, base, finetune=finetune, variants={"int4": {}, "calibrated": calibrated})
+    variants = {"int4": {}, "calibrated": calibrated}
+    return make_workspace(root, base, finetune=finetune, variants=variants, tracking=["tensorboard", "mlflow"])
 
 
 def with_conda(prefix: Path) -> list[str]:

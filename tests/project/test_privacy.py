@@ -65,11 +65,11 @@ def watch(root: Path, *command: str, **more: str) -> tuple[subprocess.CompletedP
 
 @pytest.fixture(scope="module")
 def ran(tiny_llama, tmp_path_factory):
-    """A workspace after its whole run, and what was seen of that."""
+    """A workspace after its whole run, trackers told, and what was seen of that."""
     root = tmp_path_factory.mktemp("private") / "workspace"
     base = tmp_path_factory.mktemp("base") / "base"
     shutil.copytree(tiny_llama, base)
-    workspace = make_workspace(root, base)
+    workspace = make_workspace(root, base, tracking=["tensorboard", "mlflow"])
     snakemake = (sys.executable, "-m", "snakemake", "--cores", "2")
     return workspace, *watch(root, *snakemake)
 
