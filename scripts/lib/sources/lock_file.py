@@ -19,6 +19,7 @@ LOCKS = (
     "tests/trl.lock",
     "tests/clients.lock",
     "tests/foundry.lock",
+    "tests/hadolint.lock",
 )
 
 _PIN = re.compile(r"((?P<name>[A-Za-z0-9._-]+)(\[[a-z0-9,-]+\])?(?P<pin>===?[^\s;\\]+)) *\\?")
