@@ -24,6 +24,7 @@ from lib.workflow.modules import (
     is_made,
     keep_path,
 )
+from lib.workflow.steps import STEPS, find_own_name
 from support.paths import ROOT
 from support.workspaces import parameters_of, tiny_config, write_rows
 
@@ -265,6 +266,13 @@ def test_a_mistake_in_no_file_is_told_with_the_module_statement(tmp_path):
     values = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"sed": 1}
     with pytest.raises(UserError, match="^Snakefile:3: module one: sed is not a known key; did you mean seed"):
         load_config(values, [tmp_path / "config.yaml"], MODULE)
+
+
+@pytest.mark.parametrize("rule", STEPS)
+def test_logs_of_a_renamed_rule_are_found_by_its_own_name(rule):
+    for name in (rule, f"slmflow_{rule}", f"{rule}_of_mine", f"my_model_{rule}"):
+        assert find_own_name(name) == rule
+    assert find_own_name(f"x{rule}") == f"x{rule}"
 
 
 def test_a_file_that_another_module_makes_is_known():
