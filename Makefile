@@ -1,4 +1,5 @@
 # make run    the workflow on config.yaml       make run ARGS="--configfile examples/tones.yaml"
+# make plan   what that run would do and take, before it does: make plan ARGS="--configfile examples/tones.yaml"
 # make test   every test but the next ones      make check   formatters, linters, types
 # make clean-work DAYS=30   old progress and base models    make clean-results, clean   say what they remove
 # make test-slow   tests that take half a minute and more each, of what shorter ones touch too
@@ -12,6 +13,7 @@
 # make test-trl   which tokens of a conversation are trained, against TRL's assistant-only loss (1 minute)
 # make test-models   every family of base models from rows to predict.py; models: the same, and what came of it is written down
 # make test-clients   openai-python, litellm and curl against the server (1 minute)
+# make test-tracking   trainings and a run that tell a real MLflow server their numbers, in an environment of its own (5 minutes)
 # make test-foundry   a packaged model in Foundry Local's SDK, offline, in an environment of its own (1 minute)
 # make test-container   hadolint on the Dockerfile
 # make test-azure   the workflow through Azure Machine Learning and Azure storage, both on loopback; installs Azurite
@@ -28,11 +30,14 @@ ARGS ?=
 DAYS ?= 30
 unexport ARGS DAYS
 
-.PHONY: FORCE run control test models test-models test-slow test-python test-gguf test-trl test-clients test-foundry test-container test-azure test-conda test-faults test-slurm test-slurm-slow test-gpu check azurite browser slurm \
+.PHONY: FORCE run plan control test models test-models test-slow test-python test-gguf test-trl test-clients test-tracking test-foundry test-container test-azure test-conda test-faults test-slurm test-slurm-slow test-gpu check azurite browser slurm \
   fuzz fuzz-atheris lock generated clean clean-results clean-work
 
 run: .venv/installed
 	@$(BIN)/python scripts/run.py $(value ARGS)
+
+plan: .venv/installed
+	@$(BIN)/python scripts/check.py $(value ARGS)
 
 # Shuffled labels, trained and scored the same way: above the commonest label's rate something leaks.
 control: .venv/installed
@@ -78,6 +83,14 @@ test-clients: .venv/installed .clients/installed
 
 .clients/installed: tests/clients.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target .clients -r tests/clients.lock
+	touch $@
+
+test-tracking: .venv/installed .tracking/installed
+	PYTHONPATH=scripts:tests $(BIN)/python tests/tracking_against_mlflow.py --mlflow .tracking/bin/mlflow
+
+.tracking/installed: tests/tracking.lock
+	$(BIN)/python -m venv --clear .tracking
+	.tracking/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	touch $@
 
 test-foundry: .venv/installed .foundry/installed

@@ -121,4 +121,12 @@ def temperature_flag(wildcards, input):
     return ["--temperature", input.temperature] if "temperature" in input.keys() else []
 
 
-final_outputs = expand_runs(STAGES.list_final_outputs)
+def trackers_flag(wildcards, output):
+    """Who is told the numbers of a training; a param that follows from outputs, so it reruns nothing."""
+    if not CONFIG.tracking:
+        return []
+    return ["--trackers", *CONFIG.tracking, "--run-name", f"{RESULTS}/{wildcards.run}"]
+
+
+TRACKED = [f"{R}/tracked.json"] if CONFIG.tracking else []
+final_outputs = expand_runs(lambda: [*STAGES.list_final_outputs(), *TRACKED])

@@ -61,7 +61,11 @@ rule build_onnx:
         environment("onnx", "build_onnx")
     threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=grow_memory(resources.estimate_build_mb(PARAMETERS)),
+        mem_mb=grow_memory(
+            lambda wildcards, input: resources.estimate_build_mb(
+                PARAMETERS, VARIANTS[wildcards.variant]["algo_config"]
+            )
+        ),
         runtime=lambda wildcards, attempt: resources.estimate_build_minutes(
             PARAMETERS, attempt
         ),
@@ -105,7 +109,9 @@ rule score_onnx:
         environment("onnx", "score_onnx")
     threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=grow_memory(resources.estimate_score_mb(PARAMETERS)),
+        mem_mb=grow_memory(
+            lambda wildcards, input: STAGES.estimate_onnx_mb(wildcards, PARAMETERS)
+        ),
         runtime=estimate_score_minutes(PARAMETERS, CONFIGURATION["evaluate"]),
         gpu=STAGES.count_onnx_gpus,
     params:
@@ -141,7 +147,9 @@ rule benchmark_onnx:
         environment("onnx", "benchmark_onnx")
     threads: resources.HEAVY_THREADS
     resources:
-        mem_mb=grow_memory(resources.estimate_score_mb(PARAMETERS)),
+        mem_mb=grow_memory(
+            lambda wildcards, input: STAGES.estimate_onnx_mb(wildcards, PARAMETERS)
+        ),
         runtime=lambda wildcards, attempt: resources.estimate_benchmark_minutes(
             PARAMETERS, CONFIGURATION["benchmark"], attempt
         ),

@@ -391,7 +391,10 @@ rule write_report:
     conda:
         "../envs/report.yaml"
     params:
-        settings=lambda wildcards: dump_canonical_json(drop_nulls(CONFIGURATION)),
+        # Without `tracking`, so that whoever turns it on gets the same report.
+        settings=lambda wildcards: dump_canonical_json(
+            drop_nulls(omit_keys(CONFIGURATION, ["tracking"]))
+        ),
         versions=settings("jinja2"),
         results=results_folder,
         calibrated=STAGES.calibrations,
@@ -406,6 +409,39 @@ rule write_report:
         " --rows {input.rows:q} --template {input.template:q}"
         " --timings {params.timings:q} --logs {params.logs:q}"
         " --output {output.report:q} --log {log:q}"
+
+
+rule track_results:
+    """Tell the trackers of the configuration what came out; never fails for one that cannot be reached."""
+    input:
+        summary=rules.summarize.output.summary,
+        report=rules.write_report.output.report,
+        model_manifest=rules.package_model.output.manifest,
+        training=expand_runs(STAGES.list_trainings),
+        manifests=expand_runs(
+            lambda: list_manifests(
+                [*STAGES.list_checkpoints(), *STAGES.list_builds(VARIANTS)]
+            )
+        ),
+        script=script("track_results"),
+        modules=modules("track_results"),
+    output:
+        tracked=f"{R}/tracked.json",
+    log:
+        f"{R}/logs/track_results/log.txt",
+    benchmark:
+        f"{R}/timings/track_results/time.tsv"
+    priority: 1  # before the gate, which may end the run
+    localrule: True
+    conda:
+        "../envs/report.yaml"
+    params:
+        settings=settings(trackers=CONFIG.tracking or [], name=RESULTS),
+        results=results_folder,
+    shell:
+        "exec python {input.script:q} --settings {params.settings:q} --results {params.results:q}"
+        " --summary {input.summary:q} --report {input.report:q} --model-manifest {input.model_manifest:q}"
+        " --output {output.tracked:q} --log {log:q}"
 
 
 rule enforce_gate:

@@ -88,6 +88,7 @@ rule train_adapter:
         processes=count_processes,
         limit=time_limit_flag,
         mirror=mirror_flag,
+        trackers=trackers_flag,
         settings=settings(
             lambda wildcards: "torch transformers peft accelerate tokenizers"
             + name_quantization_package(RUNS[wildcards.run].finetune)
@@ -105,7 +106,8 @@ rule train_adapter:
         "exec {params.on_gpus:q} python {input.script:q} --settings {params.settings:q} --train {input.train:q}"
         " --validation {input.validation:q} --template {input.template:q} --base {input.base:q} --work work/train"
         " --adapter {output.adapter:q} --training {output.training:q} --threads {threads:q}"
-        " --processes {params.processes:q} {params.limit:q} {params.mirror:q} --log {log:q}"
+        " --processes {params.processes:q} {params.limit:q} {params.mirror:q} {params.trackers:q}"
+        " --log {log:q}"
 
 
 rule merge_adapter:

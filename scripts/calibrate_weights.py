@@ -10,7 +10,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig
 
 from lib.core.cli import build_parser, parse_settings, report_loaded, report_progress, run
 from lib.core.files import publish_directory
@@ -24,6 +23,8 @@ from lib.provenance.manifests import build_manifest_path, read_manifest, write_m
 
 
 def main(args: argparse.Namespace) -> None:
+    from transformers import AutoConfig  # after lib.core.cli, which turns telemetry off
+
     use_threads(args.threads)
     read_manifest(args.merged)
     weights = sum(file.stat().st_size for file in args.merged.glob("*.safetensors"))

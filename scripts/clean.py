@@ -130,7 +130,10 @@ def find_progress_folders() -> list[Found]:
     found = []
     for folder in sorted(path for path in work.glob("*/*") if path.is_dir()):
         linked = folder.is_symlink() or folder.parent.is_symlink()
-        found.append(Found(folder, kept="it is a link") if linked else Found(folder, sort_work_contents(folder, work)))
+        if linked or folder.parent.name == "tracking":
+            found.append(Found(folder, kept="it is a link" if linked else "it has the numbers of earlier runs"))
+        else:
+            found.append(Found(folder, sort_work_contents(folder, work)))
     return found
 
 

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from lib.config.reference import render_reference
 from lib.config.schema import build_json_schema
+from lib.olive.reference import replace_tables
 from lib.sources.lock_file import TORCH_CPU, Entry, read_lock
 from lib.workflow.helpers import read_locked_versions
 
@@ -20,12 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # What the scripts of a group import; everything else follows from what these packages require.
 _PYPI = ["packaging", "requests", "truststore", "urllib3"]
+_TRACKERS = ["mlflow-skinny", "tensorboardx"]
 _AZURE = ["azure-ai-ml", "azure-identity", "azure-keyvault-secrets", "azure-storage-blob"]  # sources, progress
 GROUPS = {
     "data": [*_AZURE, *_PYPI, "datasets", "huggingface-hub", "jinja2", "numpy", "openpyxl", "tokenizers", "xxhash"],
     "train": [
         *_AZURE,
         *_PYPI,
+        *_TRACKERS,
         "accelerate",
         "bitsandbytes",
         "gguf",
@@ -48,7 +51,16 @@ GROUPS = {
         "torch",
         "transformers",
     ],
-    "report": ["huggingface-hub", "jinja2", "sacrebleu", "scikit-learn", "scipy", "tokenizers"],
+    "report": [
+        *_TRACKERS,
+        "azure-identity",
+        "huggingface-hub",
+        "jinja2",
+        "sacrebleu",
+        "scikit-learn",
+        "scipy",
+        "tokenizers",
+    ],
 }
 # A job of Azure Machine Learning is one environment for whatever rule it runs, Snakemake and the storage included.
 GROUPS["job"] = [
@@ -102,6 +114,8 @@ def render_files() -> dict[Path, str]:
     }
     files[ROOT / "examples" / "config.schema.json"] = json.dumps(build_json_schema(), indent=2) + "\n"
     files[ROOT / "docs" / "configuration.md"] = render_reference(build_json_schema())
+    olive = ROOT / "docs" / "olive.md"
+    files[olive] = replace_tables(olive.read_text(encoding="utf-8"))
     return files
 
 

@@ -52,6 +52,7 @@ from lib.training.callbacks import (
     list_validations,
 )
 from lib.training.methods import choose_quantization
+from lib.training.progress_feed import tell_trackers
 from lib.training.trainer import AdapterTrainer, build_adapter_trainer
 
 
@@ -171,13 +172,16 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
         f"train_adapter: {len(encoded['train'])} sequences, {count_trainable(model):,} trainable parameters, {dtype}"
     )
     report_loaded()
-    trainer.train(
-        resume_from_checkpoint=distributed.broadcast(
-            find_last_checkpoint(work) if distributed.get_rank() == 0 else None
+    with tell_trackers(args.trackers, *(describe_run(args, work) if args.trackers else [])) as feed:
+        trainer.add_callback(feed)
+        trainer.train(
+            resume_from_checkpoint=distributed.broadcast(
+                find_last_checkpoint(work) if distributed.get_rank() == 0 else None
+            )
         )
-    )
-    if limit.stopped:
-        raise Stopped(f"the time is up at step {trainer.state.global_step} of {trainer.state.max_steps}, and saved")
+        if limit.stopped:
+            raise Stopped(f"the time is up at step {trainer.state.global_step} of {trainer.state.max_steps}, and saved")
+        feed.finish()
 
     facts = describe_training(trainer, model, dtype, settings, classes)
     if distributed.get_rank():
@@ -185,9 +189,16 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
     with publish_directory(work / "result") as result:
         save_adapter(model, result / "adapter")
         write_json(result / "training.json", facts)
+        write_json(result / "log.json", trainer.state.log_history)
         write_checksums(result)
     for folder in work.glob("checkpoint-*"):
         shutil.rmtree(folder)
+
+
+def describe_run(args: argparse.Namespace, work: Path) -> list[str]:
+    """Return how trackers know this training: by its progress key, so each start of it is the same run."""
+    settings = dump_canonical_json(args.settings)
+    return ["--identity", work.name, "--name", args.run_name, "--settings", settings, "--folder", str(args.tracking)]
 
 
 def count_trainable(model: Any) -> int:
@@ -286,6 +297,13 @@ if __name__ == "__main__":
     arguments.add_argument("--base", type=Path, required=True, help="folder of the base model")
     arguments.add_argument("--work", type=Path, default=Path("work/train"), help="where progress is kept")
     arguments.add_argument("--mirror", metavar="az://CONTAINER/PATH", help="where it is kept as well, in Azure storage")
+    arguments.add_argument(
+        "--trackers", nargs="+", default=[], help="who is told the numbers meanwhile: tensorboard, mlflow"
+    )
+    arguments.add_argument("--run-name", default="train_adapter", help="what they call it")
+    arguments.add_argument(
+        "--tracking", type=Path, default=Path("work/tracking"), help="folder of trackers that write to this machine"
+    )
     arguments.add_argument(
         "--adapter", type=Path, required=True, help="folder to write; its manifest is written last, beside it"
     )

@@ -21,6 +21,8 @@ from lib.core.files import read_json, read_jsonl  # noqa: E402
 from lib.core.paths import check_name, resolve_below  # noqa: E402
 from lib.data.readers import read_rows  # noqa: E402
 from lib.data.templates import parse_segments  # noqa: E402
+from lib.olive.convert import convert_document  # noqa: E402
+from lib.olive.document import read_document  # noqa: E402
 from lib.provenance.lineage import read_lineage  # noqa: E402
 from lib.provenance.manifests import read_manifest  # noqa: E402
 
@@ -74,6 +76,10 @@ def parse_template(data: bytes) -> None:
         parse_segments(data.decode("utf-8", "replace"))
 
 
+def import_olive(path: Path) -> None:
+    convert_document(read_document(path), path.name)
+
+
 def read_all(path: Path) -> None:
     for _ in read_rows(path):
         pass
@@ -95,6 +101,9 @@ TARGETS = {
     "manifest": Target(
         with_file("a.manifest.json", lambda path: read_manifest(path.parent / "a")),
         b'{"files": {}, "size_bytes": 0, "inputs": {}, "settings": {}}',
+    ),
+    "olive": Target(
+        with_file("olive.json", import_olive), (SCRIPTS.parent / "benchmarks/olive/seed.json").read_bytes()
     ),
     "template": Target(parse_template, b"### Text: {text}\n### Tone: {tone}"),
     "address": Target(parse_address, b"azureml://registries/azureml/models/Phi-3/versions/11"),

@@ -14,8 +14,8 @@ from models.models_page import LIBRARIES, OUTCOMES, PAGE, write_page
 from lib.workflow.helpers import read_locked_versions
 from support.paths import ROOT
 
-# For every change: a hybrid that is part of a multimodal model, and one that is refused.
-SAMPLE = ("qwen35", "olmo2")
+# For every change: one with sliding windows, and one that is refused.
+SAMPLE = ("gemma3", "olmo2")
 
 
 def names(*, sampled: bool) -> list[str]:

@@ -118,14 +118,18 @@ def test_the_rows_are_training_rows_and_are_named(calibrated, corpus):
     assert manifest["inputs"]["rows"] == hash_file(corpus / "train.jsonl")
 
 
-def test_the_built_model_holds_the_calibrated_weights_bit_for_bit(tiny_llama, corpus, calibrated, tmp_path):
-    rows = corpus / "validation.jsonl"
-    folder = build(tiny_llama, rows, tmp_path / "model", calibrated=calibrated, algo_config="auto_round")
-    manifest = read_json(tmp_path / "model.manifest.json")
+@pytest.fixture(scope="module")
+def built(tiny_llama, corpus, calibrated, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("built") / "model"
+    return build(tiny_llama, corpus / "validation.jsonl", folder, calibrated=calibrated, algo_config="auto_round")
+
+
+def test_the_built_model_holds_the_calibrated_weights_bit_for_bit(built, calibrated):
+    manifest = read_json(built.with_name("model.manifest.json"))
     assert manifest["grid"] == "calibrated+default", "the head is not calibrated"
     assert manifest["compared"]["weights"] == manifest["compared"]["of_weights"] == 11
     assert manifest["inputs"].keys() == {"merged", "calibrated"}
-    graph, values = Graph(folder / "model.onnx"), weights_of(calibrated)
+    graph, values = Graph(built / "model.onnx"), weights_of(calibrated)
     found = [dequantize(graph.read_quantized(node)) for node in graph.quantized]
     attention = [f"model.layers.{layer}.self_attn" for layer in (0, 1)]
     joined = [np.concatenate([values.pop(f"{name}.{part}_proj.weight") for part in "qkv"]) for name in attention]
@@ -134,14 +138,12 @@ def test_the_built_model_holds_the_calibrated_weights_bit_for_bit(tiny_llama, co
     assert len(found) == 11, "with the head, which the builder rounds"
 
 
-def test_weights_that_are_not_the_calibrated_ones_are_refused(tiny_llama, corpus, calibrated, tmp_path):
+def test_weights_that_are_not_the_calibrated_ones_are_refused(tiny_llama, corpus, calibrated, built, tmp_path):
     """Negative control: the same model, calibrated by another draw of rows, is not what was built."""
     from lib.onnx.build_checks import check_weights
 
-    rows = corpus / "validation.jsonl"
-    folder = build(tiny_llama, rows, tmp_path / "model", calibrated=calibrated, algo_config="auto_round")
-    other = calibrate(tiny_llama, corpus, tmp_path / "other", seed=1)
-    graph, variant = Graph(folder / "model.onnx"), {"algo_config": "auto_round"}
+    other = calibrate(tiny_llama, corpus, tmp_path / "other", seed=1, iterations=1)
+    graph, variant = Graph(built / "model.onnx"), {"algo_config": "auto_round"}
     check_weights(graph, tiny_llama, variant, calibrated)
     with pytest.raises(UserError, match="is not what calibration made of"):
         check_weights(graph, tiny_llama, variant, other)

@@ -112,6 +112,7 @@ def help_of(*command: str) -> str:
 def split_commands(text: str) -> Iterator[list[str]]:
     """Yield the words of each command in a shell text, those in `$(...)` and behind `|` too."""
     text = re.sub(r"(^|\s)#\s.*", "", text.replace("\\\n", " "))
+    text = re.sub(r"\s>\s*[\w.-]+", "", text)  # what a command writes to is no command
     for line in text.splitlines():
         words = shlex.shlex(line, posix=True, punctuation_chars=";|&()<>")
         words.whitespace_split, words.commenters = True, ""

@@ -26,7 +26,9 @@ PACKAGES = [
     "evaluation",
     "serving",
     "config",
+    "olive",
     "report",
+    "tracking",
     "workflow",
 ]
 # What the rules start: their own scripts, and those that stand before them or beside them in a command.

@@ -40,6 +40,8 @@ MODULE_OF = {
     "scikit-learn": "sklearn",
     "pyyaml": "yaml",
     "azure-core": "azure",
+    "mlflow-skinny": "mlflow",
+    "tensorboardx": "tensorboardX",
     "onnxruntime-gpu": "onnxruntime",
     "onnxruntime-genai-cuda": "onnxruntime_genai",
 }
@@ -47,10 +49,18 @@ MODULE_OF = {
 
 @pytest.mark.parametrize("name", RULE_SCRIPTS)
 def test_every_import_of_a_script_is_in_its_conda_environments(name):
+    check_imports(name, environments(name))
+
+
+def test_so_is_every_import_of_what_a_training_starts():
+    check_imports("track_training", environments("train_adapter"))
+
+
+def check_imports(name: str, places: list[Path]) -> None:
     script = SCRIPTS / f"{name}.py"
     needed = {m.partition(".")[0] for path in (script, *find_code_closure(script)) for m in imported(path)}
     foreign = needed - set(sys.stdlib_module_names) - {"lib"} - OPTIONAL.get(name, set())
-    for environment in environments(name):
+    for environment in places:
         packages = {pin.partition("=")[0] for pin in pip_lines(environment)}
         modules = {MODULE_OF.get(package, package.replace("-", "_")) for package in packages}
         assert foreign <= modules, f"{environment} lacks {foreign - modules}"

@@ -13,7 +13,7 @@ from support.paths import SCRIPTS
 
 HEAVY = (
     *("torch", "transformers", "peft", "onnx", "onnxruntime", "onnxruntime_genai", "sklearn", "scipy", "datasets"),
-    *("pydantic", "matplotlib", "tokenizers", "datasketch", "numpy", "pandas", "pyarrow"),
+    *("pydantic", "matplotlib", "tokenizers", "datasketch", "numpy", "pandas", "pyarrow", "mlflow", "tensorboardX"),
 )
 # What each script needs before it begins. Data rules read JSON without any of them; numbers need numpy.
 # transformers' Trainer brings scipy and datasets with it.
@@ -32,6 +32,7 @@ NEEDED = {
     "check_leakage": "numpy",
     "check_tokenizer": "numpy onnx",
     "choose_merge": "numpy",
+    "check": "",
     "clean": "",
     "compare_results": "numpy",
     "permuted_label_control": "numpy pydantic",
@@ -45,6 +46,7 @@ NEEDED = {
     "fetch_results": "",
     "fetch_tweets": "",
     "render_generated": "numpy pydantic",
+    "import_olive": "numpy pydantic",
     "keep_selected": "",
     "lock_hashes": "",
     "merge_adapter": "numpy torch",
@@ -62,12 +64,20 @@ NEEDED = {
     "split_data": "",
     "summarize": "numpy",
     "trace_lineage": "",
+    "track_results": "",
+    "track_training": "",
     "train_adapter": "datasets numpy pandas peft pyarrow scipy tokenizers torch transformers",
     "with_gpus": "",
     "write_plots": "numpy",
     "write_report": "numpy",
 }
-REPORTING = ("onnxruntime", "onnxruntime_genai", "huggingface_hub", "dvc")  # unless told not to when they are imported
+REPORTING = (
+    "onnxruntime",
+    "onnxruntime_genai",
+    "huggingface_hub",
+    "dvc",
+    "mlflow",
+)  # unless told not to when they are imported
 # Prints what is loaded when the script leaves, by os._exit after a run, by SystemExit after --help.
 WATCH = f"""
 import os, runpy, sys

@@ -74,6 +74,7 @@ def train(base: Path, corpus: Path, out: Path, **changes: object) -> dict[str, A
             training=out / "training.json",
             threads=1,
             limit=None,
+            trackers=[],
         )
     )
     return read_json(out / "training.json")

@@ -220,7 +220,8 @@ def test_sigterm_saves_progress_first(tiny_llama, tmp_path, number):
 def test_a_second_training_waits_and_trains_nothing_twice(tiny_llama, tmp_path):
     corpus = make_corpus(tiny_llama, tmp_path / "corpus")
     work = tmp_path / "work"
-    first = subprocess.Popen(train_command(tiny_llama, corpus, tmp_path / "a", work), stderr=subprocess.DEVNULL)
+    with open(tmp_path / "first.txt", "w") as stderr:
+        first = subprocess.Popen(train_command(tiny_llama, corpus, tmp_path / "a", work), stderr=stderr)
     while not list(work.glob("*/holder.json")):
         assert first.poll() is None
         time.sleep(0.02)
@@ -236,7 +237,7 @@ def test_a_second_training_waits_and_trains_nothing_twice(tiny_llama, tmp_path):
     first.send_signal(signal.SIGCONT)
     rest = waiting.communicate()[1]
     second = subprocess.CompletedProcess([], waiting.returncode, "", "".join(said) + rest)
-    assert first.wait() == 0
+    assert first.wait() == 0, (tmp_path / "first.txt").read_text()
     assert second.returncode == 0, second.stderr
     assert re.search(r"another process holds \S+; waiting for it: process ", second.stderr)
     assert "already trained" in second.stderr

@@ -81,10 +81,10 @@ def ask(workspace, *words: str) -> subprocess.CompletedProcess:
 
 
 def answers(workspace) -> list[str]:
-    """What a plan and a summary say of the files, without times and names of logs."""
+    """What a plan and a summary say of the files, without times and names of logs; jobs may come in another order."""
     plan, summary = ask(workspace, "-n"), ask(workspace, "--summary")
     told = re.findall(r"^lineage: .*|^(?:local)?rule \w+:|^Nothing to be done", plan.stdout + plan.stderr, flags=re.M)
-    return [*told, *summary.stdout.splitlines()]
+    return sorted([*told, *summary.stdout.splitlines()])
 
 
 def test_asking_changes_nothing_and_is_answered_as_where_everything_may_be_written(changed, tmp_path):

@@ -21,11 +21,11 @@ TRAINING = {"train_adapter", "merge_adapter"}
 
 @pytest.fixture(scope="session")
 def swept(tiny_llama, tmp_path_factory) -> Path:
-    """Two methods by two seeds, of which the selected run's weights stay."""
+    """Two methods, of which the selected run's weights stay."""
     workspace = make_workspace(
         tmp_path_factory.mktemp("swept"),
         tiny_llama,
-        sweep={"seed": [0, 1], "finetune": {"method": ["lora", "qlora"]}},
+        sweep={"finetune": {"method": ["lora", "qlora"]}},
         keep="selected",
         finetune=tiny_config(tiny_llama)["finetune"] | {"dtype": "float32"},
     )
@@ -40,7 +40,7 @@ def workspace(swept, tmp_path) -> Workspace:
     return Workspace(root)
 
 
-RUNS = ["lora-seed-0", "lora-seed-1", "qlora-seed-0", "qlora-seed-1"]
+RUNS = ["lora", "qlora"]
 
 
 def test_a_sweep_makes_common_steps_once_and_every_run_once(workspace):
@@ -69,33 +69,32 @@ def started(log: Path) -> float:
     return float(re.findall(r"^time: started (\S+)", log.read_text(), re.MULTILINE)[-1])
 
 
-def test_seeds_train_other_adapters_on_the_same_rows(workspace):
+def test_methods_train_other_adapters_on_the_same_rows(workspace):
     hashes = {
         read_json(path)["files"]["adapter_model.safetensors"]
         for path in workspace.results.glob("runs/*/adapter.manifest.json")
     }
     inputs = {json.dumps(read_json(path)["inputs"]) for path in workspace.results.glob("runs/*/adapter.manifest.json")}
-    assert (len(hashes), len(inputs)) == (4, 1)
+    assert (len(hashes), len(inputs)) == (2, 1)
 
 
 def test_both_merges_of_a_4_bit_base_are_scored_and_the_better_one_is_built(workspace):
-    for name in ("qlora-seed-0", "qlora-seed-1"):
-        choice = read_json(workspace.results / f"runs/{name}/merge.json")
-        for kind in ("original", "dequantized"):
-            score = read_json(workspace.results / f"scores/{name}/merged-{kind}.validation.json")
-            assert score["quality"]["macro_f1"] == choice["values"][kind]
-        chosen = read_json(workspace.results / f"runs/{name}/merged-{choice['chosen']}.manifest.json")
-        merged = read_json(workspace.results / f"runs/{name}/merged.manifest.json")
-        assert merged["files"] == chosen["files"]
-        assert choice["values"][choice["chosen"]] == max(choice["values"].values())
+    choice = read_json(workspace.results / "runs/qlora/merge.json")
+    for kind in ("original", "dequantized"):
+        score = read_json(workspace.results / f"scores/qlora/merged-{kind}.validation.json")
+        assert score["quality"]["macro_f1"] == choice["values"][kind]
+    chosen = read_json(workspace.results / f"runs/qlora/merged-{choice['chosen']}.manifest.json")
+    merged = read_json(workspace.results / "runs/qlora/merged.manifest.json")
+    assert merged["files"] == chosen["files"]
+    assert choice["values"][choice["chosen"]] == max(choice["values"].values())
     summary = read_json(workspace.results / "summary.json")
-    assert summary["runs"]["qlora-seed-0"]["merge"]["chosen"] in ("original", "dequantized")
-    assert summary["runs"]["lora-seed-0"]["merge"] is None
+    assert summary["runs"]["qlora"]["merge"]["chosen"] in ("original", "dequantized")
+    assert summary["runs"]["lora"]["merge"] is None
 
 
 def test_an_adapter_of_a_4_bit_base_is_scored_as_it_was_trained(workspace):
     """Equal to the merge into the dequantized base, in every row's probabilities."""
-    scores = workspace.results / "scores/qlora-seed-0"
+    scores = workspace.results / "scores/qlora"
     adapter, merged = (
         list(read_jsonl(scores / f"{stage}.validation.predictions.jsonl"))
         for stage in ("adapter", "merged-dequantized")
@@ -109,8 +108,8 @@ def test_every_candidate_has_a_reason_and_a_rank(workspace):
     names = [(one["run"], one["variant"]) for one in summary["selected"]["candidates"]]
     assert sorted(names) == [(run, "int4") for run in RUNS]
     assert all(one["reason"] for one in summary["selected"]["candidates"])
-    assert len(summary["ranking"]) == 2, "two methods, over two seeds each"
-    assert all(len(one["values"]) == 2 for one in summary["ranking"])
+    assert len(summary["ranking"]) == 2, "two methods"
+    assert all(len(one["values"]) == 1 for one in summary["ranking"])
 
 
 def test_only_the_selected_runs_weights_stay_and_nothing_is_made_again(workspace):
@@ -139,8 +138,11 @@ def test_only_the_selected_runs_weights_stay_and_nothing_is_made_again(workspace
 
 
 def test_a_further_value_trains_the_new_runs_alone(workspace):
-    workspace.configure(lambda config: config["sweep"].update(seed=[0, 1, 2]) or config.update(keep="all"))
-    done = workspace.snakemake("-n", "results/runs/lora-seed-2/adapter.manifest.json")
+    methods = ["lora", "qlora", "dora"]
+    workspace.configure(
+        lambda config: config["sweep"].update(finetune={"method": methods}) or config.update(keep="all")
+    )
+    done = workspace.snakemake("-n", *(f"results/runs/{name}/adapter.manifest.json" for name in methods))
     assert done.stderr.count("rule train_adapter:") + done.stdout.count("rule train_adapter:") == 1
 
 
@@ -183,13 +185,13 @@ def test_calibration_saw_training_rows_alone(quantized_only):
     assert left == {results / "base", results / "checks/trial"}, "calibrated weights are gone"
 
 
-def test_an_adapter_of_yours_is_merged_and_built_as_if_trained_here(tiny_llama, swept, tmp_path):
+def test_an_adapter_of_yours_is_merged_as_if_trained_here(tiny_llama, swept, tmp_path):
     workspace = make_workspace(tmp_path / "workspace", tiny_llama, finetune={"adapter": f"-{HOSTILE}"})
     shutil.copytree(swept / "results/selected/adapter", workspace.root / f"-{HOSTILE}")
     planned = workspace.planned()
     assert {"fetch_adapter", "merge_adapter", "build_onnx"} <= planned
     assert not planned & {"train_adapter", "fetch_merged", "choose_merge"}
-    workspace.run("results/runs/given-adapter/onnx/int4.manifest.json")
+    workspace.run("results/runs/given-adapter/merged.manifest.json")
     files = [
         read_json(path)["files"]["adapter_model.safetensors"]
         for path in (

@@ -19,6 +19,7 @@ import yaml
 from lib.core.files import hash_file, read_json, read_jsonl
 from lib.data.tokenizer import load_tokenizer
 from lib.data.trained_chat_template import find_question
+from support.event_files import read_scalars
 from support.workspaces import HOSTILE, Workspace, copy_project, parameters_of, predict, tiny_config, write_rows
 
 pytestmark = pytest.mark.workflow
@@ -211,6 +212,33 @@ def test_the_gate_alone_reruns_only_the_verdict(workspace):
     assert workspace.planned() == {
         *("check_gate", "summarize", "package_model", "write_plots", "write_report", "enforce_gate", "all")
     }
+
+
+def test_who_turns_tracking_on_is_told_everything_and_nothing_else_runs(workspace):
+    """The folder of the run has the worst of names, and a training that nobody tracked is told from its progress."""
+    before = {path: hash_file(path) for path in workspace.results.rglob("*") if path.is_file()}
+    workspace.configure(lambda config: config.update(tracking=["tensorboard", "mlflow"]))
+    assert workspace.planned() == {"track_results", "all"}
+    done = workspace.run()
+    assert "train_adapter" not in done.stderr
+    changed = {
+        path.relative_to(workspace.results).parts[0] for path, digest in before.items() if hash_file(path) != digest
+    }
+    assert changed <= {"lineage.json"}
+    told = read_json(workspace.results / "tracked.json")
+    assert {name: one["fault"] for name, one in told.items()} == {"tensorboard": None, "mlflow": None}
+    assert set(told["mlflow"]["runs"]) == {"results/model", "results/lora"}
+    curves = read_scalars(workspace.root / "work/tracking/tensorboard/results/lora")
+    assert [step for step, _ in curves["train/learning_rate"]] == [10]
+    steps = [step for step, _ in curves["eval/loss"]]
+    assert len(steps) > 1
+    assert steps == sorted(set(steps))
+    assert "test/accuracy_ci95_low" in read_scalars(workspace.root / "work/tracking/tensorboard/results/model")
+    assert workspace.planned() == set()
+    workspace.configure(lambda config: config.update(tracking=["mlflow"]))
+    assert workspace.planned() == {"track_results", "all"}
+    workspace.configure(lambda config: config.pop("tracking"))
+    assert workspace.planned() == set()
 
 
 def test_threads_and_resources_rerun_nothing(workspace):

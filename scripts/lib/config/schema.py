@@ -357,6 +357,10 @@ class Config(Section):
     """When the packaged model answers "unsure". Not set: it always gives a label."""
     gate: Gate = Gate()
     """What the packaged model must reach."""
+    tracking: Annotated[list[Literal["tensorboard", "mlflow"]], Field(min_length=1)] | None = None
+    """Where the numbers go beside the results: curves while a training runs, scores at the end. `tensorboard`: event
+    files in `work/tracking`. `mlflow`: the server that MLFLOW_TRACKING_URI names, else a folder in `work/tracking`.
+    Reruns nothing but this. Not set: nowhere."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":

@@ -30,9 +30,12 @@ from lib.core.failures import describe_failure, find_failure, find_failure_behin
 gc.set_threshold(100_000, 20, 20)
 
 # Libraries report to their makers unless told otherwise: ONNX Runtime and ONNX Runtime GenAI on Linux since 1.29 (its
-# Privacy.md), the hub's clients, DVC. They read these variables when they are imported, and every script, the Snakefile
-# and the benchmarks import this module first. Azure's clients take an argument instead (enable_telemetry).
-NO_TELEMETRY = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DVC_NO_ANALYTICS", "DO_NOT_TRACK")
+# Privacy.md), the hub's clients, DVC, MLflow. They read these variables when they are imported, and every script, the
+# Snakefile and the benchmarks import this module first. Azure's clients take an argument instead (enable_telemetry).
+NO_TELEMETRY = (
+    *("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DVC_NO_ANALYTICS", "DO_NOT_TRACK"),
+    "MLFLOW_DISABLE_TELEMETRY",
+)
 os.environ.update(dict.fromkeys(NO_TELEMETRY, "1"))
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)

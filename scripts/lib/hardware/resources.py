@@ -1,9 +1,8 @@
-"""Memory, time, threads and GPUs of each rule, from the size of the model and the data.
+"""Memory, time, disk, threads and GPUs of each rule, from the size of the model and the data.
 
-Units are Snakemake's: `mem_mb` in MB, `runtime` in minutes. They are what a scheduler reserves. On one
-machine they only keep heavy rules from running at the same time. Peaks of the demo (134.5 million
-parameters, fp32, 2 cores; column max_rss of results/timings/): fetch_model 574, train_adapter 3652,
-build_onnx 2592, scoring 1188 MB. Merge and build are measured on more sizes: benchmarks/memory.md.
+Units are Snakemake's: `mem_mb` in MB, `runtime` in minutes. They are what a scheduler reserves, and what
+`scripts/check.py` shows before a run. On one machine they only keep heavy rules from running at the same time. Peaks
+that they were fitted to: benchmarks/memory.md and benchmarks/plan.md.
 
 Times are those of two CPU cores without bf16 units: on more cores or a GPU a rule is done earlier. What a
 GPU needs is said by the profile, which knows the GPU.
@@ -20,10 +19,21 @@ _MB = 1e6
 CHECK_MODEL_MINUTES = 10
 CHECK_MODEL_MB = 2000  # torch, transformers and the builder, beside models of some megabytes
 FETCH_TOKENIZER_MB = 2000  # torch and transformers, and 1 GB for the largest vocabularies out of a GGUF file
-_CPU_OPERATIONS = 75e9  # a second: fp32 products on two cores
+CPU_OPERATIONS = 75e9  # a second: fp32 products on two cores
 # Weights read for one token after the other, in a second: 36 tokens/s of 538 MB (benchmarks/quantization.md).
 _CPU_BYTES = 19e9
-_TOKEN_BYTES = 3  # of a corpus file
+TOKEN_BYTES = 3  # of a corpus file
+_ROW_BYTES = 400
+# Bytes of a weight in ONNX, with scales and with what stays in a higher precision.
+_STORED_BYTES = {"int4": 0.7, "int8": 1.2, "fp16": 2.1, "bf16": 2.1, "fp32": 4.1}
+
+# MB of files that no job has made yet, by path: a plan knows them, a run reads them from the disk.
+_expected_mb: dict[str, float] = {}
+
+
+def set_expected_sizes(sizes: Mapping[str, float]) -> None:
+    """Let files count with these sizes in MB, whether they are there or not."""
+    _expected_mb.update(sizes)
 
 
 def estimate_weights_mb(parameters: int, bytes_each: int = 4) -> float:
@@ -55,25 +65,27 @@ def estimate_train_mb(parameters: int, finetune: Mapping[str, Any], max_length: 
     activations = 2 * 34 * 1.4 * math.sqrt(parameters) * tokens / _MB
     if finetune["gradient_checkpointing"]:
         activations /= 4
-    adapter = 16 * 0.002 * finetune["r"] * parameters / _MB
+    adapter = 4 * estimate_adapter_mb(parameters, finetune["r"])
     return math.ceil(1500 + 1.1 * estimate_weights_mb(parameters) + adapter + activations)
 
 
 def estimate_merge_mb(parameters: int) -> int:
     """Return the libraries and a few copies of the largest matrix, seldom more than a fifth of the weights.
 
-    Measured (benchmarks/memory.md): 651 MB for 134.5 million parameters.
+    Measured: 651 MB for 134.5 million parameters, 1880 for 1236 million (benchmarks/memory.md, second_base.md).
     """
-    return math.ceil(1000 + 0.5 * estimate_weights_mb(parameters))
+    return math.ceil(700 + 0.3 * estimate_weights_mb(parameters))
 
 
-def estimate_build_mb(parameters: int) -> int:
-    """Return the builder holds the weights in fp32 and once more while it packs them; k_quant takes most.
+def estimate_build_mb(parameters: int, algo_config: str | None = None) -> int:
+    """Return what the builder takes, which holds the weights in fp32 and once more while it packs them.
 
-    Measured (benchmarks/memory.md), int4 / k_quant / fp32 in MB: 585 / 645 / 587 for 3.2 million parameters,
-    1244 / 1650 / 1206 for 47.2, 1859 / 2829 / 2337 for 134.5: at most 1011 + 3.4 times the weights.
+    Measured (benchmarks/memory.md, second_base.md), int4 / k_quant / fp32 in MB: 585 / 645 / 587 for 3.2 million
+    parameters, 1244 / 1650 / 1206 for 47.2, 2290 / 2829 / 2337 for 134.5, 4072 / 5696 / 5285 for 361.8; int4 11788 for
+    1236.
     """
-    return math.ceil(1200 + 3.5 * estimate_weights_mb(parameters))
+    weights = estimate_weights_mb(parameters)
+    return math.ceil(1200 + (3.5 if algo_config == "k_quant" else 2.9 if parameters < 5e8 else 2.4) * weights)
 
 
 def estimate_calibrate_mb(parameters: int) -> int:
@@ -82,22 +94,41 @@ def estimate_calibrate_mb(parameters: int) -> int:
 
 
 def estimate_score_mb(parameters: int) -> int:
-    return math.ceil(1500 + 1.5 * estimate_weights_mb(parameters))
+    """Return what scoring in PyTorch takes: 1542 MB measured for 134.5 million parameters, 7234 for 1236 million."""
+    return math.ceil(1000 + 1.4 * estimate_weights_mb(parameters))
+
+
+def estimate_score_onnx_mb(parameters: int, precision: str) -> int:
+    """Return what ONNX Runtime takes, which keeps weights as they are stored and once more as it multiplies them.
+
+    Measured for int4: 3289 MB for 1236 million parameters (benchmarks/second_base.md).
+    """
+    return math.ceil(1000 + 3 * estimate_onnx_mb(parameters, precision))
+
+
+def estimate_adapter_mb(parameters: int, r: int) -> float:
+    """Return the size of an adapter on all linear layers, in fp32: 19.5 MB for the demo."""
+    return 4 * 0.0023 * r * parameters / _MB
+
+
+def estimate_onnx_mb(parameters: int, precision: str) -> float:
+    """Return the size of a build: 92 MB for the demo's int4, 806 MB for 1.2 billion parameters."""
+    return _STORED_BYTES[precision] * parameters / _MB
 
 
 def grow_with_attempts(mb: float, attempt: int) -> int:
     """Return memory at a further attempt: half as much again each time, since the first may have died of too little."""
-    return math.ceil(mb * 1.5 ** (attempt - 1))
+    return math.ceil(mb * 1.5 ** max(0, attempt - 1))
 
 
 def reserve_minutes(seconds: float, attempt: int) -> int:
-    """Return reserved time: what it should take, four times, and twice that at each further attempt."""
+    """Return reserved time: what it should take, four times, and twice that at each further attempt.
+
+    Attempt 0, which no job has, stands for a plan: the seconds themselves.
+    """
+    if attempt == 0:
+        return math.ceil(seconds)
     return math.ceil((4 * seconds / 60 + 10) * 2 ** (attempt - 1))
-
-
-def estimate_seconds(reserved: int) -> float:
-    """Return what a job should take for which `reserve_minutes` reserves this time at its first attempt."""
-    return max(0.0, 60 * (reserved - 10) / 4)
 
 
 def estimate_data_minutes(rows_mb: float, attempt: int) -> int:
@@ -110,11 +141,11 @@ def estimate_train_minutes(parameters: int, corpus_mb: float, finetune: Mapping[
 
     A row is taken as 400 bytes of the corpus file.
     """
-    tokens = corpus_mb * _MB / _TOKEN_BYTES * finetune["num_train_epochs"]
+    tokens = corpus_mb * _MB / TOKEN_BYTES * finetune["num_train_epochs"]
     if finetune["max_steps"]:
         rows = finetune["max_steps"] * finetune["per_device_train_batch_size"] * finetune["gradient_accumulation_steps"]
-        tokens = rows * 400 / _TOKEN_BYTES
-    return reserve_minutes(4 * parameters * tokens / _CPU_OPERATIONS, attempt)
+        tokens = rows * _ROW_BYTES / TOKEN_BYTES
+    return reserve_minutes(4 * parameters * tokens / CPU_OPERATIONS, attempt)
 
 
 def estimate_merge_minutes(parameters: int, attempt: int) -> int:
@@ -132,7 +163,7 @@ def estimate_calibrate_minutes(parameters: int, calibration: Mapping[str, int], 
     here.
     """
     tokens = 4 * calibration["length"] * calibration["iterations"]
-    return reserve_minutes(12 * parameters * tokens / _CPU_OPERATIONS, attempt)
+    return reserve_minutes(12 * parameters * tokens / CPU_OPERATIONS, attempt)
 
 
 def estimate_score_minutes(parameters: int, rows_mb: float, evaluate: Mapping[str, int], attempt: int) -> int:
@@ -141,9 +172,9 @@ def estimate_score_minutes(parameters: int, rows_mb: float, evaluate: Mapping[st
 
     Measured for the demo (benchmarks/scoring.md): 14.6 rows/s in PyTorch, 34 in ONNX Runtime; 7 by this figure.
     """
-    tokens = rows_mb * _MB / _TOKEN_BYTES
+    tokens = rows_mb * _MB / TOKEN_BYTES
     answers = evaluate["greedy_rows"] * evaluate["max_new_tokens"]
-    return reserve_minutes(2 * parameters * tokens / _CPU_OPERATIONS + 4 * parameters * answers / _CPU_BYTES, attempt)
+    return reserve_minutes(2 * parameters * tokens / CPU_OPERATIONS + 4 * parameters * answers / _CPU_BYTES, attempt)
 
 
 def estimate_benchmark_minutes(parameters: int, benchmark: Mapping[str, int], attempt: int) -> int:
@@ -164,4 +195,5 @@ def count_gpus(resources: Mapping[str, Any]) -> int:
 
 
 def measure_size_mb(path: str) -> float:
-    return os.path.getsize(path) / _MB
+    known = _expected_mb.get(str(path))
+    return os.path.getsize(path) / _MB if known is None else known

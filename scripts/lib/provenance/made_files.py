@@ -22,7 +22,7 @@ _FOLDER = (
 )
 _FILE = "|".join(
     [
-        r"(lineage|selection|summary|metrics|gate|temperature)\.json|gate\.passed|report\.html",
+        r"(lineage|selection|summary|metrics|gate|temperature|tracked)\.json|gate\.passed|report\.html",
         r"data/((rows|kept|rejected)\.jsonl|(audit|split)\.json)",
         r"corpus/((train|validation|test)\.jsonl|(template|leakage|onnx_tokenizer)\.json|(build|checked|onnx_tokenizer)\.done)",
         r"checks/(model|build/[^/]+)\.(json|done)",

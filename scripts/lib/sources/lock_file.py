@@ -20,6 +20,7 @@ LOCKS = (
     "tests/clients.lock",
     "tests/foundry.lock",
     "tests/hadolint.lock",
+    "tests/tracking.lock",
 )
 
 _PIN = re.compile(r"((?P<name>[A-Za-z0-9._-]+)(\[[a-z0-9,-]+\])?(?P<pin>===?[^\s;\\]+)) *\\?")

@@ -8,8 +8,6 @@ from typing import Any
 from snakemake.logging import logger
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from lib.hardware.resources import estimate_seconds
-
 LOGGER = "slmflow"  # the logger plugin of `make run`
 _SHARE = 0.05  # of the time, at most, goes into looking
 
@@ -54,7 +52,7 @@ def estimate_work(job: Any) -> float | None:
     if any(str(file).endswith(".jsonl") and not Path(file).exists() for file in job.input):
         return None
     try:
-        minutes = job.rule.expand_resources(job.wildcards_dict, job.input, 1).get("runtime")
+        seconds = job.rule.expand_resources(job.wildcards_dict, job.input, 0).get("runtime")
     except Exception:  # an estimate is not worth a run
         return None
-    return estimate_seconds(minutes) if isinstance(minutes, int) else None
+    return float(seconds) if isinstance(seconds, int) else None

@@ -12,6 +12,7 @@ from snakemake.io import ancient
 
 from lib.config.sweep import Run
 from lib.core.layout import Layout
+from lib.hardware import resources
 from lib.provenance.manifests import build_manifest_path
 from lib.workflow.rule_settings import name_quantization_package
 
@@ -75,10 +76,18 @@ class Stages:
 
     def count_onnx_gpus(self, wildcards: Any) -> int:
         """Return how many GPUs an ONNX stage needs; any scored variant may become the packaged model."""
+        return int(any(name in self.scored and self._needs_gpu(name) for name in self._list_variants(wildcards)))
+
+    def estimate_onnx_mb(self, wildcards: Any, parameters: int) -> int:
+        """Return the memory in MB that an ONNX stage takes, of a base model with so many parameters."""
+        precisions = [self.variants[name]["precision"] for name in self._list_variants(wildcards)]
+        return max(resources.estimate_score_onnx_mb(parameters, precision) for precision in precisions)
+
+    def _list_variants(self, wildcards: Any) -> Sequence[str]:
+        """Return the variant of an ONNX stage; of the packaged model all that it may be."""
         if wildcards.get("stage") == "model":
-            return int(any(map(self._needs_gpu, self.scored)))
-        name = wildcards.get("variant") or wildcards.stage.rpartition("/")[2].removeprefix("onnx-")
-        return int(name in self.scored and self._needs_gpu(name))
+            return self.scored
+        return [wildcards.get("variant") or wildcards.stage.rpartition("/")[2].removeprefix("onnx-")]
 
     def _needs_gpu(self, variant: str) -> bool:
         return self.variants[variant]["execution_provider"] in _GPU_PROVIDERS

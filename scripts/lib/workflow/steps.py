@@ -39,6 +39,7 @@ STEPS = {
     "package_model": "package the model",
     "write_plots": "write the tables for plots",
     "write_report": "write the report",
+    "track_results": "tell the trackers",
     "enforce_gate": "see whether the gate passed",
 }
 TARGETS = ("all", "evidence")  # rules that only name files
