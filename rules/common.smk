@@ -15,6 +15,7 @@ from lib.workflow.job_resources import (
     estimate_score_minutes,
     measure_mb,
 )
+from lib.workflow.modules import is_made, name_rule
 from lib.workflow.rule_settings import (
     drop_nulls,
     join_settings,
@@ -32,12 +33,16 @@ from lib.workflow.stages import (
 
 def user_path(path, key, made=frozenset()):
     """A path from the configuration; it exists on this machine only. made: paths that a rule makes."""
+    if MODULE and str(HOME / path) not in made and not Path(HOME, path).exists():
+        made = {path}  # by a rule of the other workflow, or Snakemake misses it
     if workflow.is_main_process or not STORED:
         path = call_or_exit(find_path, path, HOME, key, made)
     return ancient_in_remote_job(local_file(path))
 
 
 TWEETS = local_file(str(HOME / "data/raw/tweets.json"))
+# Of several modules one fetches them for all.
+FETCHED_TWEETS = f"{R}/data/tweets.json" if is_made(workflow, TWEETS) else TWEETS
 # Files, each with its split or nothing; on another machine patterns stay what they are, since nothing lies there.
 DATA_SPLITS = dict(
     call_or_exit(list_data_files, CONFIG.data.every_file, CONFIG.data.splits, HOME)
@@ -77,7 +82,9 @@ def config_subset(section, *names):
 def environment(group, name):
     """The conda environment of a rule that may be given a GPU."""
     set_resources = workflow.resource_settings.overwrite_resources
-    return choose_environment_file(group, set_resources.get(name, {}))
+    return choose_environment_file(
+        group, set_resources.get(name_rule(workflow, name), {})
+    )
 
 
 def on_gpus(wildcards, resources, threads):
@@ -118,7 +125,7 @@ def trackers_flag(wildcards, output):
     """Who is told the numbers of a training; a param that follows from outputs, so it reruns nothing."""
     if not CONFIG.tracking:
         return []
-    return ["--trackers", *CONFIG.tracking, "--run-name", f"{R}/{wildcards.run}"]
+    return ["--trackers", *CONFIG.tracking, "--run-name", f"{RESULTS}/{wildcards.run}"]
 
 
 TRACKED = [f"{R}/tracked.json"] if CONFIG.tracking else []

@@ -7,7 +7,7 @@ rule fetch_tweets:
         script=script("fetch_tweets"),
         modules=modules("fetch_tweets"),
     output:
-        TWEETS,
+        FETCHED_TWEETS,
     log:
         f"{R}/logs/fetch_tweets/log.txt",
     benchmark:

@@ -2,6 +2,8 @@
 
 from snakemake.io import sourcecache_entry
 
+from lib.workflow.modules import keep_path
+
 # The outputs of rules go through a storage.
 STORED = workflow.storage_settings.default_storage_provider is not None
 
@@ -10,11 +12,11 @@ if not STORED:
 
     def local_file(path):
         """A file that stays on this machine while other files go through a storage."""
-        return path
+        return keep_path(path)
 
     def project_file(path):
         """A file of the project."""
-        return path
+        return keep_path(path)
 
     def ancient_in_remote_job(path):
         """A file whose time means nothing in a remote job."""
@@ -22,7 +24,7 @@ if not STORED:
 
     def results_folder(wildcards, output):
         """The results folder as a job sees it."""
-        return R
+        return RESULTS
 
     def fetch_logs_command(wildcards, output):
         """The command that brings the logs and timings of all jobs, which are no inputs: they are here already."""

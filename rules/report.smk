@@ -436,7 +436,7 @@ rule track_results:
     conda:
         "../envs/report.yaml"
     params:
-        settings=settings(trackers=CONFIG.tracking or [], name=R),
+        settings=settings(trackers=CONFIG.tracking or [], name=RESULTS),
         results=results_folder,
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --results {params.results:q}"

@@ -1,5 +1,7 @@
 """A grid becomes runs and variants: every combination once, named after what it changes."""
 
+import itertools
+
 import pytest
 import yaml
 
@@ -120,3 +122,70 @@ def test_a_calibrated_variant_has_its_defaults():
     assert found["a"].calibration is not None
     assert found["a"].calibration.rows == 128
     assert found["b"].calibration is None
+
+
+GRID = {"r": [4, 8, 16, 32], "learning_rate": [1e-4, 3e-4, 1e-3], "method": ["lora", "dora"]}
+
+
+def sample(count: int | None, grid: dict = GRID, seed: int = 0, **section) -> dict:
+    return expand_runs(FINETUNE | section, grid, [0, 1], sample=count, sample_seed=seed)
+
+
+def drawn_settings(runs: dict) -> set[tuple]:
+    return {(*(run.finetune[key] for key in GRID), run.seed) for run in runs.values()}
+
+
+def test_a_larger_sample_holds_every_smaller_one_and_the_whole_grid_is_as_without_a_sample():
+    whole = sample(None)
+    assert len(whole) == 48
+    samples = [sample(count) for count in range(1, 49)]
+    for count, (smaller, larger) in enumerate(itertools.pairwise(samples), start=1):
+        assert len(smaller) == count
+        assert smaller.items() <= larger.items() <= whole.items()
+    assert list(samples[-1].items()) == list(whole.items())
+    assert [name for name in whole if name in samples[19]] == list(samples[19])
+
+
+def test_a_sample_follows_from_the_seed_and_not_from_the_rest_of_the_configuration():
+    first = sample(10)
+    assert list(sample(10)) == list(first)
+    assert list(sample(10, lora_alpha=99, eval_steps=7)) == list(first)
+    turned = sample(10, {key: GRID[key][::-1] for key in reversed(GRID)})
+    assert list(turned) != list(first), "the names follow the grid"
+    assert drawn_settings(turned) == drawn_settings(first)
+    others = [set(sample(10, seed=seed)) for seed in range(5)]
+    assert len({frozenset(other) for other in others}) == 5
+    drawn = [name for seed in range(400) for name in sample(6, seed=seed)]
+    assert min(map(drawn.count, sample(None))) > 25, "each of 48 runs is drawn in about 50 of 400 samples"
+
+
+def test_more_values_leave_the_drawn_runs_of_the_old_grid_in_their_order():
+    grown = GRID | {"r": [*GRID["r"], 64]}
+    old = [name for name in sample(30, grown) if "r-64" not in name]
+    assert set(old) == set(sample(len(old)))
+
+
+def test_the_configuration_draws_and_keeps_its_runs():
+    whole = config(sweep={"finetune": GRID, "seed": [0, 1]}).runs
+    drawn = config(sweep={"finetune": GRID, "seed": [0, 1], "sample": 20}).runs
+    assert len(drawn) == 20
+    assert drawn.items() <= whole.items()
+
+
+@pytest.mark.parametrize(
+    ("sweep", "expected"),
+    [
+        (
+            {"finetune": {"r": [4, 8]}, "seed": [0, 1, 2], "sample": 7},
+            "sweep: sample: 7 is more than the 6 runs of the grid",
+        ),
+        (
+            {"finetune": {"r": [4, 8]}, "sample": 0},
+            "sweep.sample: input should be greater than or equal to 1 (found 0)",
+        ),
+        ({"seed": [0, 1], "sample": 1}, "sweep: sample: is drawn from the grid of finetune:, which is not there"),
+        ({"finetune": {"r": []}, "sample": 2}, "sweep.finetune.r: lists no value"),
+    ],
+)
+def test_a_sample_that_cannot_be_drawn_is_told(sweep, expected):
+    assert expected in refused(sweep=sweep)

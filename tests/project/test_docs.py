@@ -35,7 +35,7 @@ README_BYTES = 9000
 READERS_OWN = {"mine.yaml", "profiles/mysite", "FILE", "...", "job.yaml"}
 # What a page may tell a reader to start beside make, Snakemake and the project's scripts; no option of these is checked.
 OTHER_PROGRAMS = {
-    *("az", "curl", "docker", "dvc", "git", "pip", "python3"),
+    *("apptainer", "az", "curl", "docker", "dvc", "git", "pip", "python3"),
     *("awk", "sbatch", "scancel", "sinfo", "squeue", "xargs"),
     *("export", "for", "done", "echo"),
 }

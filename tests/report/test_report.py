@@ -182,6 +182,13 @@ def test_the_ranking_of_a_sweep_is_there_with_its_sentence(made_sweep, sweep_htm
         assert shown in text
 
 
+def test_a_sampled_sweep_says_what_further_runs_would_be_worth(sweep_html, html):
+    text = Page(sweep_html).text
+    assert "The 10 runs are a random sample of the 12 of the grid. With a chance of at most 16.7" in text
+    assert re.search(r"On average they raise the best by at most \d\.\d points of macro-F1 \(95 % interval", text)
+    assert "random sample" not in html
+
+
 def test_of_many_runs_only_the_chosen_one_is_open(made_sweep, sweep_html):
     summary = made_sweep.read("summary.json")
     section = sweep_html.split('<section id="quantization"')[1].split("</section>")[0]
@@ -493,6 +500,35 @@ def test_many_equal_settings_are_counted_and_the_many_comparisons_are_said():
     text = findings.describe_ranking("macro_f1", ranking)
     assert "than s0/int4, s1/int4, s2/int4, s3/int4 and 6 more: these differences may be noise." in text
     assert "Each of the 10 intervals stands for itself" in text
+
+
+WORTH = {"chance": 1 / 3, "gain": 0.0123, "gain_ci95": [0.004, 0.031]}
+
+
+@pytest.mark.parametrize(
+    ("further", "worth", "expected"),
+    [
+        (
+            10,
+            WORTH,
+            "On average they raise the best by at most 1.2 points of macro-F1 (95 % interval 0.4 to 3.1). That is",
+        ),
+        (
+            1,
+            WORTH,
+            "With a chance of at most 33.3\u00a0%, 1 further run would hold one with a better macro-F1 than the best",
+        ),
+        (
+            10,
+            WORTH | {"gain": None, "gain_ci95": None},
+            "How much better cannot be said: that takes more than 10 scored",
+        ),
+        (10, None, "so nothing can be said of further runs."),
+        (0, None, "The 20 runs are a random sample of the 20 of the grid, and so all of them: no run is left to try."),
+    ],
+)
+def test_the_sentence_about_further_runs_says_no_more_than_the_sample_shows(further, worth, expected):
+    assert expected in findings.describe_further_runs("macro_f1", 20, 20 + further, further, worth)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ SWEEP = {
     "given-merged": Run("given-merged", 1, ("merged",), 0.75, trained=False),
     "base": Run("base", 1, (), 0.45, trained=False),
 }
+NO_SWEEP: dict[str, Any] = {"seed": [], "finetune": {}, "variants": {}}
+SAMPLED = NO_SWEEP | {"seed": [1, 2, 3], "finetune": {"r": [8, 16, 32, 64]}, "sample": 10}  # 2 runs are left to try
 CHAT = {"prompt": [{"text": "<|user|>Tone?\n"}, {"column": "text"}, {"text": "<|end|>"}]}
 
 
@@ -246,7 +248,7 @@ class MadeRun:
     def configuration(self) -> dict[str, Any]:
         package = {"name": "llm-made-up", "version": "0.1", "sha256": "ab" * 32, "file": "made/Made-135M-Instruct.gguf"}
         return {
-            "results": "results", "seed": 0, "task": self.task,
+            "results": "results", "seed": 0, "task": self.task, "sweep": SAMPLED if self.runs is SWEEP else NO_SWEEP,
             "data": {"files": ["data/tweets.json"], "target": "sentiment", "labels": LABELS},
             "base_model": {"package": package, "parameters": 134515008},
             "corpus": {"template": "chat", "user": "Tone?\n{text}", "max_length": 128},

@@ -48,7 +48,14 @@ def test_where_files_are_shared_each_helper_of_remote_jobs_does_nothing():
     assert len(names.findall(shared)) == 7
     for function in ast.parse("if True:\n" + shared.partition("\n")[2]).body[0].body:
         *_, last = function.body
-        nothing = ("return path", "return R", "return []", "return ['true']", "return ['--cache', 'work/base']")
+        nothing = (
+            "return keep_path(path)",
+            "return path",
+            "return RESULTS",
+            "return []",
+            "return ['true']",
+            "return ['--cache', 'work/base']",
+        )
         assert ast.unparse(last) in nothing
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
@@ -55,26 +55,40 @@ _PATTERNS = {
 }
 
 
-def load_config(values: dict[str, Any], sources: list[Path]) -> Config:
+class Module(NamedTuple):
+    """slmflow as part of another workflow, which declares it in a line of a Snakefile.
+
+    keys: where its configuration stands in the files of that workflow; none where it is in no file.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    snakefile: str
+    line: int | None
+
+
+def load_config(values: dict[str, Any], sources: list[Path], module: Module | None = None) -> Config:
     """Return validate a configuration that Snakemake has read.
 
-    values: the merged dictionary. sources: the files it came from; errors name file and line there.
+    values: the merged dictionary. sources: the files it came from; errors name file and line there. module: None unless
+    these are the files of a workflow that has this configuration for a module.
     Raises `UserError` with the first error: an unknown key with the nearest known name, a wrong type
     or value, keys that contradict each other.
     """
     if (fault := find_fault(values)) is not None:
-        fail(f"cannot be read: {fault}", "mend it", at=sources[-1] if sources else "--config")
+        file, line, _ = _locate([], sources, module)
+        fail(f"cannot be read: {fault}", "mend it", at=file, line=line if module else None)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         loc = tuple(part for part in first["loc"] if part not in ("(list)", "(mapping)"))  # tags of a union
         path = [part for part in loc if part == "[key]" or not _is_type_choice(part, values, loc)]
-        what, hint = _explain(first, path, _scalar(path, sources))
+        what, hint = _explain(first, path, _scalar(path, sources, module))
         # Contradictions are reported at the section that holds them, at the root those between sections; their message
         # starts with the key.
-        file, line, _ = _locate(_find_named_keys(what) if first["type"] == "value_error" else path, sources)
-        fail(what, hint, at=file, line=line)
+        file, line, _ = _locate(_find_named_keys(what) if first["type"] == "value_error" else path, sources, module)
+        fail(f"module {module.name}: {what}" if module else what, hint, at=file, line=line)
 
 
 def check_yaml(path: Path) -> None:
@@ -88,14 +102,18 @@ def check_yaml(path: Path) -> None:
         fail("not a mapping of keys to values", "start from one of the files in examples/", at=path, line=1)
 
 
-def check_results_folder(results: str, sources: list[Path], home: Path, user_paths: Iterable[str]) -> None:
+def check_results_folder(
+    results: str, sources: list[Path], home: Path, user_paths: Iterable[str], module: Module | None = None
+) -> None:
     """Raise `UserError`, with file and line, when `results` names no folder of its own.
 
-    home: folder of the project. user_paths: rows and models of the configuration.
+    home: folder of the project. user_paths: rows and models of the configuration. sources, module: as `load_config` has
+    them.
     """
     if fault := results_fault(results, home, user_paths):
-        file, line, _ = _locate(["results"], sources)
-        fail(f"results: {results} {fault}", "name a folder of its own, such as results-tones", at=file, line=line)
+        file, line, _ = _locate(["results"], sources, module)
+        of = f"module {module.name}: " if module else ""
+        fail(f"{of}results: {results} {fault}", "name a folder of its own, such as results-tones", at=file, line=line)
 
 
 def _is_type_choice(part: int | str, values: Any, location: tuple[int | str, ...]) -> bool:
@@ -199,21 +217,24 @@ def _without_key(path: list[int | str]) -> list[int | str]:
     return path[:-2] if path[-1:] == ["[key]"] else path
 
 
-def _scalar(path: list[int | str], sources: list[Path]) -> Any:
+def _scalar(path: list[int | str], sources: list[Path], module: Module | None) -> Any:
     """Return the YAML node of a scalar; of a mapping whose key is no text, the first such key. None where no file has
     it.
     """
-    _, _, node = _locate(_without_key(path), sources)
+    _, _, node = _locate(_without_key(path), sources, module)
     if path[-1:] == ["[key]"] and isinstance(node, yaml.MappingNode):
         return next((key for key, _ in node.value if key.tag != "tag:yaml.org,2002:str"), None)
     return node if isinstance(node, yaml.ScalarNode) else None
 
 
-def _locate(path: Sequence[int | str], sources: list[Path]) -> tuple[str, int | None, Any]:
+def _locate(path: Sequence[int | str], sources: list[Path], module: Module | None) -> tuple[str, int | None, Any]:
     """Return file, line and node of a key, or of the deepest part of its path that a file holds; later files win.
 
-    The node is None where no file holds the whole path.
+    The node is None where no file holds the whole path. What a module is given in the Snakefile itself is in no file.
     """
+    if module is not None and not module.keys:
+        return module.snakefile, module.line, None
+    path = [*(module.keys if module else ()), *path]
     best: tuple[int, str, int | None, Any] = (-1, str(sources[-1]) if sources else "--config", None, None)
     for source in sources:
         node = yaml.compose(read_text(source), Loader=SAFE_LOADER)

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, StringConstraints, ValidationError, 
 
 from lib.config.decision import Decision
 from lib.config.sources import BaseModelSource, Data
-from lib.config.sweep import Run, expand_runs, expand_variants
+from lib.config.sweep import Run, count_trainings, expand_runs, expand_variants
 from lib.config.variants import Count, Section, Variant
 from lib.core.cli import UserError
 from lib.data.templates import (
@@ -298,8 +298,24 @@ class Sweep(Section):
     `seed`. Empty: one run with that seed."""
     finetune: dict[str, list[Any]] = Field(default={})
     """Values to try for keys of `finetune`, such as {r: [8, 32]}."""
+    sample: Count | None = None
+    """How many random runs of the grid of `finetune` and `seed` are made. A larger sample holds every smaller one. Not
+    set: all of the grid."""
     variants: dict[str, dict[str, list[Any]]] = Field(default={})
     """Values to try for keys of a variant, such as {int4: {block_size: [32, 64]}}."""
+
+    @model_validator(mode="after")
+    def _sample_of_a_grid(self) -> "Sweep":
+        if self.sample is None:
+            return self
+        if not self.finetune:
+            raise ValueError(
+                "sample: is drawn from the grid of finetune:, which is not there; add it, or leave out sample"
+            )
+        size = count_trainings(self.finetune, self.seed)
+        if 0 < size < self.sample:
+            raise ValueError(f"sample: {self.sample} is more than the {size} runs of the grid; use at most {size}")
+        return self
 
 
 class Config(Section):
@@ -445,7 +461,13 @@ class Config(Section):
     @property
     def runs(self) -> dict[str, Run]:
         """Every training of the sweep, or the one of `finetune`."""
-        found = expand_runs(self.finetune.model_dump(), self.sweep.finetune, self.sweep.seed or [self.seed])
+        found = expand_runs(
+            self.finetune.model_dump(),
+            self.sweep.finetune,
+            self.sweep.seed or [self.seed],
+            sample=self.sweep.sample,
+            sample_seed=self.seed,
+        )
         return {
             name: Run(run.group, run.seed, _validate(f"sweep.finetune ({name})", Finetune, run.finetune).model_dump())
             for name, run in found.items()

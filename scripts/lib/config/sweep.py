@@ -1,11 +1,14 @@
 """A grid of settings as named combinations: `sweep:` of the configuration becomes runs and variants."""
 
+import heapq
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lib.core.files import dump_canonical_json, hash_text
 from lib.training.methods import METHODS
 
 # Words for the names of runs, which begin with the method: `lora-alpha-64`.
@@ -48,23 +51,51 @@ class Run:
         return adapter + merges + merged
 
 
-def expand_runs(finetune: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> dict[str, Run]:
+def expand_runs(
+    finetune: Mapping[str, Any],
+    grid: Mapping[str, Sequence[Any]],
+    seeds: Sequence[int],
+    *,
+    sample: int | None = None,
+    sample_seed: int = 0,
+) -> dict[str, Run]:
     """Return runs by name. finetune: the section as it stands; grid: values by key; seeds: of the training, at least
-    one.
+    one. sample: how many runs to draw from all of them, by `sample_seed`; None takes all.
 
     A run is named after its method and what the grid changes: `lora-r-8-seed-1`. Raises `ValueError` when two
     combinations get one name.
     """
     runs: dict[str, Run] = {}
-    for chosen in list_combinations(grid):
+    trainings = itertools.product(list_combinations(grid), seeds)
+    for chosen, seed in trainings if sample is None else sample_trainings(trainings, sample, sample_seed):
         settings = {**finetune, **chosen}
         group = "-".join([_start(settings), *_words({key: chosen[key] for key in chosen if key != "method"})])
-        for seed in seeds:
-            name = f"{group}-seed-{seed}" if len(seeds) > 1 else group
-            if name in runs:
-                raise ValueError(f"sweep.finetune: two combinations are both called {name}")
-            runs[name] = Run(group, seed, settings)
+        name = f"{group}-seed-{seed}" if len(seeds) > 1 else group
+        if name in runs:
+            raise ValueError(f"sweep.finetune: two combinations are both called {name}")
+        runs[name] = Run(group, seed, settings)
     return runs
+
+
+def sample_trainings(
+    trainings: Iterator[tuple[dict[str, Any], int]], count: int, seed: int
+) -> list[tuple[dict[str, Any], int]]:
+    """Return `count` random trainings, each what the grid chooses and its seed, in the order in which they were given.
+
+    The order of the draw is that of hashes of `seed` and the training. So a larger sample holds every smaller one, and
+    a training keeps its place in the draw when the grid gets more values.
+    """
+
+    def hash_training(one: tuple[int, tuple[dict[str, Any], int]]) -> str:
+        return hash_text(dump_canonical_json([seed, *one[1]]))
+
+    drawn = heapq.nsmallest(count, enumerate(trainings), key=hash_training)
+    return [training for _, training in sorted(drawn, key=lambda one: one[0])]
+
+
+def count_trainings(grid: Mapping[str, Sequence[Any]], seeds: Sequence[int]) -> int:
+    """Return how many runs the whole grid has. seeds: of the training; none counts as one."""
+    return math.prod(map(len, grid.values())) * max(1, len(seeds))
 
 
 def expand_variants(

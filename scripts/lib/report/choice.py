@@ -1,9 +1,11 @@
 """The head of the page, and: which model?"""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.evaluation.further_runs import estimate_further_runs
 from lib.evaluation.metrics import find_main_baseline
 from lib.report import findings, plots
 from lib.report.evidence import SHOWN, Evidence
@@ -20,6 +22,8 @@ from lib.report.formatting import (
     name_points,
 )
 from lib.report.page import Block, Figure, Section, Table
+
+_FURTHER_RUNS = 10  # that the report weighs after a sample of a sweep
 
 
 def build_head(evidence: Evidence) -> dict[str, Any]:
@@ -175,7 +179,26 @@ def _rank_settings(evidence: Evidence) -> list[Block]:
         "Significant",
     )
     caption = f"Ranking by the mean over seeds; differences in {name_points(name)} with 95 % intervals"
-    return [findings.describe_ranking(name, ranking), *_best_first(caption, head, rows)]
+    return [findings.describe_ranking(name, ranking), *_weigh_further_runs(evidence), *_best_first(caption, head, rows)]
+
+
+def _weigh_further_runs(evidence: Evidence) -> list[str]:
+    """Return what more runs of a sampled grid would be worth."""
+    settings, sweep = evidence.settings, evidence.settings["sweep"]
+    if "sample" not in sweep:
+        return []
+    runs = len(evidence.summary["runs"])
+    size = math.prod(map(len, sweep["finetune"].values())) * max(1, len(sweep["seed"]))
+    further = min(_FURTHER_RUNS, size - runs)
+    best: dict[str, float] = {}
+    for one in evidence.candidates:
+        if one["feasible"]:
+            best[one["run"]] = max(best.get(one["run"], one["value"]), one["value"])
+    worth = None
+    if further and best:
+        samples = settings["evaluate"]["bootstrap_samples"]
+        worth = estimate_further_runs([*best.values()], runs, further, seed=settings["seed"], samples=samples)
+    return [findings.describe_further_runs(evidence.metric, runs, size, further, worth)]
 
 
 def _best_first(caption: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Table]:

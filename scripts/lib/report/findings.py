@@ -247,6 +247,32 @@ def _comparisons(count: int) -> list[str]:
     ]
 
 
+def describe_further_runs(name: str, runs: int, size: int, further: int, worth: dict[str, Any] | None) -> str:
+    """Return what further runs of a sampled grid would be worth, as `lib.evaluation.further_runs` has it.
+
+    runs: in the sample. size: runs of the whole grid. worth: None where no run of the grid is left or none has a score.
+    """
+    drawn = f"The {runs:,} runs are a random sample of the {size:,} of the grid"
+    if runs == size:
+        return f"{drawn}, and so all of them: no run is left to try."
+    if worth is None:
+        return f"{drawn}. No run has a variant that keeps every constraint, so nothing can be said of further runs."
+    more = f"{further:,} further run{'s' if further > 1 else ''}"
+    text = (
+        f"{drawn}. With a chance of at most {format_percent(worth['chance'])}, {more} would hold one with a better"
+        f" {format_term(name)} than the best so far."
+    )
+    if worth["gain"] is None:
+        return f"{text} How much better cannot be said: that takes more than {further:,} scored runs."
+    gain, low, high = (convert_to_points(name, value) for value in (worth["gain"], *worth["gain_ci95"]))
+    return (
+        f"{text} On average {'they raise' if further > 1 else 'it raises'} the best by at most {gain:.1f}"
+        f" {name_points(name)} (95 % interval {low:.1f} to {high:.1f}). That is what the last {further:,} of the sample"
+        " added on average, and the expected best grows ever more slowly. Part of any gain is the luck of the"
+        " validation rows, by which the best is chosen."
+    )
+
+
 def _member(one: dict[str, Any]) -> str:
     return f"{one['group']}/{one['variant']}"
 

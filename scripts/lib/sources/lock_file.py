@@ -19,6 +19,7 @@ LOCKS = (
     "tests/trl.lock",
     "tests/clients.lock",
     "tests/foundry.lock",
+    "tests/hadolint.lock",
     "tests/tracking.lock",
 )
 

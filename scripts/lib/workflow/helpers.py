@@ -91,7 +91,7 @@ def find_path(name: str, home: Path, key: str, made: Set[str] = frozenset()) -> 
     is not made, or when Snakemake cannot take it.
     """
     _check_signs(name, key)
-    path = str(Path(name) if Path(name).exists() else home / name)
+    path = str(Path(name) if Path(name).exists() or name in made else home / name)
     if not Path(path).exists() and path not in made:
         fail(f"{key}: {name} does not exist", "check the path, or put the file there")
     return f"./{path}" if path.startswith("-") else path

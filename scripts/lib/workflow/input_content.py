@@ -36,12 +36,18 @@ _is_newer, _is_checksum_eligible, _checksum = _IOFile.is_newer, _IOFile.is_check
 
 
 def compare_by_content(
-    given: Iterable[str], results: str, lineage: Lineage, corrections: Mapping[str, MetadataRecord] | None = None
+    given: Iterable[str],
+    results: str,
+    lineage: Lineage,
+    corrections: Mapping[str, MetadataRecord] | None = None,
+    *,
+    add: bool = False,
 ) -> "ContentHashes":
     """Have this process's Snakemake compare inputs by content, and return the hashes, for a run to save.
 
     given: files and folders of the configuration. results: as in the paths of outputs that Snakemake has metadata of.
-    corrections: what Snakemake is to read instead of its own metadata, by output.
+    corrections: what Snakemake is to read instead of its own metadata, by output. add: keep what was compared before,
+    for other results.
     Raises `UserError` when an input cannot be read.
     """
     given = {str(path) for path in given}
@@ -51,7 +57,10 @@ def compare_by_content(
         now = hashes.find({*given, *filter(is_code, read)})
     except OSError as error:
         fail(error.strerror or str(error), "mend the permissions, then start again", at=find_place(error) or results)
-    _patch_snakemake(given & now.keys(), now, read)
+    if not add:
+        _compared.clear()
+    _compared.append(_Compared(given & now.keys(), now, read))
+    _patch_snakemake()
     return hashes
 
 
@@ -71,6 +80,17 @@ def collect_input_hashes(
         for path, sha256 in job["sources"].items():
             read[path].add(sha256)
     return read
+
+
+class _Compared(NamedTuple):
+    """The inputs of one results folder. given: of the user. now: sha256 by path. read: what jobs read before."""
+
+    given: Set[str]
+    now: Mapping[str, str]
+    read: Mapping[str, Set[str]]
+
+
+_compared: list[_Compared] = []
 
 
 class _State(NamedTuple):
@@ -138,26 +158,41 @@ def _read_note() -> dict[str, list[str]]:
     return noted if isinstance(noted, dict) else {}
 
 
-def _patch_snakemake(given: Set[str], now: Mapping[str, str], read: Mapping[str, Set[str]]) -> None:
+def _patch_snakemake() -> None:
     """Make Snakemake decide by hashes whether an input is new.
 
     An input counts as newer unless all jobs read the bytes that it has now; the checksums in its own record then tell
     Snakemake which job is to run again.
     """
+    given = {path for one in _compared for path in one.given}
+    now = {path: sha256 for one in _compared for path, sha256 in one.now.items()}
+    read: dict[str, set[str]] = defaultdict(set)
+    for one in _compared:
+        for path, hashes in one.read.items():
+            read[path] |= hashes
+    made: dict[str, bool] = {}
+
+    def is_given(file: _IOFile) -> bool:
+        """Return whether no rule makes it: what another workflow's rule makes in this run has other bytes later."""
+        path = str(file)
+        if path not in made:
+            rules = file.rule.workflow.rules if file.rule else ()
+            made[path] = path in given and any(rule.is_producer(path) for rule in rules)
+        return path in given and not made[path]
 
     async def is_newer(self: _IOFile, time: float) -> bool:
         path = str(self)
-        if self.is_ancient or path not in now:
+        if self.is_ancient or path not in now or (path in given and not is_given(self)):
             return await _is_newer(self, time)
         return read.get(path) != {now[path]}
 
     async def is_checksum_eligible(self: _IOFile, threshold: Any) -> bool:
-        return str(self) in given or await _is_checksum_eligible(self, threshold)
+        return is_given(self) or await _is_checksum_eligible(self, threshold)
 
     async def checksum(self: _IOFile, *args: Any, **options: Any) -> str | None:
-        path = str(self)
-        if path not in given:
+        if not is_given(self):
             return await _checksum(self, *args, **options)
+        path = str(self)
         others = read.get(path, set()) - {now[path]}
         # --touch runs no job: the outputs are still made from what their jobs read.
         return f"sha256:{min(others) if others and self.rule.workflow.touch else now[path]}"

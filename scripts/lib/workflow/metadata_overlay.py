@@ -64,14 +64,19 @@ def build_metadata(facts: Mapping[str, Any], endtime: float) -> MetadataRecord:
     return MetadataRecord.model_validate(kept | {"endtime": endtime})
 
 
-def correct_metadata(corrections: Mapping[str, MetadataRecord], *writers: Callable[[], None]) -> None:
+def correct_metadata(
+    corrections: Mapping[str, MetadataRecord], *writers: Callable[[], None], add: bool = False
+) -> None:
     """Have this process's Snakemake read `corrections` instead of its own metadata of these outputs.
 
-    writers: called once when a run starts, to write the corrections and what else was found to disk.
+    writers: called once when a run starts, to write the corrections and what else was found to disk. add: keep what was
+    said before, of other results.
     """
-    _corrections.clear()
+    if not add:
+        _corrections.clear()
+        _writers.clear()
     _corrections.update(corrections)
-    _writers[:] = writers
+    _writers.extend(writers)
     for method in (_read_record, _write_record, _delete_record, lock):
         setattr(FilePersistence, method.__name__, method)
 

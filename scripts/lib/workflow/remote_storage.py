@@ -12,6 +12,7 @@ from lib.core.cli import fail
 from lib.provenance.run_card import CODE, describe_code
 from lib.workflow.input_content import compare_by_content
 from lib.workflow.metadata_overlay import correct_metadata, keep_records_of_failed_jobs
+from lib.workflow.modules import is_first_module
 from lib.workflow.snakemake_metadata import agree, compare
 
 
@@ -83,8 +84,9 @@ def sync_metadata_before_run(workflow: Any, results: str, given: Iterable[str]) 
         azure_storage_plugin.list_once(outputs)
     else:
         outputs, found = results, compare(Path(results))
-    hashes = compare_by_content(given, outputs, found.lineage, found.corrections)
-    correct_metadata(found.corrections, found.write, hashes.save)
+    add = not is_first_module(workflow)
+    hashes = compare_by_content(given, outputs, found.lineage, found.corrections, add=add)
+    correct_metadata(found.corrections, found.write, hashes.save, add=add)
     keep_records_of_failed_jobs()
 
 

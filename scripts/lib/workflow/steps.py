@@ -1,5 +1,6 @@
 """What each rule does, in words for the person who waits."""
 
+import re
 from collections.abc import Mapping
 
 from lib.core.escaping import escape_controls
@@ -42,6 +43,12 @@ STEPS = {
     "enforce_gate": "see whether the gate passed",
 }
 TARGETS = ("all", "evidence")  # rules that only name files
+
+
+def find_own_name(rule: str) -> str:
+    """Return what a rule is called here. rule: its name in a workflow that has slmflow as a module: `my_split_data`."""
+    names = [name for name in STEPS if re.search(rf"(^|_){name}(_|$)", rule)]
+    return max(names, key=len, default=rule)
 
 
 def describe_step(rule: str, wildcards: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from lib.core.files import hash_text, read_json
 from lib.provenance.lineage import NAME, Broken, Lineage, format_job, read_settings
 from lib.provenance.manifests import STAMP
+from lib.workflow.steps import find_own_name
 
 _RECORD = Path(".snakemake")
 UNTIMED = frozenset({"enforce_gate"})
@@ -78,7 +79,9 @@ def _difference(wrote: Any, says: Any, name: str = "") -> tuple[str, str, str] |
 def find_missing_logs(lineage: Lineage, results: Path) -> Iterator[Broken]:
     """Yield the rules of which no log, or no timing, is there."""
     rules = {
-        job["rule"] for job in lineage.jobs() if any(Path(path).is_relative_to(results) for path in job["outputs"])
+        find_own_name(job["rule"])
+        for job in lineage.jobs()
+        if any(Path(path).is_relative_to(results) for path in job["outputs"])
     }
     for kind, expected in (("logs", rules), ("timings", rules - UNTIMED)):
         for rule in sorted(expected):
