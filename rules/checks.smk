@@ -23,7 +23,9 @@ rule check_training:
         "../envs/train.yaml"
     resources:
         mem_mb=grow_memory(resources.CHECK_MODEL_MB),
-        runtime=resources.CHECK_MODEL_MINUTES,
+        runtime=lambda wildcards, attempt: resources.reserve_minutes(
+            resources.CHECK_MODEL_SECONDS, attempt
+        ),
     params:
         on_gpus=on_gpus,
         settings=settings(
@@ -63,7 +65,9 @@ rule check_build:
         "../envs/onnx.yaml"
     resources:
         mem_mb=grow_memory(resources.CHECK_MODEL_MB),
-        runtime=resources.CHECK_MODEL_MINUTES,
+        runtime=lambda wildcards, attempt: resources.reserve_minutes(
+            resources.CHECK_MODEL_SECONDS, attempt
+        ),
     params:
         on_gpus=on_gpus,
         settings=settings(
