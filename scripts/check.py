@@ -68,8 +68,12 @@ def show(args: argparse.Namespace, speed_test: SpeedTest, workflow: Any, is_loca
         except UserError as error:
             print(error, file=sys.stderr)
             _leave(1)
-    sizes = {f"{results}/corpus/{name}.jsonl": size for name, size in look["sizes"].items()}
-    resources.set_expected_sizes(sizes | {f"{results}/data/{name}.jsonl": look["rows_mb"] for name in ("rows", "kept")})
+    speed = speed_test.measure() if is_local else None
+    expected = resources.EXPECTED
+    expected.sizes_mb = {f"{results}/corpus/{name}.jsonl": size for name, size in look["sizes"].items()}
+    expected.sizes_mb |= {f"{results}/data/{name}.jsonl": look["rows_mb"] for name in ("rows", "kept")}
+    expected.longest = look["tokens"]["max"]
+    expected.auto_bytes = 2 if speed and speed.auto_dtype == "bfloat16" else 4
     settings = Settings(
         results=results,
         parameters=config.base_model.parameters,
@@ -77,7 +81,7 @@ def show(args: argparse.Namespace, speed_test: SpeedTest, workflow: Any, is_loca
         runs={name: run.finetune for name, run in config.runs.items() if run.trained},
         variants=workflow.globals["VARIANTS"],
     )
-    plan = build_plan(list_jobs(workflow), settings, look, speed_test.measure() if is_local else None)
+    plan = build_plan(list_jobs(workflow), settings, look, speed)
     problems = find_problems(plan["jobs"], measure_available_mb(), results) if is_local else []
     print(json.dumps(plan | {"problems": problems}, indent=2, ensure_ascii=False) if args.json else format_plan(plan))
     for problem in problems:

@@ -177,6 +177,7 @@ FINETUNE = {
     "gradient_checkpointing": False,
     "corpus_strategy": "rows",
     "source_max_len": 1024,
+    "dtype": "auto",
     "r": 16,
 }
 

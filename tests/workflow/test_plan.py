@@ -85,6 +85,23 @@ def test_bfloat16_units_shorten_the_training_alone():
     assert estimate_jobs([planned("build_onnx")], settings(), LOOK, fast)[0]["seconds"] == pytest.approx(67)
 
 
+def test_a_plan_counts_what_rows_and_machine_have_and_not_the_most_that_can_be(monkeypatch):
+    finetune = FINETUNE | {"gradient_checkpointing": False, "corpus_strategy": "rows"}
+    asked = resources.estimate_train_mb(10**9, finetune, 512)
+    monkeypatch.setattr(resources, "EXPECTED", resources.Expected({"rows.jsonl": 3.0}, longest=64, auto_bytes=2))
+    assert resources.measure_size_mb("rows.jsonl") == 3.0
+    activations = asked - 1500 - 1.1 * 4000 - 4 * resources.estimate_adapter_mb(10**9, 16)
+    assert resources.estimate_train_mb(10**9, finetune, 512) == pytest.approx(
+        asked - 2200 - activations * 7 / 8, rel=1e-3
+    )
+
+
+def test_attempt_0_stands_for_the_seconds_themselves():
+    assert resources.reserve_minutes(60.0, 0) == 60
+    assert resources.reserve_minutes(60.0, 1) == 14
+    assert resources.grow_with_attempts(100.0, 0) == 100
+
+
 def test_the_time_of_a_gpu_is_not_made_up():
     (job,) = estimate_jobs([planned("train_adapter", gpus=1, reserved=240)], settings(), LOOK, None)
     assert (job["seconds"], job["seconds_range"], job["reserved_minutes"]) == (None, None, 240)

@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 HEAVY_THREADS = 16  # "all cores": Snakemake lowers it to --cores
@@ -27,13 +28,21 @@ _ROW_BYTES = 400
 # Bytes of a weight in ONNX, with scales and with what stays in a higher precision.
 _STORED_BYTES = {"int4": 0.7, "int8": 1.2, "fp16": 2.1, "bf16": 2.1, "fp32": 4.1}
 
-# MB of files that no job has made yet, by path: a plan knows them, a run reads them from the disk.
-_expected_mb: dict[str, float] = {}
+
+@dataclass
+class Expected:
+    """What a plan knows before the files are there, and a run does not ask for: it takes the most that can be.
+
+    sizes_mb: of files, by path. longest: tokens of the longest row. auto_bytes: of a weight in the dtype that
+    `finetune.dtype: auto` stands for.
+    """
+
+    sizes_mb: dict[str, float] = field(default_factory=dict)
+    longest: float = math.inf
+    auto_bytes: int = 4
 
 
-def set_expected_sizes(sizes: Mapping[str, float]) -> None:
-    """Let files count with these sizes in MB, whether they are there or not."""
-    _expected_mb.update(sizes)
+EXPECTED = Expected()
 
 
 def estimate_weights_mb(parameters: int, bytes_each: int = 4) -> float:
@@ -60,13 +69,15 @@ def estimate_train_mb(parameters: int, finetune: Mapping[str, Any], max_length: 
     Measured peaks in MB, task metric while training included: 3009 for the demo (4423 here); 2404 with LoRA, 2423 with
     QLoRA and 2923 with DoRA for examples/methods.yaml (3009 here; benchmarks/methods.md).
     """
-    block = finetune["source_max_len"] if finetune["corpus_strategy"] == "join" else max_length
+    is_joined = finetune["corpus_strategy"] == "join"
+    block = finetune["source_max_len"] if is_joined else min(max_length, EXPECTED.longest)
     tokens = finetune["per_device_train_batch_size"] * block
     activations = 2 * 34 * 1.4 * math.sqrt(parameters) * tokens / _MB
     if finetune["gradient_checkpointing"]:
         activations /= 4
     adapter = 4 * estimate_adapter_mb(parameters, finetune["r"])
-    return math.ceil(1500 + 1.1 * estimate_weights_mb(parameters) + adapter + activations)
+    weights = estimate_weights_mb(parameters, {"auto": EXPECTED.auto_bytes, "bfloat16": 2}.get(finetune["dtype"], 4))
+    return math.ceil(1500 + 1.1 * weights + adapter + activations)
 
 
 def estimate_merge_mb(parameters: int) -> int:
@@ -195,5 +206,5 @@ def count_gpus(resources: Mapping[str, Any]) -> int:
 
 
 def measure_size_mb(path: str) -> float:
-    known = _expected_mb.get(str(path))
+    known = EXPECTED.sizes_mb.get(str(path))
     return os.path.getsize(path) / _MB if known is None else known

@@ -1,7 +1,7 @@
 """The jobs of a run before it starts: which are done, which will run, and what they should take.
 
 Snakemake reads configuration and rules as for a run. What the jobs should take comes from the functions with which the
-rules ask a scheduler; sizes of files that are not there yet are told to them by `resources.set_expected_sizes`.
+rules ask a scheduler; sizes of files that are not there yet are told to them by `resources.EXPECTED`.
 """
 
 import contextlib
