@@ -67,7 +67,7 @@ rule build_onnx:
             )
         ),
         runtime=lambda wildcards, attempt: resources.estimate_build_minutes(
-            PARAMETERS, attempt
+            PARAMETERS, VARIANTS[wildcards.variant]["algo_config"], attempt
         ),
     params:
         on_gpus=on_gpus,
@@ -110,9 +110,17 @@ rule score_onnx:
     threads: resources.HEAVY_THREADS
     resources:
         mem_mb=grow_memory(
-            lambda wildcards, input: STAGES.estimate_onnx_mb(wildcards, PARAMETERS)
+            lambda wildcards, input: resources.estimate_score_onnx_mb(
+                STAGES.estimate_onnx_mb(wildcards, PARAMETERS)
+            )
         ),
-        runtime=estimate_score_minutes(PARAMETERS, CONFIGURATION["evaluate"]),
+        runtime=lambda wildcards, input, attempt: resources.estimate_score_onnx_minutes(
+            PARAMETERS,
+            STAGES.estimate_onnx_mb(wildcards, PARAMETERS),
+            measure_mb([input.rows]),
+            CONFIGURATION["evaluate"],
+            attempt,
+        ),
         gpu=STAGES.count_onnx_gpus,
     params:
         on_gpus=on_gpus,
@@ -148,10 +156,14 @@ rule benchmark_onnx:
     threads: resources.HEAVY_THREADS
     resources:
         mem_mb=grow_memory(
-            lambda wildcards, input: STAGES.estimate_onnx_mb(wildcards, PARAMETERS)
+            lambda wildcards, input: resources.estimate_score_onnx_mb(
+                STAGES.estimate_onnx_mb(wildcards, PARAMETERS)
+            )
         ),
         runtime=lambda wildcards, attempt: resources.estimate_benchmark_minutes(
-            PARAMETERS, CONFIGURATION["benchmark"], attempt
+            STAGES.estimate_onnx_mb(wildcards, PARAMETERS),
+            CONFIGURATION["benchmark"],
+            attempt,
         ),
         gpu=STAGES.count_onnx_gpus,
     params:

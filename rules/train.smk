@@ -80,6 +80,7 @@ rule train_adapter:
         runtime=lambda wildcards, input, attempt: resources.estimate_train_minutes(
             PARAMETERS,
             measure_mb([input.train]),
+            measure_mb([input.validation]),
             RUNS[wildcards.run].finetune,
             attempt,
         ),

@@ -73,6 +73,8 @@ def show(args: argparse.Namespace, speed_test: SpeedTest, workflow: Any, is_loca
     expected.sizes_mb = {f"{results}/corpus/{name}.jsonl": size for name, size in look["sizes"].items()}
     expected.sizes_mb |= {f"{results}/data/{name}.jsonl": look["rows_mb"] for name in ("rows", "kept")}
     expected.longest = look["tokens"]["max"]
+    expected.row_bytes = look["tokens"]["mean"] * resources.TOKEN_BYTES
+    expected.answer_tokens = look["answer_tokens"]
     expected.auto_bytes = 2 if speed and speed.auto_dtype == "bfloat16" else 4
     settings = Settings(
         results=results,
@@ -93,9 +95,13 @@ def build_plan(
     jobs: Sequence[PlannedJob], settings: Settings, look: dict[str, Any], speed: Speed | None
 ) -> dict[str, Any]:
     """Return all that is told, as `--json` prints it."""
-    estimated = estimate_jobs(jobs, settings, look, speed)
+    estimated = estimate_jobs(jobs, settings, speed)
     return {
-        "rows": {name: value for name, value in look.items() if name not in ("sizes", "rows_mb", "weight_bytes")},
+        "rows": {
+            name: value
+            for name, value in look.items()
+            if name not in ("sizes", "rows_mb", "weight_bytes", "answer_tokens")
+        },
         "trainings": {name: count_steps(finetune, look) for name, finetune in settings.runs.items()},
         "model_checks": read_model_checks(jobs, settings.results),
         "jobs": estimated,

@@ -172,6 +172,7 @@ def test_no_code_of_a_model_is_ever_run():
 FINETUNE = {
     "num_train_epochs": 1,
     "max_steps": None,
+    "eval_steps": 100,
     "per_device_train_batch_size": 16,
     "gradient_accumulation_steps": 1,
     "gradient_checkpointing": False,
@@ -196,12 +197,12 @@ def test_memory_grows_with_the_model_and_lies_above_what_was_measured():
 
 
 def test_a_retry_gets_more_time():
-    first, second = (resources.estimate_train_minutes(134_515_008, 1.0, FINETUNE, attempt) for attempt in (1, 2))
+    first, second = (resources.estimate_train_minutes(134_515_008, 1.0, 0.1, FINETUNE, attempt) for attempt in (1, 2))
     assert second > first > 10
 
 
 def test_steps_decide_over_epochs():
     steps = {**FINETUNE, "max_steps": 10}
-    assert resources.estimate_train_minutes(10**9, 1000.0, steps, 1) < resources.estimate_train_minutes(
-        10**9, 1000.0, FINETUNE, 1
+    assert resources.estimate_train_minutes(10**9, 1000.0, 0.1, steps, 1) < resources.estimate_train_minutes(
+        10**9, 1000.0, 0.1, FINETUNE, 1
     )

@@ -46,7 +46,7 @@ def test_memory_grows_with_each_attempt_whether_it_is_a_number_or_a_function():
 def test_rules_over_rows_get_what_the_rows_need():
     assert estimate_data_memory(None, [Input()], 1) == estimates.grow_with_attempts(estimates.estimate_data_mb(3.0), 1)
     assert estimate_data_minutes(None, [Input()], 2) == estimates.estimate_data_minutes(3.0, 2)
-    evaluate = {"greedy_rows": 5, "max_new_tokens": 8}
+    evaluate = {"greedy_rows": 5, "max_new_tokens": 8, "batch_size": 4}
     asked = estimate_score_minutes(10**8, evaluate)(None, SimpleNamespace(rows=Input()), 1)
     assert asked == estimates.estimate_score_minutes(10**8, 3.0, evaluate, 1)
 

@@ -65,12 +65,12 @@ def test_a_faster_machine_is_done_earlier_and_finished_jobs_say_it_better(tmp_pa
     timing = tmp_path / "lora.int4.tsv"
     timing.write_text("s\tmax_rss\n100.0\t900\n")
     job, done = planned("build_onnx"), planned("build_onnx", is_done=True, timing=str(timing))
-    (slow,) = estimate_jobs([job], settings(), LOOK, SLOW)
-    (fast,) = estimate_jobs([job], settings(), LOOK, SLOW._replace(float32=2 * SLOW.float32))
+    (slow,) = estimate_jobs([job], settings(), SLOW)
+    (fast,) = estimate_jobs([job], settings(), SLOW._replace(float32=2 * SLOW.float32))
     assert slow["seconds"] == pytest.approx(67)
     assert fast["seconds"] == pytest.approx(33.5)
     assert slow["seconds_range"] == pytest.approx([67 / 1.5, 67 * 1.5])
-    (seen,) = estimate_jobs([job, done], settings(), LOOK, SLOW)
+    (seen,) = estimate_jobs([job, done], settings(), SLOW)
     assert seen["seconds"] == pytest.approx(100)
     assert seen["seconds_range"][1] < slow["seconds_range"][1] * 100 / 67
     total = sum_jobs([seen, slow])
@@ -80,9 +80,9 @@ def test_a_faster_machine_is_done_earlier_and_finished_jobs_say_it_better(tmp_pa
 
 def test_bfloat16_units_shorten_the_training_alone():
     fast = SLOW._replace(auto=8 * SLOW.auto, auto_dtype="bfloat16")
-    plain, quick = (estimate_jobs([planned("train_adapter")], settings(), LOOK, speed)[0] for speed in (SLOW, fast))
+    plain, quick = (estimate_jobs([planned("train_adapter")], settings(), speed)[0] for speed in (SLOW, fast))
     assert quick["seconds"] - 7 == pytest.approx((plain["seconds"] - 7) * 0.65 / (8 * 0.31))
-    assert estimate_jobs([planned("build_onnx")], settings(), LOOK, fast)[0]["seconds"] == pytest.approx(67)
+    assert estimate_jobs([planned("build_onnx")], settings(), fast)[0]["seconds"] == pytest.approx(67)
 
 
 def test_a_plan_counts_what_rows_and_machine_have_and_not_the_most_that_can_be(monkeypatch):
@@ -103,7 +103,7 @@ def test_attempt_0_stands_for_the_seconds_themselves():
 
 
 def test_the_time_of_a_gpu_is_not_made_up():
-    (job,) = estimate_jobs([planned("train_adapter", gpus=1, reserved=240)], settings(), LOOK, None)
+    (job,) = estimate_jobs([planned("train_adapter", gpus=1, reserved=240)], settings(), None)
     assert (job["seconds"], job["seconds_range"], job["reserved_minutes"]) == (None, None, 240)
     assert sum_jobs([job])["not_estimated"] == 1
 

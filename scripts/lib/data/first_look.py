@@ -48,6 +48,7 @@ def describe_rows(files: dict[str, Path], count: int | None) -> dict[str, Any]:
         "given_splits": split.get("given", []),
         "example": mark_example(corpus["train"][0]),
         "sizes": {name: scale * len(rows) * mean * TOKEN_BYTES / 1e6 for name, rows in corpus.items()},
+        "answer_tokens": _count_answer_tokens(corpus["train"], mean),
         "rows_mb": scale * files["kept.jsonl"].stat().st_size / 1e6,
     }
 
@@ -57,3 +58,12 @@ def mark_example(row: dict[str, Any]) -> dict[str, Any]:
     prompt, completion = row["prompt"], row["completion"]
     spans = [list(span) for span in row.get("spans", [])]
     return {"text": prompt + completion, "learned": [*spans, [len(prompt), len(prompt) + len(completion)]]}
+
+
+def _count_answer_tokens(rows: list[dict[str, Any]], mean: float) -> float:
+    """Return about how many tokens a completion has: its share of the characters, and at least two.
+
+    mean: tokens of a row.
+    """
+    characters = sum(len(row["prompt"]) + len(row["completion"]) for row in rows)
+    return max(2.0, mean * sum(len(row["completion"]) for row in rows) / characters)

@@ -24,7 +24,6 @@ CPU_OPERATIONS = 75e9  # a second: fp32 products on two cores
 # Weights read for one token after the other, in a second: 36 tokens/s of 538 MB (benchmarks/quantization.md).
 _CPU_BYTES = 19e9
 TOKEN_BYTES = 3  # of a corpus file
-_ROW_BYTES = 400
 # Bytes of a weight in ONNX, with scales and with what stays in a higher precision.
 _STORED_BYTES = {"int4": 0.7, "int8": 1.2, "fp16": 2.1, "bf16": 2.1, "fp32": 4.1}
 
@@ -33,12 +32,14 @@ _STORED_BYTES = {"int4": 0.7, "int8": 1.2, "fp16": 2.1, "bf16": 2.1, "fp32": 4.1
 class Expected:
     """What a plan knows before the files are there, and a run does not ask for: it takes the most that can be.
 
-    sizes_mb: of files, by path. longest: tokens of the longest row. auto_bytes: of a weight in the dtype that
-    `finetune.dtype: auto` stands for.
+    sizes_mb: of files, by path. longest: tokens of the longest row. row_bytes: of a row in a corpus. answer_tokens: of
+    a free answer. auto_bytes: of a weight in the dtype that `finetune.dtype: auto` stands for.
     """
 
     sizes_mb: dict[str, float] = field(default_factory=dict)
     longest: float = math.inf
+    row_bytes: float = 400
+    answer_tokens: float = math.inf
     auto_bytes: int = 4
 
 
@@ -109,12 +110,12 @@ def estimate_score_mb(parameters: int) -> int:
     return math.ceil(1000 + 1.4 * estimate_weights_mb(parameters))
 
 
-def estimate_score_onnx_mb(parameters: int, precision: str) -> int:
+def estimate_score_onnx_mb(built_mb: float) -> int:
     """Return what ONNX Runtime takes, which keeps weights as they are stored and once more as it multiplies them.
 
-    Measured for int4: 3289 MB for 1236 million parameters (benchmarks/second_base.md).
+    built_mb: size of the model. Measured for int4: 3289 MB for 1236 million parameters (benchmarks/second_base.md).
     """
-    return math.ceil(1000 + 3 * estimate_onnx_mb(parameters, precision))
+    return math.ceil(1000 + 3 * built_mb)
 
 
 def estimate_adapter_mb(parameters: int, r: int) -> float:
@@ -147,26 +148,38 @@ def estimate_data_minutes(rows_mb: float, attempt: int) -> int:
     return reserve_minutes(2 * rows_mb, attempt)
 
 
-def estimate_train_minutes(parameters: int, corpus_mb: float, finetune: Mapping[str, Any], attempt: int) -> int:
-    """Return the minutes of a training that computes 4N operations a token, at the rate of a slow machine.
+def estimate_load_seconds(megabytes: float) -> float:
+    """Return what reading weights and converting them takes, at 500 MB/s."""
+    return megabytes / 500
+
+
+def estimate_train_minutes(
+    parameters: int, train_mb: float, validation_mb: float, finetune: Mapping[str, Any], attempt: int
+) -> int:
+    """Return the minutes of a training that computes 4N operations a token, and 2N in each validation.
 
     A row is taken as 400 bytes of the corpus file.
     """
-    tokens = corpus_mb * _MB / TOKEN_BYTES * finetune["num_train_epochs"]
-    if finetune["max_steps"]:
-        rows = finetune["max_steps"] * finetune["per_device_train_batch_size"] * finetune["gradient_accumulation_steps"]
-        tokens = rows * _ROW_BYTES / TOKEN_BYTES
-    return reserve_minutes(4 * parameters * tokens / CPU_OPERATIONS, attempt)
+    batch = finetune["per_device_train_batch_size"] * finetune["gradient_accumulation_steps"]
+    row_bytes = EXPECTED.row_bytes
+    steps = finetune["max_steps"] or train_mb * _MB / row_bytes / batch * finetune["num_train_epochs"]
+    validations = max(1.0, steps / finetune["eval_steps"])
+    tokens = steps * batch * row_bytes / TOKEN_BYTES
+    scored = validations * validation_mb * _MB / TOKEN_BYTES
+    work = 2 * parameters * (2 * tokens + scored) / CPU_OPERATIONS
+    return reserve_minutes(estimate_load_seconds(estimate_weights_mb(parameters)) + work, attempt)
 
 
 def estimate_merge_minutes(parameters: int, attempt: int) -> int:
-    """Return weights are read and written three times, at no less than 100 MB/s, and two forward passes compared."""
-    return reserve_minutes(3 * estimate_weights_mb(parameters) / 100, attempt)
+    """Return the minutes in which weights are read and written and two forward passes compared: 53 s of work for 1.2
+    billion parameters (benchmarks/second_base.md).
+    """
+    return reserve_minutes(estimate_weights_mb(parameters) / 60, attempt)
 
 
-def estimate_build_minutes(parameters: int, attempt: int) -> int:
-    """Return slowest is k_quant."""
-    return reserve_minutes(estimate_weights_mb(parameters) / 10, attempt)
+def estimate_build_minutes(parameters: int, algo_config: str | None, attempt: int) -> int:
+    """Return the minutes of a build; slowest is k_quant. The default took 80 s for 1.2 billion parameters."""
+    return reserve_minutes(estimate_weights_mb(parameters) / (10 if algo_config == "k_quant" else 42), attempt)
 
 
 def estimate_calibrate_minutes(parameters: int, calibration: Mapping[str, int], attempt: int) -> int:
@@ -178,20 +191,32 @@ def estimate_calibrate_minutes(parameters: int, calibration: Mapping[str, int], 
 
 
 def estimate_score_minutes(parameters: int, rows_mb: float, evaluate: Mapping[str, int], attempt: int) -> int:
-    """Return 2N operations a token of every row, and free answers on the first, the weights read for each of their
-    tokens.
-
-    Measured for the demo (benchmarks/scoring.md): 14.6 rows/s in PyTorch, 34 in ONNX Runtime; 7 by this figure.
+    """Return the minutes of a score in PyTorch: 2N operations a token of every row, and free answers on the first, the
+    weights read for each of their tokens, once for a batch.
     """
     tokens = rows_mb * _MB / TOKEN_BYTES
-    answers = evaluate["greedy_rows"] * evaluate["max_new_tokens"]
-    return reserve_minutes(2 * parameters * tokens / CPU_OPERATIONS + 4 * parameters * answers / _CPU_BYTES, attempt)
+    read = math.ceil(evaluate["greedy_rows"] / evaluate["batch_size"]) * evaluate["max_new_tokens"]
+    seconds = 2 * parameters * tokens / CPU_OPERATIONS + 4 * parameters * read / _CPU_BYTES
+    return reserve_minutes(estimate_load_seconds(estimate_weights_mb(parameters)) + seconds, attempt)
 
 
-def estimate_benchmark_minutes(parameters: int, benchmark: Mapping[str, int], attempt: int) -> int:
-    """Return token after token, as if the weights were not quantized."""
+def estimate_score_onnx_minutes(
+    parameters: int, built_mb: float, rows_mb: float, evaluate: Mapping[str, int], attempt: int
+) -> int:
+    """Return the minutes of a score in ONNX Runtime: as in PyTorch, but each free answer is written alone.
+
+    built_mb: size of the model.
+    """
+    tokens = rows_mb * _MB / TOKEN_BYTES
+    read = evaluate["greedy_rows"] * min(evaluate["max_new_tokens"], EXPECTED.answer_tokens)
+    seconds = 2 * parameters * tokens / CPU_OPERATIONS + built_mb * _MB * read / _CPU_BYTES
+    return reserve_minutes(estimate_load_seconds(built_mb) + seconds, attempt)
+
+
+def estimate_benchmark_minutes(built_mb: float, benchmark: Mapping[str, int], attempt: int) -> int:
+    """Return the minutes of writing token after token. built_mb: size of the model."""
     tokens = (benchmark["prompts"] + 1) * benchmark["new_tokens"]
-    return reserve_minutes(4 * parameters * tokens / _CPU_BYTES, attempt)
+    return reserve_minutes(estimate_load_seconds(built_mb) + built_mb * _MB * tokens / _CPU_BYTES, attempt)
 
 
 def count_gpus(resources: Mapping[str, Any]) -> int:

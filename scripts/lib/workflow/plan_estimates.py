@@ -36,14 +36,12 @@ class Settings:
     variants: Mapping[str, Mapping[str, Any]]
 
 
-def estimate_jobs(
-    jobs: Sequence[PlannedJob], settings: Settings, look: Mapping[str, Any], speed: Speed | None
-) -> list[dict[str, Any]]:
+def estimate_jobs(jobs: Sequence[PlannedJob], settings: Settings, speed: Speed | None) -> list[dict[str, Any]]:
     """Return each job that will run, with `seconds` and their range, `mem_mb` and `disk_mb`; None what is not known.
 
     speed: of this machine; None: the jobs run elsewhere, and times are those of two slow cores.
     """
-    expected = {id(job): _expect_seconds(job, settings, look, speed) for job in jobs}
+    expected = {id(job): _expect_seconds(job, settings, speed) for job in jobs}
     seen = _compare_finished(jobs, expected)
     return [_estimate_job(job, expected[id(job)], seen.get(job.rule), settings) for job in jobs if not job.is_done]
 
@@ -65,7 +63,7 @@ def _estimate_job(job: PlannedJob, expected: float | None, ratio: float | None, 
     }
 
 
-def _expect_seconds(job: PlannedJob, settings: Settings, look: Mapping[str, Any], speed: Speed | None) -> float | None:
+def _expect_seconds(job: PlannedJob, settings: Settings, speed: Speed | None) -> float | None:
     """Return start-up and work in seconds; None on a GPU, whose speed nobody has measured."""
     if job.gpus or job.reserved is not None:
         return None
@@ -76,18 +74,13 @@ def _expect_seconds(job: PlannedJob, settings: Settings, look: Mapping[str, Any]
         share = 1.0
         if speed and finetune["dtype"] == "auto" and speed.auto_dtype != "float32":
             share = _SHARE * speed.float32 / (_share_in_bfloat16(settings.parameters) * speed.auto)
-        work *= share * _correct_tokens(finetune, look)
+        work *= share
     return _START_UP.get(job.environment, _OTHER_START_UP) * slower + work
 
 
 def _share_in_bfloat16(parameters: int) -> float:
     """Return the share of the best bfloat16 products' speed: small matrices reach less (benchmarks/second_base.md)."""
     return min(0.69, 0.31 * (parameters / 134.5e6) ** 0.36)
-
-
-def _correct_tokens(finetune: Mapping[str, Any], look: Mapping[str, Any]) -> float:
-    """Return tokens of this training per token of the estimate, which takes a row of `max_steps` as 400 bytes."""
-    return look["tokens"]["mean"] * resources.TOKEN_BYTES / 400 if finetune["max_steps"] else 1.0
 
 
 def _compare_finished(jobs: Sequence[PlannedJob], expected: Mapping[int, float | None]) -> dict[str, float]:

@@ -78,10 +78,10 @@ class Stages:
         """Return how many GPUs an ONNX stage needs; any scored variant may become the packaged model."""
         return int(any(name in self.scored and self._needs_gpu(name) for name in self._list_variants(wildcards)))
 
-    def estimate_onnx_mb(self, wildcards: Any, parameters: int) -> int:
-        """Return the memory in MB that an ONNX stage takes, of a base model with so many parameters."""
+    def estimate_onnx_mb(self, wildcards: Any, parameters: int) -> float:
+        """Return the size in MB of an ONNX stage, of a base model with so many parameters."""
         precisions = [self.variants[name]["precision"] for name in self._list_variants(wildcards)]
-        return max(resources.estimate_score_onnx_mb(parameters, precision) for precision in precisions)
+        return max(resources.estimate_onnx_mb(parameters, precision) for precision in precisions)
 
     def _list_variants(self, wildcards: Any) -> Sequence[str]:
         """Return the variant of an ONNX stage; of the packaged model all that it may be."""
