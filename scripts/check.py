@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from run import check_configuration
 
 from lib.core.cli import UserError, format_error
+from lib.core.escaping import escape_controls
 from lib.data.first_look import describe_rows, sample_rows
 from lib.hardware import resources
 from lib.hardware.memory import measure_available_mb
@@ -66,7 +67,7 @@ def show(args: argparse.Namespace, speed_test: SpeedTest, workflow: Any, is_loca
         try:
             look = describe_rows_of_run(jobs, Path(scratch), config.seed)
         except UserError as error:
-            print(error, file=sys.stderr)
+            print(escape_controls(str(error)), file=sys.stderr)
             _leave(1)
     speed = speed_test.measure() if is_local else None
     expected = resources.EXPECTED
@@ -85,9 +86,10 @@ def show(args: argparse.Namespace, speed_test: SpeedTest, workflow: Any, is_loca
     )
     plan = build_plan(list_jobs(workflow), settings, look, speed)
     problems = find_problems(plan["jobs"], measure_available_mb(), results) if is_local else []
-    print(json.dumps(plan | {"problems": problems}, indent=2, ensure_ascii=False) if args.json else format_plan(plan))
+    said = json.dumps(plan | {"problems": problems}, indent=2) if args.json else format_plan(plan)
+    print(*(escape_controls(line) for line in said.splitlines()), sep="\n")
     for problem in problems:
-        print(format_error(problem), file=sys.stderr)
+        print(escape_controls(format_error(problem)), file=sys.stderr)
     _leave(1 if problems else 0)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.core.cli import build_parser, parse_settings, run
+from lib.core.escaping import escape_controls
 from lib.tracking.delivery import Delivery, TrackedRun, build_tracker
 from lib.tracking.facts import build_point, flatten_parameters
 
@@ -61,7 +62,7 @@ def collect_entries(inbox: "queue.SimpleQueue[dict[str, Any] | None]") -> list[d
 
 
 def report_fault(line: str) -> None:
-    print(f"{line}; the training goes on", flush=True)
+    print(escape_controls(f"{line}; the training goes on"), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def sections(kind: type[Section] = Section) -> list[type[Section]]:
     """Return every section of the model that has keys."""
-    below = [one for child in kind.__subclasses__() if child.__module__.startswith("lib.") for one in sections(child)]
+    below = [
+        one for child in kind.__subclasses__() if child.__module__.startswith("lib.config.") for one in sections(child)
+    ]
     return [*([kind] if kind is not Section else []), *below]
 
 

@@ -180,6 +180,7 @@ ONLY = {
 # Of these the folder is asked for, with its links, or the lineage as a whole: below. A hub's names are those of
 # `weight_files`; the hub on loopback of test_fetch_model gives real ones.
 TESTED_ELSEWHERE = {
+    "lib/tracking/tensorboard_events.py",  # in test_trackers.py
     *("lib/sources/huggingface.py", "lib/provenance/lineage.py", "lib/workflow/snakemake_metadata.py"),
     *("lib/onnx/packaged.py", "lib/evaluation/onnx_scorer.py"),  # in test_packaged.py
     *("fetch_adapter.py", "fetch_merged.py", "lib/models/locate_model.py", "compare_results.py"),

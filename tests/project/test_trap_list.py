@@ -2,8 +2,7 @@
 
 import ast
 import re
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,21 +59,21 @@ def test_every_promise_of_the_security_page_names_a_test():
         assert TEST.findall(promise), promise
 
 
-def test_every_test_that_a_list_names_is_collected():
-    pytest.importorskip("torch", reason="needs torch, which is not installed")  # else not all are collected
+def test_every_test_that_a_list_names_is_there():
     lists = [ROOT / name for name in ("tests/traps.md", "tests/attacks.md", "tests/cases.md", "SECURITY.md")]
     lines = [line for path in lists for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    named = {f"tests/{file}::{name}" for line in lines for file, name in TEST.findall(line)}
-    files = sorted({one.partition("::")[0] for one in named})
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts="]
-    done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True)
-    collected = {line.partition("[")[0] for line in done.stdout.splitlines()}
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert named - collected == set()
+    named = {(f"tests/{file}", name) for line in lines for file, name in TEST.findall(line)}
+    assert len(named) > 100
+    assert {(file, name) for file, name in named if name not in list_functions(ROOT / file)} == set()
+
+
+def list_functions(path: Path) -> set[str]:
+    """The names of a module's functions."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row[0])
 def test_every_function_that_the_list_names_is_there(row):
     for file, name in NAME.findall(row[4]):
-        tree = ast.parse((SCRIPTS / file).read_text(encoding="utf-8"))
-        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
+        assert name in list_functions(SCRIPTS / file), f"{file}::{name}"

@@ -204,6 +204,7 @@ def test_the_registry_the_configuration_and_peft_have_the_same_names():
 
 
 def test_a_method_is_named_nowhere_but_in_the_registry_and_at_its_key():
-    for path in SCRIPTS.rglob("*.py"):
+    files = [path for path in SCRIPTS.rglob("*.py") if path.parent.name != "olive"]  # its own names
+    for path in files:
         named = {name for name in METHODS.keys() - {"none"} if f'"{name}"' in path.read_text(encoding="utf-8")}
         assert not named or path.name in ("methods.py", "schema.py"), (path.name, named)

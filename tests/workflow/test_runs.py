@@ -185,6 +185,7 @@ def test_calibration_saw_training_rows_alone(quantized_only):
     assert left == {results / "base", results / "checks/trial"}, "calibrated weights are gone"
 
 
+@pytest.mark.slow
 def test_an_adapter_of_yours_is_merged_as_if_trained_here(tiny_llama, swept, tmp_path):
     workspace = make_workspace(tmp_path / "workspace", tiny_llama, finetune={"adapter": f"-{HOSTILE}"})
     shutil.copytree(swept / "results/selected/adapter", workspace.root / f"-{HOSTILE}")

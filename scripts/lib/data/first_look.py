@@ -33,13 +33,14 @@ def describe_rows(files: dict[str, Path], count: int | None) -> dict[str, Any]:
     file where these are a sample of it; numbers of rows are then those of the sample, sizes those of the whole.
     """
     audit, split = read_json(files["audit.json"]), read_json(files["split.json"])
-    scale = count / audit["rows"] if count else 1.0
+    examined = audit["rows"]
+    scale = count / examined if count else 1.0
     mean = audit["tokens"]["mean"]
     corpus = {name: list(read_jsonl(files[f"{name}.jsonl"])) for name in SPLITS}
     rejected = sorted(audit["rejected"].items(), key=lambda item: (-item[1], item[0]))
     return {
-        "rows": count or audit["rows"],
-        "examined": audit["rows"],
+        "rows": count or examined,
+        "examined": examined,
         "kept": audit["kept"],
         "set_aside": dict(rejected),
         "classes": audit.get("classes"),

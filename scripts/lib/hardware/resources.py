@@ -23,6 +23,7 @@ FETCH_TOKENIZER_MB = 2000  # torch and transformers, and 1 GB for the largest vo
 CPU_OPERATIONS = 75e9  # a second: fp32 products on two cores
 # Weights read for one token after the other, in a second: 36 tokens/s of 538 MB (benchmarks/quantization.md).
 _CPU_BYTES = 19e9
+_TOKEN_SECONDS = 0.004  # that ONNX Runtime GenAI takes for a token beside reading the weights
 TOKEN_BYTES = 3  # of a corpus file
 # Bytes of a weight in ONNX, with scales and with what stays in a higher precision.
 _STORED_BYTES = {"int4": 0.7, "int8": 1.2, "fp16": 2.1, "bf16": 2.1, "fp32": 4.1}
@@ -216,7 +217,8 @@ def estimate_score_onnx_minutes(
 def estimate_benchmark_minutes(built_mb: float, benchmark: Mapping[str, int], attempt: int) -> int:
     """Return the minutes of writing token after token. built_mb: size of the model."""
     tokens = (benchmark["prompts"] + 1) * benchmark["new_tokens"]
-    return reserve_minutes(estimate_load_seconds(built_mb) + built_mb * _MB * tokens / _CPU_BYTES, attempt)
+    seconds = tokens * (built_mb * _MB / _CPU_BYTES + _TOKEN_SECONDS)
+    return reserve_minutes(estimate_load_seconds(built_mb) + seconds, attempt)
 
 
 def count_gpus(resources: Mapping[str, Any]) -> int:

@@ -17,7 +17,8 @@ from lib.workflow.steps import describe_step
 # Seconds from the start of a job to its work and from there to its end, on the machine that the rest was measured on.
 _START_UP = {"train": 7.0, "onnx": 5.0}
 _OTHER_START_UP = 2.5
-_SHARE = 0.65  # of the best products' speed, that the work of a job reaches in float32
+# Of the best products' speed, what a job reaches in float32, and what a training does, which leaves work out.
+_SHARE, _TRAINING_SHARE = 0.65, 0.8
 _TOLD_APART = 1.5  # an estimate is within this factor of the truth
 _SEEN = 1.25  # where finished jobs of the same rule say how long one takes
 
@@ -71,7 +72,7 @@ def _expect_seconds(job: PlannedJob, settings: Settings, speed: Speed | None) ->
     work = (job.seconds or 0.0) * slower
     if job.rule == "train_adapter":
         finetune = settings.runs[job.wildcards["run"]]
-        share = 1.0
+        share = _SHARE / _TRAINING_SHARE
         if speed and finetune["dtype"] == "auto" and speed.auto_dtype != "float32":
             share = _SHARE * speed.float32 / (_share_in_bfloat16(settings.parameters) * speed.auto)
         work *= share
@@ -79,8 +80,8 @@ def _expect_seconds(job: PlannedJob, settings: Settings, speed: Speed | None) ->
 
 
 def _share_in_bfloat16(parameters: int) -> float:
-    """Return the share of the best bfloat16 products' speed: small matrices reach less (benchmarks/second_base.md)."""
-    return min(0.69, 0.31 * (parameters / 134.5e6) ** 0.36)
+    """Return the share of the best bfloat16 products' speed that a training reaches: small matrices reach less."""
+    return min(0.69, 0.45 * (parameters / 134.5e6) ** 0.16)
 
 
 def _compare_finished(jobs: Sequence[PlannedJob], expected: Mapping[int, float | None]) -> dict[str, float]:
@@ -165,10 +166,10 @@ def find_problems(jobs: Sequence[Mapping[str, Any]], memory_mb: float, results: 
 
 def count_steps(finetune: Mapping[str, Any], look: Mapping[str, Any]) -> dict[str, Any]:
     """Return steps, sequences and tokens of a training, from rows and tokens of the look at the data."""
-    rows, mean = look["splits"]["train"], look["tokens"]["mean"]
+    rows, mean, block = look["splits"]["train"], look["tokens"]["mean"], finetune["source_max_len"]
     sequences = rows
     if finetune["corpus_strategy"] == "join":
-        sequences = math.floor(rows * mean / finetune["source_max_len"])
+        sequences = math.floor(rows * mean / block)
     batch = finetune["per_device_train_batch_size"] * finetune["gradient_accumulation_steps"]
     in_epoch = math.ceil(sequences / batch)
     steps = finetune["max_steps"] or math.ceil(in_epoch * finetune["num_train_epochs"])

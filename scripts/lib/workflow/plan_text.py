@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lib.core.escaping import escape_controls
 from lib.workflow.steps import STEPS
 from lib.workflow.time_left import describe_time
 
@@ -21,7 +20,7 @@ def format_plan(plan: Mapping[str, Any]) -> str:
     else:
         lines += ["", "nothing to be done: all results are there"]
     lines += [_describe_speed(plan["speed"])] if plan["jobs"] else []
-    return "\n".join(map(escape_controls, lines))
+    return "\n".join(lines)
 
 
 def _format_rows(rows: Mapping[str, Any]) -> list[str]:
