@@ -156,7 +156,7 @@ rule benchmark_onnx:
     threads: resources.HEAVY_THREADS
     resources:
         mem_mb=grow_memory(
-            lambda wildcards, input: resources.estimate_score_onnx_mb(
+            lambda wildcards, input: resources.estimate_benchmark_mb(
                 STAGES.estimate_onnx_mb(wildcards, PARAMETERS)
             )
         ),

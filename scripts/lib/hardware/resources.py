@@ -18,7 +18,7 @@ from typing import Any
 HEAVY_THREADS = 16  # "all cores": Snakemake lowers it to --cores
 _MB = 1e6
 CHECK_MODEL_SECONDS = 10  # benchmarks/model_checks.md
-CHECK_MODEL_MB = 2000  # torch, transformers and the builder, beside models of some megabytes
+CHECK_MODEL_MB = 1200  # torch, transformers and the builder, beside models of some megabytes
 FETCH_TOKENIZER_MB = 2000  # torch and transformers, and 1 GB for the largest vocabularies out of a GGUF file
 CPU_OPERATIONS = 75e9  # a second: fp32 products on two cores
 # Weights read for one token after the other, in a second: 36 tokens/s of 538 MB (benchmarks/quantization.md).
@@ -102,8 +102,11 @@ def estimate_build_mb(parameters: int, algo_config: str | None = None) -> int:
 
 
 def estimate_calibrate_mb(parameters: int) -> int:
-    """Return the weights in fp32, a layer's inputs and gradients: 1320 MB measured for 134.5 million parameters."""
-    return math.ceil(1200 + 2.5 * estimate_weights_mb(parameters))
+    """Return the weights in fp32, a layer's inputs and gradients: 1320 MB measured for 134.5 million parameters.
+
+    Not below what `calibrate_weights` refuses to begin with.
+    """
+    return math.ceil(500 + 2.1 * estimate_weights_mb(parameters))
 
 
 def estimate_score_mb(parameters: int) -> int:
@@ -117,6 +120,11 @@ def estimate_score_onnx_mb(built_mb: float) -> int:
     built_mb: size of the model. Measured for int4: 3289 MB for 1236 million parameters (benchmarks/second_base.md).
     """
     return math.ceil(1000 + 3 * built_mb)
+
+
+def estimate_benchmark_mb(built_mb: float) -> int:
+    """Return what writing text with ONNX Runtime GenAI takes: 332 MB measured for a model of 92 MB, 1451 for 806."""
+    return math.ceil(250 + 1.6 * built_mb)
 
 
 def estimate_adapter_mb(parameters: int, r: int) -> float:
@@ -184,11 +192,9 @@ def estimate_build_minutes(parameters: int, algo_config: str | None, attempt: in
 
 
 def estimate_calibrate_minutes(parameters: int, calibration: Mapping[str, int], attempt: int) -> int:
-    """Return each layer passes 4 sequences forward and back in a step: 639 s beside other work for the demo, 551
-    here.
-    """
+    """Return the minutes in which each layer passes 4 sequences forward and back in a step (benchmarks/plan.md)."""
     tokens = 4 * calibration["length"] * calibration["iterations"]
-    return reserve_minutes(12 * parameters * tokens / CPU_OPERATIONS, attempt)
+    return reserve_minutes(10 * parameters * tokens / CPU_OPERATIONS, attempt)
 
 
 def estimate_score_minutes(parameters: int, rows_mb: float, evaluate: Mapping[str, int], attempt: int) -> int:
