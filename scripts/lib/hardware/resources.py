@@ -79,7 +79,7 @@ def estimate_train_mb(parameters: int, finetune: Mapping[str, Any], max_length: 
         activations /= 4
     adapter = 4 * estimate_adapter_mb(parameters, finetune["r"])
     weights = estimate_weights_mb(parameters, {"auto": EXPECTED.auto_bytes, "bfloat16": 2}.get(finetune["dtype"], 4))
-    return math.ceil(1500 + 1.1 * weights + adapter + activations)
+    return math.ceil(1750 + 1.1 * weights + adapter + activations)
 
 
 def estimate_merge_mb(parameters: int) -> int:
@@ -119,7 +119,7 @@ def estimate_score_onnx_mb(built_mb: float) -> int:
 
     built_mb: size of the model. Measured for int4: 3289 MB for 1236 million parameters (benchmarks/second_base.md).
     """
-    return math.ceil(1000 + 3 * built_mb)
+    return math.ceil(1150 + 3 * built_mb)
 
 
 def estimate_benchmark_mb(built_mb: float) -> int:
