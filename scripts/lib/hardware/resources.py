@@ -170,9 +170,9 @@ def estimate_train_minutes(
     A row is taken as 400 bytes of the corpus file.
     """
     batch = finetune["per_device_train_batch_size"] * finetune["gradient_accumulation_steps"]
-    row_bytes = EXPECTED.row_bytes
+    row_bytes, validated_every = EXPECTED.row_bytes, finetune["eval_steps"]
     steps = finetune["max_steps"] or train_mb * _MB / row_bytes / batch * finetune["num_train_epochs"]
-    validations = max(1.0, steps / finetune["eval_steps"])
+    validations = max(1.0, steps / validated_every)
     tokens = steps * batch * row_bytes / TOKEN_BYTES
     scored = validations * validation_mb * _MB / TOKEN_BYTES
     work = 2 * parameters * (2 * tokens + scored) / CPU_OPERATIONS
@@ -201,8 +201,8 @@ def estimate_score_minutes(parameters: int, rows_mb: float, evaluate: Mapping[st
     """Return the minutes of a score in PyTorch: 2N operations a token of every row, and free answers on the first, the
     weights read for each of their tokens, once for a batch.
     """
-    tokens = rows_mb * _MB / TOKEN_BYTES
-    read = math.ceil(evaluate["greedy_rows"] / evaluate["batch_size"]) * evaluate["max_new_tokens"]
+    tokens, batch = rows_mb * _MB / TOKEN_BYTES, evaluate["batch_size"]
+    read = math.ceil(evaluate["greedy_rows"] / batch) * evaluate["max_new_tokens"]
     seconds = 2 * parameters * tokens / CPU_OPERATIONS + 4 * parameters * read / _CPU_BYTES
     return reserve_minutes(estimate_load_seconds(estimate_weights_mb(parameters)) + seconds, attempt)
 
