@@ -34,7 +34,7 @@ from lib.core.files import (
 )
 from lib.core.progress_lock import hold_progress
 from lib.data.corpus import load_template, read_corpus
-from lib.data.tokenizer import load_tokenizer, read_max_tokens
+from lib.data.tokenizer import Tokenizer, load_tokenizer, read_max_tokens
 from lib.evaluation.registry import SELECTED_BY
 from lib.evaluation.torch_scorer import measure_task_quality
 from lib.hardware.device import choose_training_dtype, measure_matmul_peak, use_threads
@@ -141,13 +141,7 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
     tokenizer = load_tokenizer(args.base)
     longest = read_max_tokens(args.base)  # of the built model: better said now than after the training
     rows = {name: read_corpus(path) for name, path in (("train", args.train), ("validation", args.validation))}
-    encoded = {
-        name: batching.encode_rows(tokenizer, part, loss=settings["loss"], max_length=longest)
-        for name, part in rows.items()
-    }
-    if settings["corpus_strategy"] == "join":
-        encoded = {name: batching.join_rows(part, settings["source_max_len"]) for name, part in encoded.items()}
-
+    encoded = {name: encode_split(part, tokenizer, settings, longest) for name, part in rows.items()}
     dtype = choose_training_dtype(settings["dtype"])
     set_seed(seed)
     model = build_lora_model(load_model(args.base, dtype, choose_quantization(settings)), settings)
@@ -193,6 +187,18 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
         write_checksums(result)
     for folder in work.glob("checkpoint-*"):
         shutil.rmtree(folder)
+
+
+def encode_split(
+    rows: list[dict[str, Any]], tokenizer: Tokenizer, settings: dict[str, Any], longest: int
+) -> list[batching.Example]:
+    """Return the sequences of a split: one for each row, or blocks of joined rows. longest: tokens of the model."""
+    sequences = batching.encode_rows(tokenizer, rows, loss=settings["loss"], max_length=longest)
+    return (
+        batching.join_rows(sequences, settings["source_max_len"])
+        if settings["corpus_strategy"] == "join"
+        else sequences
+    )
 
 
 def describe_run(args: argparse.Namespace, work: Path) -> list[str]:

@@ -53,12 +53,12 @@ def estimate_weights_mb(parameters: int, bytes_each: int = 4) -> float:
 
 
 def estimate_data_mb(rows_mb: float) -> int:
-    """Return rules that hold the rows and a few facts of each: MinHash and ids beside the text."""
+    """Return what rules take that hold the rows and a few facts of each: MinHash and ids beside the text."""
     return math.ceil(1000 + 12 * rows_mb)
 
 
 def estimate_fetch_model_mb(parameters: int) -> int:
-    """Return dequantizing a GGUF holds it in fp32 and once more while it is saved."""
+    """Return what reading a GGUF file takes, which is held in fp32 and once more while it is saved."""
     return math.ceil(1000 + 2.5 * estimate_weights_mb(parameters))
 
 
@@ -97,8 +97,7 @@ def estimate_build_mb(parameters: int, algo_config: str | None = None) -> int:
     parameters, 1244 / 1650 / 1206 for 47.2, 2290 / 2829 / 2337 for 134.5, 4072 / 5696 / 5285 for 361.8; int4 11788 for
     1236.
     """
-    weights = estimate_weights_mb(parameters)
-    return math.ceil(1200 + (3.5 if algo_config == "k_quant" else 2.9 if parameters < 5e8 else 2.4) * weights)
+    return math.ceil(1200 + (3.5 if algo_config == "k_quant" else 2.9) * estimate_weights_mb(parameters))
 
 
 def estimate_calibrate_mb(parameters: int) -> int:
@@ -153,7 +152,7 @@ def reserve_minutes(seconds: float, attempt: int) -> int:
 
 
 def estimate_data_minutes(rows_mb: float, attempt: int) -> int:
-    """Return slowest is the audit: 250 s for a million rows, about 300 MB (benchmarks/data.md)."""
+    """Return the minutes of the slowest, the audit: 250 s for a million rows, about 300 MB (benchmarks/data.md)."""
     return reserve_minutes(2 * rows_mb, attempt)
 
 

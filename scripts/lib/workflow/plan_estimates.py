@@ -19,8 +19,8 @@ _START_UP = {"train": 7.0, "onnx": 5.0}
 _OTHER_START_UP = 2.5
 # Of the best products' speed, what a job reaches in float32, and what a training does, which leaves work out.
 _SHARE, _TRAINING_SHARE = 0.65, 0.8
-_TOLD_APART = 1.5  # an estimate is within this factor of the truth
-_SEEN = 1.25  # where finished jobs of the same rule say how long one takes
+# The range that is told to both sides of an estimate, and where finished jobs of the same rule say how long one takes.
+_RANGE, _RANGE_SEEN = 1.5, 1.25
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def estimate_jobs(jobs: Sequence[PlannedJob], settings: Settings, speed: Speed |
 
 def _estimate_job(job: PlannedJob, expected: float | None, ratio: float | None, settings: Settings) -> dict[str, Any]:
     seconds = None if expected is None else expected * (ratio or 1.0)
-    factor = _SEEN if ratio else _TOLD_APART
+    factor = _RANGE_SEEN if ratio else _RANGE
     return {
         "rule": job.rule,
         "step": describe_step(job.rule, job.wildcards),
