@@ -10,6 +10,7 @@ does not fit into this machine.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -87,6 +88,7 @@ def show(args: argparse.Namespace, speed_test: SpeedTest, workflow: Any, is_loca
     plan = build_plan(list_jobs(workflow), settings, look, speed)
     problems = find_problems(plan["jobs"], measure_available_mb(), results) if is_local else []
     said = json.dumps(plan | {"problems": problems}, indent=2) if args.json else format_plan(plan)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # who reads it with `| head` has seen enough
     print(*(escape_controls(line) for line in said.splitlines()), sep="\n")
     for problem in problems:
         print(escape_controls(format_error(problem)), file=sys.stderr)

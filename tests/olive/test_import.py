@@ -1,6 +1,7 @@
 """The importer of Olive's configurations: single keys, both eras, bad files, its command."""
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -309,3 +310,15 @@ def test_every_key_that_the_importer_knows_is_on_the_page():
     missing = [(kind, key) for kind, keys in KEYS.items() for key in keys if f"`{key}`" not in page]
     assert missing == []
     assert replace_tables("a\n<!-- Made") != page
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    recipe = ROOT / "tests/olive/recipes/open_llama_lora.json"
+    command = [sys.executable, str(ROOT / "scripts/import_olive.py"), str(recipe)]
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

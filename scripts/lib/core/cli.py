@@ -11,6 +11,7 @@ import gc
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import time
@@ -207,6 +208,8 @@ def run(arguments: argparse.ArgumentParser, main: Callable[[argparse.Namespace],
     except SystemExit:
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
+        if isinstance(error, BrokenPipeError) and _is_reader_gone():
+            _exit(141)
         failure = find_failure(error, list_written_paths(args))
         _log_traceback(error)
         _say_last(
@@ -260,6 +263,13 @@ def _log_traceback(error: BaseException | None) -> None:
         with suppress(OSError):
             for line in traceback.format_exc().splitlines():  # to the terminal where a person gave no --log
                 print(escape_controls(line), file=sys.stderr)
+
+
+def _is_reader_gone() -> bool:
+    """Return whether nobody reads standard output any more: `| head` has seen enough."""
+    poll = select.poll()
+    poll.register(1, 0)  # errors are told unasked
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _exit(code: int) -> NoReturn:
