@@ -148,6 +148,10 @@ def _become(words: Sequence[str], folder: Path, environment: Mapping[str, str], 
     os.chdir(folder)
     os.environ.update(environment)
     tempfile.tempdir = None
+    if torch := sys.modules.get("torch"):
+        # The first caller after a fork replaces PyTorch's thread pool, without a lock: threads that load weights would
+        # race for it and find none ("Invalid thread pool!", caffe2/utils/threadpool/pthreadpool-cpp.cc).
+        torch.set_num_threads(torch.get_num_threads())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     own = {"lib", "faults", "support"}
     for name in [name for name in sys.modules if name.partition(".")[0] in own]:
