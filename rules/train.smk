@@ -74,7 +74,7 @@ rule train_adapter:
     resources:
         mem_mb=grow_memory(
             lambda wildcards, input: resources.estimate_train_mb(
-                PARAMETERS, RUNS[wildcards.run].finetune, CONFIG.corpus.max_length
+                PARAMETERS, RUNS[wildcards.run].finetune, CONFIG.corpus.max_length, CONFIG.task
             )
         ),
         runtime=lambda wildcards, input, attempt: resources.estimate_train_minutes(
@@ -82,6 +82,7 @@ rule train_adapter:
             measure_mb([input.train]),
             measure_mb([input.validation]),
             RUNS[wildcards.run].finetune,
+            CONFIGURATION["evaluate"] if CONFIG.task == "generation" else None,
             attempt,
         ),
     params:

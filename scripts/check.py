@@ -34,7 +34,7 @@ from lib.workflow.plan_estimates import (
     estimate_jobs,
     find_problems,
     read_model_checks,
-    read_weight_bytes,
+    read_model_sizes,
     sum_jobs,
 )
 from lib.workflow.plan_text import format_plan
@@ -76,7 +76,7 @@ def show(args: argparse.Namespace, speed_test: SpeedTest, workflow: Any, is_loca
     expected.sizes_mb |= {f"{results}/data/{name}.jsonl": look["rows_mb"] for name in ("rows", "kept")}
     expected.longest = look["tokens"]["max"]
     expected.row_bytes = look["tokens"]["mean"] * resources.TOKEN_BYTES
-    expected.answer_tokens = look["answer_tokens"]
+    expected.answer_tokens, expected.vocabulary = look["answer_tokens"], look["vocabulary"]
     expected.auto_bytes = 2 if speed and speed.auto_dtype == "bfloat16" else 4
     settings = Settings(
         results=results,
@@ -104,7 +104,7 @@ def build_plan(
         "rows": {
             name: value
             for name, value in look.items()
-            if name not in ("sizes", "rows_mb", "weight_bytes", "answer_tokens")
+            if name not in ("sizes", "rows_mb", "weight_bytes", "answer_tokens", "vocabulary")
         },
         "trainings": {name: count_steps(finetune, look) for name, finetune in settings.runs.items()},
         "model_checks": read_model_checks(jobs, settings.results),
@@ -144,8 +144,7 @@ def describe_rows_of_run(jobs: Sequence[PlannedJob], scratch: Path, seed: int) -
                 places[job.outputs[0]] = str(scratch / "sample.jsonl")
     found = {Path(name).name: Path(places.get(name, name)) for rule in _ROWS[1:] for name in by_rule[rule].outputs}
     tokenizer = by_rule["fetch_tokenizer"].outputs[0]
-    weight_bytes = read_weight_bytes(Path(places.get(tokenizer, tokenizer)))
-    return describe_rows(found, sample) | {"weight_bytes": weight_bytes}
+    return describe_rows(found, sample) | read_model_sizes(Path(places.get(tokenizer, tokenizer)))
 
 
 def run_elsewhere(job: PlannedJob, places: dict[str, str], scratch: Path) -> None:

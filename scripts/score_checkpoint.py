@@ -15,6 +15,7 @@ from lib.data.tokenizer import load_tokenizer
 from lib.evaluation.scoring import write_score
 from lib.evaluation.torch_scorer import add_answers, score_labels, score_references
 from lib.hardware.device import use_threads
+from lib.hardware.onednn import use_onednn
 from lib.models.loading import load_adapter, load_model
 from lib.provenance.manifests import read_manifest
 
@@ -30,6 +31,7 @@ def main(args: argparse.Namespace) -> None:
     model = load_model(args.model, quantization=quantization)
     if args.adapter:
         model = load_adapter(model, args.adapter)
+    use_onednn(model.requires_grad_(False))
     report_loaded()
     evaluate = args.settings["evaluate"]
     score = score_labels if template["task"] == "classification" else score_references

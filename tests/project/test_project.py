@@ -180,14 +180,15 @@ FINETUNE = {
     "source_max_len": 1024,
     "dtype": "auto",
     "r": 16,
+    "loss": "completion",
 }
 
 
 def test_memory_grows_with_the_model_and_lies_above_what_was_measured():
     """Measured peaks with SmolLM2-135M in fp32 on 2 cores: docs in lib/hardware/resources.py."""
     small, large = 134_515_008, 3_821_079_552
-    assert 2_000 < resources.estimate_train_mb(small, FINETUNE, 128) < 8_000
-    assert resources.estimate_train_mb(large, FINETUNE, 128) > 4 * large / 1e6
+    assert 2_000 < resources.estimate_train_mb(small, FINETUNE, 128, "classification") < 8_000
+    assert resources.estimate_train_mb(large, FINETUNE, 128, "classification") > 4 * large / 1e6
     assert (
         776 < resources.estimate_merge_mb(361_800_000) < resources.estimate_merge_mb(large)
     )  # it streams: less than the weights
@@ -197,12 +198,26 @@ def test_memory_grows_with_the_model_and_lies_above_what_was_measured():
 
 
 def test_a_retry_gets_more_time():
-    first, second = (resources.estimate_train_minutes(134_515_008, 1.0, 0.1, FINETUNE, attempt) for attempt in (1, 2))
+    first, second = (
+        resources.estimate_train_minutes(134_515_008, 1.0, 0.1, FINETUNE, None, attempt) for attempt in (1, 2)
+    )
     assert second > first > 10
+
+
+def test_free_answers_of_validations_count_and_so_do_logits_of_long_answers():
+    validated = {**FINETUNE, "per_device_eval_batch_size": 16}
+    few, many = ({"greedy_rows": rows, "max_new_tokens": 64} for rows in (16, 160))
+    plain, few_answers, many_answers = (
+        resources.estimate_train_minutes(10**9, 1.0, 0.1, validated, evaluate, 1) for evaluate in (None, few, many)
+    )
+    assert many_answers - plain == pytest.approx(10 * (few_answers - plain), abs=10)
+    label, text = (resources.estimate_train_mb(10**9, FINETUNE, 128, task) for task in ("classification", "generation"))
+    rows = FINETUNE["per_device_train_batch_size"]
+    assert text - label == pytest.approx(12 * 150_000 * 128 * rows / 1e6, abs=1)
 
 
 def test_steps_decide_over_epochs():
     steps = {**FINETUNE, "max_steps": 10}
-    assert resources.estimate_train_minutes(10**9, 1000.0, 0.1, steps, 1) < resources.estimate_train_minutes(
-        10**9, 1000.0, 0.1, FINETUNE, 1
+    assert resources.estimate_train_minutes(10**9, 1000.0, 0.1, steps, None, 1) < resources.estimate_train_minutes(
+        10**9, 1000.0, 0.1, FINETUNE, None, 1
     )

@@ -19,7 +19,7 @@ from lib.workflow.plan_estimates import (
     estimate_jobs,
     find_problems,
     read_model_checks,
-    read_weight_bytes,
+    read_model_sizes,
     sum_jobs,
 )
 from lib.workflow.plan_text import format_plan
@@ -86,12 +86,12 @@ def test_bfloat16_units_shorten_the_training_alone():
 
 
 def test_a_plan_counts_what_rows_and_machine_have_and_not_the_most_that_can_be(monkeypatch):
-    finetune = FINETUNE | {"gradient_checkpointing": False, "corpus_strategy": "rows"}
-    asked = resources.estimate_train_mb(10**9, finetune, 512)
+    finetune = FINETUNE | {"gradient_checkpointing": False, "corpus_strategy": "rows", "loss": "completion"}
+    asked = resources.estimate_train_mb(10**9, finetune, 512, "classification")
     monkeypatch.setattr(resources, "EXPECTED", resources.Expected({"rows.jsonl": 3.0}, longest=64, auto_bytes=2))
     assert resources.measure_size_mb("rows.jsonl") == 3.0
     activations = asked - 1750 - 1.1 * 4000 - 4 * resources.estimate_adapter_mb(10**9, 16)
-    assert resources.estimate_train_mb(10**9, finetune, 512) == pytest.approx(
+    assert resources.estimate_train_mb(10**9, finetune, 512, "classification") == pytest.approx(
         asked - 2200 - activations * 7 / 8, rel=1e-3
     )
 
@@ -135,7 +135,7 @@ def test_the_checks_of_the_model_are_told_with_the_reason_of_the_last_refusal(tm
 @pytest.mark.parametrize(("config", "expected"), [({"dtype": "bfloat16"}, 2), ({"torch_dtype": "float32"}, 4), ({}, 4)])
 def test_weights_count_as_they_are_stored(config, expected, tmp_path):
     write_json(tmp_path / "config.json", config)
-    assert read_weight_bytes(tmp_path) == expected
+    assert read_model_sizes(tmp_path) == {"weight_bytes": expected, "vocabulary": 150_000}
 
 
 def test_of_many_rows_a_sample_is_drawn_by_the_seed(tmp_path):

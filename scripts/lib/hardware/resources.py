@@ -34,13 +34,15 @@ class Expected:
     """What a plan knows before the files are there, and a run does not ask for: it takes the most that can be.
 
     sizes_mb: of files, by path. longest: tokens of the longest row. row_bytes: of a row in a corpus. answer_tokens: of
-    a free answer. auto_bytes: of a weight in the dtype that `finetune.dtype: auto` stands for.
+    a free answer. vocabulary: ids of the model. auto_bytes: of a weight in the dtype that `finetune.dtype: auto` stands
+    for.
     """
 
     sizes_mb: dict[str, float] = field(default_factory=dict)
     longest: float = math.inf
     row_bytes: float = 400
     answer_tokens: float = math.inf
+    vocabulary: int = 150_000  # Qwen's; few have more
     auto_bytes: int = 4
 
 
@@ -62,8 +64,8 @@ def estimate_fetch_model_mb(parameters: int) -> int:
     return math.ceil(1000 + 2.5 * estimate_weights_mb(parameters))
 
 
-def estimate_train_mb(parameters: int, finetune: Mapping[str, Any], max_length: int) -> int:
-    """Return weights in fp32, adapter with two Adam moments and gradient, activations of one batch.
+def estimate_train_mb(parameters: int, finetune: Mapping[str, Any], max_length: int, task: str) -> int:
+    """Return weights in fp32, adapter with two Adam moments and gradient, activations and logits of one batch.
 
     Activations: about 34 bytes per hidden value and layer (Korthikanti et al. 2022, table 2, without
     the attention matrix); hidden x layers is taken as 1.4 * parameters ** 0.5, which holds within a
@@ -77,6 +79,8 @@ def estimate_train_mb(parameters: int, finetune: Mapping[str, Any], max_length: 
     activations = 2 * 34 * 1.4 * math.sqrt(parameters) * tokens / _MB
     if finetune["gradient_checkpointing"]:
         activations /= 4
+    if task == "generation" or finetune["loss"] == "all":  # logits, their softmax and its gradient; a label is short
+        activations += 3 * 4 * EXPECTED.vocabulary * tokens / _MB
     adapter = 4 * estimate_adapter_mb(parameters, finetune["r"])
     weights = estimate_weights_mb(parameters, {"auto": EXPECTED.auto_bytes, "bfloat16": 2}.get(finetune["dtype"], 4))
     return math.ceil(1750 + 1.1 * weights + adapter + activations)
@@ -161,12 +165,26 @@ def estimate_load_seconds(megabytes: float) -> float:
     return megabytes / 500
 
 
+def estimate_writing_seconds(parameters: int, evaluate: Mapping[str, int], batch: int) -> float:
+    """Return what free answers take in PyTorch: 2N operations for each of their tokens, and weights read for each place
+    in the answers of a batch.
+    """
+    rows, longest = evaluate["greedy_rows"], evaluate["max_new_tokens"]
+    computed = 2 * parameters * rows * min(longest, EXPECTED.answer_tokens) / CPU_OPERATIONS
+    return computed + 4 * parameters * math.ceil(rows / batch) * longest / _CPU_BYTES
+
+
 def estimate_train_minutes(
-    parameters: int, train_mb: float, validation_mb: float, finetune: Mapping[str, Any], attempt: int
+    parameters: int,
+    train_mb: float,
+    validation_mb: float,
+    finetune: Mapping[str, Any],
+    evaluate: Mapping[str, int] | None,
+    attempt: int,
 ) -> int:
     """Return the minutes of a training that computes 4N operations a token, and 2N in each validation.
 
-    A row is taken as 400 bytes of the corpus file.
+    evaluate: of a task whose validations write free answers, else None. A row is taken as 400 bytes of the corpus file.
     """
     batch = finetune["per_device_train_batch_size"] * finetune["gradient_accumulation_steps"]
     row_bytes, validated_every = EXPECTED.row_bytes, finetune["eval_steps"]
@@ -175,6 +193,8 @@ def estimate_train_minutes(
     tokens = steps * batch * row_bytes / TOKEN_BYTES
     scored = validations * validation_mb * _MB / TOKEN_BYTES
     work = 2 * parameters * (2 * tokens + scored) / CPU_OPERATIONS
+    if evaluate:
+        work += validations * estimate_writing_seconds(parameters, evaluate, finetune["per_device_eval_batch_size"])
     return reserve_minutes(estimate_load_seconds(estimate_weights_mb(parameters)) + work, attempt)
 
 
@@ -197,12 +217,9 @@ def estimate_calibrate_minutes(parameters: int, calibration: Mapping[str, int], 
 
 
 def estimate_score_minutes(parameters: int, rows_mb: float, evaluate: Mapping[str, int], attempt: int) -> int:
-    """Return the minutes of a score in PyTorch: 2N operations a token of every row, and free answers on the first, the
-    weights read for each of their tokens, once for a batch.
-    """
-    tokens, batch = rows_mb * _MB / TOKEN_BYTES, evaluate["batch_size"]
-    read = math.ceil(evaluate["greedy_rows"] / batch) * evaluate["max_new_tokens"]
-    seconds = 2 * parameters * tokens / CPU_OPERATIONS + 4 * parameters * read / _CPU_BYTES
+    """Return the minutes of a score in PyTorch: 2N operations a token of every row, and free answers to the first."""
+    seconds = 2 * parameters * rows_mb * _MB / TOKEN_BYTES / CPU_OPERATIONS
+    seconds += estimate_writing_seconds(parameters, evaluate, evaluate["batch_size"])
     return reserve_minutes(estimate_load_seconds(estimate_weights_mb(parameters)) + seconds, attempt)
 
 

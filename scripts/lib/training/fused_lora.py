@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from lib.hardware.onednn import multiply
+
 
 class _LoraLinear(torch.autograd.Function):
     """y = x Wᵀ + s (x Aᵀ) Bᵀ; x [tokens, in], W [out, in] frozen, A [r, in], B [out, r] (Hu et al. 2021).
@@ -26,14 +28,14 @@ class _LoraLinear(torch.autograd.Function):
         inner = x @ a.t()
         ctx.save_for_backward(x, weight, a, b, inner)
         ctx.scaling = scaling
-        return (x @ weight.t()).addmm_(inner, b.t(), alpha=scaling)
+        return multiply(x, weight).addmm_(inner, b.t(), alpha=scaling)
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> Any:
         x, weight, a, b, inner = ctx.saved_tensors
         of_x, of_a, of_b = ctx.dtypes
         d_inner = (dy @ b).mul_(ctx.scaling)
-        dx = (dy @ weight).addmm_(d_inner, a).to(of_x) if ctx.needs_input_grad[0] else None
+        dx = multiply(dy, weight.t()).addmm_(d_inner, a).to(of_x) if ctx.needs_input_grad[0] else None
         return dx, None, (d_inner.t() @ x).to(of_a), (dy.t() @ inner).mul_(ctx.scaling).to(of_b), None
 
 

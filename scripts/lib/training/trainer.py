@@ -15,6 +15,7 @@ from lib.core import distributed
 from lib.core.checksums import find_fault
 from lib.core.cli import fail
 from lib.hardware.memory import keep_freed_memory
+from lib.hardware.onednn import use_onednn
 from lib.training import batching
 from lib.training.callbacks import EarlyStopping, Progress, TrainingStats
 from lib.training.fused_lora import fuse_lora
@@ -48,6 +49,7 @@ def build_adapter_trainer(
         rows = batching.weight_examples(rows, classes)
     lengths = [len(example["input_ids"]) for example in rows]
     packed = can_pack(model.base_model.model, rows, pad_id)
+    use_onednn(model)
     fuse_lora(model)
     keep_freed_memory()
     spent = TrainingStats()

@@ -10,6 +10,7 @@ from typing import Any
 
 from lib.core.files import read_json
 from lib.hardware import resources
+from lib.hardware.resources import EXPECTED
 from lib.hardware.speed import Speed
 from lib.workflow.plan import PlannedJob
 from lib.workflow.steps import describe_step
@@ -123,11 +124,14 @@ def _estimate_disk_mb(job: PlannedJob, settings: Settings) -> float:
     return 0.0
 
 
-def read_weight_bytes(tokenizer: Path) -> int:
-    """Return the bytes of a weight as the base model stores it, by its config.json; 4 where it does not say."""
+def read_model_sizes(tokenizer: Path) -> dict[str, int]:
+    """Return the bytes of a weight as the base model stores it (4 where its config.json does not say), and the ids of
+    its vocabulary.
+    """
     config = read_json(tokenizer / "config.json")
     named = config.get("dtype") or config.get("torch_dtype")
-    return 2 if named in ("bfloat16", "float16") else 4
+    vocabulary = config.get("vocab_size") or EXPECTED.vocabulary
+    return {"weight_bytes": 2 if named in ("bfloat16", "float16") else 4, "vocabulary": vocabulary}
 
 
 def sum_jobs(jobs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
