@@ -74,7 +74,10 @@ rule train_adapter:
     resources:
         mem_mb=grow_memory(
             lambda wildcards, input: resources.estimate_train_mb(
-                PARAMETERS, RUNS[wildcards.run].finetune, CONFIG.corpus.max_length, CONFIG.task
+                PARAMETERS,
+                RUNS[wildcards.run].finetune,
+                CONFIG.corpus.max_length,
+                CONFIG.task,
             )
         ),
         runtime=lambda wildcards, input, attempt: resources.estimate_train_minutes(
