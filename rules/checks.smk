@@ -137,7 +137,7 @@ rule check_corpus:
             calibrations={
                 name: variant["calibration"]
                 for name, variant in VARIANTS.items()
-                if variant["algo_config"] == "auto_round"
+                if variant["algo_config"] == "auto_round"  # joins rows to sequences
             },
             evaluate=config_subset("evaluate", "max_new_tokens"),
             benchmark=CONFIGURATION["benchmark"],

@@ -32,7 +32,12 @@ rule calibrate_weights:
     params:
         on_gpus=on_gpus,
         settings=settings(
-            "auto-round torch transformers",
+            lambda wildcards: "torch transformers"
+            + (
+                " auto-round"
+                if VARIANTS[wildcards.variant]["algo_config"] == "auto_round"
+                else ""
+            ),
             seed=CONFIG.seed,
             variant=lambda wildcards: select_calibration(VARIANTS[wildcards.variant]),
         ),

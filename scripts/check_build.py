@@ -44,6 +44,7 @@ from lib.onnx.builder import (
     run_builder,
 )
 from lib.onnx.graph import Graph
+from lib.onnx.methods import CALIBRATED
 from lib.onnx.packaged import read_genai_config
 from lib.onnx.runtime import Reader, open_onnx
 from lib.provenance.manifests import read_manifest
@@ -122,11 +123,11 @@ def check_block_size(name: str, variant: Variant, columns: Mapping[str, int]) ->
 def can_quantize(variant: Variant, size: int, length: int) -> bool:
     """Tell whether a variant's method can cut a row of `length` weights into blocks of `size`.
 
-    AutoRound needs whole blocks. Zero points in 4 bits are packed in pairs, but an odd number of them in a row fails in
-    onnxruntime 1.32 (`quantization/neural_compressor/weight_only.py`, `make_matmul_weight_only_node`).
+    Methods that see rows need whole blocks. Zero points in 4 bits are packed in pairs, but an odd number of them in a
+    row fails in onnxruntime 1.32 (`quantization/neural_compressor/weight_only.py`, `make_matmul_weight_only_node`).
     """
     algo = variant.get("algo_config")
-    if algo == "auto_round":
+    if algo in CALIBRATED:
         return length % size == 0
     has_zero_points = algo == "k_quant" or (algo == "rtn" and not variant.get("is_symmetric", True))
     return variant["precision"] != "int4" or not has_zero_points or -(-length // size) % 2 == 0
@@ -192,7 +193,7 @@ def try_variant(trial: Path, name: str, variant: Variant, seed: int) -> float | 
     with tempfile.TemporaryDirectory() as scratch, name_variant(name, trial):
         folder, calibrated = Path(scratch) / "built", None
         variant = fit_blocks(variant, read_row_lengths(trial))
-        if variant.get("algo_config") == "auto_round":
+        if variant.get("algo_config") in CALIBRATED:
             calibrated = round_weights(trial, variant, seed, Path(scratch) / "calibrated")
         build(calibrated or trial, folder, variant, list_builder_options(variant, has_tied_head(trial)))
         configure_search(folder, read_end_token_ids(trial))
@@ -225,17 +226,13 @@ def name_variant(name: str, trial: Path) -> Iterator[None]:
 
 
 def round_weights(trial: Path, variant: Variant, seed: int, folder: Path) -> Path:
-    """Round the trial model's weights by AutoRound, in a few steps on random ids, as far as blocks of its widths go."""
-    import torch
-
+    """Round the trial model's weights by a few random ids, as far as blocks of its widths go."""
     from lib.models.trial import draw_prompts
-    from lib.onnx.auto_round import copy_small_files, run_auto_round
+    from lib.onnx.calibration import calibrate
 
     folder.mkdir()
-    sequences = [torch.tensor([ids]) for ids in draw_prompts(trial, (32, 32, 32))]
-    calibration = {"length": 32, "iterations": 2}
-    run_auto_round(trial, sequences, {**variant, "calibration": calibration}, seed, folder)
-    copy_small_files(trial, folder)
+    rows = draw_prompts(trial, (32, 32, 32))
+    calibrate(trial, rows, {**variant, "calibration": {"length": 32, "iterations": 2}}, seed, folder)
     return folder
 
 

@@ -15,7 +15,7 @@ from lib.data.corpus import load_template, read_corpus
 from lib.data.templates import UNSURE
 from lib.data.tokenizer import Tokenizer, encode_pairs, load_tokenizer, read_max_tokens
 from lib.evaluation.scoring import answer_limit, encode_choices
-from lib.onnx.calibration_rows import pack_ids, sample_calibration_rows
+from lib.onnx.calibration_rows import encode_alone, pack_ids, sample_calibration_rows
 from lib.provenance.manifests import read_manifest
 
 
@@ -48,7 +48,7 @@ def check_calibration(
     """Raise `UserError` when the calibration rows fill no sequence."""
     length, count = calibration["length"], calibration["rows"]
     chosen = sample_calibration_rows(rows, count, seed)
-    if not pack_ids(tokenizer, chosen, length):
+    if not pack_ids(encode_alone(tokenizer, chosen), length):
         what = f"variants.{name}: its {len(chosen)} calibration rows fill no sequence of {length} tokens"
         fail(what, "lower calibration.length or raise calibration.rows")
 

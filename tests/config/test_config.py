@@ -79,7 +79,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
         *(("results: results", f"results: {name}", "results", f"results cannot be used (found '{name}'); use letters from A to Z, digits, and the signs . _ / and - (not first)") for name in ("my results", "-out", "./-out", "$(x)")),
         ("  int4: {}", "  int4: {precision: fp16}", "  int4:", "variants.int4: cpu cannot run fp16"),
         ("  int4: {}", "  int4: {blocksize: 32}", "  int4:", "variants.int4.blocksize is not a known key; did you mean block_size"),
-        ("algo_config: k_quant", "algo_config: gptq", "    algo_config", "variants.int4-k-quant.algo_config: input should be"),
+        ("algo_config: k_quant", "algo_config: awq", "    algo_config", "variants.int4-k-quant.algo_config: input should be"),
         ("  target: sentiment", "  targets: sentiment", "  targets", "data.targets is not a known key; did you mean target?"),
         ("test: 0.15", "test: 0.95", "split", "split: validation and test together must leave rows"),
         ("{text}", "", "corpus", "corpus: the template names no column"),

@@ -99,7 +99,12 @@ def test_the_configuration_checks_every_value_of_a_sweep():
 def test_contradictions_are_told():
     assert "finetune: give adapter: or merged:" in refused(finetune={"adapter": "x", "merged": "y"})
     assert "finetune: method: none quantizes the base" in refused(finetune={"method": "none", "adapter": "x"})
-    assert "calibration belongs to algo_config: auto_round" in refused(variants={"a": {"calibration": {"rows": 8}}})
+    assert "calibration belongs to algo_config: gptq or auto_round" in refused(
+        variants={"a": {"calibration": {"rows": 8}}}
+    )
+    assert "calibration.iterations is for auto_round and not for gptq" in refused(
+        variants={"a": {"algo_config": "gptq", "calibration": {"iterations": 5}}}
+    )
     assert "auto_round makes int4 only" in refused(variants={"a": {"algo_config": "auto_round", "precision": "int8"}})
     faq = yaml.safe_load((ROOT / "examples/faq.yaml").read_text()) | {"finetune": {"class_balance": "weight"}}
     with pytest.raises(UserError, match="class_balance: belongs to task classification"):
@@ -118,10 +123,14 @@ def test_seeds_of_nothing_and_answers_of_no_rows_are_refused():
 
 
 def test_a_calibrated_variant_has_its_defaults():
-    found = config(variants={"a": {"algo_config": "auto_round"}, "b": {}}).every_variant
-    assert found["a"].calibration is not None
-    assert found["a"].calibration.rows == 128
-    assert found["b"].calibration is None
+    own = {"algo_config": "gptq", "calibration": {"rows": 9}}
+    found = config(variants={"a": {"algo_config": "auto_round"}, "b": {}, "c": own}).every_variant
+    calibrations = {name: variant.calibration and variant.calibration.model_dump() for name, variant in found.items()}
+    assert calibrations == {
+        "a": {"rows": 128, "length": 128, "iterations": 50},
+        "b": None,
+        "c": {"rows": 9, "length": None, "iterations": None},
+    }
 
 
 GRID = {"r": [4, 8, 16, 32], "learning_rate": [1e-4, 3e-4, 1e-3], "method": ["lora", "dora"]}

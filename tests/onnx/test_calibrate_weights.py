@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from lib.config.variants import Calibration
+from lib.config.variants import Variant
 from lib.core.cli import UserError
 from lib.core.files import hash_file, read_json, read_jsonl
 from lib.data.tokenizer import load_tokenizer
 from lib.models.loading import load_model
 from lib.models.safetensors_streaming import locate_weights, read_weight
-from lib.onnx.auto_round import check_layers, run_auto_round
+from lib.onnx.auto_round import check_layers
+from lib.onnx.calibration import calibrate as run_calibration
 from lib.onnx.graph import Graph, dequantize, dequantize_gptq
+from lib.onnx.methods import CALIBRATED
 from support.onnx_samples import build
 from support.training import make_corpus
 
@@ -27,15 +29,15 @@ def calibrate(
     seed: int = 0,
     symmetric: bool | None = None,
     block: int | None = None,
+    method: str = "gptq",
     **changes,
 ) -> Path:
     """Run `calibrate_weights` in this process: importing AutoRound takes seconds."""
     import calibrate_weights
 
-    calibration = Calibration.model_validate({"rows": 16, "length": 32, "iterations": 20} | changes).model_dump(
-        exclude_none=True
-    )
-    variant = {"block_size": block, "is_symmetric": symmetric, "calibration": calibration}
+    own = {"rows": 16} if method == "gptq" else {"rows": 16, "length": 32, "iterations": 20}
+    values = {"algo_config": method, "block_size": block, "is_symmetric": symmetric, "calibration": own | changes}
+    variant = Variant.model_validate(values).model_dump(exclude_none=True)
     settings = {"variant": variant, "seed": seed, "versions": {}}
     where = {"merged": merged, "rows": corpus / "train.jsonl", "output": output}
     calibrate_weights.main(argparse.Namespace(settings=settings, threads=1, **where))
@@ -47,9 +49,14 @@ def corpus(tiny_llama, tmp_path_factory) -> Path:
     return make_corpus(tiny_llama, tmp_path_factory.mktemp("corpus"))
 
 
+@pytest.fixture(scope="module", params=CALIBRATED)
+def method(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def calibrated(tiny_llama, corpus, tmp_path_factory) -> Path:
-    return calibrate(tiny_llama, corpus, tmp_path_factory.mktemp("calibrated") / "weights")
+def calibrated(tiny_llama, corpus, method, tmp_path_factory) -> Path:
+    return calibrate(tiny_llama, corpus, tmp_path_factory.mktemp("calibrated") / "weights", method=method)
 
 
 def weights_of(calibrated: Path) -> dict[str, np.ndarray]:
@@ -119,9 +126,9 @@ def test_the_rows_are_training_rows_and_are_named(calibrated, corpus):
 
 
 @pytest.fixture(scope="module")
-def built(tiny_llama, corpus, calibrated, tmp_path_factory) -> Path:
+def built(tiny_llama, corpus, calibrated, method, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("built") / "model"
-    return build(tiny_llama, corpus / "validation.jsonl", folder, calibrated=calibrated, algo_config="auto_round")
+    return build(tiny_llama, corpus / "validation.jsonl", folder, calibrated=calibrated, algo_config=method)
 
 
 def test_the_built_model_holds_the_calibrated_weights_bit_for_bit(built, calibrated):
@@ -142,16 +149,15 @@ def test_weights_that_are_not_the_calibrated_ones_are_refused(tiny_llama, corpus
     """Negative control: the same model, calibrated by another draw of rows, is not what was built."""
     from lib.onnx.build_checks import check_weights
 
-    other = calibrate(tiny_llama, corpus, tmp_path / "other", seed=1, iterations=1)
-    graph, variant = Graph(built / "model.onnx"), {"algo_config": "auto_round"}
+    other = calibrate(tiny_llama, corpus, tmp_path / "other", seed=1, rows=4)
+    graph, variant = Graph(built / "model.onnx"), {"algo_config": "gptq"}
     check_weights(graph, tiny_llama, variant, calibrated)
     with pytest.raises(UserError, match="is not what calibration made of"):
         check_weights(graph, tiny_llama, variant, other)
 
 
-@pytest.mark.slow
-def test_the_same_seed_gives_the_same_bytes(tiny_llama, corpus, calibrated, tmp_path):
-    again = calibrate(tiny_llama, corpus, tmp_path / "weights")
+def test_the_same_seed_gives_the_same_bytes(tiny_llama, corpus, calibrated, method, tmp_path):
+    again = calibrate(tiny_llama, corpus, tmp_path / "weights", method=method)
     assert read_json(tmp_path / "weights.manifest.json") == read_json(calibrated.with_name("weights.manifest.json"))
     assert (again / "model.safetensors").read_bytes() == (calibrated / "model.safetensors").read_bytes()
 
@@ -159,19 +165,17 @@ def test_the_same_seed_gives_the_same_bytes(tiny_llama, corpus, calibrated, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"matmul_mixed_precision": "last_matmul:int8"}, {"is_symmetric": False}])
 def test_calibrated_variants_with_another_head_or_zero_points_load(tiny_llama, corpus, tmp_path, options):
-    calibrated = calibrate(
-        tiny_llama, corpus, tmp_path / "weights", symmetric=options.get("is_symmetric"), iterations=1
-    )
+    calibrated = calibrate(tiny_llama, corpus, tmp_path / "weights", symmetric=options.get("is_symmetric"))
     rows = corpus / "validation.jsonl"
-    build(tiny_llama, rows, tmp_path / "model", calibrated=calibrated, algo_config="auto_round", **options)
+    build(tiny_llama, rows, tmp_path / "model", calibrated=calibrated, algo_config="gptq", **options)
 
 
-def test_fused_layers_are_calibrated_too(tiny_phi3, tmp_path):
+def test_fused_layers_are_calibrated_too(tiny_phi3, method, tmp_path):
     corpus = make_corpus(tiny_phi3, tmp_path / "corpus")
-    calibrated = calibrate(tiny_phi3, corpus, tmp_path / "weights", iterations=2)
+    calibrated = calibrate(tiny_phi3, corpus, tmp_path / "weights", method=method)
     assert len(weights_of(calibrated)) == 8
     rows = corpus / "validation.jsonl"
-    build(tiny_phi3, rows, tmp_path / "model", calibrated=calibrated, algo_config="auto_round")
+    build(tiny_phi3, rows, tmp_path / "model", calibrated=calibrated, algo_config=method)
     assert read_json(calibrated / "generation_config.json")["eos_token_id"] == [2, 3]
 
 
@@ -207,14 +211,14 @@ def test_layers_that_autoround_would_run_as_another_kind_are_refused(kinds, more
         check_layers(config, length, "variants.mine")
 
 
-def test_what_autoround_cannot_run_is_one_line(tiny_llama, tmp_path, monkeypatch):
+def test_what_a_method_cannot_run_is_one_line(tiny_llama, method, tmp_path, monkeypatch):
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
     def refuse(self, *given, **named):
         raise ValueError("no such layer\nand more")
 
     monkeypatch.setattr(LlamaDecoderLayer, "forward", refuse)
-    options = {"calibration": {"length": 16, "iterations": 1}}
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match=r"^AutoRound \S+ cannot round this model: ValueError: no such layer; take"):
-        run_auto_round(tiny_llama, [torch.ones(1, 16, dtype=torch.int64)], options, 0, tmp_path / "out")
+    variant = {"algo_config": method, "calibration": {"length": 16, "iterations": 1}}
+    with pytest.raises(UserError, match=r"cannot round this model: ValueError: no such layer; take algo_config: "):
+        run_calibration(tiny_llama, [[1] * 16], variant, 0, tmp_path / "out")

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from lib.onnx.methods import CALIBRATED
+
 _LARGEST = 2**31 - 1  # what the libraries hold in 32 bits
 Count = Annotated[int, Field(ge=1, le=_LARGEST)]
 
@@ -59,15 +61,16 @@ class Section(BaseModel):
 
 
 class Calibration(Section):
-    """How `algo_config: auto_round` learns the rounding, from prompt and completion of training rows and nothing
+    """How `algo_config: gptq` and `auto_round` round weights by prompt and completion of training rows, and by nothing
     else."""
 
-    rows: Count = 128
-    """Number of training rows, drawn with the top-level `seed`."""
-    length: Annotated[int, Field(ge=8, le=_LARGEST)] = 128
-    """Tokens in a calibration sequence. The rows are joined and cut into sequences of this length."""
-    iterations: Count = 50
-    """Steps of signed gradient descent for each layer of the model."""
+    rows: Count | None = None
+    """Number of training rows, drawn with the top-level `seed`. Not set: 256 for `gptq`, 128 for `auto_round`."""
+    length: Annotated[int, Field(ge=8, le=_LARGEST)] | None = None
+    """Tokens in a sequence of `auto_round`, which joins the rows and cuts them. Not set: 128. For `gptq` each row is a
+    sequence of its own."""
+    iterations: Count | None = None
+    """Steps of signed gradient descent for each layer of the model, in `auto_round`. Not set: 50."""
 
 
 class Variant(Section):
@@ -89,12 +92,13 @@ class Variant(Section):
     """Kinds of operators to quantize: `MatMul` (linear layers), `Gather` (embeddings)."""
     nodes_to_exclude: list[str] | None = None
     """Nodes of the graph that are not quantized, by name, such as [/lm_head/MatMul]."""
-    algo_config: Literal["default", "rtn", "k_quant", "auto_round"] | None = None
+    algo_config: Literal["default", "rtn", "k_quant", "gptq", "auto_round"] | None = None
     """How weights are rounded. `default` and `rtn`: to the nearest value, on two different grids. `k_quant`: scale
-    and zero point are fitted to each block. `auto_round`: the rounding is learned from training rows (Cheng et al.
-    2024)."""
+    and zero point are fitted to each block. `gptq`: rounding errors are made good by other weights, as training rows
+    tell (Frantar et al. 2023). `auto_round`: the rounding is learned from training rows (Cheng et al. 2024), which
+    takes several times as long."""
     calibration: Calibration | None = None
-    """Settings of `algo_config: auto_round`. Not set: their defaults."""
+    """Settings of `algo_config: gptq` and `auto_round`. Not set: their defaults."""
     matmul_mixed_precision: str | None = None
     """Layers with a precision of their own, as `selector:type` pairs: `last_matmul:int8,mixed_layers:int8`. Selectors:
     last_matmul (the vocabulary head), mixed_layers (the layers that quantization hurts most), linear_attn. Types: int4,
@@ -133,9 +137,15 @@ class Variant(Section):
     @model_validator(mode="before")
     @classmethod
     def _calibrated(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("algo_config") == "auto_round" and not values.get("calibration"):
-            return values | {"calibration": Calibration()}
-        return values
+        """Fill in the settings of a method that rounds by training rows."""
+        if not isinstance(values, dict) or str(values.get("algo_config")) not in CALIBRATED:
+            return values
+        given = values.get("calibration") or {}
+        if isinstance(given, Calibration):
+            given = given.model_dump(exclude_none=True)
+        return (
+            values | {"calibration": CALIBRATED[values["algo_config"]] | given} if isinstance(given, dict) else values
+        )
 
     @property
     def scored(self) -> bool:
@@ -147,7 +157,9 @@ def _find_broken_combinations(variant: Variant) -> list[tuple[bool, str]]:
     mixed = variant.matmul_mixed_precision or ""
     int8 = variant.precision == "int8" or "int8" in mixed
     head_differs = variant.is_symmetric is False or "last_matmul:int8" in mixed
-    calibrated = variant.algo_config == "auto_round"
+    calibrated, algo = variant.algo_config in CALIBRATED, variant.algo_config
+    given = variant.calibration.model_dump(exclude_none=True) if variant.calibration else {}
+    foreign = sorted(given.keys() - CALIBRATED.get(algo or "", {}).keys())
     return [
         (bool(variant.use_qdq) and int8, "use_qdq: the builder writes QDQ for int4 only: leave it out, or int8"),
         (
@@ -157,11 +169,12 @@ def _find_broken_combinations(variant: Variant) -> list[tuple[bool, str]]:
         ),
         (
             variant.calibration is not None and not calibrated,
-            "calibration belongs to algo_config: auto_round; the other methods see no rows",
+            f"calibration belongs to algo_config: {' or '.join(CALIBRATED)}; the other methods see no rows",
         ),
-        (calibrated and variant.precision != "int4", "algo_config: auto_round makes int4 only"),
+        (calibrated and bool(foreign), f"calibration.{', '.join(foreign)} is for auto_round and not for {algo}"),
+        (calibrated and variant.precision != "int4", f"algo_config: {algo} makes int4 only"),
         (
             calibrated and bool(variant.use_qdq or variant.op_types_to_quantize),
-            "use_qdq and op_types_to_quantize do not go with algo_config: auto_round, whose weights come quantized",
+            f"use_qdq and op_types_to_quantize do not go with algo_config: {algo}, whose weights come quantized",
         ),
     ]

@@ -210,8 +210,14 @@ def estimate_build_minutes(parameters: int, algo_config: str | None, attempt: in
     return reserve_minutes(estimate_weights_mb(parameters) / (10 if algo_config == "k_quant" else 42), attempt)
 
 
-def estimate_calibrate_minutes(parameters: int, calibration: Mapping[str, int], attempt: int) -> int:
-    """Return the minutes in which each layer passes 4 sequences forward and back in a step (benchmarks/plan.md)."""
+def estimate_calibrate_minutes(parameters: int, calibration: Mapping[str, int | None], attempt: int) -> int:
+    """Return the minutes in which each layer passes 4 sequences forward and back in a step (benchmarks/plan.md).
+
+    GPTQ, which has no steps: rows pass forward once and are multiplied with themselves, then columns are rounded.
+    """
+    if not calibration["iterations"] or not calibration["length"]:
+        tokens = (calibration["rows"] or 0) * EXPECTED.row_bytes / TOKEN_BYTES
+        return reserve_minutes(3 * parameters * tokens / CPU_OPERATIONS + 2e-7 * parameters, attempt)
     tokens = 4 * calibration["length"] * calibration["iterations"]
     return reserve_minutes(10 * parameters * tokens / CPU_OPERATIONS, attempt)
 

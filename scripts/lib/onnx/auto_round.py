@@ -9,7 +9,7 @@ import io
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,34 +17,46 @@ from typing import Any
 import torch
 
 from lib.core.cli import explain_errors, fail, report_progress
-from lib.core.files import read_json, write_json
 from lib.models.loading import load_model
+from lib.onnx.calibration_rows import pack_ids
 
-BLOCK_SIZE = 32  # what the builder takes where a variant names none
-_HINT = "take algo_config: k_quant or default"
+_HINT = "take algo_config: gptq, k_quant or default"
 _BATCH = 4  # sequences in a step
 
 
 def run_auto_round(
-    merged: Path, sequences: Sequence[torch.Tensor], variant: dict[str, Any], seed: int, folder: Path
+    merged: Path,
+    rows: Sequence[list[int]],
+    folder: Path,
+    *,
+    size: int,
+    is_symmetric: bool,
+    calibration: Mapping[str, int],
+    seed: int,
 ) -> None:
-    """Write the calibrated checkpoint to `folder`. Raises `UserError` when AutoRound cannot run the model."""
+    """Write the merged model with its linear layers in 4 bits to `folder`, as safetensors and config.json.
+
+    rows: ids of each; size: weights in a block. Raises `UserError` when AutoRound cannot run the model.
+    """
+    from transformers import AutoConfig
+
+    check_layers(AutoConfig.from_pretrained(merged, trust_remote_code=False), calibration["length"], str(merged))
+    sequences = [torch.tensor([ids]) for ids in pack_ids(rows, calibration["length"])]
     saved = folder / "saved"  # AutoRound puts a folder of its own naming into it
     what = f"AutoRound {version('auto-round')} cannot round this model"
     with explain_errors(what, _HINT), _quiet():
         from auto_round import AutoRound
         from transformers import AutoTokenizer
 
-        length = variant["calibration"]["length"]
         AutoRound(
             load_model(merged),
             AutoTokenizer.from_pretrained(merged),
             bits=4,
-            group_size=variant.get("block_size") or BLOCK_SIZE,
-            sym=variant.get("is_symmetric", True),
-            iters=variant["calibration"]["iterations"],
-            dataset=list(sequences),
-            seqlen=length,
+            group_size=size,
+            sym=is_symmetric,
+            iters=calibration["iterations"],
+            dataset=sequences,
+            seqlen=calibration["length"],
             nsamples=len(sequences),
             batch_size=_BATCH,
             seed=seed,
@@ -72,19 +84,6 @@ def check_layers(config: Any, length: int, label: str) -> None:
     if len(masks) > 1 or len(rotations) > 1:
         what = f"AutoRound {version('auto-round')} runs every layer as the first, and this model has"
         fail(f"{label}: {what} {' and '.join(sorted(kinds))} layers", _HINT)
-
-
-def copy_small_files(merged: Path, folder: Path) -> None:
-    """Keep tokenizer and generation config as the merged model has them, and drop this machine's path from the
-    config.
-    """
-    for file in merged.iterdir():
-        weights = file.name.endswith((".safetensors", ".index.json"))
-        if file.is_file() and not weights and file.name != "config.json" and not file.name.startswith("."):
-            shutil.copyfile(file, folder / file.name)
-    config = read_json(folder / "config.json")
-    config.pop("_name_or_path", None)
-    write_json(folder / "config.json", config)
 
 
 class _Bar(io.StringIO):

@@ -112,7 +112,7 @@ def check_weights(graph: Graph, merged: Path, variant: dict[str, Any], calibrate
             else:
                 grids.add(check_quantized(node, names, graph.read_quantized(node), checkpoint))
             compared += 1
-    asked = "auto_round" if calibrated else variant.get("algo_config") or "default"
+    asked = "calibrated" if calibrated else variant.get("algo_config") or "default"
     if asked in ("default", "rtn") and variant.get("is_symmetric") is not False and grids - {asked}:
         fail(
             f"algo_config {asked} gave weights on the grid {'+'.join(sorted(grids))}", "this is a fault of the builder"

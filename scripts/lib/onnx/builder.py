@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from lib.core.cli import extract_first_line, fail, report_loaded
 from lib.onnx.builder_mends import BUILT_AS, adjust_config, mend_builder
+from lib.onnx.methods import CALIBRATED
 
 _PROVIDERS = {"trt-rtx": "NvTensorRtRtx"}  # where the builder's command line has another name
 _NOT_OPTIONS = ("precision", "execution_provider", "score", "calibration")
@@ -110,7 +111,7 @@ def list_builder_options(variant: Mapping[str, Any], tied: bool) -> list[str]:
     that cannot be loaded when the head is asymmetric or in 8 bits, and refuses it in QDQ form; apart, both load
     (tests/onnx/test_variants.py tries every combination).
     """
-    calibrated = variant.get("algo_config") == "auto_round"
+    calibrated = variant.get("algo_config") in CALIBRATED
     values = {name: value for name, value in variant.items() if name not in _NOT_OPTIONS and value is not None}
     if calibrated:  # the weights come rounded; the options are for the head
         values = {name: value for name, value in values.items() if name not in ("algo_config", "is_symmetric")}

@@ -1,4 +1,4 @@
-"""The training rows that `algo_config: auto_round` learns the rounding on."""
+"""The training rows by which `algo_config: gptq` and `auto_round` round weights."""
 
 import random
 from collections.abc import Sequence
@@ -12,11 +12,18 @@ def sample_calibration_rows(rows: Sequence[dict[str, Any]], count: int, seed: in
     return random.Random(seed).sample(list(rows), min(count, len(rows)))
 
 
-def pack_ids(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], length: int) -> list[list[int]]:
-    """Put prompts with their answers one behind the other and cut them into sequences of `length` ids.
+def encode_alone(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Return the ids of each row, prompt and answer, as a sequence of its own."""
+    return [
+        prompt + answer
+        for prompt, answer in encode_pairs(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
+    ]
+
+
+def pack_ids(rows: Sequence[list[int]], length: int) -> list[list[int]]:
+    """Put the ids of rows one behind the other and cut them into sequences of `length` ids.
 
     A shorter rest is left off.
     """
-    pairs = encode_pairs(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
-    ids = [id_ for prompt, answer in pairs for id_ in prompt + answer]
+    ids = [id_ for row in rows for id_ in row]
     return [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]

@@ -150,14 +150,14 @@ def expand_runs(list_files: Callable[[], Iterable[str | Path]]) -> Callable[[Any
 
 def select_calibration(variant: Mapping[str, Any]) -> dict[str, Any]:
     """Return all settings that the calibrated weights of a variant depend on."""
-    return {name: variant[name] for name in ("block_size", "is_symmetric", "calibration")}
+    return {name: variant[name] for name in ("algo_config", "block_size", "is_symmetric", "calibration")}
 
 
 def share_calibrations(variants: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return, for each calibrated variant, the first one with equal settings: its weights are made once for all."""
     shared: dict[str, str] = {}
     for name, variant in variants.items():
-        if variant["algo_config"] == "auto_round":
+        if variant["calibration"]:
             wanted = select_calibration(variant)
             same = (other for other in shared if select_calibration(variants[other]) == wanted)
             shared[name] = next(same, name)
