@@ -9,6 +9,7 @@ as well, for jobs whose disk goes with them.
 
 import argparse
 import os
+import random
 import shutil
 import time
 from collections import Counter
@@ -54,6 +55,8 @@ from lib.training.callbacks import (
 from lib.training.methods import choose_quantization
 from lib.training.progress_feed import tell_trackers
 from lib.training.trainer import AdapterTrainer, build_adapter_trainer
+
+EVAL_ROWS = 1000  # that a validation scores where finetune.eval_rows is not set
 
 
 def main(args: argparse.Namespace) -> None:
@@ -140,7 +143,10 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
     template = load_template(args.template)
     tokenizer = load_tokenizer(args.base)
     longest = read_max_tokens(args.base)  # of the built model: better said now than after the training
-    rows = {name: read_corpus(path) for name, path in (("train", args.train), ("validation", args.validation))}
+    rows = {
+        "train": read_corpus(args.train),
+        "validation": sample_validation(read_corpus(args.validation), settings, seed),
+    }
     encoded = {name: encode_split(part, tokenizer, settings, longest) for name, part in rows.items()}
     dtype = choose_training_dtype(settings["dtype"])
     set_seed(seed)
@@ -187,6 +193,14 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
         write_checksums(result)
     for folder in work.glob("checkpoint-*"):
         shutil.rmtree(folder)
+
+
+def sample_validation(rows: list[dict[str, Any]], settings: dict[str, Any], seed: int) -> list[dict[str, Any]]:
+    """Return the rows that each validation scores, in their order; the same for every run of a seed."""
+    most = settings.get("eval_rows", EVAL_ROWS)
+    if len(rows) <= most:
+        return rows
+    return [rows[place] for place in sorted(random.Random(seed).sample(range(len(rows)), most))]
 
 
 def encode_split(
@@ -236,6 +250,7 @@ def describe_training(
     best_by = next(name for name in metrics if f"eval_{name}" in best)
     return {
         "steps": state.global_step,
+        "validation_rows": len(trainer.eval_dataset),
         "best_step": best["step"],
         "best_validation_loss": best["eval_loss"],
         "best_by": best_by,

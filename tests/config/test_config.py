@@ -206,7 +206,7 @@ def test_every_metric_can_be_gated_and_selected(task, tmp_path):
 def test_keys_of_the_fine_tuning_bear_the_names_of_peft_and_transformers():
     """But for those that stand for several of theirs, name what is brought, or are Olive's or slmflow's own."""
     own = {"method", "adapter", "merged", "quant_type", "double_quant", "loraplus_lr_ratio", "class_balance", "loss"}
-    own |= {"dtype", "early_stopping_patience", "group_by_length", "corpus_strategy", "source_max_len"}
+    own |= {"dtype", "early_stopping_patience", "group_by_length", "corpus_strategy", "source_max_len", "eval_rows"}
     theirs = {field.name for one in (LoraConfig, TrainingArguments) for field in dataclasses.fields(one)}
     assert Finetune.model_fields.keys() - theirs == own
 

@@ -124,7 +124,9 @@ def test_seeds_of_nothing_and_answers_of_no_rows_are_refused():
 
 def test_a_calibrated_variant_has_its_defaults():
     own = {"algo_config": "gptq", "calibration": {"rows": 9}}
-    found = config(variants={"a": {"algo_config": "auto_round"}, "b": {}, "c": own}).every_variant
+    found = config(
+        variants={"a": {"algo_config": "auto_round", "calibration": {"rows": None}}, "b": {}, "c": own}
+    ).every_variant
     calibrations = {name: variant.calibration and variant.calibration.model_dump() for name, variant in found.items()}
     assert calibrations == {
         "a": {"rows": 128, "length": 128, "iterations": 50},

@@ -181,6 +181,7 @@ FINETUNE = {
     "dtype": "auto",
     "r": 16,
     "loss": "completion",
+    "eval_rows": None,
 }
 
 
@@ -214,6 +215,17 @@ def test_free_answers_of_validations_count_and_so_do_logits_of_long_answers():
     label, text = (resources.estimate_train_mb(10**9, FINETUNE, 128, task) for task in ("classification", "generation"))
     rows = FINETUNE["per_device_train_batch_size"]
     assert text - label == pytest.approx(12 * 150_000 * 128 * rows / 1e6, abs=1)
+
+
+def test_a_validation_counts_with_the_rows_that_it_scores():
+    import train_adapter
+
+    assert resources.EVAL_ROWS == train_adapter.EVAL_ROWS
+    few, many, some = (
+        resources.estimate_train_minutes(10**9, 1.0, megabytes, {**FINETUNE, "eval_rows": rows}, None, 1)
+        for megabytes, rows in ((0.4, None), (40.0, None), (40.0, 100))
+    )
+    assert some < few == many
 
 
 def test_steps_decide_over_epochs():

@@ -42,6 +42,18 @@ def encoded(base: Path, corpus: Path, loss: str = "completion") -> list[batching
 # What is learned
 
 
+def test_a_validation_scores_at_most_so_many_rows_and_the_same_for_a_seed():
+    from train_adapter import EVAL_ROWS, sample_validation
+
+    rows = [{"id": str(number)} for number in range(EVAL_ROWS + 500)]
+    assert sample_validation(rows[:EVAL_ROWS], {}, 0) == rows[:EVAL_ROWS]
+    assert len(sample_validation(rows, {}, 0)) == EVAL_ROWS
+    some = sample_validation(rows, {"eval_rows": 40}, 0)
+    assert some == sorted(some, key=lambda row: int(row["id"]))
+    assert len({row["id"] for row in some}) == 40
+    assert some == sample_validation(rows, {"eval_rows": 40}, 0) != sample_validation(rows, {"eval_rows": 40}, 1)
+
+
 def test_only_the_answer_and_its_end_token_are_supervised(tiny_model, corpus):
     tokenizer = load_tokenizer(tiny_model)
     for row, example in zip(read_jsonl(corpus / "train.jsonl"), encoded(tiny_model, corpus), strict=True):

@@ -176,6 +176,9 @@ class Finetune(Section):
     """Gradients with a larger norm are scaled down to it."""
     eval_steps: Count = 50
     """Steps between two validations. Each writes a training checkpoint, and the best one becomes the adapter."""
+    eval_rows: Count | None = None
+    """Rows of the validation split that a validation scores, drawn by the top-level `seed`. Not set: 1,000. All of them
+    are scored once the training has ended."""
     metric_for_best_model: Literal["task", "loss"] = "task"
     """What chooses the best training checkpoint. `task`: the metric of the task on validation rows (macro-F1 of the
     label probabilities, chrF of generated answers), ties by the loss. `loss`: the validation loss alone, which is

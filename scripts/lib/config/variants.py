@@ -142,10 +142,11 @@ class Variant(Section):
             return values
         given = values.get("calibration") or {}
         if isinstance(given, Calibration):
-            given = given.model_dump(exclude_none=True)
-        return (
-            values | {"calibration": CALIBRATED[values["algo_config"]] | given} if isinstance(given, dict) else values
-        )
+            given = given.model_dump()
+        if not isinstance(given, dict):
+            return values
+        own = {name: value for name, value in given.items() if value is not None}
+        return values | {"calibration": CALIBRATED[values["algo_config"]] | own}
 
     @property
     def scored(self) -> bool:

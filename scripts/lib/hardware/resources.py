@@ -25,6 +25,7 @@ CPU_OPERATIONS = 75e9  # a second: fp32 products on two cores
 _CPU_BYTES = 19e9
 _TOKEN_SECONDS = 0.004  # that ONNX Runtime GenAI takes for a token beside reading the weights
 TOKEN_BYTES = 3  # of a corpus file
+EVAL_ROWS = 1000  # of a validation, as in scripts/train_adapter.py
 # Bytes of a weight in ONNX, with scales and with what stays in a higher precision.
 _STORED_BYTES = {"int4": 0.7, "int8": 1.2, "fp16": 2.1, "bf16": 2.1, "fp32": 4.1}
 
@@ -191,7 +192,7 @@ def estimate_train_minutes(
     steps = finetune["max_steps"] or train_mb * _MB / row_bytes / batch * finetune["num_train_epochs"]
     validations = max(1.0, steps / validated_every)
     tokens = steps * batch * row_bytes / TOKEN_BYTES
-    scored = validations * validation_mb * _MB / TOKEN_BYTES
+    scored = validations * min(validation_mb * _MB, (finetune["eval_rows"] or EVAL_ROWS) * row_bytes) / TOKEN_BYTES
     work = 2 * parameters * (2 * tokens + scored) / CPU_OPERATIONS
     if evaluate:
         work += validations * estimate_writing_seconds(parameters, evaluate, finetune["per_device_eval_batch_size"])

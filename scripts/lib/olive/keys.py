@@ -385,7 +385,7 @@ METHODS = MappingProxyType(
 )
 """Training passes by lower-case type: finetune.method, and what differs."""
 _ONNX = "the model builder makes the ONNX model: see variants"
-_TORCH_INT4 = "weights are rounded when the ONNX model is built: variants.NAME.algo_config, auto_round learns from rows"
+_TORCH_INT4 = "weights are rounded when the ONNX model is built: variants.NAME.algo_config, gptq and auto_round by rows"
 OTHER_PASSES = MappingProxyType(
     {
         "extractadapters": "the merged model is packaged; the adapter stays in runs/",
