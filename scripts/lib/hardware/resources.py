@@ -24,6 +24,7 @@ CPU_OPERATIONS = 75e9  # a second: fp32 products on two cores
 # Weights read for one token after the other, in a second: 36 tokens/s of 538 MB (benchmarks/quantization.md).
 _CPU_BYTES = 19e9
 _TOKEN_SECONDS = 0.004  # that ONNX Runtime GenAI takes for a token beside reading the weights
+_STEP_SECONDS = 0.04  # the same in PyTorch, for a token of each row in a batch
 TOKEN_BYTES = 3  # of a corpus file
 EVAL_ROWS = 1000  # of a validation, as in scripts/train_adapter.py
 # Bytes of a weight in ONNX, with scales and with what stays in a higher precision.
@@ -173,7 +174,8 @@ def estimate_writing_seconds(parameters: int, evaluate: Mapping[str, int], batch
     """
     rows, longest = evaluate["greedy_rows"], evaluate["max_new_tokens"]
     computed = 2 * parameters * rows * min(longest, EXPECTED.answer_tokens) / CPU_OPERATIONS
-    return computed + 4 * parameters * math.ceil(rows / batch) * longest / _CPU_BYTES
+    steps = math.ceil(rows / batch) * longest
+    return computed + steps * (4 * parameters / _CPU_BYTES + _STEP_SECONDS)
 
 
 def estimate_train_minutes(
