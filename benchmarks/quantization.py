@@ -8,6 +8,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ ROUTES: dict[str, dict[str, Any]] = {
     "int4-block-16": {"block_size": 16},
     "int4-block-64": {"block_size": 64},
     "int4-accuracy-1": {"accuracy_level": 1},
+    "int4-gptq": {"algo_config": "gptq"},
+    "int4-gptq-asymmetric": {"algo_config": "gptq", "is_symmetric": False},
+    "int4-gptq-64": {"algo_config": "gptq", "block_size": 64},
+    "int4-gptq-64-asymmetric": {"algo_config": "gptq", "block_size": 64, "is_symmetric": False},
+    "int4-gptq-64-512-rows": {"algo_config": "gptq", "block_size": 64, "calibration": {"rows": 512}},
     "int4-calibrated": {"algo_config": "auto_round"},
     "int4-calibrated-head-int8": {"algo_config": "auto_round", "matmul_mixed_precision": "last_matmul:int8"},
     "int4-calibrated-accuracy-1": {"algo_config": "auto_round", "accuracy_level": 1},
@@ -37,34 +43,39 @@ ROUTES: dict[str, dict[str, Any]] = {
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--configfile", type=Path, default=ROOT / "config.yaml", help="default: config.yaml")
+    arguments.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES), metavar="ROUTE")
     arguments.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "quantization.md")
     args = arguments.parse_args()
     results = f"results-quantization-{args.configfile.stem}"
-    configfile = derived(args.configfile, results)
+    configfile = derived(args.configfile, results, args.routes)
     command = [sys.executable, "-m", "snakemake", "--cores", "all", "--configfile", str(configfile)]
     if code := subprocess.run(command, cwd=ROOT).returncode:
         sys.exit(code)
     summary = json.loads((ROOT / results / "summary.json").read_text(encoding="utf-8"))
-    write_table(args.output, text(summary, args.configfile.name))
+    write_table(args.output, text(summary, args.configfile.name, ROOT / results))
 
 
-def derived(configfile: Path, results: str) -> Path:
-    """The configuration with all routes as variants, and without constraints, sweep and gate."""
+def derived(configfile: Path, results: str, routes: Sequence[str]) -> Path:
+    """The configuration with these routes as variants, and without constraints, sweep and gate."""
     import yaml
 
     values = yaml.safe_load(configfile.read_text(encoding="utf-8"))
     for section in ("sweep", "selection", "gate"):
         values.pop(section, None)
-    values |= {"results": results, "variants": ROUTES}
+    values |= {"results": results, "variants": {name: ROUTES[name] for name in routes}}
     path = ROOT / "work" / "quantization.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return path
 
 
-def text(summary: dict[str, Any], name: str) -> str:
+def text(summary: dict[str, Any], name: str, results: Path) -> str:
     ((run_name, run),) = summary["runs"].items()
-    rows = [row(stage, facts) for stage, facts in run["stages"].items() if facts["validation"]]
+    rows = [
+        row(stage, facts, time_route(results, run_name, stage))
+        for stage, facts in run["stages"].items()
+        if facts["validation"]
+    ]
     chosen = summary["selected"]
     head = (
         "stage",
@@ -76,6 +87,7 @@ def text(summary: dict[str, Any], name: str) -> str:
         "first token ms",
         "tokens/s",
         "peak RSS MB",
+        "seconds to make",
     )
     return "\n".join(
         [
@@ -93,12 +105,21 @@ def text(summary: dict[str, Any], name: str) -> str:
             "",
             "Flips: rows whose label differs from the merged model. KL: mean divergence of the label probabilities"
             " from it, in nats. The adapter is compared with the untouched base, merged with the adapter.",
+            "Seconds to make: of rounding by rows, where a route does it, and of the build.",
             "",
         ]
     )
 
 
-def row(stage: str, facts: dict[str, Any]) -> list[str]:
+def time_route(results: Path, run: str, stage: str) -> float | None:
+    """Return the seconds of the jobs that made a build."""
+    variant = stage.removeprefix("onnx-")
+    files = [results / f"timings/{rule}/{run}.{variant}.tsv" for rule in ("calibrate_weights", "build_onnx")]
+    found = [float(file.read_text().splitlines()[1].split("\t")[0]) for file in files if file.is_file()]
+    return sum(found) if found else None
+
+
+def row(stage: str, facts: dict[str, Any], seconds: float | None) -> list[str]:
     quality = facts["validation"]
     low, high = quality["accuracy_ci95"]
     return [
@@ -111,6 +132,7 @@ def row(stage: str, facts: dict[str, Any]) -> list[str]:
         number(facts["first_token_ms"], 1),
         number(facts["tokens_per_second"], 1),
         number(facts["peak_rss_mb"], 0),
+        number(seconds, 0),
     ]
 
 
