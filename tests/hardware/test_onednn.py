@@ -1,5 +1,8 @@
 """Products by oneDNN: those of PyTorch, with a gradient for the inputs, and PyTorch's own where oneDNN is missing."""
 
+import os
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -45,3 +48,22 @@ def test_a_model_gives_the_same_logits_and_gradients_and_its_weights_stay(tiny_l
 
 def test_what_is_trained_is_left_alone(tiny_llama):
     assert use_onednn(load_model(tiny_llama)) == 0
+
+
+def test_few_kernels_are_kept_unless_somebody_asked_for_more(monkeypatch):
+    monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "500")
+    onednn.limit_kernel_cache()
+    assert os.environ["LRU_CACHE_CAPACITY"] == "64"
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "500"
+    monkeypatch.delenv("LRU_CACHE_CAPACITY")
+
+
+def test_steps_give_freed_memory_back(monkeypatch):
+    from lib.training import callbacks
+
+    trimmed = []
+    monkeypatch.setattr(callbacks, "trim_memory", lambda: trimmed.append(True))
+    for step in range(1, 31):
+        callbacks.TrimMemory().on_step_end(None, SimpleNamespace(global_step=step), None)
+    assert len(trimmed) == 3

@@ -7,15 +7,15 @@ from support.paths import ROOT
 FILES = sorted([*ROOT.glob("scripts/**/*.py"), *ROOT.glob("src/**/*.py")])
 # One word for one meaning: a new verb is added here only when none of these says it.
 _TEXT = """
-add adjust agree align allow answer attend balance batch bootstrap build call check choose claim classify clean collect
-compare compile compute configure convert copy correct count cut decode delete dequantize derive describe detect die
-disable divide download draw drop dump encode escape estimate expand explain extract fail fetch find fit flatten follow
-format free fuse gather generate get group grow guess hash hide hold import index init install join judge keep
-launch limit link list load locate lock log make map mark match measure mend merge mirror name normalize number omit
-open pack pad pair parse place predict prepare preserve publish pull quote rank read redact refuse remove render repeat
-replace report require reserve resolve retrieve return round run sample save score select separate serve set shard share
-shorten show shrink shuffle simulate sort split state store stream strip sum summarize sync tell train try upload use
-verify wait walk weight wrap write can has is needs
+add adjust agree align allow answer attend balance batch bootstrap build calibrate call check choose claim classify
+clean collect compare compile compute configure convert copy correct count cut decode delete dequantize derive
+describe detect die disable divide download draw drop dump encode escape estimate expand explain extract factor fail
+fetch find fit flatten follow format free fuse gather generate get group grow guess hash hide hold import index init
+install join judge keep launch limit link list load locate lock log make map mark match measure mend merge mirror
+multiply name normalize number omit open pack pad pair parse place predict prepare preserve publish pull quote rank
+read redact refuse remove render repeat replace report require reserve resolve retrieve return round run sample save
+score select separate serve set shard share shorten show shrink shuffle simulate sort split state store stream strip
+sum summarize sync tell train trim try upload use verify wait walk weight wrap write can has is needs
 """
 VERBS = _TEXT.split()
 TERMS = {

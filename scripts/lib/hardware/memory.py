@@ -91,6 +91,13 @@ def return_freed_memory() -> None:
         library.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
 
 
+def trim_memory() -> None:
+    """Give freed memory back to the system now (glibc)."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep freed blocks for the next ones (glibc).
 

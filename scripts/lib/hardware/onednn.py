@@ -5,11 +5,23 @@ a few dozen rows, and five sixths where it has hundreds. oneDNN's own kernels ar
 operator that those use is called here, and MKL where a build of PyTorch lacks it.
 """
 
+import os
 from typing import Any
 
 import torch
 
+_KERNELS = "64"  # more than the layers of one batch need
 _DTYPES = (torch.float32, torch.bfloat16)
+
+
+def limit_kernel_cache() -> None:
+    """Let oneDNN keep the kernels of the last batches alone, from its first use on.
+
+    It compiles one for each shape and keeps 1,024, some hundred kilobytes each: batches of a training differ in length,
+    so that is a gigabyte of kernels that hardly a batch uses again.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # of oneDNN, and of PyTorch's layer on it
+        os.environ.setdefault(name, _KERNELS)
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

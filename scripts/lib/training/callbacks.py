@@ -14,8 +14,10 @@ from lib.core import distributed
 from lib.core.checksums import find_fault, is_finished, remove, write_checksums
 from lib.core.cli import report_progress
 from lib.core.files import read_json, write_json
+from lib.hardware.memory import trim_memory
 
 _RESERVE = 60.0  # seconds for what comes around the steps: start-up of the job, last checkpoint
+_TRIMMED = 10  # steps between two times that freed memory is given back
 _SPENT = "spent.json"  # in a checkpoint
 
 
@@ -104,6 +106,14 @@ class Progress(TrainerCallback):
             write_checksums(folder)
             drop_old_checkpoints(self.work, state.best_global_step)
         distributed.wait_for_all()
+
+
+class TrimMemory(TrainerCallback):
+    """Gives memory back that freed activations have left in pieces: batches differ in length, and none fits again."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % _TRIMMED == 0:
+            trim_memory()
 
 
 class CheckpointMirror(TrainerCallback):

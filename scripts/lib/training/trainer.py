@@ -15,9 +15,9 @@ from lib.core import distributed
 from lib.core.checksums import find_fault
 from lib.core.cli import fail
 from lib.hardware.memory import keep_freed_memory
-from lib.hardware.onednn import use_onednn
+from lib.hardware.onednn import limit_kernel_cache, use_onednn
 from lib.training import batching
-from lib.training.callbacks import EarlyStopping, Progress, TrainingStats
+from lib.training.callbacks import EarlyStopping, Progress, TrainingStats, TrimMemory
 from lib.training.fused_lora import fuse_lora
 from lib.training.methods import METHODS
 from lib.training.packing import PackingCollator, can_pack, disable_packing
@@ -48,6 +48,7 @@ def build_adapter_trainer(
         assert classes is not None
         rows = batching.weight_examples(rows, classes)
     lengths = [len(example["input_ids"]) for example in rows]
+    limit_kernel_cache()
     packed = can_pack(model.base_model.model, rows, pad_id)
     use_onednn(model)
     fuse_lora(model)
@@ -70,7 +71,7 @@ def build_adapter_trainer(
         eval_dataset=encoded["validation"],
         data_collator=PackingCollator() if packed else batching.Collator(pad_id),
         compute_loss_func=batching.compute_completion_loss,
-        callbacks=[Progress(work, spent), EarlyStopping(settings.get("early_stopping_patience")), *more],
+        callbacks=[Progress(work, spent), TrimMemory(), EarlyStopping(settings.get("early_stopping_patience")), *more],
     )
 
 
