@@ -236,6 +236,7 @@ def describe_training(
     gradients of the activations, none for frozen weights. N is the weights in the linear layers; the
     vocabulary head counts only where the loss needs it, LoRA's own operations not at all.
     """
+    validation: Any = trainer.eval_dataset
     state, spent = trainer.state, trainer.spent.in_all()
     head = model.get_output_embeddings().weight.numel()
     body = sum(
@@ -250,7 +251,7 @@ def describe_training(
     best_by = next(name for name in metrics if f"eval_{name}" in best)
     return {
         "steps": state.global_step,
-        "validation_rows": len(trainer.eval_dataset),
+        "validation_rows": len(validation),
         "best_step": best["step"],
         "best_validation_loss": best["eval_loss"],
         "best_by": best_by,
