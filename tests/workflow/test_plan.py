@@ -90,7 +90,7 @@ def test_a_plan_counts_what_rows_and_machine_have_and_not_the_most_that_can_be(m
     asked = resources.estimate_train_mb(10**9, finetune, 512, "classification")
     monkeypatch.setattr(resources, "EXPECTED", resources.Expected({"rows.jsonl": 3.0}, longest=64, auto_bytes=2))
     assert resources.measure_size_mb("rows.jsonl") == 3.0
-    activations = asked - 1750 - 1.1 * 4000 - 4 * resources.estimate_adapter_mb(10**9, 16)
+    activations = asked - 1250 - 1.1 * 4000 - 4 * resources.estimate_adapter_mb(10**9, 16)
     assert resources.estimate_train_mb(10**9, finetune, 512, "classification") == pytest.approx(
         asked - 2200 - activations * 7 / 8, rel=1e-3
     )

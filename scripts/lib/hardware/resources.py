@@ -72,8 +72,8 @@ def estimate_train_mb(parameters: int, finetune: Mapping[str, Any], max_length: 
     Activations: about 34 bytes per hidden value and layer (Korthikanti et al. 2022, table 2, without
     the attention matrix); hidden x layers is taken as 1.4 * parameters ** 0.5, which holds within a
     factor of 2 from 0.1 to 8 billion parameters.
-    Measured peaks in MB, task metric while training included: 3009 for the demo (4423 here); 2404 with LoRA, 2423 with
-    QLoRA and 2923 with DoRA for examples/methods.yaml (3009 here; benchmarks/methods.md).
+    Measured peaks of the demo in MB: 1728 in bfloat16, 2531 in float32 (docs/fine-tuning.md). Before freed activations
+    were given back, 2923 with DoRA beside 2404 with LoRA for examples/methods.yaml (benchmarks/methods.md).
     """
     is_joined = finetune["corpus_strategy"] == "join"
     block = finetune["source_max_len"] if is_joined else min(max_length, EXPECTED.longest)
@@ -85,7 +85,7 @@ def estimate_train_mb(parameters: int, finetune: Mapping[str, Any], max_length: 
         activations += 3 * 4 * EXPECTED.vocabulary * tokens / _MB
     adapter = 4 * estimate_adapter_mb(parameters, finetune["r"])
     weights = estimate_weights_mb(parameters, {"auto": EXPECTED.auto_bytes, "bfloat16": 2}.get(finetune["dtype"], 4))
-    return math.ceil(1750 + 1.1 * weights + adapter + activations)
+    return math.ceil(1250 + 1.1 * weights + adapter + activations)
 
 
 def estimate_merge_mb(parameters: int) -> int:
