@@ -16,7 +16,7 @@ def run(method: str, **brought: str) -> Run:
 
 
 def variant(provider: str = "cpu", algo: str | None = None, **settings) -> dict:
-    default = {"block_size": 32, "is_symmetric": True, "calibration": {"rows": 8}}
+    default = {"block_size": 32, "is_symmetric": True, "calibration": {"rows": 8} if algo else None}
     return {"execution_provider": provider, "algo_config": algo, **default, **settings}
 
 
