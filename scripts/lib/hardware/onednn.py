@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 _KERNELS = "64"  # more than the layers of one batch need
-_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def limit_kernel_cache() -> None:
@@ -34,7 +33,7 @@ def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = 
 def _has_kernel(weight: torch.Tensor) -> bool:
     return (
         weight.device.type == "cpu"
-        and weight.dtype in _DTYPES
+        and weight.dtype == torch.float32  # in bfloat16 PyTorch's own products are oneDNN's
         and torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     )
