@@ -68,7 +68,7 @@ class Step:
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replace_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -79,12 +79,12 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def without_packing(step: Step) -> Iterator[None]:
-    with packing.disable_packing(step.model.base_model.model), replaced(step, "collate", step.padded):
+    with packing.disable_packing(step.model.base_model.model), replace_attribute(step, "collate", step.padded):
         yield
 
 
 def without_shared_prefix(step: Step) -> Any:
-    return replaced(packing, "find_shared_prefix", lambda rows: 0)
+    return replace_attribute(packing, "find_shared_prefix", lambda rows: 0)
 
 
 def without_dropping_last_tokens(step: Step) -> Any:
@@ -94,7 +94,7 @@ def without_dropping_last_tokens(step: Step) -> Any:
     def keep(examples: Batch) -> dict[str, Any]:
         return collate([{"input_ids": [*one["input_ids"], 0], "labels": [*one["labels"], IGNORED]} for one in examples])
 
-    return replaced(step, "collate", keep)
+    return replace_attribute(step, "collate", keep)
 
 
 def without_short_last_mlp(step: Step) -> Any:
@@ -105,11 +105,11 @@ def without_short_last_mlp(step: Step) -> Any:
         batch["layout"]["needed"] = None
         return batch
 
-    return replaced(step, "collate", see_all)
+    return replace_attribute(step, "collate", see_all)
 
 
 def without_plain_products(step: Step) -> Any:
-    return replaced(packing, "SHORT", 0)
+    return replace_attribute(packing, "SHORT", 0)
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def _set_forward(forwards: dict[Any, Any]) -> None:
 
 
 def without_onednn(step: Step) -> Any:
-    return replaced(onednn, "_has_kernel", lambda weight: False)
+    return replace_attribute(onednn, "_has_kernel", lambda weight: False)
 
 
 TRICKS: dict[str, Callable[[Step], Any]] = {
@@ -199,8 +199,7 @@ def main() -> None:
             del step
     table = markdown_table(["without it, the step takes", *columns], [[name, *cells[name]] for name in TRICKS])
     note = f"{machine('torch', 'transformers', 'peft')} 2 threads; batches of {BATCH} rows, LoRA r {FINETUNE['r']}."
-    head = (__doc__ or "").replace("\n\n    ", "\n\n    ", 1)
-    write_table(args.output, f"# Ablation of the training\n\n{head}\n{note}\n\n{table}\n")
+    write_table(args.output, f"# Ablation of the training\n\n{__doc__}\n{note}\n\n{table}\n")
 
 
 if __name__ == "__main__":

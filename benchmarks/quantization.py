@@ -47,7 +47,7 @@ def main() -> None:
     arguments.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "quantization.md")
     args = arguments.parse_args()
     results = f"results-quantization-{args.configfile.stem}"
-    configfile = derived(args.configfile, results, args.routes)
+    configfile = derive_config(args.configfile, results, args.routes)
     command = [sys.executable, "-m", "snakemake", "--cores", "all", "--configfile", str(configfile)]
     if code := subprocess.run(command, cwd=ROOT).returncode:
         sys.exit(code)
@@ -55,8 +55,8 @@ def main() -> None:
     write_table(args.output, text(summary, args.configfile.name, ROOT / results))
 
 
-def derived(configfile: Path, results: str, routes: Sequence[str]) -> Path:
-    """The configuration with these routes as variants, and without constraints, sweep and gate."""
+def derive_config(configfile: Path, results: str, routes: Sequence[str]) -> Path:
+    """Return the configuration with these routes as variants, and without constraints, sweep and gate."""
     import yaml
 
     values = yaml.safe_load(configfile.read_text(encoding="utf-8"))

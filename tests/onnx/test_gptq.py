@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, Lfm2Config, LlamaConfig
 
-from lib.models.loading import load_model
 from lib.onnx import gptq
 from lib.onnx.gptq import Rounded, fit_grid, pack_gptq, round_matrix, round_model
 from lib.onnx.graph import dequantize_gptq
@@ -70,24 +70,48 @@ def test_columns_that_no_row_uses_do_no_harm():
     assert (found - weight).abs()[:, 5].max() < 1
 
 
-def test_a_layer_is_measured_on_the_states_that_the_whole_model_has_there(tiny_llama, monkeypatch):
-    """Rows of several lengths; the moments of the second layer's inputs are those of an ordinary forward pass."""
-    rows, kept = [[1, 5, 9, 4], [2, 7], [1, 5, 8, 3], [3, 3, 3, 9, 9]], {}
-    model = load_model(tiny_llama)
-    layer = model.model.layers[1].mlp.down_proj
-    seen = []
-    layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(0, 1)))
+SIZES = {
+    **{"vocab_size": 96, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2},
+}
+CONFIGS = {
+    "one kind": LlamaConfig(**SIZES),
+    "sliding windows": Gemma3TextConfig(
+        **SIZES, head_dim=16, sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    ),
+    "convolutions": Lfm2Config(**SIZES, layer_types=["conv", "full_attention", "conv"]),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_layer_is_measured_on_the_states_that_the_whole_model_has_there(config, monkeypatch):
+    """Rows of several lengths, some past the window; moments are those of an ordinary forward pass, in every layer."""
+    rows = [[1, 5, 9, 4, 7, 8, 2, 11, 3], [2, 7, 3], [1, 5, 8, 3, 6, 6, 1, 2, 9]]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    linears = [
+        part for layer in model.base_model.layers for part in layer.modules() if isinstance(part, torch.nn.Linear)
+    ]
+    expected = dict.fromkeys(linears, 0.0)
+
+    def add(module, given):
+        states = given[0].flatten(0, -2)
+        expected[module] = expected[module] + states.T @ states
+
+    hooks = [module.register_forward_pre_hook(add) for module in linears]
     with torch.inference_mode():
         for ids in rows:
             model(torch.tensor([ids]), use_cache=False)
-    expected = sum(states.T @ states for states in seen)
+    for hook in hooks:
+        hook.remove()
+    found = {}
 
     def keep(weight, moments, size, is_symmetric):
-        kept[weight.shape] = moments
+        found[weight] = moments
         return round_matrix(weight, moments, size, is_symmetric)
 
     monkeypatch.setattr(gptq, "round_matrix", keep)
-    names = [name for name, _ in round_model(load_model(tiny_llama), rows, 32, True)]
-    assert len(names) == len(set(names)) == 14
-    assert names[-1] == "model.layers.1.mlp.down_proj"
-    torch.testing.assert_close(kept[layer.weight.shape], expected, rtol=1e-4, atol=1e-4)
+    names = [name for name, _ in round_model(model, rows, 32, True)]
+    assert len(names) == len(set(names)) == len(linears)
+    for module in linears:
+        torch.testing.assert_close(found[module.weight], expected[module], rtol=1e-4, atol=1e-4)
