@@ -97,17 +97,6 @@ def without_dropping_last_tokens(step: Step) -> Any:
     return replace_attribute(step, "collate", keep)
 
 
-def without_short_last_mlp(step: Step) -> Any:
-    collate = step.collate
-
-    def see_all(examples: Batch) -> dict[str, Any]:
-        batch = collate(examples)
-        batch["layout"]["needed"] = None
-        return batch
-
-    return replace_attribute(step, "collate", see_all)
-
-
 def without_plain_products(step: Step) -> Any:
     return replace_attribute(packing, "SHORT", 0)
 
@@ -151,7 +140,6 @@ TRICKS: dict[str, Callable[[Step], Any]] = {
     "packing, with all that rests on it": without_packing,
     "shared prefix once": without_shared_prefix,
     "no last tokens": without_dropping_last_tokens,
-    "last MLP on needed tokens": without_short_last_mlp,
     "short attention by plain products": without_plain_products,
     "freed memory kept": without_kept_memory,
     "fused LoRA": without_fused_lora,

@@ -7,6 +7,7 @@ from lib.training.methods import choose_quantization
 from lib.workflow.helpers import choose_environment_file, find_path, list_data_files
 from lib.workflow.job_inputs import describe_data_input, describe_model_input
 from lib.workflow.job_resources import (
+    count_data_threads,
     count_processes,
     estimate_data_memory,
     estimate_data_minutes,

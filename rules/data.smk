@@ -144,6 +144,7 @@ rule audit_data:
         f"{R}/timings/audit_data/time.tsv"
     conda:
         "../envs/data.yaml"
+    threads: count_data_threads
     resources:
         mem_mb=estimate_data_memory,
         runtime=estimate_data_minutes,
@@ -219,6 +220,7 @@ rule render_corpus:
         f"{R}/timings/render_corpus/time.tsv"
     conda:
         "../envs/data.yaml"
+    threads: count_data_threads
     resources:
         mem_mb=estimate_data_memory,
         runtime=estimate_data_minutes,
@@ -234,7 +236,7 @@ rule render_corpus:
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --audit {input.audit:q} --kept {input.kept:q}"
         " --split {input.split:q} --tokenizer {input.tokenizer:q} --train {output.train:q} --validation {output.validation:q}"
-        " --test {output.test:q} --template {output.template:q} --log {log:q}"
+        " --test {output.test:q} --template {output.template:q} --processes {threads} --log {log:q}"
 
 
 rule check_leakage:
@@ -252,6 +254,7 @@ rule check_leakage:
         f"{R}/timings/check_leakage/time.tsv"
     conda:
         "../envs/data.yaml"
+    threads: count_data_threads
     resources:
         mem_mb=estimate_data_memory,
         runtime=estimate_data_minutes,

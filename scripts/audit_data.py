@@ -7,7 +7,7 @@ time; this script succeeds even when it is not, so that its evidence stays: `spl
 import argparse
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,9 @@ def main(args: argparse.Namespace) -> None:
     tokenizer = set_up_chat(load_tokenizer(args.tokenizer, beginnings), corpus)
     template = compile_rows(data, corpus, tokenizer, task=task, labels=None)
 
-    def sources() -> Iterator[CheckedRow]:
-        return check_rows(args.rows, data, template, tokenizer, corpus, args.settings.get("split", {}))
+    def sources(is_wanted: Callable[[int], bool] = lambda number: True) -> Iterator[CheckedRow]:
+        split = args.settings.get("split", {})
+        return check_rows(args.rows, data, template, tokenizer, corpus, split, is_wanted=is_wanted)
 
     names, split = [*template["columns"], data["target"]], args.settings.get("split", {})
     own = [data["conversation"]] if "conversation" in data else names
@@ -72,12 +73,12 @@ def main(args: argparse.Namespace) -> None:
     set_aside_duplicates(rows)
     measured = rows.usable()
     words = LabelWords()
-    texts = _read_texts(sources(), rows, tokenizer, template, corpus, words)
+    texts = _read_texts(sources(rows.is_usable), rows, tokenizer, template, corpus, words)
     similar = find_similar_pairs(texts, data["near_duplicates"], seed=_SEED, folder=args.kept.parent)
     kept = rows.usable()
     clusters = number_row_clusters(rows, kept, chain(similar.pairs, find_same_groups(rows, kept)))
     words.expect(count_classes(rows, kept))
-    write_jsonl(args.kept, _iterate_kept(sources(), rows, clusters, words, template))
+    write_jsonl(args.kept, _iterate_kept(sources(rows.is_usable), rows, clusters, words, template))
 
     rejected = count_reasons(rows)
     audit = {
@@ -93,7 +94,10 @@ def main(args: argparse.Namespace) -> None:
         "tokens": _measure_token_lengths(rows, measured, kept, corpus["max_length"]),
     }
     examples: dict[str, str] = {}
-    write_jsonl(args.rejected, _iterate_rejected(sources(), rows, corpus["max_length"], examples) if rejected else ())
+    write_jsonl(
+        args.rejected,
+        _iterate_rejected(sources(rows.is_set_aside), rows, corpus["max_length"], examples) if rejected else (),
+    )
     audit["verdict"] = judge_audit(audit, examples, data, corpus["max_length"])
     write_json(args.audit, audit)
     _tell_case(audit["label_spellings"])
@@ -181,9 +185,8 @@ def _read_texts(
 
     As the leakage check reads it from the corpus: rows that truncation makes alike are alike.
     """
-    usable = (source for source in sources if not rows.state[source.number])
     limits = {"max_length": corpus["max_length"], "side": corpus["truncation"]}
-    for batch in batch_by_size(usable, lambda source: sum(map(len, _inputs(source, template).values()))):
+    for batch in batch_by_size(sources, lambda source: sum(map(len, _inputs(source, template).values()))):
         inputs = [_inputs(source, template) for source in batch]
         targets = [_target(source, template) for source in batch]
         texts = [
@@ -295,8 +298,6 @@ def _iterate_kept(
     sources: Iterable[CheckedRow], rows: Rows, clusters: NDArray[np.int64], words: LabelWords, template: Template
 ) -> Iterator[dict[str, Any]]:
     for source in sources:
-        if rows.state[source.number]:
-            continue
         inputs, target = _inputs(source, template), _target(source, template)
         if rows.targets:
             words.count("\n".join(inputs.values()), target)
@@ -320,11 +321,10 @@ def _iterate_rejected(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows set aside; the first one of each reason goes to `examples`."""
     for source in sources:
-        if rows.state[source.number]:
-            place = {key: source.read[key] for key in ("file", "line", "number")}
-            reason = _reason(source, rows, max_length)
-            examples.setdefault(reason.reason, f"{format_place(**place)}: {reason.detail}")
-            yield {**place, **reason._asdict(), "row": source.read.get("row")}
+        place = {key: source.read[key] for key in ("file", "line", "number")}
+        reason = _reason(source, rows, max_length)
+        examples.setdefault(reason.reason, f"{format_place(**place)}: {reason.detail}")
+        yield {**place, **reason._asdict(), "row": source.read.get("row")}
 
 
 def _reason(source: CheckedRow, rows: Rows, max_length: int) -> Reason:

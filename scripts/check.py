@@ -76,6 +76,7 @@ def show(args: argparse.Namespace, speed_test: SpeedTest, workflow: Any, is_loca
     expected.sizes_mb |= {f"{results}/data/{name}.jsonl": look["rows_mb"] for name in ("rows", "kept")}
     expected.longest = look["tokens"]["max"]
     expected.row_bytes = look["tokens"]["mean"] * resources.TOKEN_BYTES
+    expected.shared = look["shared"]
     expected.answer_tokens, expected.vocabulary = look["answer_tokens"], look["vocabulary"]
     expected.auto_bytes = 2 if speed and speed.auto_dtype == "bfloat16" else 4
     settings = Settings(
@@ -104,7 +105,7 @@ def build_plan(
         "rows": {
             name: value
             for name, value in look.items()
-            if name not in ("sizes", "rows_mb", "weight_bytes", "answer_tokens", "vocabulary")
+            if name not in ("sizes", "rows_mb", "weight_bytes", "answer_tokens", "vocabulary", "shared")
         },
         "trainings": {name: count_steps(finetune, look) for name, finetune in settings.runs.items()},
         "model_checks": read_model_checks(jobs, settings.results),

@@ -5,14 +5,16 @@ Nothing after this formats text. The three files and the template appear togethe
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.core.cli import UserError, build_parser, fail, parse_settings, report_progress, run
-from lib.core.files import hash_text, publish_file, read_json, read_jsonl
+from lib.core.files import hash_text, parse_jsonl_line, publish_file, read_json, read_lines
 from lib.core.layout import SCORED_SPLITS, SPLITS
+from lib.core.processes import map_in_order
 from lib.data.rows import format_place
 from lib.data.templates import Template, compile_rows, render_chats, render_completion, render_prompt, set_up_chat
 from lib.data.tokenizer import Tokenizer, encode_completion, load_tokenizer
@@ -29,13 +31,15 @@ def main(args: argparse.Namespace) -> None:
     labels = read_json(args.audit)["labels"]
     template = compile_rows(data, corpus, tokenizer, task=task, labels=labels)
     split = read_json(args.split)
-    split_of, dropped = split["rows"], set(split.get("dropped", ()))
     limits: dict[str, Any] = {"max_length": corpus["max_length"], "truncation": corpus["truncation"]}
     if data.get("optional_columns"):
         limits["optional_columns"] = data["optional_columns"]
     if "conversation" in data:  # for who renders one without the base model
         chat = {"template": tokenizer.chat_template, "variables": tokenizer.variables, "bos": tokenizer.bos or ""}
         limits["conversation"] = {"column": data["conversation"], **chat}
+    work = Renderer(
+        args.kept, args.split, tokenizer, template, args.settings, split["rows"], set(split.get("dropped", ()))
+    )
     with ExitStack() as stack:
         # The first to enter is the last to be renamed.
         whole = stack.enter_context(publish_file(args.template))
@@ -43,63 +47,84 @@ def main(args: argparse.Namespace) -> None:
         partial = {split: stack.enter_context(publish_file(getattr(args, split))) for split in SPLITS}
         files = {split: stack.enter_context(open(path, "w", encoding="utf-8")) for split, path in partial.items()}
         count = 0
-        for row, prompt, completion in _render_rows(args.kept, tokenizer, template, corpus, split_of):
-            if row["id"] in dropped:
-                continue
-            if row["id"] not in split_of:
-                fail(f"has no row {row['id']}", "it is of another run: make it again", at=args.split)
-            label = {"label": row["target"]} if task == "classification" else {}
-            more: dict[str, Any] = {name: row[name] for name in ("groups", "other_answers", "spans") if name in row}
-            record = {"id": row["id"], "prompt": prompt, "completion": completion, **label, **more}
-            records = [record]
-            if data.get("answers") == "each" and split_of[row["id"]] == "train":
-                records += _repeat_with_other_answers(row, record, tokenizer, template, corpus["max_length"])
-            for one in records:
-                files[split_of[row["id"]]].write(json.dumps(one, ensure_ascii=False) + "\n")
+        batches = batch_by_size(read_lines(args.kept), lambda numbered: len(numbered[1]))
+        for records in map_in_order(work.render, batches, args.processes):
+            for name, line in records:
+                files[name].write(line)
             count += len(records)
     report_progress(f"render_corpus: {count} rows")
 
 
-def _repeat_with_other_answers(
-    row: dict[str, Any], record: dict[str, Any], tokenizer: Tokenizer, template: Template, max_length: int
-) -> list[dict[str, Any]]:
-    """Return a training row once more for each other answer that is right, but for those that are too long."""
-    records = []
-    for answer in row.get("other_answers", ()):
-        text = Text(row, record["prompt"], tokenizer.encode(record["prompt"]), render_completion(template, answer))
-        whole = tokenizer.encode(text.prompt + text.completion)
-        text.check_seam(whole)
-        if len(whole) <= max_length:
-            records.append({**record, "id": hash_text(record["id"] + answer), "completion": text.completion})
-    return records
+@dataclass(frozen=True)
+class Renderer:
+    """What each of several processes needs to write rows as text.
 
-
-def _render_rows(
-    kept: Path, tokenizer: Tokenizer, template: Template, corpus: dict[str, Any], split_of: dict[str, str]
-) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """Yield each row with its prompt and completion, of which the tokenizer has read all that is asked of it later.
-
-    Each text is tokenized once: that takes most of the time.
+    kept, split: files that errors name. split_of: the split of each row, by its id. dropped: ids of rows in none.
     """
-    choices = [render_completion(template, label) for label in template["labels"] or []]
-    count = scored = 0
-    rows = read_jsonl(kept)
-    for batch in batch_by_size(rows, lambda row: len(row["target"]) + sum(map(len, row["values"].values()))):
-        values, encoded = _fit_values(batch, tokenizer, template, corpus)
-        if "separators" not in template and corpus.get("template") == "chat" and count < _CHAT_ROWS:
-            _check_chat(batch, values, tokenizer, template, corpus)
+
+    kept: Path
+    split: Path
+    tokenizer: Tokenizer
+    template: Template
+    settings: dict[str, Any]
+    split_of: dict[str, str]
+    dropped: set[str]
+
+    def render(self, lines: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:
+        """Return, for some numbered lines of kept rows, the split of each row and its line in the split's file."""
+        rows = [parse_jsonl_line(self.kept, line, number) for number, line in lines]
+        data, is_labeled = self.settings["data"], self.settings["task"] == "classification"
+        found = []
+        for text in self._render_texts(rows, lines[0][0] - 1):
+            row = text.row
+            if row["id"] in self.dropped:
+                continue
+            if row["id"] not in self.split_of:
+                fail(f"has no row {row['id']}", "it is of another run: make it again", at=self.split)
+            label = {"label": row["target"]} if is_labeled else {}
+            more: dict[str, Any] = {name: row[name] for name in ("groups", "other_answers", "spans") if name in row}
+            records = [{"id": row["id"], "prompt": text.prompt, "completion": text.completion, **label, **more}]
+            if data.get("answers") == "each" and self.split_of[row["id"]] == "train":
+                records += self._repeat_with_other_answers(text, records[0])
+            found += [(self.split_of[row["id"]], json.dumps(one, ensure_ascii=False) + "\n") for one in records]
+        return found
+
+    def _render_texts(self, rows: Sequence[dict[str, Any]], before: int) -> list["Text"]:
+        """Return rows with prompt and completion, of which the tokenizer has read all that is asked of it later.
+
+        Each text is tokenized once: that takes most of the time. before: how many rows stand before these.
+        """
+        tokenizer, template, corpus = self.tokenizer, self.template, self.settings["corpus"]
+        values, encoded = _fit_values(rows, tokenizer, template, corpus)
+        if "separators" not in template and corpus.get("template") == "chat" and before < _CHAT_ROWS:
+            _check_chat(rows, values, tokenizer, template, corpus)
         prompts = [render_prompt(template, inputs) for inputs in values]
         heads = tokenizer.encode_batch(prompts)
         texts = [
             Text(row, prompt, head, render_completion(template, row["target"]))
-            for row, prompt, head in zip(batch, prompts, heads, strict=True)
+            for row, prompt, head in zip(rows, prompts, heads, strict=True)
         ]
         for text, whole in zip(texts, encoded, strict=True):
             text.check_seam(whole)
-        asked = [text for text in texts if split_of.get(text.row["id"]) in SCORED_SPLITS]
-        _check_choices(asked, choices, scored, tokenizer)
-        yield from ((text.row, text.prompt, text.completion) for text in texts)
-        count, scored = count + len(batch), scored + len(asked)
+        choices = [render_completion(template, label) for label in template["labels"] or []]
+        asked = {
+            place: text
+            for place, text in enumerate(texts, start=before)
+            if self.split_of.get(text.row["id"]) in SCORED_SPLITS
+        }
+        _check_choices(asked, choices, tokenizer)
+        return texts
+
+    def _repeat_with_other_answers(self, text: "Text", record: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return a training row once more for each other answer that is right, but for those that are too long."""
+        records = []
+        for answer in text.row.get("other_answers", ()):
+            other = text._replace(completion=render_completion(self.template, answer))
+            whole = self.tokenizer.encode(other.prompt + other.completion)
+            other.check_seam(whole)
+            if len(whole) <= self.settings["corpus"]["max_length"]:
+                records.append({**record, "id": hash_text(record["id"] + answer), "completion": other.completion})
+        return records
 
 
 def locate(row: dict[str, Any]) -> str:
@@ -166,17 +191,17 @@ def _check_chat(
             fail(what, "use corpus.text_template", at=locate(row))
 
 
-def _check_choices(texts: Sequence[Text], choices: Sequence[str], scored: int, tokenizer: Tokenizer) -> None:
+def _check_choices(texts: Mapping[int, Text], choices: Sequence[str], tokenizer: Tokenizer) -> None:
     """Raise `UserError` with the row whose prompt joins with some label: scoring asks for the probability of each.
 
     Of many labels each prompt gets a few, in turn: those that begin alike join alike. Scoring refuses what slipped
     through.
 
-    scored: how many prompts had their turn before.
+    texts: by their place among all rows.
     """
     tried = (
         text._replace(completion=choice)
-        for place, text in enumerate(texts, start=scored)
+        for place, text in texts.items()
         for choice in _choices_of_prompt(choices, place)
     )
     for some in batch_by_size(tried, lambda text: len(text.prompt) + len(text.completion)):
@@ -203,4 +228,5 @@ if __name__ == "__main__":
     for name in SPLITS:
         arguments.add_argument(f"--{name}", type=Path, required=True)
     arguments.add_argument("--template", type=Path, required=True)
+    arguments.add_argument("--processes", type=int, default=1)
     run(arguments, main)

@@ -10,6 +10,7 @@ import pytest
 
 from lib.core.cli import UserError
 from lib.core.files import read_json, read_jsonl
+from lib.data import value_limits
 from lib.data.templates import render_completion, render_prompt
 from lib.data.tokenizer import load_tokenizer
 from support.data_stages import PHRASES, SPLITS, TEXT, kept_rows, render
@@ -39,6 +40,19 @@ def test_every_row_once_as_the_template_renders_it(tmp_path, tiny_model, corpus)
             }
             for row in rows[index::3]
         ]
+
+
+def test_several_processes_write_the_same_bytes_and_name_the_same_row(tmp_path, tiny_phi3, monkeypatch):
+    monkeypatch.setattr(value_limits, "_BATCH", 1)
+    outs = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        outs.append(render(folder, tiny_phi3, kept_rows(), CHAT, processes=processes))
+        with pytest.raises(UserError, match=r"audit the data again") as refused:
+            render(folder, tiny_phi3, kept_rows(), CHAT, processes=processes, max_length=30)
+        outs[-1] = {file.name: file.read_bytes() for file in outs[-1].iterdir()} | {"refused": str(refused.value)}
+    assert outs[0] == outs[1]
 
 
 @pytest.mark.parametrize("corpus", [TEXT, CHAT], ids=["text", "chat"])

@@ -167,15 +167,14 @@ def test_label_words_are_found_as_one_look_after_the_other_finds_them():
 
 
 def test_of_many_labels_each_has_its_turn_behind_some_prompt(monkeypatch):
-    """Also across batches: they go on where the last one ended."""
     monkeypatch.setattr(render_corpus, "_MOST_CHOICES", 3)
     choices = [f" {number}" for number in range(10)]
     tried = []
     tokenizer = SimpleNamespace(encode_batch=lambda texts: (tried.append(texts), [[0]] * len(texts))[1])
-    texts = [render_corpus.Text({}, "prompt", [0], " own")] * 4
-    for scored in range(0, 12, 4):
-        render_corpus._check_choices(texts, choices, scored, tokenizer)
+    text = render_corpus.Text({}, "prompt", [0], " own")
+    for before in range(0, 12, 4):
+        render_corpus._check_choices({before + place: text for place in range(4)}, choices, tokenizer)
     assert [len(some) for some in tried] == [4] * 3
     assert {text for some in tried for text in some} == {f"prompt{choice}" for choice in choices}
-    render_corpus._check_choices(texts, choices[:3], 0, tokenizer)
+    render_corpus._check_choices(dict.fromkeys(range(4), text), choices[:3], tokenizer)
     assert tried[-1] == [f"prompt{choice}" for choice in choices[:3]] * 4

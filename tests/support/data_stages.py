@@ -93,6 +93,7 @@ def render(
     answers: str | None = None,
     target: str = "tone",
     conversation: str | None = None,
+    processes: int = 1,
     **limits: object,
 ) -> Path:
     """Render rows, those of `split_rows` dealt to the splits in turn; returns the folder of the corpus."""
@@ -120,6 +121,7 @@ def render(
             split=folder / "split.json",
             tokenizer=base,
             template=out / "template.json",
+            processes=processes,
             **places,
         )
     )

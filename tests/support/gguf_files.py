@@ -72,8 +72,10 @@ def write_vocabulary(path: Path, keys: dict[str, Any]) -> Path:
     return close(writer, path)
 
 
-def write_gguf(model: Path, path: Path, *, without: str = "", more: str = "", pre: str = "smollm") -> Path:
-    """The model of a folder as a Q8_0 GGUF file."""
+def write_gguf(
+    model: Path, path: Path, *, without: str = "", more: str = "", pre: str = "smollm", kind: str = "Q8_0"
+) -> Path:
+    """The model of a folder as a GGUF file. kind: of its matrices, by its name in GGUF."""
     import gguf
     import numpy as np
     from safetensors.numpy import load_file
@@ -116,8 +118,8 @@ def write_gguf(model: Path, path: Path, *, without: str = "", more: str = "", pr
         if tensor.ndim == 1:
             writer.add_tensor(target, tensor.astype(np.float32))
         else:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(target, gguf.quantize(tensor.astype(np.float32), kind), raw_dtype=kind)
+            stored = gguf.GGMLQuantizationType[kind]
+            writer.add_tensor(target, gguf.quantize(tensor.astype(np.float32), stored), raw_dtype=stored)
     if more:
         writer.add_tensor(more, np.ones(8, dtype=np.float32))
     return close(writer, path)

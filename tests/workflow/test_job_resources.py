@@ -6,6 +6,7 @@ import pytest
 
 from lib.hardware import resources as estimates
 from lib.workflow.job_resources import (
+    count_data_threads,
     count_processes,
     estimate_data_memory,
     estimate_data_minutes,
@@ -49,6 +50,13 @@ def test_rules_over_rows_get_what_the_rows_need():
     evaluate = {"greedy_rows": 5, "max_new_tokens": 8, "batch_size": 4}
     asked = estimate_score_minutes(10**8, evaluate)(None, SimpleNamespace(rows=Input()), 1)
     assert asked == estimates.estimate_score_minutes(10**8, 3.0, evaluate, 1)
+
+
+def test_many_rows_are_read_by_several_processes_and_rows_that_are_not_there_yet_by_one(tmp_path):
+    (tmp_path / "rows").write_bytes(bytes(12_000_000))
+    assert count_data_threads(None, [Local(tmp_path / "rows")]) == 4
+    assert count_data_threads(None, [Input()]) == 1
+    assert count_data_threads(None, [Local(tmp_path / "missing")]) == 1
 
 
 def test_a_job_without_gpus_has_them_hidden():

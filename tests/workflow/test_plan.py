@@ -1,6 +1,7 @@
 """The plan before a run: what it says of rows, training and jobs, what stops it, and that it leaves no trace."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -88,12 +89,40 @@ def test_bfloat16_units_shorten_the_training_alone():
 def test_a_plan_counts_what_rows_and_machine_have_and_not_the_most_that_can_be(monkeypatch):
     finetune = FINETUNE | {"gradient_checkpointing": False, "corpus_strategy": "rows", "loss": "completion"}
     asked = resources.estimate_train_mb(10**9, finetune, 512, "classification")
-    monkeypatch.setattr(resources, "EXPECTED", resources.Expected({"rows.jsonl": 3.0}, longest=64, auto_bytes=2))
+    expected = resources.Expected({"rows.jsonl": 3.0}, longest=64, row_bytes=64 * resources.TOKEN_BYTES, auto_bytes=2)
+    monkeypatch.setattr(resources, "EXPECTED", expected)
     assert resources.measure_size_mb("rows.jsonl") == 3.0
     activations = asked - 1250 - 1.1 * 4000 - 4 * resources.estimate_adapter_mb(10**9, 16)
     assert resources.estimate_train_mb(10**9, finetune, 512, "classification") == pytest.approx(
         asked - 2200 - activations * 7 / 8, rel=1e-3
     )
+
+
+def test_shorter_rows_and_what_they_share_make_a_training_smaller_and_quicker_and_a_score_quicker(monkeypatch):
+    finetune = FINETUNE | {"gradient_checkpointing": False, "corpus_strategy": "rows", "loss": "completion"}
+    finetune |= {
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 16,
+        "eval_rows": None,
+        "eval_steps": 10,
+    }
+
+    def estimate(mean, shared):
+        expected = resources.Expected(longest=64, row_bytes=mean * resources.TOKEN_BYTES, shared=shared)
+        monkeypatch.setattr(resources, "EXPECTED", expected)
+        evaluate = {"greedy_rows": 0, "max_new_tokens": 8, "batch_size": 4}
+        return (
+            resources.estimate_train_mb(10**9, finetune, 512, "classification"),
+            resources.estimate_train_minutes(10**9, 1.0, 0.0, finetune, None, 0),
+            resources.estimate_score_minutes(10**9, 1.0, evaluate, 0),
+        )
+
+    whole, short, shared = estimate(64, 0.0), estimate(32, 0.0), estimate(64, 0.5)
+    per_token = 2 * 34 * 1.4 * math.sqrt(10**9) / 1e6
+    assert whole[0] - short[0] == pytest.approx((16 * 32 - 4 * 32) * per_token, rel=1e-3)
+    assert whole[0] - shared[0] == pytest.approx(15 * 32 * per_token, rel=1e-3)
+    assert shared[1] / whole[1] == pytest.approx(1 - 0.5 * 15 / 16, rel=0.05)
+    assert shared[2] / whole[2] == pytest.approx(0.5, rel=0.1)
 
 
 def test_attempt_0_stands_for_the_seconds_themselves():

@@ -16,6 +16,7 @@ from lib.core.failures import NO_ROOM, find_failure, find_failure_behind
 
 # What file systems say that cannot sync what they are asked to, network mounts above all, or folders that one may write
 # to and not read.
+_CUT = "the file is cut or was edited: make it again"
 _NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM)
 SAFETENSORS_INDEX = "model.safetensors.index.json"  # which file holds which tensor, by transformers' name
 
@@ -301,19 +302,31 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
     A key that one lacks raises it, too, when it is asked for.
     """
+    return (parse_jsonl_line(path, line, number) for number, line in read_lines(path))
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file that this program wrote, with their numbers from 1. Raises `UserError` where one is
+    no UTF-8 text.
+    """
     try:
         file = open(path, encoding="utf-8")  # noqa: SIM115 (closed below; only the opening may raise)
     except FileNotFoundError:
         fail("no such file", "check the path", at=path)
-    hint = "the file is cut or was edited: make it again"
     with file:
         number = 0
         try:
             for number, line in enumerate(file, start=1):
-                yield _state(path, parse_json(line), number)
-        except json.JSONDecodeError as error:
-            fail(f"not JSON: {error.msg}", hint, at=path, line=number)
+                yield number, line
         except UnicodeDecodeError:
-            fail("not UTF-8 text", hint, at=path, line=number + 1)
-        except ValueError as error:
-            fail(f"not JSON: {error}", hint, at=path, line=number)
+            fail("not UTF-8 text", _CUT, at=path, line=number + 1)
+
+
+def parse_jsonl_line(path: Path, line: str, number: int) -> dict[str, Any]:
+    """Return the object of a line of a JSON Lines file. Raises `UserError` with the line when it holds none."""
+    try:
+        return _state(path, parse_json(line), number)
+    except json.JSONDecodeError as error:
+        fail(f"not JSON: {error.msg}", _CUT, at=path, line=number)
+    except ValueError as error:
+        fail(f"not JSON: {error}", _CUT, at=path, line=number)

@@ -47,6 +47,12 @@ class Rows:
     def usable(self) -> Places:
         return np.flatnonzero(np.frombuffer(self.state, dtype=np.uint8) == 0)
 
+    def is_usable(self, number: int) -> bool:
+        return not self.state[number]
+
+    def is_set_aside(self, number: int) -> bool:
+        return bool(self.state[number])
+
     def set_aside(self, places: Places, reason: str, others: Places) -> None:
         np.frombuffer(self.state, dtype=np.uint8)[places] = 1 + REASONS.index(reason)
         np.frombuffer(self.other, dtype=np.int32)[places] = others

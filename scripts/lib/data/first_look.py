@@ -1,5 +1,6 @@
 """What rows are like once they are rendered: what a person looks at before a training."""
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def describe_rows(files: dict[str, Path], count: int | None) -> dict[str, Any]:
         "example": mark_example(corpus["train"][0]),
         "sizes": {name: scale * len(rows) * mean * TOKEN_BYTES / 1e6 for name, rows in corpus.items()},
         "answer_tokens": _count_answer_tokens(corpus["train"], mean),
+        "shared": _find_shared_part(corpus["train"]),
         "rows_mb": scale * files["kept.jsonl"].stat().st_size / 1e6,
     }
 
@@ -59,6 +61,13 @@ def mark_example(row: dict[str, Any]) -> dict[str, Any]:
     prompt, completion = row["prompt"], row["completion"]
     spans = [list(span) for span in row.get("spans", [])]
     return {"text": prompt + completion, "learned": [*spans, [len(prompt), len(prompt) + len(completion)]]}
+
+
+def _find_shared_part(rows: list[dict[str, Any]]) -> float:
+    """Return the part of a row's characters that all rows begin with."""
+    characters = sum(len(row["prompt"]) + len(row["completion"]) for row in rows)
+    shared = os.path.commonprefix([row["prompt"] for row in rows])  # noqa: RUF071 (texts, no paths)
+    return len(rows) * len(shared) / characters
 
 
 def _count_answer_tokens(rows: list[dict[str, Any]], mean: float) -> float:

@@ -1,12 +1,12 @@
 """A row's columns as text, under the rules of the training data, or the reason why it is set aside."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lib.core.files import hash_text, read_jsonl
+from lib.core.files import hash_text, parse_jsonl_line, read_lines
 from lib.data.conversations import (
     TURNS,
     ConversationError,
@@ -75,16 +75,21 @@ def check_rows(
     tokenizer: Tokenizer,
     corpus: dict[str, Any],
     split: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    is_wanted: Callable[[int], bool] = lambda number: True,
 ) -> Iterator[CheckedRow]:
     """Yield the rows of `fetch_data` with their columns as text, or why they cannot be used.
 
     A value longer than `CHARACTERS_PER_TOKEN` allows is cut here as truncation would cut it, or the row is set aside:
     nothing after this sees the rest.
-    split: `column`, `values` and `groups` of the configuration, those that are set.
+    split: `column`, `values` and `groups` of the configuration, those that are set. is_wanted: of a row's number,
+    whether it is read at all.
     """
     control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
     labels = map_spellings(data["labels"]) if data.get("labels") else None
-    rows = enumerate(read_jsonl(path))
+    rows = (
+        (number - 1, parse_jsonl_line(path, line, number)) for number, line in read_lines(path) if is_wanted(number - 1)
+    )
     if "conversation" in data:
         checked = _check_conversations(rows, data, template, tokenizer, control, corpus)
     else:

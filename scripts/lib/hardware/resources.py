@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 HEAVY_THREADS = 16  # "all cores": Snakemake lowers it to --cores
+_DATA_THREADS, _SMALL_DATA_MB = 4, 10  # of rules that read every row; below it processes start in vain
 _MB = 1e6
 CHECK_MODEL_SECONDS = 10  # benchmarks/model_checks.md
 CHECK_MODEL_MB = 1200  # torch, transformers and the builder, beside models of some megabytes
 FETCH_TOKENIZER_MB = 2000  # torch and transformers, and 1 GB for the largest vocabularies out of a GGUF file
 CPU_OPERATIONS = 75e9  # a second: fp32 products on two cores
+_ONNX_OPERATIONS = 1.4 * CPU_OPERATIONS  # of int4 kernels, which multiply bytes
 # Weights read for one token after the other, in a second: 36 tokens/s of 538 MB (benchmarks/quantization.md).
 _CPU_BYTES = 19e9
 _TOKEN_SECONDS = 0.004  # that ONNX Runtime GenAI takes for a token beside reading the weights
@@ -35,14 +37,15 @@ _STORED_BYTES = {"int4": 0.7, "int8": 1.2, "fp16": 2.1, "bf16": 2.1, "fp32": 4.1
 class Expected:
     """What a plan knows before the files are there, and a run does not ask for: it takes the most that can be.
 
-    sizes_mb: of files, by path. longest: tokens of the longest row. row_bytes: of a row in a corpus. answer_tokens: of
-    a free answer. vocabulary: ids of the model. auto_bytes: of a weight in the dtype that `finetune.dtype: auto` stands
-    for.
+    sizes_mb: of files, by path. longest: tokens of the longest row. row_bytes: of a row in a corpus. shared: the part
+    of a row that all rows begin with, which is computed once. answer_tokens: of a free answer. vocabulary: ids of the
+    model. auto_bytes: of a weight in the dtype that `finetune.dtype: auto` stands for.
     """
 
     sizes_mb: dict[str, float] = field(default_factory=dict)
     longest: float = math.inf
     row_bytes: float = 400
+    shared: float = 0.0
     answer_tokens: float = math.inf
     vocabulary: int = 150_000  # Qwen's; few have more
     auto_bytes: int = 4
@@ -61,6 +64,11 @@ def estimate_data_mb(rows_mb: float) -> int:
     return math.ceil(1000 + 12 * rows_mb)
 
 
+def count_data_threads(rows_mb: float) -> int:
+    """Return how many threads or processes read the rows."""
+    return _DATA_THREADS if rows_mb > _SMALL_DATA_MB else 1
+
+
 def estimate_fetch_model_mb(parameters: int) -> int:
     """Return what reading a GGUF file takes, which is held in fp32 and once more while it is saved."""
     return math.ceil(1000 + 2.5 * estimate_weights_mb(parameters))
@@ -75,9 +83,7 @@ def estimate_train_mb(parameters: int, finetune: Mapping[str, Any], max_length: 
     Measured peaks of the demo in MB: 1728 in bfloat16, 2531 in float32 (docs/fine-tuning.md). Before freed activations
     were given back, 2923 with DoRA beside 2404 with LoRA for examples/methods.yaml (benchmarks/methods.md).
     """
-    is_joined = finetune["corpus_strategy"] == "join"
-    block = finetune["source_max_len"] if is_joined else min(max_length, EXPECTED.longest)
-    tokens = finetune["per_device_train_batch_size"] * block
+    tokens = _estimate_batch_tokens(finetune, max_length)
     activations = 2 * 34 * 1.4 * math.sqrt(parameters) * tokens / _MB
     if finetune["gradient_checkpointing"]:
         activations /= 4
@@ -86,6 +92,24 @@ def estimate_train_mb(parameters: int, finetune: Mapping[str, Any], max_length: 
     adapter = 4 * estimate_adapter_mb(parameters, finetune["r"])
     weights = estimate_weights_mb(parameters, {"auto": EXPECTED.auto_bytes, "bfloat16": 2}.get(finetune["dtype"], 4))
     return math.ceil(1250 + 1.1 * weights + adapter + activations)
+
+
+def _estimate_batch_tokens(finetune: Mapping[str, Any], max_length: int) -> float:
+    """Return the tokens of the largest batch: rows of the most tokens, or in a plan, which knows more, rows of the mean
+    and as many more as some of them will have at once.
+    """
+    rows = finetune["per_device_train_batch_size"]
+    if finetune["corpus_strategy"] == "join":
+        return float(rows * finetune["source_max_len"])
+    if math.isinf(EXPECTED.longest):
+        return float(rows * max_length)
+    longest, mean = min(max_length, EXPECTED.longest), EXPECTED.row_bytes / TOKEN_BYTES
+    return rows * mean * _find_computed_part(rows) + math.sqrt(rows) * (longest - mean)
+
+
+def _find_computed_part(batch: float) -> float:
+    """Return which part of the tokens is computed when what the rows of a batch share stands there once."""
+    return 1 - EXPECTED.shared * (1 - 1 / batch)
 
 
 def estimate_merge_mb(parameters: int) -> int:
@@ -116,8 +140,8 @@ def estimate_calibrate_mb(parameters: int) -> int:
 
 
 def estimate_score_mb(parameters: int) -> int:
-    """Return what scoring in PyTorch takes: 1542 MB measured for 134.5 million parameters, 7234 for 1236 million."""
-    return math.ceil(1000 + 1.4 * estimate_weights_mb(parameters))
+    """Return what scoring in PyTorch takes: 1836 MB measured for 134.5 million parameters, 7703 for 1236 million."""
+    return math.ceil(1200 + 1.4 * estimate_weights_mb(parameters))
 
 
 def estimate_score_onnx_mb(built_mb: float) -> int:
@@ -195,7 +219,10 @@ def estimate_train_minutes(
     steps = finetune["max_steps"] or train_mb * _MB / row_bytes / batch * finetune["num_train_epochs"]
     validations = max(1.0, steps / validated_every)
     tokens = steps * batch * row_bytes / TOKEN_BYTES
+    if finetune["corpus_strategy"] != "join":
+        tokens *= _find_computed_part(finetune["per_device_train_batch_size"])
     scored = validations * min(validation_mb * _MB, (finetune["eval_rows"] or EVAL_ROWS) * row_bytes) / TOKEN_BYTES
+    scored *= _find_computed_part(finetune["per_device_eval_batch_size"])
     work = 2 * parameters * (2 * tokens + scored) / CPU_OPERATIONS
     if evaluate:
         work += validations * estimate_writing_seconds(parameters, evaluate, finetune["per_device_eval_batch_size"])
@@ -226,9 +253,14 @@ def estimate_calibrate_minutes(parameters: int, calibration: Mapping[str, int | 
     return reserve_minutes(10 * parameters * tokens / CPU_OPERATIONS, attempt)
 
 
+def _count_own_tokens(rows_mb: float) -> float:
+    """Return the tokens of a corpus without what all rows begin with, which a score computes once."""
+    return rows_mb * _MB / TOKEN_BYTES * (1 - EXPECTED.shared)
+
+
 def estimate_score_minutes(parameters: int, rows_mb: float, evaluate: Mapping[str, int], attempt: int) -> int:
     """Return the minutes of a score in PyTorch: 2N operations a token of every row, and free answers to the first."""
-    seconds = 2 * parameters * rows_mb * _MB / TOKEN_BYTES / CPU_OPERATIONS
+    seconds = 2 * parameters * _count_own_tokens(rows_mb) / CPU_OPERATIONS
     seconds += estimate_writing_seconds(parameters, evaluate, evaluate["batch_size"])
     return reserve_minutes(estimate_load_seconds(estimate_weights_mb(parameters)) + seconds, attempt)
 
@@ -240,9 +272,8 @@ def estimate_score_onnx_minutes(
 
     built_mb: size of the model.
     """
-    tokens = rows_mb * _MB / TOKEN_BYTES
     read = evaluate["greedy_rows"] * min(evaluate["max_new_tokens"], EXPECTED.answer_tokens)
-    seconds = 2 * parameters * tokens / CPU_OPERATIONS + built_mb * _MB * read / _CPU_BYTES
+    seconds = 2 * parameters * _count_own_tokens(rows_mb) / _ONNX_OPERATIONS + built_mb * _MB * read / _CPU_BYTES
     return reserve_minutes(estimate_load_seconds(built_mb) + seconds, attempt)
 
 

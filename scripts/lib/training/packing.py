@@ -32,8 +32,8 @@ class PackingCollator:
 
     Returns input_ids and position_ids [1, tokens]; labels [1, 1 + targets], the supervised ids of all
     rows behind one that is ignored; `logits_to_keep` [targets + 1], the place of the token that predicts
-    each, and of one that predicts nothing; `layout`: the table that `attend_packed` sees, and the
-    tokens whose logits are `needed`. `real_tokens` counts the tokens of all rows as if none were shared or left off.
+    each, and of one that predicts nothing; `layout`: the table that `attend_packed` sees. `real_tokens` counts
+    the tokens of all rows as if none were shared or left off.
     Of examples with a weight also `weights` [1, 1 + targets]: that of each label, 0 for the ignored one.
     """
 
@@ -59,7 +59,7 @@ class PackingCollator:
             "position_ids": torch.cat([torch.arange(shared), shared + _find_rows(own)[1]])[None],
             "labels": torch.cat([torch.tensor([IGNORED]), labels[supervised]])[None],
             "logits_to_keep": kept,
-            "layout": {**build_attention_table(shared, starts, tokens), "needed": kept.unique()},
+            "layout": build_attention_table(shared, starts, tokens),
             "real_tokens": sum(len(example["input_ids"]) for example in examples),
         }
         if "weight" in examples[0]:
@@ -227,7 +227,6 @@ def can_pack(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
         return True
     if not has_separate_rows(model.config):
         return False
-    _shorten_last_mlp(model)
     by_length = sorted(examples, key=lambda example: len(example["input_ids"]))
     if _packs(model, by_length[:2] + by_length[-2:], pad_id):
         return True
@@ -273,33 +272,6 @@ def _packs(model: Any, examples: Sequence[Example], pad_id: int) -> bool:
     # Kernels for other shapes round differently; a wrong mask or position changes far more.
     tolerance = 2e-5 if model.dtype == torch.float32 else 3e-2
     return abs(found - expected) <= tolerance * max(1.0, abs(expected))
-
-
-def _shorten_last_mlp(model: Any) -> None:
-    """Let the last layer's MLP, which no attention follows, see only packed tokens whose logits are needed.
-
-    A model that `can_pack` refused stays like this. Wrapped twice, the MLP would look for places among all tokens in
-    the few that are left.
-    """
-    layers = getattr(model.base_model, "layers", None)
-    if not layers or not hasattr(layers[-1], "mlp"):
-        return
-    mlp = layers[-1].mlp
-    if getattr(mlp, "is_shortened", False):
-        return
-    whole, needed = mlp.forward, None
-
-    def remember(_module: Any, _inputs: Any, options: dict[str, Any]) -> None:
-        nonlocal needed
-        needed = options["layout"]["needed"] if "layout" in options else None
-
-    def forward(states: torch.Tensor) -> Any:
-        if needed is None:
-            return whole(states)
-        return torch.zeros_like(states).index_copy(1, needed, whole(states.index_select(1, needed)))
-
-    layers[-1].register_forward_pre_hook(remember, with_kwargs=True)
-    mlp.forward, mlp.is_shortened = forward, True
 
 
 def _loss(model: Any, batch: dict[str, Any]) -> float:

@@ -40,6 +40,14 @@ def estimate_data_memory(wildcards: Any, input: Any, attempt: int) -> int:
     return estimates.grow_with_attempts(estimates.estimate_data_mb(measure_mb(input)), attempt)
 
 
+def count_data_threads(wildcards: Any, input: Any) -> int:
+    """Return `threads` of a rule that reads every row: one, also while its input is not there, unless that is large."""
+    try:
+        return estimates.count_data_threads(measure_mb(input))
+    except FileNotFoundError:
+        return 1
+
+
 def estimate_data_minutes(wildcards: Any, input: Any, attempt: int) -> int:
     """Return `runtime` of a rule that reads every row."""
     return estimates.estimate_data_minutes(measure_mb(input), attempt)
