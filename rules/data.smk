@@ -236,7 +236,7 @@ rule render_corpus:
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --audit {input.audit:q} --kept {input.kept:q}"
         " --split {input.split:q} --tokenizer {input.tokenizer:q} --train {output.train:q} --validation {output.validation:q}"
-        " --test {output.test:q} --template {output.template:q} --processes {threads} --log {log:q}"
+        " --test {output.test:q} --template {output.template:q} --processes {threads:q} --log {log:q}"
 
 
 rule check_leakage:

@@ -173,6 +173,7 @@ FINETUNE = {
     "num_train_epochs": 1,
     "max_steps": None,
     "eval_steps": 100,
+    "per_device_eval_batch_size": 16,
     "per_device_train_batch_size": 16,
     "gradient_accumulation_steps": 1,
     "gradient_checkpointing": False,
@@ -206,10 +207,9 @@ def test_a_retry_gets_more_time():
 
 
 def test_free_answers_of_validations_count_and_so_do_logits_of_long_answers():
-    validated = {**FINETUNE, "per_device_eval_batch_size": 16}
     few, many = ({"greedy_rows": rows, "max_new_tokens": 64} for rows in (16, 160))
     plain, few_answers, many_answers = (
-        resources.estimate_train_minutes(10**9, 1.0, 0.1, validated, evaluate, 1) for evaluate in (None, few, many)
+        resources.estimate_train_minutes(10**9, 1.0, 0.1, FINETUNE, evaluate, 1) for evaluate in (None, few, many)
     )
     assert many_answers - plain == pytest.approx(10 * (few_answers - plain), abs=10)
     label, text = (resources.estimate_train_mb(10**9, FINETUNE, 128, task) for task in ("classification", "generation"))
