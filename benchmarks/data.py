@@ -33,7 +33,7 @@ CORPUS = {
     "max_length": 256,
     "truncation": "right",
 }
-CHAIN = ("audit_data", "split_data", "render_corpus")
+CHAIN = ("audit_data", "split_data", "render_corpus", "check_leakage")
 
 
 class Cost(NamedTuple):
@@ -115,6 +115,7 @@ def costs(count: int, words: list[str], base: Path) -> dict[str, Cost]:
             "render_corpus": cost(
                 "render_corpus",
                 *("--settings", settings, *audited, "--split", place["split"], "--tokenizer", base, *files),
+                *("--processes", os.cpu_count()),
             ),
             "check_leakage": cost(
                 "check_leakage", "--settings", {"near_duplicates": 0.8}, *files, "--output", place["leakage"]
@@ -129,7 +130,7 @@ def main(args: argparse.Namespace) -> None:
         found = costs(count, words, args.base)
         chain = [found[name] for name in CHAIN]
         together = Cost(sum(c.wall for c in chain), sum(c.cpu for c in chain), max(c.peak for c in chain))
-        for name, each in [*found.items(), ("audit + split + corpus", together)]:
+        for name, each in [*found.items(), ("from audit to leakage check", together)]:
             lines.append([f"{count:,}", name, f"{each.wall:.0f}", f"{each.cpu:.0f}", f"{each.peak:,.0f}"])
     head = ["rows", "rule", "wall s", "CPU s", "peak MB"]
     command = "python benchmarks/data.py --rows " + " ".join(map(str, args.rows))

@@ -1,7 +1,7 @@
 """int4 in ONNX Runtime beside llama.cpp: first token, tokens per second, memory, size, and accuracy on the same rows.
 
     make run
-    PYTHONPATH=tests .venv/bin/python benchmarks/inference.py --models results/runs/lora/onnx/*
+    PYTHONPATH=tests .venv/bin/python benchmarks/inference.py
 
 The merged model becomes a GGUF file, which llama.cpp itself quantizes. Then every model answers the same prompts, each
 in a process of its own, in turn, several rounds: the ONNX ones by scripts/benchmark_onnx.py, the GGUF ones by
@@ -102,7 +102,8 @@ def answer_rows(file: Path, rows: list[Row], answers: list[str], threads: int) -
 
 
 def ask_rival(python: Path, *words: object) -> Row:
-    done = subprocess.run([python, __file__, *map(str, words)], stdout=subprocess.PIPE, text=True)
+    command = [python, __file__, *map(str, words)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     if done.returncode:
         sys.exit(f"error: {words[0]} failed")
     return json.loads(done.stdout or "{}")
@@ -142,6 +143,7 @@ def main(args: argparse.Namespace) -> None:
 
     rival = install_rival(args.work / "llama-cpp-env")
     corpus = args.results / "corpus/validation.jsonl"
+    models = [args.results / f"runs/{args.run}/onnx/{variant}" for variant in args.variants]
     with tempfile.TemporaryDirectory() as place:
         scratch = Path(place)
         whole = write_gguf(args.results / f"runs/{args.run}/merged", scratch / "whole.gguf", kind="F16")
@@ -151,13 +153,13 @@ def main(args: argparse.Namespace) -> None:
         asked = [corpus, args.prompts, args.new_tokens, args.threads]
         found: dict[str, list[Row]] = {}
         for _ in range(args.rounds):
-            for folder in args.models:
+            for folder in models:
                 found.setdefault(folder.name, []).append(measure_onnx(folder, corpus, args, scratch))
             for kind, file in files.items():
                 found.setdefault(f"llama.cpp {kind}", []).append(ask_rival(rival, "speed", file, *asked))
-        sizes = {folder.name: sum(file.stat().st_size for file in folder.iterdir()) / 1e6 for folder in args.models}
+        sizes = {folder.name: sum(file.stat().st_size for file in folder.iterdir()) / 1e6 for folder in models}
         sizes |= {f"llama.cpp {kind}": file.stat().st_size / 1e6 for kind, file in files.items()}
-        right = {folder.name: read_accuracy(folder) for folder in args.models}
+        right = {folder.name: read_accuracy(folder) for folder in models}
         for kind, file in files.items():
             right[f"llama.cpp {kind}"] = ask_rival(rival, "accuracy", file, corpus, args.threads)["accuracy"]
     fastest = max((name for name in found if "llama" in name), key=lambda name: pick(found[name], "tokens_per_second"))
@@ -187,8 +189,8 @@ def main(args: argparse.Namespace) -> None:
     facts = machine("onnxruntime", "onnxruntime-genai", threads=args.threads)
     prompt = median(one["prompt_tokens"] for rounds in found.values() for one in rounds if "prompt_tokens" in one)
     intro = (
-        "# Inference beside llama.cpp\n\n    make run\n    PYTHONPATH=tests .venv/bin/python benchmarks/inference.py "
-        f"--models results/runs/lora/onnx/*\n\n{facts} {(HERE / 'inference.txt').read_text().splitlines()[-1]}.\n\n"
+        "# Inference beside llama.cpp\n\n    make run\n    PYTHONPATH=tests .venv/bin/python benchmarks/inference.py"
+        f"\n\n{facts} {(HERE / 'inference.txt').read_text().splitlines()[-1]}.\n\n"
         f"{args.rounds} rounds in turn, {args.prompts} prompts of the validation rows (median {prompt:.0f} tokens), "
         f"{args.new_tokens} new tokens, batch 1. Median of the rounds' medians (lowest to highest). Ratios are to "
         f"{fastest}, the fastest of llama.cpp here, round by round. Accuracy: the label with the highest probability "
@@ -226,7 +228,7 @@ if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--results", type=Path, default=Path("results"), help="a finished run that kept its models")
     arguments.add_argument("--run", default="lora", help="its run whose merged model llama.cpp quantizes")
-    arguments.add_argument("--models", type=Path, nargs="+", required=True, help="folders of its ONNX models")
+    arguments.add_argument("--variants", nargs="+", default=["int4", "int4-k-quant", "int4-gptq"], help="its builds")
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--prompts", type=int, default=20)
     arguments.add_argument("--new-tokens", type=int, default=64)
