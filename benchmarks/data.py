@@ -102,7 +102,7 @@ def costs(count: int, words: list[str], base: Path) -> dict[str, Cost]:
         files += ["--template", Path(folder) / "template"]
         audited = ("--audit", place["audit"], "--kept", place["kept"])
         settings = {"task": "classification", "data": DATA, "corpus": CORPUS}
-        shares = {"seed": 0, "task": "classification", "split": {"validation": 0.1, "test": 0.15}}
+        shares = {"seed": 0, "task": "classification", "split": {"validation": 0.1, "test": 0.15, "leakage": "error"}}
         source = {"source": {"files": ["raw.jsonl"]}, "unreadable": "reject"}
         return {
             "fetch_data": cost("fetch_data", "--settings", source, "--files", raw, "--output", place["rows"]),
@@ -118,7 +118,12 @@ def costs(count: int, words: list[str], base: Path) -> dict[str, Cost]:
                 *("--processes", os.cpu_count()),
             ),
             "check_leakage": cost(
-                "check_leakage", "--settings", {"near_duplicates": 0.8}, *files, "--output", place["leakage"]
+                "check_leakage",
+                "--settings",
+                {"near_duplicates": 0.8, "leakage": "error"},
+                *files,
+                "--output",
+                place["leakage"],
             ),
         }
 

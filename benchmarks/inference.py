@@ -10,6 +10,7 @@ llama-cpp-python in an environment of its own, which is built on this machine (5
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -60,8 +61,6 @@ def quantize(source: Path, target: Path, kind: str) -> None:
 
 def measure_llama(file: Path, prompts: list[str], new_tokens: int, threads: int) -> Row:
     """Return medians over the prompts, as benchmark_onnx.py does for an ONNX model."""
-    import resource
-
     from llama_cpp import Llama
 
     model = Llama(str(file), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
@@ -76,8 +75,9 @@ def measure_llama(file: Path, prompts: list[str], new_tokens: int, threads: int)
             pass
         first.append(1000 * (at_first - began))
         speed.append((new_tokens - 1) / (time.perf_counter() - at_first))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    return {"first_token_ms": median(first[1:]), "tokens_per_second": median(speed[1:]), "peak_rss_mb": peak}
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    times = {"first_token_ms": median(first[1:]), "tokens_per_second": median(speed[1:])}
+    return times | {"peak_rss_mb": int(peak) * 1024 / 1e6}
 
 
 def answer_rows(file: Path, rows: list[Row], answers: list[str], threads: int) -> float:
