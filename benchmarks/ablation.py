@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from training import BATCH, FINETUNE, LEARNING_RATE
 from lib.data.corpus import read_corpus
 from lib.data.tokenizer import load_tokenizer
 from lib.hardware import onednn
-from lib.hardware.device import use_threads
+from lib.hardware.device import measure_matmul_peak, use_threads
 from lib.hardware.memory import keep_freed_memory
 from lib.models.loading import load_model
 from lib.training import batching, packing
@@ -162,12 +163,53 @@ def measure(step: Step, trick: Callable[[Step], Any], batches: Sequence[Batch]) 
     return found[1:]
 
 
+GROUPS = {  # of PyTorch's operations by name; what none names is "other"
+    "products of matrices": ("aten::mm", "aten::addmm_", "aten::addmm", "mkldnn::_linear_pointwise"),
+    "attention's batched products, softmax, gathering": (
+        *("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data"),
+        *("aten::index_select", "aten::scatter_add_", "aten::index_add_"),
+    ),
+    "optimizer": ("aten::_fused_adamw_", "Optimizer.step#AdamW.step"),
+}
+RANK_SIDE = 64  # a product is LoRA's where a side is narrower
+
+
+def profile_step(step: Step, batches: Sequence[Batch]) -> list[list[str]]:
+    """Return a line for each kind of operation: milliseconds a step, their share, and GFLOP/s of products."""
+    for batch in batches[:2]:
+        step.run(batch)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as found:
+        for batch in batches[2:]:
+            step.run(batch)
+    microseconds, operations = Counter[str](), Counter[str]()
+    for event in found.key_averages(group_by_input_shape=True):
+        kind = next((kind for kind, names in GROUPS.items() if event.key in names), "other")
+        if kind == "products of matrices":
+            sides = [shape for shape in event.input_shapes if len(shape) == 2][-2:]
+            kind = "LoRA's thin products" if min(map(min, sides)) < RANK_SIDE else "products with frozen weights"
+            rows, inner = sides[0]
+            columns = sides[1][1] if sides[1][0] == inner else sides[1][0]
+            operations[kind] += 2 * rows * inner * columns * event.count
+        microseconds[kind] += event.self_cpu_time_total
+    steps, total = len(batches) - 2, sum(microseconds.values())
+    return [
+        [
+            kind,
+            f"{spent / steps / 1000:.0f}",
+            f"{100 * spent / total:.0f} %",
+            f"{operations[kind] / spent / 1000:.0f}" if kind in operations else "",
+        ]
+        for kind, spent in microseconds.most_common()
+    ]
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--base", type=Path, default=Path("results/base"))
     arguments.add_argument("--corpus", type=Path, nargs="+", default=[Path("results/corpus")])
     arguments.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     arguments.add_argument("--batches", type=int, default=7)
+    arguments.add_argument("--profile", action="store_true", help="print where the time of a step goes, and no table")
     arguments.add_argument("--output", type=Path, default=Path("benchmarks/ablation.md"))
     args = arguments.parse_args()
     use_threads(2)
@@ -180,11 +222,18 @@ def main() -> None:
         for dtype in args.dtypes:
             step = Step(args.base, rows, min(tokenizer.end_ids), dtype)
             columns.append(f"{corpus}, {dtype}")
+            if args.profile:
+                peak = measure_matmul_peak(getattr(torch, dtype)) / 1e9
+                head = [f"{columns[-1]}, peak {peak:.0f} GFLOP/s", "ms a step", "share", "GFLOP/s"]
+                print(markdown_table(head, profile_step(step, batches)))
+                continue
             for name, trick in TRICKS.items():
                 ratios = measure(step, trick, batches)
                 cells[name].append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
                 print(columns[-1], name, cells[name][-1], flush=True)
             del step
+    if args.profile:
+        return
     table = markdown_table(["without it, the step takes", *columns], [[name, *cells[name]] for name in TRICKS])
     note = f"{machine('torch', 'transformers', 'peft')} 2 threads; batches of {BATCH} rows, LoRA r {FINETUNE['r']}."
     write_table(args.output, f"# Ablation of the training\n\n{__doc__}\n{note}\n\n{table}\n")

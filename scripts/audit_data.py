@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import read_jsonl, write_json, write_jsonl
+from lib.core.processes import pair_ahead
 from lib.data.audit_verdict import describe_label_lines, judge_audit
 from lib.data.audited_rows import (
     Places,
@@ -186,14 +187,20 @@ def _read_texts(
     As the leakage check reads it from the corpus: rows that truncation makes alike are alike.
     """
     limits = {"max_length": corpus["max_length"], "side": corpus["truncation"]}
-    for batch in batch_by_size(sources, lambda source: sum(map(len, _inputs(source, template).values()))):
-        inputs = [_inputs(source, template) for source in batch]
-        targets = [_target(source, template) for source in batch]
-        texts = [
-            render_prompt(template, values) + render_completion(template, target)
-            for values, target in zip(inputs, targets, strict=True)
-        ]
-        for source, values, target, ids in zip(batch, inputs, targets, tokenizer.encode_batch(texts), strict=True):
+
+    def encode(batch: list[CheckedRow]) -> list[list[int]]:
+        return tokenizer.encode_batch(
+            [
+                render_prompt(template, _inputs(source, template))
+                + render_completion(template, _target(source, template))
+                for source in batch
+            ]
+        )
+
+    batches = batch_by_size(sources, lambda source: sum(map(len, _inputs(source, template).values())))
+    for batch, encoded in pair_ahead(encode, batches):
+        for source, ids in zip(batch, encoded, strict=True):
+            values, target = _inputs(source, template), _target(source, template)
             rows.tokens[source.number] = len(ids)
             if source.spans and not is_cut_between_tokens(tokenizer, render_prompt(template, values), source.spans):
                 rows.state[source.number] = 1 + REASONS.index("conversation")

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from lib.core.cli import UserError, fail
-from lib.core.processes import map_in_order
+from lib.core.processes import map_in_order, pair_ahead
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -49,3 +49,15 @@ def test_items_wait_until_they_are_needed():
     next(found)
     assert len(taken) < 10
     found.close()
+
+
+def test_the_next_result_is_made_while_an_item_is_used_and_no_further_one():
+    done = []
+    found = pair_ahead(lambda item: (done.append(item), 2 * item)[1], iter(range(5)))
+    assert next(found) == (0, 0)
+    time.sleep(0.2)
+    assert done == [0, 1]
+    assert list(found) == [(item, 2 * item) for item in range(1, 5)]
+    assert list(pair_ahead(fail, [])) == []
+    with pytest.raises(UserError, match="^what$"):
+        list(pair_ahead(fail, ["what"]))
