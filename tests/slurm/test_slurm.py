@@ -69,6 +69,8 @@ def ctrl_c(workspace: ClusterWorkspace, undisturbed: dict[str, str]) -> None:
     """Jobs do not outlive a run that was interrupted, and the next run needs no unlocking."""
     process = workspace.start(ADAPTER)
     workspace.until_trained()
+    (trainer,) = workspace.trainers()
+    os.kill(trainer, signal.SIGSTOP)  # until Slurm cancels it, however fast it trains
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everything in the foreground
     assert process.wait(PATIENCE) == 130
     wait_until(lambda: not workspace.queue(), "the queue is empty")
