@@ -10,6 +10,7 @@ seconds with it, median (lowest to highest); 1.02 is what a trick must gain to s
 
 import argparse
 import ctypes
+import math
 import statistics
 import time
 from collections import Counter
@@ -185,7 +186,7 @@ def profile_step(step: Step, batches: Sequence[Batch]) -> list[list[str]]:
     for event in found.key_averages(group_by_input_shape=True):
         kind = next((kind for kind, names in GROUPS.items() if event.key in names), "other")
         if kind == "products of matrices":
-            sides = [shape for shape in event.input_shapes if len(shape) == 2][-2:]
+            sides = [[math.prod(shape[:-1]), shape[-1]] for shape in event.input_shapes if len(shape) > 1][-2:]
             kind = "LoRA's thin products" if min(map(min, sides)) < RANK_SIDE else "products with frozen weights"
             rows, inner = sides[0]
             columns = sides[1][1] if sides[1][0] == inner else sides[1][0]
