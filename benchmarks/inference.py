@@ -10,7 +10,6 @@ llama-cpp-python in an environment of its own, which is built on this machine (5
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,15 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from lib.hardware.memory import measure_peak_rss_mb  # noqa: E402 (needs the path; nothing outside Python's library)
+
 KINDS = {"Q4_0": 2, "Q4_1": 3, "Q4_K_M": 15}  # llama_ftype of llama.h
+HEAD = [
+    *("model", "MB", "accuracy, validation", "tokens/s", "of llama.cpp's"),
+    *("first token, ms", "of llama.cpp's", "peak MB"),
+]
 Row = dict[str, Any]
 
 
@@ -75,9 +82,8 @@ def measure_llama(file: Path, prompts: list[str], new_tokens: int, threads: int)
             pass
         first.append(1000 * (at_first - began))
         speed.append((new_tokens - 1) / (time.perf_counter() - at_first))
-    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     times = {"first_token_ms": median(first[1:]), "tokens_per_second": median(speed[1:])}
-    return times | {"peak_rss_mb": int(peak) * 1024 / 1e6}
+    return times | {"peak_rss_mb": measure_peak_rss_mb()}
 
 
 def answer_rows(file: Path, rows: list[Row], answers: list[str], threads: int) -> float:
@@ -176,16 +182,6 @@ def main(args: argparse.Namespace) -> None:
         ]
         for name, rounds in found.items()
     ]
-    head = [
-        "model",
-        "MB",
-        "accuracy, validation",
-        "tokens/s",
-        "of llama.cpp's",
-        "first token, ms",
-        "of llama.cpp's",
-        "peak MB",
-    ]
     facts = machine("onnxruntime", "onnxruntime-genai", threads=args.threads)
     prompt = median(one["prompt_tokens"] for rounds in found.values() for one in rounds if "prompt_tokens" in one)
     intro = (
@@ -196,7 +192,7 @@ def main(args: argparse.Namespace) -> None:
         f"{fastest}, the fastest of llama.cpp here, round by round. Accuracy: the label with the highest probability "
         "of all, on the same rows."
     )
-    write_table(args.table, f"{intro}\n\n{markdown_table(head, lines)}\n")
+    write_table(args.table, f"{intro}\n\n{markdown_table(HEAD, lines)}\n")
 
 
 def pick(rounds: list[Row], name: str) -> float:

@@ -9,7 +9,6 @@ similarity of 0.8. What is right is counted without any hashing of sets: each te
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "scripts"))
+
+from lib.hardware.memory import measure_peak_rss_mb  # noqa: E402 (needs the path; nothing outside Python's library)
+
 THRESHOLD, WIDTH = 0.8, 5
 PERMUTATIONS, BANDS = 128, 16  # what both rivals' pages use; of rensa's bands the double, which finds more
 WAYS = ("slmflow", "datasketch", "rensa")
@@ -29,7 +32,7 @@ Pairs = list[tuple[int, int]]
 
 
 class Found(NamedTuple):
-    """What one way found: pairs, each of which it says is similar, its seconds, and its peak memory in MB."""
+    """Hold the pairs that one way says are similar, its seconds, and its peak memory in MB."""
 
     pairs: Pairs
     seconds: float
@@ -41,7 +44,6 @@ def cut_shingles(text: str) -> set[str]:
 
 
 def search_slmflow(texts: list[str]) -> Pairs:
-    sys.path.insert(0, str(HERE.parent / "scripts"))
     from lib.data.near_duplicates import find_similar_pairs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +51,7 @@ def search_slmflow(texts: list[str]) -> Pairs:
 
 
 def search_datasketch(texts: list[str]) -> Pairs:
-    """As its page shows: query, then insert; candidates count where their estimate reaches the threshold."""
+    """Query, then insert, as its page shows; candidates count where their estimate reaches the threshold."""
     from datasketch import MinHash, MinHashLSH
 
     index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
@@ -63,7 +65,7 @@ def search_datasketch(texts: list[str]) -> Pairs:
 
 
 def search_rensa(texts: list[str]) -> Pairs:
-    """The full-set sketches, whose result does not depend on the order of words."""
+    """Compare full-set sketches, whose result does not depend on the order of words."""
     from rensa import RMinHash, RMinHashLSH
 
     index = RMinHashLSH(THRESHOLD, PERMUTATIONS, BANDS)
@@ -87,9 +89,7 @@ def search(way: str, file: Path, output: Path) -> None:
     began = time.monotonic()
     pairs = {"slmflow": search_slmflow, "datasketch": search_datasketch, "rensa": search_rensa}[way](texts)
     seconds = time.monotonic() - began
-    # Not ru_maxrss, which begins with what the process had that started this one.
-    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    output.write_text(json.dumps({"seconds": seconds, "peak": int(peak) * 1024 / 1e6, "pairs": pairs}))
+    output.write_text(json.dumps({"seconds": seconds, "peak": measure_peak_rss_mb(), "pairs": pairs}))
 
 
 def run(python: Path, way: str, file: Path) -> Found:

@@ -254,7 +254,6 @@ rule check_leakage:
         f"{R}/timings/check_leakage/time.tsv"
     conda:
         "../envs/data.yaml"
-    threads: count_data_threads
     resources:
         mem_mb=estimate_data_memory,
         runtime=estimate_data_minutes,

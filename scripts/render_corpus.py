@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Renderer:
-    """What each of several processes needs to write rows as text.
+    """Hold what each of several processes needs to write rows as text.
 
     kept, split: files that errors name. split_of: the split of each row, by its id. dropped: ids of rows in none.
     """

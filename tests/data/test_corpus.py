@@ -184,11 +184,11 @@ def test_template_appears_last(tmp_path, tiny_phi3, monkeypatch):
     order = []
     replace = os.replace
 
-    def watched(source, target):
+    def replace_and_note(source, target):
         order.append(Path(target).name)
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", watched)
+    monkeypatch.setattr(os, "replace", replace_and_note)
     render(tmp_path, tiny_phi3, kept_rows(), TEXT)
     assert set(order[-4:-1]) == {f"{split}.jsonl" for split in SPLITS}
     assert order[-1] == "template.json"

@@ -58,7 +58,7 @@ def test_so_is_every_import_of_what_a_training_starts():
 
 def check_imports(name: str, places: list[Path]) -> None:
     script = SCRIPTS / f"{name}.py"
-    needed = {m.partition(".")[0] for path in (script, *find_code_closure(script)) for m in imported(path)}
+    needed = {m.partition(".")[0] for path in (script, *find_code_closure(script)) for m in list_imports(path)}
     foreign = needed - set(sys.stdlib_module_names) - {"lib"} - OPTIONAL.get(name, set())
     for environment in places:
         packages = {pin.partition("=")[0] for pin in pip_lines(environment)}
@@ -80,7 +80,7 @@ def test_rules_without_a_model_start_without_torch(name):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def imported(path: Path) -> set[str]:
+def list_imports(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

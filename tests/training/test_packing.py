@@ -36,7 +36,7 @@ def examples_of(rows, loss):
     ]
 
 
-def adapted(folder):
+def adapt_model(folder):
     torch.manual_seed(0)
     model = get_peft_model(load_model(folder), LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
     for name, parameter in model.named_parameters():
@@ -60,8 +60,8 @@ def backward(model, batch):
 def test_loss_and_gradients_are_those_of_padded_rows(tiny_model, rows, loss, short, monkeypatch):
     monkeypatch.setattr(packing, "SHORT", short)
     examples = examples_of(rows, loss)
-    expected, gradients = backward(adapted(tiny_model), batching.Collator(pad_id=2)(examples))
-    model = adapted(tiny_model)
+    expected, gradients = backward(adapt_model(tiny_model), batching.Collator(pad_id=2)(examples))
+    model = adapt_model(tiny_model)
     assert packing.can_pack(model.base_model.model, examples, pad_id=2)
     found, packed = backward(model, packing.PackingCollator()(examples))
     assert found == pytest.approx(float(expected), rel=1e-6)
@@ -205,8 +205,8 @@ def test_a_row_keeps_a_token_of_its_own():
 
 def test_fused_lora_computes_what_peft_does(tiny_model):
     examples = examples_of(ROWS, "all")
-    expected, gradients = backward(adapted(tiny_model), batching.Collator(pad_id=2)(examples))
-    model = adapted(tiny_model)
+    expected, gradients = backward(adapt_model(tiny_model), batching.Collator(pad_id=2)(examples))
+    model = adapt_model(tiny_model)
     assert fuse_lora(model) == sum("lora_A" in name for name, _ in model.named_parameters())
     found, fused = backward(model, batching.Collator(pad_id=2)(examples))
     assert found == pytest.approx(float(expected), rel=1e-6)
@@ -270,7 +270,7 @@ def test_a_model_whose_rows_see_the_row_before_is_trained_padded(tmp_path, dtype
 
 
 def test_a_model_with_another_way_of_attention_is_trained_padded(tiny_phi3, monkeypatch):
-    """What the comparison is for: attention that computes something else is found out, not trained with."""
+    """See what the comparison is for: attention that computes something else is found out, not trained with."""
     monkeypatch.setattr(packing, "SHORT", 0)
     model = load_model(tiny_phi3)
     right = packing.sdpa_attention_forward

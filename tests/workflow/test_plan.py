@@ -40,7 +40,7 @@ LOOK = {"splits": {"train": 100, "validation": 10, "test": 10}, "tokens": {"mean
 SLOW = Speed(resources.CPU_OPERATIONS / 0.65, resources.CPU_OPERATIONS / 0.65, "float32")
 
 
-def planned(rule: str, **changes) -> PlannedJob:
+def plan_job(rule: str, **changes) -> PlannedJob:
     known = {"wildcards": {"run": "lora", "variant": "int4"}, "command": [], "outputs": [], "log": "", "timing": ""}
     known |= {"is_done": False, "reason": "", "seconds": 60.0, "reserved": None, "mem_mb": 2000.0, "gpus": 0}
     return PlannedJob(rule, **(known | {"environment": "train"} | changes))
@@ -65,7 +65,7 @@ def test_steps_and_tokens_of_a_training(changes, expected):
 def test_a_faster_machine_is_done_earlier_and_finished_jobs_say_it_better(tmp_path):
     timing = tmp_path / "lora.int4.tsv"
     timing.write_text("s\tmax_rss\n100.0\t900\n")
-    job, done = planned("build_onnx"), planned("build_onnx", is_done=True, timing=str(timing))
+    job, done = plan_job("build_onnx"), plan_job("build_onnx", is_done=True, timing=str(timing))
     (slow,) = estimate_jobs([job], settings(), SLOW)
     (fast,) = estimate_jobs([job], settings(), SLOW._replace(float32=2 * SLOW.float32))
     assert slow["seconds"] == pytest.approx(67)
@@ -81,9 +81,9 @@ def test_a_faster_machine_is_done_earlier_and_finished_jobs_say_it_better(tmp_pa
 
 def test_bfloat16_units_shorten_the_training_alone():
     fast = SLOW._replace(auto=8 * SLOW.auto, auto_dtype="bfloat16")
-    plain, quick = (estimate_jobs([planned("train_adapter")], settings(), speed)[0] for speed in (SLOW, fast))
+    plain, quick = (estimate_jobs([plan_job("train_adapter")], settings(), speed)[0] for speed in (SLOW, fast))
     assert quick["seconds"] - 7 == pytest.approx((plain["seconds"] - 7) * 0.8 / (8 * 0.45))
-    assert estimate_jobs([planned("build_onnx")], settings(), fast)[0]["seconds"] == pytest.approx(67)
+    assert estimate_jobs([plan_job("build_onnx")], settings(), fast)[0]["seconds"] == pytest.approx(67)
 
 
 def test_a_plan_counts_what_rows_and_machine_have_and_not_the_most_that_can_be(monkeypatch):
@@ -132,7 +132,7 @@ def test_attempt_0_stands_for_the_seconds_themselves():
 
 
 def test_the_time_of_a_gpu_is_not_made_up():
-    (job,) = estimate_jobs([planned("train_adapter", gpus=1, reserved=240)], settings(), None)
+    (job,) = estimate_jobs([plan_job("train_adapter", gpus=1, reserved=240)], settings(), None)
     assert (job["seconds"], job["seconds_range"], job["reserved_minutes"]) == (None, None, 240)
     assert sum_jobs([job])["not_estimated"] == 1
 
@@ -151,14 +151,14 @@ def test_a_rule_that_does_not_fit_is_named_with_what_it_needs(tmp_path):
 
 def test_the_checks_of_the_model_are_told_with_the_reason_of_the_last_refusal(tmp_path):
     log = tmp_path / "log.txt"
-    jobs = [planned("check_training", is_done=True), planned("check_build", log=str(log))]
+    jobs = [plan_job("check_training", is_done=True), plan_job("check_build", log=str(log))]
     assert read_model_checks(jobs, tmp_path) == {"outcome": "not checked yet"}
     log.write_text("start\nerror: owner/model: cannot be built; take another\n")
     assert read_model_checks(jobs, tmp_path) == {
         "outcome": "refused",
         "reason": "owner/model: cannot be built; take another",
     }
-    assert read_model_checks([planned("check_model", is_done=True)], tmp_path) == {"outcome": "passed"}
+    assert read_model_checks([plan_job("check_model", is_done=True)], tmp_path) == {"outcome": "passed"}
 
 
 @pytest.mark.parametrize(("config", "expected"), [({"dtype": "bfloat16"}, 2), ({"torch_dtype": "float32"}, 4), ({}, 4)])

@@ -16,8 +16,8 @@ from lib.core.failures import NO_ROOM, find_failure, find_failure_behind
 
 # What file systems say that cannot sync what they are asked to, network mounts above all, or folders that one may write
 # to and not read.
-_CUT = "the file is cut or was edited: make it again"
 _NO_SYNC = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM)
+_CUT = "the file is cut or was edited: make it again"
 SAFETENSORS_INDEX = "model.safetensors.index.json"  # which file holds which tensor, by transformers' name
 
 

@@ -8,13 +8,11 @@ and about 230 of digest, place, size and group; in a crowd, 512 of a second bit 
 import os
 import tempfile
 from array import array
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +25,6 @@ _CACHED = 1 << 23  # shingles, 12 bytes each
 _WIDEST_MAP = 1 << 22  # bits
 _SMALLEST_MAP, _WIDTHS = 64, 5  # bytes of a bit map; the widest has 64 << 4
 _HASHED = 1 << 13  # shingles hashed at once
-_MOST_AHEAD = 16  # groups of texts that wait for the thread that hashes them
 _READ = 1 << 16  # bytes of texts read at once
 _EXACT_WORK, _SHORT_WORK = 1000, 500  # pairs of bit maps that are compared in the time of two texts, of two short ones
 _SHORT, _WIDE_BITS = 1024, 4096  # shingles of a text that has a wide bit map
@@ -43,15 +40,6 @@ def choose_bands(threshold: float) -> tuple[int, int]:
         if (1 - threshold**rows) ** (_PERMUTATIONS // rows) <= _MISS
     ]
     return fitting[-1] if fitting else (_PERMUTATIONS, 1)
-
-
-class _Hashed(NamedTuple):
-    """Shingles of some texts, text after text, where each begins, the bytes of their band keys, and of the texts."""
-
-    shingles: Hashes
-    starts: Numbers
-    keys: bytes
-    encoded: list[bytes]
 
 
 class TextIndex:
@@ -71,9 +59,6 @@ class TextIndex:
         self._width, self._slot, self._maps = array("b"), array("i"), [bytearray() for _ in range(_WIDTHS)]
         self._waiting: list[str] = []
         self._characters = 0
-        # Hashing leaves Python's lock alone, so that texts are read and tokenized meanwhile.
-        self._thread = ThreadPoolExecutor(1)
-        self._hashing = deque[Future[_Hashed]]()
         folder.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 (closed in __exit__)
         self._cache: dict[int, tuple[NDArray[np.uint64], NDArray[np.uint64]]] = {}
@@ -89,41 +74,29 @@ class TextIndex:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._thread.shutdown(cancel_futures=True)
         self._file.close()
 
     def add(self, text: str) -> None:
         self._waiting.append(text)
         self._characters += len(text)
         if len(self._waiting) == MOST_TEXTS or self._characters >= _HASHED:
-            self._hash_waiting()
-            if len(self._hashing) > _MOST_AHEAD:
-                self._keep(self._hashing.popleft().result())
+            self.finish()
 
     def finish(self) -> None:
         """Take in the texts that wait; they do so since a hundred at a time are ten times faster."""
-        if self._waiting:
-            self._hash_waiting()
-        while self._hashing:
-            self._keep(self._hashing.popleft().result())
-
-    def _hash_waiting(self) -> None:
-        self._hashing.append(self._thread.submit(self._hash, self._waiting))
-        self._waiting, self._characters = [], 0
-
-    def _hash(self, texts: list[str]) -> _Hashed:
-        shingles, starts = hash_shingles(texts)
-        return _Hashed(shingles, starts, self._band_keys(shingles, starts).tobytes(), [text.encode() for text in texts])
-
-    def _keep(self, hashed: _Hashed) -> None:
-        sizes = np.diff(hashed.starts, append=len(hashed.shingles))
-        self._keys += hashed.keys
+        if not self._waiting:
+            return
+        shingles, starts = hash_shingles(self._waiting)
+        sizes = np.diff(starts, append=len(shingles))
+        self._keys += self._band_keys(shingles, starts).tobytes()
         self._wide_slot.extend([-1] * len(sizes))
         self._sizes.frombytes(sizes.astype(np.int32).tobytes())
-        self._add_bit_maps(hashed.shingles, sizes)
-        self._file.write(b"".join(hashed.encoded))
-        self._ends.extend(accumulate(map(len, hashed.encoded), initial=self._ends.pop()))
-        self.count += len(sizes)
+        self._add_bit_maps(shingles, sizes)
+        encoded = [text.encode() for text in self._waiting]
+        self._file.write(b"".join(encoded))
+        self._ends.extend(accumulate(map(len, encoded), initial=self._ends.pop()))
+        self.count += len(self._waiting)
+        self._waiting, self._characters = [], 0
 
     def _band_keys(self, shingles: NDArray[np.uint64], starts: Numbers) -> NDArray[np.uint32]:
         """Return one number a band, (texts, bands); numbers that collide only propose a pair more."""

@@ -35,7 +35,7 @@ _STORED_BYTES = {"int4": 0.7, "int8": 1.2, "fp16": 2.1, "bf16": 2.1, "fp32": 4.1
 
 @dataclass
 class Expected:
-    """What a plan knows before the files are there, and a run does not ask for: it takes the most that can be.
+    """Hold what a plan knows before the files are there, and a run does not ask for: it takes the most that can be.
 
     sizes_mb: of files, by path. longest: tokens of the longest row. row_bytes: of a row in a corpus. shared: the part
     of a row that all rows begin with, which is computed once. answer_tokens: of a free answer. vocabulary: ids of the
