@@ -96,16 +96,22 @@ def predict_texts(
     pairs = encode_pairs(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
     limit = answer_limit(template, [], evaluate["max_new_tokens"])
     reader = Reader(model, max(len(prompt) + max(limit, len(completion)) for prompt, completion in pairs))
+    scorer = open_scorer(model)
     for index, (row, (prompt, completion)) in enumerate(zip(rows, pairs, strict=True)):
-        first = reader.read(prompt)
-        asked = index < evaluate["greedy_rows"]
-        answer, stopped = answer_text(tokenizer, template, reader.answer(limit)) if asked else (None, None)
+        answer, stopped = None, None
+        if index < evaluate["greedy_rows"]:
+            reader.read(prompt)
+            answer, stopped = answer_text(tokenizer, template, reader.answer(limit))
+        if scorer:
+            log_prob = scorer.log_prob(prompt, completion)
+        else:
+            (log_prob,) = reader.log_probs(reader.read(prompt), [completion])
         yield {
             "id": row["id"],
             **describe_references(row, template),
             "answer": answer,
             "stopped": stopped,
-            "log_prob": reader.log_probs(first, [completion])[0],
+            "log_prob": log_prob,
             "tokens": len(completion),
         }
 

@@ -64,17 +64,28 @@ def test_the_prompt_is_read_once_and_answers_go_side_by_side(folder, monkeypatch
     assert answers == [(21, 1), (14, 1), (7, 1), (7, 1)]
 
 
-@pytest.mark.parametrize("precision", ["int4", "fp32"])
-def test_the_head_runs_on_the_last_id_of_a_prompt(tiny_model, tmp_path, precision):
+HEADS = {
+    "fp32": {"precision": "fp32"},
+    "fp32 on all ids": {"precision": "fp32", "prune_lm_head": False},
+    "int4": {"precision": "int4"},
+    "QDQ": {"precision": "int4", "use_qdq": True},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_head_runs_on_the_ids_that_are_asked_for(tiny_model, tmp_path, head):
+    """On a prompt's last id, and on each that predicts one of a long answer."""
     corpus = write_corpus(tmp_path / "corpus", tiny_model)
-    folder = build(tiny_model, corpus / "rows.jsonl", tmp_path / "onnx", precision=precision)
-    scorer, prompt = Scorer(folder, 1), rows_of()[4][0]
+    folder = build(tiny_model, corpus / "rows.jsonl", tmp_path / "onnx", **HEADS[head])
+    scorer, reader, (prompt, (*_, answer)) = Scorer(folder, 1), Reader(load_onnx(folder, 1), 64), rows_of()[4]
+    tolerance = 1e-4 if head.startswith("fp32") else 5e-2
     logits, _ = scorer._run(np.array([prompt]), np.array([len(prompt)]), scorer._cache)
     assert logits.shape[:2] == (1, 1)
-    whole = Reader(load_onnx(folder, 1), 64).read(prompt)
-    assert np.abs(compute_log_softmax(logits[0, 0]) - compute_log_softmax(whole)).max() < (
-        1e-4 if precision == "fp32" else 5e-2
-    )
+    whole = reader.read(prompt)
+    assert np.abs(compute_log_softmax(logits[0, 0]) - compute_log_softmax(whole)).max() < tolerance
+    (expected,) = reader.log_probs(whole, [answer])
+    for _ in range(2):  # the second time behind what is known of the same text
+        assert scorer.log_prob(prompt, answer) == pytest.approx(expected, abs=len(answer) * tolerance)
 
 
 def test_a_model_with_other_inputs_is_not_scored_wrongly(folder, tmp_path):

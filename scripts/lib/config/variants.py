@@ -106,7 +106,8 @@ class Variant(Section):
     use_qdq: bool | None = None
     """Write the graph with quantize-dequantize (QDQ) operators instead of the fused MatMulNBits. int4 only."""
     prune_lm_head: bool | None = None
-    """Compute the vocabulary head for the last token of the prompt only."""
+    """Compute the vocabulary head for the last token of the prompt only, which is faster and takes less memory. Not
+    set: true."""
     shared_embeddings: bool | None = None
     """Store embeddings and vocabulary head as one weight, for models whose two are the same. slmflow keeps them apart
     where the shared form could not be loaded."""

@@ -23,6 +23,10 @@ from lib.onnx.packaged import GENAI_CONFIG, read_genai_config
 from lib.onnx.runtime import OnnxModel, compute_log_softmax
 
 _KEPT_BYTES = 256 << 20  # keys and values of the answers that are computed side by side
+_KEPT = "kept"  # the input of our graph: places whose logits are wanted
+_PRODUCTS = ("MatMulNBits", "MatMul", "Gemm")
+_BEHIND_HEAD = ("Cast", "Add", "Mul", "Where", "Div", "Tanh")
+_LAST = np.array([-1])
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -40,7 +44,9 @@ class Scorer:
     """Scores answers with one session; computes what neighboring prompts begin with once."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        """Raise `ValueError` when the model takes more than ids, mask, positions, keys and values, or other types."""
+        """Raise `ValueError` when the model takes more than ids, mask, positions, keys and values, or other types, or
+        when its head is not found.
+        """
         decoder = read_genai_config(folder)["model"]["decoder"]
         file = resolve_below(folder, decoder["filename"], at=folder / GENAI_CONFIG)
         options = onnxruntime.SessionOptions()
@@ -48,7 +54,7 @@ class Scorer:
         options.log_severity_level = 3
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         self._session = onnxruntime.InferenceSession(
-            _with_last_logits(file), options, providers=["CPUExecutionProvider"]
+            _with_chosen_logits(file), options, providers=["CPUExecutionProvider"]
         )
         inputs = {given.name: given.type for given in self._session.get_inputs()}
         layers = range(decoder["num_hidden_layers"])
@@ -61,7 +67,7 @@ class Scorer:
             for kind in ("present_key_names", "present_value_names")
         ]
         self._takes_positions = "position_ids" in inputs
-        if set(inputs) - {"position_ids"} != {"input_ids", "attention_mask", *self._past}:
+        if set(inputs) - {"position_ids"} != {"input_ids", "attention_mask", _KEPT, *self._past}:
             raise ValueError(f"unknown inputs {sorted(inputs)}")
         if inputs[self._past[0]] not in _TYPES:
             raise ValueError(f"unknown type {inputs[self._past[0]]}")
@@ -69,7 +75,7 @@ class Scorer:
             (1, decoder["num_key_value_heads"], 0, decoder["head_size"]), dtype=_TYPES[inputs[self._past[0]]]
         )
         self._token_bytes = len(self._past) * self._empty.itemsize * self._empty.shape[1] * self._empty.shape[3]
-        self._prompt: Sequence[int] = []
+        self._text: Sequence[int] = []
         self._cache = dict.fromkeys(self._past, self._empty)
 
     def log_probs(self, rows: Sequence[tuple[Sequence[int], Sequence[Sequence[int]]]]) -> Iterator[list[float]]:
@@ -80,7 +86,7 @@ class Scorer:
         sums: dict[int, list[float]] = {}
         waiting: list[Answer] = []
         for number, (prompt, answers) in enumerate(rows):
-            first = compute_log_softmax(self._read(prompt))
+            first = compute_log_softmax(self._read(prompt, _LAST)[0])
             sums[number] = [float(first[ids[0]]) for ids in answers]
             waiting += [
                 Answer((number, place), ids, len(prompt), self._cache)
@@ -93,13 +99,24 @@ class Scorer:
                 yield from sums.values()
                 sums, waiting = {}, []
 
-    def _read(self, prompt: Sequence[int]) -> np.ndarray:
-        """Return logits behind a prompt, [vocabulary]; its keys and values are kept."""
-        shared = find_shared_prefix([prompt, self._prompt])
+    def log_prob(self, prompt: Sequence[int], answer: Sequence[int]) -> float:
+        """Return the summed log probability of the ids of one long answer behind a prompt, all read in one call."""
+        text = [*prompt, *answer[:-1]]
+        logits = self._read(text, np.arange(len(prompt) - 1, len(text)))
+        return float(select_log_probs(logits, answer).sum())
+
+    def _read(self, text: Sequence[int], kept: np.ndarray) -> np.ndarray:
+        """Return logits behind the ids at some places of a text, [kept, vocabulary]; keeps its keys and values.
+
+        kept: places in the text, or -1.
+        """
+        first = min(int(place) % len(text) for place in kept)
+        shared = min(find_shared_prefix([text, self._text]), first)
         known = {name: np.ascontiguousarray(states[:, :, :shared]) for name, states in self._cache.items()}
-        logits, self._cache = self._run(np.array([prompt[shared:]]), np.array([len(prompt)]), known)
-        self._prompt = prompt
-        return logits[0, -1]
+        places = kept % len(text) - shared
+        logits, self._cache = self._run(np.array([text[shared:]]), np.array([len(text)]), known, places)
+        self._text = text
+        return logits[0]
 
     def _add_following(self, answers: Sequence[Answer], sums: dict[int, list[float]]) -> None:
         """Add the log probabilities of the ids behind the first, token by token, side by side."""
@@ -122,17 +139,23 @@ class Scorer:
                     sums[one.place[0]][one.place[1]] += value
 
     def _run(
-        self, ids: np.ndarray, lengths: np.ndarray, past: dict[str, np.ndarray], last: bool = False
+        self,
+        ids: np.ndarray,
+        lengths: np.ndarray,
+        past: dict[str, np.ndarray],
+        kept: np.ndarray = _LAST,
+        last: bool = False,
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return logits [rows, ids or only the last, vocabulary] and the grown keys and values, none after a `last`
-        call.
+        """Return logits [rows, kept, vocabulary] and the grown keys and values, none after a `last` call.
 
-        ids: [rows, new]; lengths: [rows], real tokens of each with the new ones; past: [rows, heads, old, size].
+        ids: [rows, new]; lengths: [rows], real tokens of each with the new ones; past: [rows, heads, old, size]; kept:
+        places among the new ids.
         """
         whole = past[self._past[0]].shape[2] + ids.shape[1]
         inputs: dict[str, Any] = {
             "input_ids": ids.astype(np.int64),
             "attention_mask": (np.arange(whole) < lengths[:, None]).astype(np.int64),
+            _KEPT: kept,
             **past,
         }
         if self._takes_positions:
@@ -154,24 +177,44 @@ def open_scorer(model: OnnxModel) -> Scorer | None:
         return None
 
 
-def _with_last_logits(file: Path) -> bytes:
-    """Return the graph of an ONNX model, its weights left in their file, that computes the logits of the last id only.
+def _with_chosen_logits(file: Path) -> bytes:
+    """Return the graph of an ONNX model, its weights left in their file, whose head runs on the ids at `kept` alone.
 
-    Unchanged where what leads to the logits is not a product with weights.
+    `kept` is a new input, places among the ids of a call. A head on the last id alone (`prune_lm_head`) is no more.
+    Raises `ValueError` where what leads to the logits is no product with the last hidden states.
     """
     model = onnx.load(file, load_external_data=False)
-    weights = {tensor.name for tensor in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
-    node = producers.get("logits")
-    while node is not None and node.op_type == "Cast":
-        node = producers.get(node.input[0])
-    if node is not None and (node.op_type == "MatMulNBits" or (node.op_type == "MatMul" and node.input[1] in weights)):
-        last = onnx.numpy_helper.from_array(np.array([-1]), "last_id")
-        model.graph.initializer.append(last)
-        gather = onnx.helper.make_node("Gather", [node.input[0], last.name], ["last_hidden"], axis=1)
-        model.graph.node.insert(list(model.graph.node).index(node), gather)
-        node.input[0] = "last_hidden"
+    head = _find_head(producers)
+    hidden = head.input[0]
+    if _is_pruned(hidden, producers):
+        hidden = producers[producers[hidden].input[0]].input[0]
+    gather = onnx.helper.make_node("Gather", [hidden, _KEPT], ["kept_hidden"], axis=1)
+    model.graph.input.append(onnx.helper.make_tensor_value_info(_KEPT, onnx.TensorProto.INT64, ["kept_ids"]))
+    model.graph.node.insert(list(model.graph.node).index(head), gather)
+    head.input[0] = gather.output[0]
+    # Shapes that were written down for the head's way to the logits would still be those of all ids, or of one.
+    del model.graph.value_info[:]
+    for size in model.graph.output:
+        if size.name == "logits":
+            size.type.tensor_type.shape.dim[1].dim_param = "kept_ids"
     return model.SerializeToString()
+
+
+def _find_head(producers: dict[str, onnx.NodeProto]) -> onnx.NodeProto:
+    """Return the product that gives the logits: behind it a bias, a scale, a mask or a cap may stand."""
+    node = producers.get("logits")
+    while node is not None and node.op_type in _BEHIND_HEAD:
+        node = next((producers[name] for name in node.input if name in producers), None)
+    if node is None or node.op_type not in _PRODUCTS:
+        raise ValueError("the logits are no product")
+    return node
+
+
+def _is_pruned(hidden: str, producers: dict[str, onnx.NodeProto]) -> bool:
+    """Tell whether the builder takes the last id alone: a Gather of one place, and an Unsqueeze."""
+    unsqueeze = producers[hidden]
+    return unsqueeze.op_type == "Unsqueeze" and producers[unsqueeze.input[0]].op_type == "Gather"
 
 
 def select_log_probs(logits: np.ndarray, ids: Sequence[int]) -> np.ndarray:
