@@ -153,7 +153,12 @@ def train(args: argparse.Namespace, work: Path, limit: TimeLimit, saved: Callabl
     model = build_lora_model(load_model(args.base, dtype, choose_quantization(settings)), settings)
     classes = [row["label"] for row in rows["train"]] if settings["class_balance"] != "none" else None
     by_task = partial(
-        measure_task_quality, tokenizer=tokenizer, template=template, rows=rows["validation"], evaluate=evaluate
+        measure_task_quality,
+        tokenizer=tokenizer,
+        template=template,
+        rows=rows["validation"],
+        evaluate=evaluate,
+        with_loss=settings["loss"] == "completion",  # the label and nothing else: no second pass over the rows
     )
     trainer = build_adapter_trainer(
         model,

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,6 +67,16 @@ def test_probabilities_while_training_are_those_of_the_saved_adapter(tiny_model,
         assert while_training["log_probs"] == pytest.approx(afterwards["log_probs"], abs=1e-5)
     whole = measure_quality("classification", found, LABELS, seed=0, samples=10)["quality"]
     assert trainer.state.log_history[-2]["eval_macro_f1"] == whole["macro_f1"]
+
+
+def test_the_scores_of_the_labels_tell_the_validation_loss(tiny_model, corpus, tmp_path):
+    taught = Taught(tiny_model, corpus, tmp_path)
+    trainer = taught.trainer(partial(taught.task_quality(), with_loss=True))
+    taught.model.eval()
+    expected = trainer._compute_validation_loss()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    trainer.measure = taught.task_quality()
+    assert trainer.evaluate()["eval_loss"] == expected
 
 
 def test_chrf_while_training_is_that_of_the_first_rows_answers(tiny_llama, tmp_path):

@@ -5,6 +5,7 @@ evaluation mode and has an attention that knows a key-value cache.
 """
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,17 +29,29 @@ _LAST = torch.tensor([-1])
 
 
 def measure_task_quality(
-    model: Any, *, tokenizer: Tokenizer, template: Template, rows: Sequence[dict[str, Any]], evaluate: dict[str, Any]
+    model: Any,
+    *,
+    tokenizer: Tokenizer,
+    template: Template,
+    rows: Sequence[dict[str, Any]],
+    evaluate: dict[str, Any],
+    with_loss: bool = False,
 ) -> dict[str, float]:
     """Return the metric of `SELECTED_BY` by its name, from 0: macro-F1 (to 1) over all rows, chrF (to 100) of free
     answers.
 
     Of several processes each scores its share of the rows, and all have the metric over all of them.
     evaluate: `batch_size`; for generation also `greedy_rows` (the first rows, at least one) and `max_new_tokens`.
+    with_loss: of a classification, return also `loss`, which its scores tell; alone where it is not a finite number.
     """
-    task = template["task"]
+    task, more = template["task"], {}
     if task == "classification":
-        found = score_labels(model, tokenizer, template, distributed.shard(rows), evaluate["batch_size"])
+        rows = distributed.shard(rows)
+        found = score_labels(model, tokenizer, template, rows, evaluate["batch_size"])
+        if with_loss:
+            more = {"loss": compute_label_loss(tokenizer, rows, found)}
+            if not math.isfinite(more["loss"]):
+                return more
     else:
         rows = distributed.shard(rows[: evaluate["greedy_rows"]])
         found = [build_unscored_prediction(row, template) for row in rows]
@@ -47,7 +60,17 @@ def measure_task_quality(
     name = SELECTED_BY[task]
     value = compute_point_estimate(build_statistics(task, predictions, template["labels"])[name])
     assert value is not None, "a row was scored"
-    return {name: value}
+    return {name: value, **more}
+
+
+def compute_label_loss(
+    tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]]
+) -> float:
+    """Return the mean loss of a token of the right labels, end tokens included, over the rows of all processes."""
+    answers = encode_pairs(tokenizer, [(row["prompt"], row["completion"]) for row in rows])
+    loss_sum = -sum(prediction["log_probs"][prediction["label"]] for prediction in predictions)
+    of_all = distributed.all_reduce_sum([loss_sum, sum(len(answer) for _, answer in answers)])
+    return of_all[0] / of_all[1]
 
 
 def score_labels(

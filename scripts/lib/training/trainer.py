@@ -23,7 +23,7 @@ from lib.training.methods import METHODS
 from lib.training.packing import PackingCollator, can_pack, disable_packing
 
 Measure = Callable[[Any], dict[str, float]]
-"""The task's own metric of a model, by its name; higher is better."""
+"""The task's own metric of a model, by its name; higher is better. Beside it `loss` where its scores tell it."""
 
 
 def build_adapter_trainer(
@@ -205,19 +205,23 @@ class AdapterTrainer(Trainer):
         """
         model: Any = self.model
         with preserve_state(model):
-            metrics = {"eval_loss": self._validation_loss()}
-            if not math.isfinite(metrics["eval_loss"]):
-                fail("the loss is not a finite number", "lower finetune.learning_rate")
-            if self.measure is not None:
-                # `generate` goes past the forward that accelerate has wrapped in its autocast.
-                with disable_packing(model.base_model.model), self.accelerator.autocast():
-                    measured = self.measure(model)
-                metrics |= {f"eval_{name}": value for name, value in measured.items()}
+            measured = self._measure() if self.measure is not None else {}
+            loss = measured.pop("loss") if "loss" in measured else self._compute_validation_loss()
+        if not math.isfinite(loss):
+            fail("the loss is not a finite number", "lower finetune.learning_rate")
+        metrics = {"eval_loss": loss, **{f"eval_{name}": value for name, value in measured.items()}}
         self.log(dict(metrics))  # which adds the epoch to what it is given
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _validation_loss(self) -> float:
+    def _measure(self) -> dict[str, float]:
+        """Return what `measure` finds; `generate` goes past the forward that accelerate has wrapped in its autocast."""
+        model: Any = self.model
+        assert self.measure is not None
+        with disable_packing(model.base_model.model), self.accelerator.autocast():
+            return self.measure(model)
+
+    def _compute_validation_loss(self) -> float:
         """Return loss per supervised token over all validation rows (the Trainer's own averages batches)."""
         loss_sum, tokens = 0.0, 0
         rows: Any = self.eval_dataset
