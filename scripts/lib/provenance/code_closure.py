@@ -3,7 +3,7 @@
 import ast
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -15,15 +15,12 @@ def find_code_closure(script: Path) -> list[Path]:
     They are inputs of its rule: an edit reruns it, a touch does not. Computed from the source, so no
     list can be forgotten.
     """
-    folder = script.parent
     found: set[Path] = set()
     waiting = [script]
     while waiting:
-        for name in _find_imports(waiting.pop()):
-            module = folder.joinpath(*name.split(".")).with_suffix(".py")
-            if module not in found and module.is_file():
-                found.add(module)
-                waiting.append(module)
+        new = _find_imported_modules(waiting.pop(), script.parent) - found
+        found |= new
+        waiting += new
     return sorted(found)
 
 
@@ -50,14 +47,22 @@ def _has_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.Async
 
 
 @cache
-def _find_imports(path: Path) -> set[str]:
-    """Return dotted names that begin with `lib`. `from lib.a import b` may mean the module lib.a.b or a name in
-    lib.a.
-    """
+def _find_imported_modules(path: Path, folder: Path) -> set[Path]:
+    """Return the modules below `folder` whose dotted names begin with `lib` and that a file imports."""
+    # `from lib.a import b` may mean the module lib.a.b or a name in lib.a.
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _list_statements(ast.parse(path.read_text(encoding="utf-8")).body):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
         elif isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
-    return {name for name in names if name.startswith("lib.")}
+    modules = {folder.joinpath(*name.split(".")).with_suffix(".py") for name in names if name.startswith("lib.")}
+    return {module for module in modules if module.is_file()}
+
+
+def _list_statements(body: Sequence[ast.AST]) -> Iterator[ast.AST]:
+    """Yield statements and those within them, without expressions: most of a tree, where nothing is imported."""
+    for node in body:
+        yield node
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            yield from _list_statements(getattr(node, field, ()))
