@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import TrainingArguments
 
 from lib.config.loader import check_yaml, load_config
-from lib.config.schema import Finetune
+from lib.config.training import Finetune
 from lib.core.cli import UserError, call_or_exit, fail, format_error
 from lib.evaluation.registry import find_metrics
 from support.paths import ROOT

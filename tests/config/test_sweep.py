@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from lib.config.loader import load_config
-from lib.config.schema import Config, Finetune
+from lib.config.schema import Config
 from lib.config.sweep import expand_runs, expand_variants
+from lib.config.training import Finetune
 from lib.core.cli import UserError
 from support.paths import ROOT
 

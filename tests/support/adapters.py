@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lib.config.schema import Finetune
+from lib.config.training import Finetune
 from lib.models.loading import load_model
 from lib.training.methods import choose_quantization
 

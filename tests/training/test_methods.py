@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from lib.config.schema import Finetune
+from lib.config.training import Finetune
 from lib.core.files import read_json, write_json
 from lib.models.loading import build_bitsandbytes_config, list_linear_weights, load_adapter, load_model
 from lib.training.methods import METHODS, choose_quantization, find_title

@@ -11,7 +11,7 @@ from lib.workflow.remote_storage import build_fetch_command, find_results_copy
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAKEFILE, RULES = ROOT / "Snakefile", sorted((ROOT / "rules").glob("*.smk"))
-STAGES = ("data", "train", "onnx", "report")
+STAGES = ("data", "train", "onnx", "select", "report")
 
 
 def test_rule_all_is_on_the_first_screen_of_a_short_snakefile():

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from lib.config.schema import Finetune
+from lib.config.training import Finetune
 from lib.config.variants import Section
 from lib.olive.document import Block, Document, Entry
 from lib.olive.keys import KEYS, OTHER_PASSES

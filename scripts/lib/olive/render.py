@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from lib.config.schema import Config, Finetune
+from lib.config.schema import Config
+from lib.config.training import Finetune
 from lib.core.escaping import escape_controls
 from lib.core.yaml_files import SAFE_LOADER
 

@@ -4,7 +4,7 @@ import re
 from pathlib import PurePath
 
 from lib.azure.machine_learning import parse_data
-from lib.config.schema import Corpus, Split
+from lib.config.training import Corpus, Split
 from lib.data.readers import is_readable
 from lib.olive.addresses import add_client_lines, find_datastore
 from lib.olive.document import Block, Entry

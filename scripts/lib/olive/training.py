@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lib.config.schema import Finetune, Seed
+from lib.config.training import Finetune, Seed
 from lib.config.variants import Section
 from lib.olive.document import Block, Entry
 from lib.olive.draft import Draft, list_defaults

@@ -1,6 +1,6 @@
 """The fine-tuning methods, each declared once: how peft makes its layers, and what it does to the base weights.
 
-To add a method, write its entry here and its name at `finetune.method` (`lib.config.schema`).
+To add a method, write its entry here and its name at `finetune.method` (`lib.config.training`).
 """
 
 from collections.abc import Mapping
