@@ -14,6 +14,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +34,12 @@ CORPUS = {
     "max_length": 256,
     "truncation": "right",
 }
+_LOOK = 0.5  # seconds between two looks at the memory
 CHAIN = ("audit_data", "split_data", "render_corpus", "check_leakage")
 
 
 class Cost(NamedTuple):
-    """Wall and CPU seconds and the highest resident memory, in MB, of one script."""
+    """Wall and CPU seconds of one script, and the highest memory of it and its processes together, in MB."""
 
     wall: float
     cpu: float
@@ -86,10 +88,27 @@ def cost(script: str, *words: object) -> Cost:
     texts = [json.dumps(word) if isinstance(word, dict) else str(word) for word in words]
     start = os.times().elapsed
     process = subprocess.Popen([sys.executable, str(SCRIPTS / f"{script}.py"), *texts])
-    _, status, used = os.wait4(process.pid, 0)
+    peak, pid = 0.0, 0
+    while not pid:
+        peak = max(peak, measure_memory(process.pid))
+        time.sleep(_LOOK)
+        pid, status, used = os.wait4(process.pid, os.WNOHANG)
+    process.returncode = status
     if status:
         sys.exit(f"error: {script} failed")
-    return Cost(os.times().elapsed - start, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e6)
+    peak = max(peak, used.ru_maxrss * 1024 / 1e6)  # of one process, also between two looks
+    return Cost(os.times().elapsed - start, used.ru_utime + used.ru_stime, peak)
+
+
+def measure_memory(pid: int) -> float:
+    """Return the MB of a process and those it started; what they share counts once."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+        tasks = [task.read_text(encoding="ascii") for task in Path(f"/proc/{pid}/task").glob("*/children")]
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ends
+        return 0.0
+    own = next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+    return own * 1024 / 1e6 + sum(measure_memory(int(child)) for task in tasks for child in task.split())
 
 
 def costs(count: int, words: list[str], base: Path) -> dict[str, Cost]:
@@ -103,6 +122,7 @@ def costs(count: int, words: list[str], base: Path) -> dict[str, Cost]:
         audited = ("--audit", place["audit"], "--kept", place["kept"])
         settings = {"task": "classification", "data": DATA, "corpus": CORPUS}
         shares = {"seed": 0, "task": "classification", "split": {"validation": 0.1, "test": 0.15, "leakage": "error"}}
+        processes = ("--processes", os.cpu_count())
         source = {"source": {"files": ["raw.jsonl"]}, "unreadable": "reject"}
         return {
             "fetch_data": cost("fetch_data", "--settings", source, "--files", raw, "--output", place["rows"]),
@@ -110,12 +130,13 @@ def costs(count: int, words: list[str], base: Path) -> dict[str, Cost]:
                 "audit_data",
                 *("--settings", settings, "--rows", place["rows"], "--tokenizer", base),
                 *(*audited, "--rejected", place["rejected"]),
+                *processes,
             ),
             "split_data": cost("split_data", "--settings", shares, *audited, "--output", place["split"]),
             "render_corpus": cost(
                 "render_corpus",
                 *("--settings", settings, *audited, "--split", place["split"], "--tokenizer", base, *files),
-                *("--processes", os.cpu_count()),
+                *processes,
             ),
             "check_leakage": cost(
                 "check_leakage",
@@ -124,6 +145,7 @@ def costs(count: int, words: list[str], base: Path) -> dict[str, Cost]:
                 *files,
                 "--output",
                 place["leakage"],
+                *processes,
             ),
         }
 

@@ -131,7 +131,7 @@ def run_chain(
     files = [*splits, "--template", folder / "template"]
     audited = ("--audit", place["audit"], "--kept", place["kept"])
     settings = {"task": "classification", "data": DATA, "corpus": CORPUS | {"truncation": truncation}}
-    shares = {"seed": 0, "task": "classification", "split": {"validation": 0.1, "test": 0.15}}
+    shares = {"seed": 0, "task": "classification", "split": {"validation": 0.1, "test": 0.15, "leakage": "error"}}
     source = {"source": {"files": [raw.name]}, "unreadable": "reject"}
     asked = {"task": "classification", "seed": 0, "evaluate": EVALUATE}
     rows = ("--rows", place["rows"], "--tokenizer", base, *audited, "--rejected", place["rejected"])
@@ -146,7 +146,7 @@ def run_chain(
         ),
         (
             "check_leakage",
-            ("--settings", {"near_duplicates": 0.8}, *files, "--output", place["leakage"]),
+            ("--settings", {"near_duplicates": 0.8, "leakage": "error"}, *files, "--output", place["leakage"]),
             [folder / name for name in SPLITS],
         ),
         (

@@ -45,9 +45,12 @@ def cut_shingles(text: str) -> set[str]:
 
 def search_slmflow(texts: list[str]) -> Pairs:
     from lib.data.near_duplicates import find_similar_pairs
+    from lib.data.signatures import Signer
 
+    signer = Signer(THRESHOLD, seed=1)
+    parts = (texts[start : start + 1000] for start in range(0, len(texts), 1000))
     with tempfile.TemporaryDirectory() as folder:
-        return find_similar_pairs(texts, THRESHOLD, seed=1, folder=Path(folder)).pairs
+        return find_similar_pairs(map(signer.sign, parts), THRESHOLD, folder=Path(folder)).pairs
 
 
 def search_datasketch(texts: list[str]) -> Pairs:
@@ -154,9 +157,9 @@ def describe(way: str, found: Found, texts: list[str], true: Pairs, sample: list
 
 def iterate_texts(count: int, words: list[str]) -> Iterator[str]:
     from data import made_up_rows
-    from lib.data.near_duplicates import _comparable
+    from lib.data.signatures import make_comparable
 
-    return (_comparable(row["text"]) for row in made_up_rows(count, words))
+    return (make_comparable(row["text"]) for row in made_up_rows(count, words))
 
 
 def main(args: argparse.Namespace) -> None:

@@ -168,7 +168,7 @@ rule audit_data:
         ),
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --rows {input.rows:q} --tokenizer {input.tokenizer:q}"
-        " --audit {output.audit:q} --rejected {output.rejected:q} --kept {output.kept:q} --log {log:q}"
+        " --audit {output.audit:q} --rejected {output.rejected:q} --kept {output.kept:q} --processes {threads:q} --log {log:q}"
 
 
 rule split_data:
@@ -254,6 +254,7 @@ rule check_leakage:
         f"{R}/timings/check_leakage/time.tsv"
     conda:
         "../envs/data.yaml"
+    threads: count_data_threads
     resources:
         mem_mb=estimate_data_memory,
         runtime=estimate_data_minutes,
@@ -266,4 +267,4 @@ rule check_leakage:
     shell:
         "exec python {input.script:q} --settings {params.settings:q} --train {input.train:q}"
         " --validation {input.validation:q} --test {input.test:q} --template {input.template:q}"
-        " --output {output.leakage:q} --log {log:q}"
+        " --output {output.leakage:q} --processes {threads:q} --log {log:q}"

@@ -5,20 +5,18 @@ time; this script succeeds even when it is not, so that its evidence stays: `spl
 """
 
 import argparse
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
-from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
-from lib.core.files import read_jsonl, write_json, write_jsonl
-from lib.core.processes import pair_ahead
+from lib.core.cli import build_parser, parse_settings, report_progress, run
+from lib.core.files import dump_jsonl_line, publish_file, read_jsonl, read_lines, write_json, write_jsonl
+from lib.core.processes import map_in_order
 from lib.data.audit_verdict import describe_label_lines, judge_audit
 from lib.data.audited_rows import (
     Places,
@@ -30,8 +28,7 @@ from lib.data.audited_rows import (
     set_aside_conflicts,
     set_aside_duplicates,
 )
-from lib.data.conversations import find_conversation
-from lib.data.label_words import LabelWords
+from lib.data.label_words import CountedWords, LabelWords
 from lib.data.labels import (
     Labels,
     describe_spellings,
@@ -42,16 +39,19 @@ from lib.data.labels import (
     normalize_label,
 )
 from lib.data.near_duplicates import describe_uncompared, find_similar_pairs, tell_uncompared
-from lib.data.row_values import REASONS, CheckedRow, Reason, check_rows
-from lib.data.rows import MISSING, compute_row_id, format_place, get_column, list_reachable_names
-from lib.data.template_inversion import extract_input
-from lib.data.templates import Template, compile_rows, render_completion, render_prompt, set_up_chat
-from lib.data.tokenizer import Tokenizer, is_cut_between_tokens, load_tokenizer
+from lib.data.row_index import IndexedRows, SeenColumns, index_rows
+from lib.data.row_texts import TextReader, explain_cut_token, explain_length, get_inputs, get_target
+from lib.data.row_values import REASONS, CheckedRow, Reason, RowChecker
+from lib.data.rows import format_place
+from lib.data.signatures import SignedTexts, Signer
+from lib.data.templates import Template, compile_rows, set_up_chat
+from lib.data.tokenizer import load_tokenizer
 from lib.data.tokenizer_trial import TRIED_TEXTS, join_values
-from lib.data.truncation import shorten_values
 from lib.data.value_limits import batch_by_size
 
 _SEED = 1  # of the MinHash; the leakage check uses another
+
+Result = TypeVar("Result")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -60,26 +60,23 @@ def main(args: argparse.Namespace) -> None:
     beginnings = [join_values(read.get("row", {})) for read in first]
     tokenizer = set_up_chat(load_tokenizer(args.tokenizer, beginnings), corpus)
     template = compile_rows(data, corpus, tokenizer, task=task, labels=None)
+    split = args.settings.get("split", {})
+    rows = Rows()
+    work = RowWork(args.rows, RowChecker(args.rows, data, template, tokenizer, corpus, split), args.processes)
 
-    def sources(is_wanted: Callable[[int], bool] = lambda number: True) -> Iterator[CheckedRow]:
-        split = args.settings.get("split", {})
-        return check_rows(args.rows, data, template, tokenizer, corpus, split, is_wanted=is_wanted)
-
-    names, split = [*template["columns"], data["target"]], args.settings.get("split", {})
-    own = [data["conversation"]] if "conversation" in data else names
-    others = [*([split["column"]] if "column" in split else []), *split.get("groups", ())]
-    rows = _index_rows(args.rows, sources(), names, (own, others), classified=task == "classification")
+    _index_rows(work, rows, _list_needed_columns(template, data, split), task, data["target"])
     if task == "classification":
         set_aside_conflicts(rows)
     set_aside_duplicates(rows)
     measured = rows.usable()
     words = LabelWords()
-    texts = _read_texts(sources(rows.is_usable), rows, tokenizer, template, corpus, words)
-    similar = find_similar_pairs(texts, data["near_duplicates"], seed=_SEED, folder=args.kept.parent)
+    signer = Signer(data["near_duplicates"], _SEED)
+    signed = _read_texts(work, rows, TextReader(tokenizer, template, corpus, signer), words)
+    similar = find_similar_pairs(signed, data["near_duplicates"], folder=args.kept.parent)
     kept = rows.usable()
     clusters = number_row_clusters(rows, kept, chain(similar.pairs, find_same_groups(rows, kept)))
     words.expect(count_classes(rows, kept))
-    write_jsonl(args.kept, _iterate_kept(sources(rows.is_usable), rows, clusters, words, template))
+    _write_kept(args.kept, work, rows, Keeper(rows, clusters, words, template))
 
     rejected = count_reasons(rows)
     audit = {
@@ -95,10 +92,8 @@ def main(args: argparse.Namespace) -> None:
         "tokens": _measure_token_lengths(rows, measured, kept, corpus["max_length"]),
     }
     examples: dict[str, str] = {}
-    write_jsonl(
-        args.rejected,
-        _iterate_rejected(sources(rows.is_set_aside), rows, corpus["max_length"], examples) if rejected else (),
-    )
+    set_aside = work.check(rows.is_set_aside) if rejected else ()
+    write_jsonl(args.rejected, _iterate_rejected(set_aside, rows, corpus["max_length"], examples))
     audit["verdict"] = judge_audit(audit, examples, data, corpus["max_length"])
     write_json(args.audit, audit)
     _tell_case(audit["label_spellings"])
@@ -106,125 +101,59 @@ def main(args: argparse.Namespace) -> None:
     report_progress(f"audit_data: {len(kept)} of {len(rows.state)} rows kept; set aside: {rejected or 'none'}")
 
 
-def _index_rows(
-    path: Path,
-    sources: Iterable[CheckedRow],
-    names: Sequence[str],
-    needed: tuple[Sequence[str], Sequence[str]],
-    *,
-    classified: bool,
-) -> Rows:
-    """Return all rows, with those set aside that do not stand on their own.
+class RowWork:
+    """Reads the rows again and again, which are not in memory, in several processes."""
 
-    names: the columns of the template, the target last. needed: columns of the file that some row must have, those for
-    the corpus and those for the split.
-    """
-    rows = Rows()
-    absent = Counter[str]()
-    known: set[str] = set()
-    first_row: dict[str, Any] = {}
-    readable = 0
-    for _, read, values, spelling, split, groups, *_ in sources:
-        if "row" in read:
-            readable += 1
-            first_row = first_row or read["row"]
-            known.update(read["row"])
-            absent.update(name for name in chain(*needed) if get_column(read["row"], name) is MISSING)
-        rows.file.append(rows.files.setdefault(read["file"], len(rows.files)))
-        rows.line.append(read["line"])
-        rows.number.append(read["number"])
-        rows.other.append(-1)
-        rows.tokens.append(0)
-        if classified and spelling is not None:
-            rows.spellings[spelling] += 1
-        if isinstance(values, Reason):
-            rows.state.append(1 + REASONS.index(values.reason))
-            rows.target.append(-1)
-            rows.ids += bytes(32)
-            rows.inputs += bytes(16)
-            for hashes in rows.groups:
-                hashes.append(0)
-            continue
-        target = values[names[-1]]
-        inputs = {name: values[name] for name in names[:-1]}
-        rows.state.append(0)
-        rows.target.append(rows.targets.setdefault(target, len(rows.targets)) if classified else -1)
-        given = {"split": split} if split else {}
-        rows.ids += bytes.fromhex(compute_row_id(values, **given))
-        rows.inputs += bytes.fromhex(compute_row_id(inputs, **given))[:16]
-        if not rows.groups:
-            rows.groups = [array("Q", bytes(8 * (len(rows.state) - 1))) for _ in groups]
-        for hashes, group in zip(rows.groups, groups, strict=True):
-            hashes.append(xxhash.xxh3_64_intdigest(group.encode()))
-    for name in chain(*needed):
-        if known and absent[name] == readable:
-            where = "corpus or data.target" if name in needed[0] else "split"
-            fail(f"no row has the column {name!r}", _tell_columns(name, known, first_row, where), at=path)
-    return rows
+    def __init__(self, path: Path, checker: RowChecker, processes: int) -> None:
+        self.path, self._checker, self._processes = path, checker, processes
+
+    def check(self, is_wanted: Callable[[int], bool]) -> Iterator[CheckedRow]:
+        """Yield the rows whose number is wanted, checked in this process."""
+        return self._checker.check(self._read(is_wanted))
+
+    def map(
+        self, function: Callable[[Iterator[CheckedRow]], Result], is_wanted: Callable[[int], bool] = lambda number: True
+    ) -> Iterator[Result]:
+        """Yield what a function returns for some wanted rows at a time, in order."""
+        batches = batch_by_size(self._read(is_wanted), lambda numbered: len(numbered[1]))
+        return map_in_order(lambda lines: function(self._checker.check(lines)), batches, self._processes)
+
+    def _read(self, is_wanted: Callable[[int], bool]) -> Iterator[tuple[int, str]]:
+        return ((number, line) for number, line in read_lines(self.path) if is_wanted(number - 1))
 
 
-def _tell_columns(name: str, known: set[str], row: dict[str, Any], where: str) -> str:
-    """Return the columns that there are, in nested rows with the names that reach into them."""
-    if column := find_conversation(row):
-        return f"these rows are conversations: add data: {{conversation: {column}}}, and leave out data.target"
-    for key, value in row.items():
-        if isinstance(value, list) and value and get_column(value[0], name) is not MISSING:
-            return f"the rows are a list under the key {key!r} of a row: save that list as the file"
-    names = sorted(known.difference(row)) + list(list_reachable_names(row))
-    return f"the columns are {', '.join(names[:20])}: mend {where}"
+def _list_needed_columns(
+    template: Template, data: dict[str, Any], split: dict[str, Any]
+) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the columns of the file that some row must have: for the corpus and for the split."""
+    own = [data["conversation"]] if "conversation" in data else [*template["columns"], data["target"]]
+    return own, [*([split["column"]] if "column" in split else []), *split.get("groups", ())]
 
 
-def _read_texts(
-    sources: Iterable[CheckedRow],
-    rows: Rows,
-    tokenizer: Tokenizer,
-    template: Template,
-    corpus: dict[str, Any],
-    words: LabelWords,
-) -> Iterator[str]:
-    """Count the tokens of each usable row, set aside what is too long, give what the model will see of the others.
+def _index_rows(work: RowWork, rows: Rows, needed: tuple[Sequence[str], Sequence[str]], task: str, target: str) -> None:
+    """Note all rows in `rows`, with those set aside that do not stand on their own."""
 
-    As the leakage check reads it from the corpus: rows that truncation makes alike are alike.
-    """
-    limits = {"max_length": corpus["max_length"], "side": corpus["truncation"]}
+    def index(checked: Iterator[CheckedRow]) -> tuple[IndexedRows, SeenColumns]:
+        seen = SeenColumns(*needed)
+        return index_rows(checked, target, seen), seen
 
-    def encode(batch: list[CheckedRow]) -> list[list[int]]:
-        return tokenizer.encode_batch(
-            [
-                render_prompt(template, _inputs(source, template))
-                + render_completion(template, _target(source, template))
-                for source in batch
-            ]
-        )
-
-    batches = batch_by_size(sources, lambda source: sum(map(len, _inputs(source, template).values())))
-    for batch, encoded in pair_ahead(encode, batches):
-        for source, ids in zip(batch, encoded, strict=True):
-            values, target = _inputs(source, template), _target(source, template)
-            rows.tokens[source.number] = len(ids)
-            if source.spans and not is_cut_between_tokens(tokenizer, render_prompt(template, values), source.spans):
-                rows.state[source.number] = 1 + REASONS.index("conversation")
-                continue
-            seen: dict[str, str] | None = values
-            if len(ids) > corpus["max_length"]:
-                reject = corpus["truncation"] == "reject"
-                seen = None if reject else shorten_values(tokenizer, template, values, target, **limits)
-            if seen is None:
-                rows.state[source.number] = 1 + REASONS.index("too_long")
-                continue
-            if rows.targets:
-                words.glance("\n".join(values.values()))
-            yield extract_input(template, render_prompt(template, seen))
+    columns = SeenColumns(*needed)
+    for indexed, seen in work.map(index):
+        rows.add(indexed, classified=task == "classification")
+        columns.add(seen)
+    columns.refuse_absent(work.path)
 
 
-def _inputs(source: CheckedRow, template: Template) -> dict[str, str]:
-    assert not isinstance(source.values, Reason)
-    return {name: source.values[name] for name in template["columns"]}
-
-
-def _target(source: CheckedRow, template: Template) -> str:
-    assert not isinstance(source.values, Reason)
-    return source.values[template["target"]]
+def _read_texts(work: RowWork, rows: Rows, reader: TextReader, words: LabelWords) -> Iterator[SignedTexts]:
+    """Note the tokens of each usable row, set aside what is too long, and yield the others' texts, signed."""
+    for read in work.map(reader.read, rows.is_usable):
+        for number, tokens in read.tokens:
+            rows.tokens[number] = tokens
+        for number, reason in read.set_aside:
+            rows.state[number] = 1 + REASONS.index(reason)
+        if read.words is not None:
+            words.glance(read.words)
+        yield read.signed
 
 
 def _near_duplicates(rows: Rows, kept: Places, clusters: NDArray[np.int64], task: str) -> dict[str, Any]:
@@ -301,26 +230,44 @@ def _measure_token_lengths(rows: Rows, measured: Places, kept: Places, max_lengt
     }
 
 
-def _iterate_kept(
-    sources: Iterable[CheckedRow], rows: Rows, clusters: NDArray[np.int64], words: LabelWords, template: Template
-) -> Iterator[dict[str, Any]]:
-    for source in sources:
-        inputs, target = _inputs(source, template), _target(source, template)
-        if rows.targets:
-            words.count("\n".join(inputs.values()), target)
-        yield {
-            "id": rows.ids[32 * source.number : 32 * source.number + 32].hex(),
-            "file": source.read["file"],
-            "line": source.read["line"],
-            "number": source.read["number"],
+class Keeper:
+    """Writes the rows that are kept as text, and counts their words; several processes can share the work."""
+
+    def __init__(self, rows: Rows, clusters: NDArray[np.int64], words: LabelWords, template: Template) -> None:
+        self.words, self._rows, self._clusters, self._template = words, rows, clusters, template
+
+    def keep(self, checked: Iterable[CheckedRow]) -> tuple[str, CountedWords | None]:
+        lines = []
+        texts = []
+        for row in checked:
+            inputs, target = get_inputs(row, self._template), get_target(row, self._template)
+            texts.append(("\n".join(inputs.values()), target))
+            lines.append(dump_jsonl_line(self._describe(row, inputs, target)))
+        is_classified = self._template["task"] == "classification"
+        return "".join(lines), self.words.count(texts) if is_classified else None
+
+    def _describe(self, row: CheckedRow, inputs: dict[str, str], target: str) -> dict[str, Any]:
+        return {
+            "id": self._rows.ids[32 * row.number : 32 * row.number + 32].hex(),
+            "file": row.read["file"],
+            "line": row.read["line"],
+            "number": row.read["number"],
             "values": inputs,
             "target": target,
-            "cluster": int(clusters[source.number]),
-            **({"split": source.split} if source.split else {}),
-            **({"groups": list(source.groups)} if source.groups else {}),
-            **({"other_answers": list(source.other_answers)} if source.other_answers else {}),
-            **({"spans": list(source.spans)} if source.spans else {}),
+            "cluster": int(self._clusters[row.number]),
+            **({"split": row.split} if row.split else {}),
+            **({"groups": list(row.groups)} if row.groups else {}),
+            **({"other_answers": list(row.other_answers)} if row.other_answers else {}),
+            **({"spans": list(row.spans)} if row.spans else {}),
         }
+
+
+def _write_kept(path: Path, work: RowWork, rows: Rows, keeper: Keeper) -> None:
+    with publish_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        for lines, counted in work.map(keeper.keep, rows.is_usable):
+            file.write(lines)
+            if counted:
+                keeper.words.add(counted)
 
 
 def _iterate_rejected(
@@ -344,10 +291,10 @@ def _reason(source: CheckedRow, rows: Rows, max_length: int) -> Reason:
             here, there = rows.target_text(source.number), rows.target_text(other)
             return Reason(reason, f"{here!r} here, {there!r} at {rows.place(other)}")
         case "conversation":
-            return Reason(reason, "a supervised turn begins or ends inside a token")
+            return explain_cut_token()
         case "exact_duplicate":
             return Reason(reason, f"same as {rows.place(other)}")
-    return Reason(reason, f"{rows.tokens[source.number]} tokens, corpus.max_length is {max_length}")
+    return explain_length(rows.tokens[source.number], max_length)
 
 
 if __name__ == "__main__":
@@ -358,4 +305,5 @@ if __name__ == "__main__":
     arguments.add_argument("--audit", type=Path, required=True)
     arguments.add_argument("--rejected", type=Path, required=True)
     arguments.add_argument("--kept", type=Path, required=True)
+    arguments.add_argument("--processes", type=int, default=1)
     run(arguments, main)

@@ -12,22 +12,66 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
 
 from lib.core.cli import UserError, build_parser, fail, parse_settings, report_progress, run
-from lib.core.files import read_json, read_jsonl, write_json
+from lib.core.files import parse_jsonl_line, read_json, read_jsonl, read_lines, write_json
 from lib.core.layout import SCORED_SPLITS, SPLITS
+from lib.core.processes import map_in_order
 from lib.data.groups import Groups
 from lib.data.near_duplicates import describe_uncompared, find_similar_pairs, tell_uncompared
 from lib.data.rows import normalize
-from lib.data.template_inversion import extract_input
+from lib.data.signatures import SignedTexts, Signer
+from lib.data.template_inversion import InputReader
 from lib.data.templates import Template
+from lib.data.value_limits import batch_by_size
 
 _SEED = 20011  # any but the one of audit_data
 _MOST_LISTED = 1000  # leaking pairs
+
+
+class ReadRows(NamedTuple):
+    """Some rows of a file: of each the digests that no row of another split may have, and what finds its like.
+
+    digests: of id, text and groups, each with the kind of leak and its words.
+    """
+
+    digests: list[list[tuple[bytes, str, str]]]
+    signed: SignedTexts
+
+
+class RowReader:
+    """Reads rows from the lines of the corpus; several processes can share the work."""
+
+    def __init__(self, template: Template, signer: Signer) -> None:
+        self._inputs, self._signer = InputReader(template), signer
+
+    def read(self, part: tuple[Path, list[tuple[int, str]]]) -> ReadRows:
+        """Read some numbered lines of a file. Raises `UserError` for one that does not follow the template."""
+        file, lines = part
+        digests, texts = [], []
+        for number, line in lines:
+            row = parse_jsonl_line(file, line, number)
+            try:
+                texts.append(self._inputs.extract(row["prompt"]))
+            except UserError as error:
+                fail(str(error), at=file, line=number)
+            digests.append(_digest_row(row, texts[-1]))
+        return ReadRows(digests, self._signer.sign(texts))
+
+
+def _digest_row(row: dict[str, Any], text: str) -> list[tuple[bytes, str, str]]:
+    return [
+        (_digest("id " + row["id"]), "same_rows", "the same row"),
+        (_digest("text " + normalize(text).casefold()), "same_texts", "the same text"),
+        *(
+            (_digest("group " + group), "same_groups", f"a row of the same group {group!r}")
+            for group in row.get("groups", ())
+        ),
+    ]
 
 
 class Corpus:
@@ -36,39 +80,37 @@ class Corpus:
     reports: leaks are noted in `leaks` and `pairs`, not refused.
     """
 
-    def __init__(self, files: list[Path], template: Template, *, reports: bool) -> None:
-        self.files, self.template, self.reports = files, template, reports
+    def __init__(self, files: list[Path], *, reports: bool) -> None:
+        self.files, self.reports = files, reports
         self.counts = array("q")
         self.leaks: Counter[str] = Counter()
         self.pairs: list[dict[str, str]] = []
         self.joined: list[tuple[int, int]] = []
 
-    def texts(self) -> Iterator[str]:
+    def read(self, reader: RowReader, processes: int) -> Iterator[SignedTexts]:
         """Yield the input of each row without the template. Raises `UserError` for a row that is in two splits."""
         known: dict[bytes, int] = {}
+        number = 0
+        for rows in map_in_order(reader.read, self._count_parts(), processes):
+            for digests in rows.digests:
+                for digest, kind, what in digests:
+                    if (first := known.setdefault(digest, number)) != number:
+                        self.compare(first, number, kind, what)
+                number += 1
+            yield rows.signed
+
+    def _count_parts(self) -> Iterator[tuple[Path, list[tuple[int, str]]]]:
+        """Yield the lines of the files, some at a time, and count them."""
         for file in self.files:
             self.counts.append(0)
-            for line, row in enumerate(read_jsonl(file), start=1):
-                number = sum(self.counts)
-                self.counts[-1] = line
-                try:
-                    text = extract_input(self.template, row["prompt"])
-                except UserError as error:
-                    fail(str(error), at=file, line=line)
-                found = [(_digest("id " + row["id"]), "same_rows", "the same row")]
-                found += [(_digest("text " + normalize(text).casefold()), "same_texts", "the same text")]
-                found += [
-                    (_digest("group " + group), "same_groups", f"a row of the same group {group!r}")
-                    for group in row.get("groups", ())
-                ]
-                for digest, kind, what in found:
-                    self.compare(known.setdefault(digest, number), number, kind, what)
-                yield text
+            for lines in batch_by_size(read_lines(file), lambda numbered: len(numbered[1])):
+                self.counts[-1] += len(lines)
+                yield file, lines
 
     def compare(self, one: int, other: int, kind: str, what: str) -> None:
         """Note two rows that are alike. Raises `UserError` that names both places when they are in different splits."""
         (file, line), (other_file, other_line) = self._place(one), self._place(other)
-        if self.reports and one != other:
+        if self.reports:
             self.joined.append((one, other))
         if file == other_file:
             return
@@ -104,9 +146,10 @@ class Corpus:
 
 def main(args: argparse.Namespace) -> None:
     reports = args.settings["leakage"] == "report"
-    corpus = Corpus([getattr(args, split) for split in SPLITS], read_json(args.template), reports=reports)
+    corpus = Corpus([getattr(args, split) for split in SPLITS], reports=reports)
     threshold = args.settings["near_duplicates"]
-    similar = find_similar_pairs(corpus.texts(), threshold, seed=_SEED, folder=args.output.parent)
+    reader = RowReader(read_json(args.template), Signer(threshold, _SEED))
+    similar = find_similar_pairs(corpus.read(reader, args.processes), threshold, folder=args.output.parent)
     for one, other in similar.pairs:
         corpus.compare(one, other, "near_duplicates", f"nearly the same text (similarity {threshold} or more)")
     counts = dict(zip(SPLITS, corpus.counts, strict=True))
@@ -135,4 +178,5 @@ if __name__ == "__main__":
         arguments.add_argument(f"--{name}", type=Path, required=True)
     arguments.add_argument("--template", type=Path, required=True)
     arguments.add_argument("--output", type=Path, required=True)
+    arguments.add_argument("--processes", type=int, default=1)
     run(arguments, main)

@@ -5,23 +5,34 @@ Nothing after this formats text. The three files and the template appear togethe
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lib.core.cli import UserError, build_parser, fail, parse_settings, report_progress, run
-from lib.core.files import hash_text, parse_jsonl_line, publish_file, read_json, read_lines
+from lib.core.files import dump_jsonl_line, hash_text, parse_jsonl_line, publish_file, read_json, read_lines
 from lib.core.layout import SCORED_SPLITS, SPLITS
 from lib.core.processes import map_in_order
 from lib.data.rows import format_place
-from lib.data.templates import Template, compile_rows, render_chats, render_completion, render_prompt, set_up_chat
+from lib.data.templates import (
+    Segment,
+    Template,
+    compile_rows,
+    render_chats,
+    render_completion,
+    render_prompt,
+    set_up_chat,
+)
+from lib.data.token_counts import TokenCounter
 from lib.data.tokenizer import Tokenizer, encode_completion, load_tokenizer
 from lib.data.truncation import shorten_values
 from lib.data.value_limits import batch_by_size
 
 _MOST_CHOICES, _FEW_CHOICES = 200, 1  # labels that are all put behind each prompt; of more, so many behind each
+_MOST_SEAMS = 100_000  # that are remembered
 _CHAT_ROWS = 1000  # rows that are compared with the tokenizer's own chat template, at least
 
 
@@ -37,9 +48,10 @@ def main(args: argparse.Namespace) -> None:
     if "conversation" in data:  # for who renders one without the base model
         chat = {"template": tokenizer.chat_template, "variables": tokenizer.variables, "bos": tokenizer.bos or ""}
         limits["conversation"] = {"column": data["conversation"], **chat}
-    work = Renderer(
-        args.kept, args.split, tokenizer, template, args.settings, split["rows"], set(split.get("dropped", ()))
-    )
+    places = {id_: sys.intern(name) for id_, name in split.pop("rows").items()}  # a text each in the file, three here
+    dropped = set(split.get("dropped", ()))
+    tools = TokenCounter(tokenizer), Seams(tokenizer, template)
+    work = Renderer(args.kept, args.split, tokenizer, template, args.settings, places, dropped, *tools)
     with ExitStack() as stack:
         # The first to enter is the last to be renamed.
         whole = stack.enter_context(publish_file(args.template))
@@ -69,6 +81,8 @@ class Renderer:
     settings: dict[str, Any]
     split_of: dict[str, str]
     dropped: set[str]
+    counter: TokenCounter
+    seams: "Seams"
 
     def render(self, lines: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:
         """Return, for some numbered lines of kept rows, the split of each row and its line in the split's file."""
@@ -86,33 +100,27 @@ class Renderer:
             records = [{"id": row["id"], "prompt": text.prompt, "completion": text.completion, **label, **more}]
             if data.get("answers") == "each" and self.split_of[row["id"]] == "train":
                 records += self._repeat_with_other_answers(text, records[0])
-            found += [(self.split_of[row["id"]], json.dumps(one, ensure_ascii=False) + "\n") for one in records]
+            found += [(self.split_of[row["id"]], dump_jsonl_line(one)) for one in records]
         return found
 
     def _render_texts(self, rows: Sequence[dict[str, Any]], before: int) -> list["Text"]:
-        """Return rows with prompt and completion, of which the tokenizer has read all that is asked of it later.
-
-        Each text is tokenized once: that takes most of the time. before: how many rows stand before these.
-        """
+        """Return rows with prompt and completion, checked. before: how many rows stand before these."""
         tokenizer, template, corpus = self.tokenizer, self.template, self.settings["corpus"]
-        values, encoded = _fit_values(rows, tokenizer, template, corpus)
+        values = _fit_values(rows, tokenizer, self.counter, template, corpus)
         if "separators" not in template and corpus.get("template") == "chat" and before < _CHAT_ROWS:
             _check_chat(rows, values, tokenizer, template, corpus)
-        prompts = [render_prompt(template, inputs) for inputs in values]
-        heads = tokenizer.encode_batch(prompts)
         texts = [
-            Text(row, prompt, head, render_completion(template, row["target"]))
-            for row, prompt, head in zip(rows, prompts, heads, strict=True)
+            Text(row, render_prompt(template, inputs), render_completion(template, row["target"]))
+            for row, inputs in zip(rows, values, strict=True)
         ]
-        for text, whole in zip(texts, encoded, strict=True):
-            text.check_seam(whole)
+        self.seams.check(texts)
         choices = [render_completion(template, label) for label in template["labels"] or []]
-        asked = {
-            place: text
+        self.seams.check(
+            text._replace(completion=choice)
             for place, text in enumerate(texts, start=before)
             if self.split_of.get(text.row["id"]) in SCORED_SPLITS
-        }
-        _check_choices(asked, choices, tokenizer)
+            for choice in _choices_of_prompt(choices, place)
+        )
         return texts
 
     def _repeat_with_other_answers(self, text: "Text", record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -120,9 +128,8 @@ class Renderer:
         records = []
         for answer in text.row.get("other_answers", ()):
             other = text._replace(completion=render_completion(self.template, answer))
-            whole = self.tokenizer.encode(other.prompt + other.completion)
-            other.check_seam(whole)
-            if len(whole) <= self.settings["corpus"]["max_length"]:
+            self.seams.check([other])
+            if len(self.tokenizer.encode(other.prompt + other.completion)) <= self.settings["corpus"]["max_length"]:
                 records.append({**record, "id": hash_text(record["id"] + answer), "completion": other.completion})
         return records
 
@@ -133,43 +140,84 @@ def locate(row: dict[str, Any]) -> str:
 
 
 class Text(NamedTuple):
-    """A row as prompt and completion; head: the ids of the prompt."""
+    """A row as prompt and completion."""
 
     row: dict[str, Any]
     prompt: str
-    head: list[int]
     completion: str
 
-    def check_seam(self, whole: list[int]) -> None:
-        """Raise `UserError` that names the row when prompt and completion join at their seam."""
-        try:
-            encode_completion(self.prompt, self.completion, self.head, whole)
-        except UserError as error:
-            fail(str(error), at=locate(self.row))
+
+class Seams:
+    """Refuses rows whose prompt joins with what follows: the row's own completion, or a label that scoring asks for.
+
+    Where the template writes something between the last value and the seam, a completion is tried once behind each sign
+    that this text follows: what stands further away decides nothing in the tokenizers that there are. Training and
+    scoring, which encode every row, refuse what would slip through.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
+        self._tokenizer = tokenizer
+        self._end = _find_fixed_end(template["prompt"])
+        self._tried: set[tuple[str, str]] = set()
+
+    def check(self, texts: Iterable[Text]) -> None:
+        """Raise `UserError` with the first row whose prompt and completion join at their seam."""
+        for some in batch_by_size(filter(self._is_new, texts), lambda text: len(text.prompt) + len(text.completion)):
+            heads = self._tokenizer.encode_batch([text.prompt for text in some])
+            wholes = self._tokenizer.encode_batch([text.prompt + text.completion for text in some])
+            for text, head, whole in zip(some, heads, wholes, strict=True):
+                try:
+                    encode_completion(text.prompt, text.completion, head, whole)
+                except UserError as error:
+                    fail(str(error), at=locate(text.row))
+
+    def _is_new(self, text: Text) -> bool:
+        if not self._end:
+            return True
+        seam = text.prompt[-1 - len(self._end) :], text.completion
+        is_new = seam not in self._tried
+        if is_new and len(self._tried) < _MOST_SEAMS:
+            self._tried.add(seam)
+        return is_new
+
+
+def _find_fixed_end(segments: Sequence[Segment]) -> str:
+    """Return the text that every prompt ends with."""
+    end = ""
+    for segment in reversed(segments):
+        if "column" in segment or "if" in segment:
+            break
+        end = segment["text"] + end
+    return end
 
 
 def _fit_values(
-    rows: Sequence[dict[str, Any]], tokenizer: Tokenizer, template: Template, corpus: dict[str, Any]
-) -> tuple[list[dict[str, str]], list[list[int]]]:
-    """Return the input values of each row, those of too long ones shortened, and the ids of prompt and completion."""
+    rows: Sequence[dict[str, Any]],
+    tokenizer: Tokenizer,
+    counter: TokenCounter,
+    template: Template,
+    corpus: dict[str, Any],
+) -> list[dict[str, str]]:
+    """Return the input values of each row, those of too long ones shortened."""
 
     def text(row: dict[str, Any], values: dict[str, str]) -> str:
         return render_prompt(template, values) + render_completion(template, row["target"])
 
     max_length, side = corpus["max_length"], corpus["truncation"]
+    limits: dict[str, Any] = {"max_length": max_length, "side": side, "count": counter.count_one}
     values = [row["values"] for row in rows]
-    encoded = tokenizer.encode_batch([text(row, row["values"]) for row in rows])
+    counts = counter.count([text(row, row["values"]) for row in rows])
     for place, row in enumerate(rows):
-        if side != "reject" and len(encoded[place]) > max_length:
-            short = shorten_values(tokenizer, template, row["values"], row["target"], max_length=max_length, side=side)
+        if side != "reject" and counts[place] > max_length:
+            short = shorten_values(tokenizer, template, row["values"], row["target"], **limits)
             if short is None:
                 what = "the row does not fit into corpus.max_length"
                 fail(what, "audit the data again", at=locate(row))
-            values[place], encoded[place] = short, tokenizer.encode(text(row, short))
-        if len(encoded[place]) > max_length:
-            what = f"{len(encoded[place])} tokens, corpus.max_length is {max_length}"
+            values[place] = short
+        elif counts[place] > max_length:
+            what = f"{counts[place]} tokens, corpus.max_length is {max_length}"
             fail(what, "audit the data again", at=locate(row))
-    return values, encoded
+    return values
 
 
 def _check_chat(
@@ -189,25 +237,6 @@ def _check_chat(
         if not (theirs.startswith(ours) or ours == theirs + tokenizer.eos):
             what = "the tokenizer's chat template changes the text of this row"
             fail(what, "use corpus.text_template", at=locate(row))
-
-
-def _check_choices(texts: Mapping[int, Text], choices: Sequence[str], tokenizer: Tokenizer) -> None:
-    """Raise `UserError` with the row whose prompt joins with some label: scoring asks for the probability of each.
-
-    Of many labels each prompt gets a few, in turn: those that begin alike join alike. Scoring refuses what slipped
-    through.
-
-    texts: by their place among all rows.
-    """
-    tried = (
-        text._replace(completion=choice)
-        for place, text in texts.items()
-        for choice in _choices_of_prompt(choices, place)
-    )
-    for some in batch_by_size(tried, lambda text: len(text.prompt) + len(text.completion)):
-        encoded = tokenizer.encode_batch([text.prompt + text.completion for text in some])
-        for text, whole in zip(some, encoded, strict=True):
-            text.check_seam(whole)
 
 
 def _choices_of_prompt(choices: Sequence[str], place: int) -> Sequence[str]:

@@ -5,10 +5,11 @@ those for training. The result depends on the seed and on the rows, not on their
 """
 
 import argparse
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lib.core.cli import build_parser, fail, parse_settings, report_progress, run
 from lib.core.files import hash_text, read_json, read_jsonl, write_json
@@ -25,13 +26,11 @@ def main(args: argparse.Namespace) -> None:
         first, more = audit["verdict"]["reasons"][:3], audit["verdict"]["reasons"][3:]
         told = "; ".join(first + [f"{len(more)} more reasons"] * bool(more))
         fail(f"the audit stops here: {told}", hint, at=args.audit)
-    # Texts stay in the file: of a row three or four values are in memory, some 300 bytes with its place.
-    names = ("id", "target", "cluster", "split")
-    rows = [{name: row[name] for name in names if name in row} for row in read_jsonl(args.kept)]
-    given = {row["split"] for row in rows if "split" in row}
-    dropped = find_leaks(rows) if split["leakage"] == "drop" else set()
-    rows = [row for row in rows if row["id"] not in dropped]
     classified = args.settings["task"] == "classification"
+    rows = [read_row(row, classified=classified) for row in read_jsonl(args.kept)]
+    given = {row.split for row in rows if row.split}
+    dropped = find_leaks(rows) if split["leakage"] == "drop" else set()
+    rows = [row for row in rows if row.id not in dropped]
     made = [name for name in SCORED_SPLITS if name not in given]
     places = _split(rows, args.settings["seed"], {name: split[name] for name in made}, classified=classified)
     counts = Counter(places.values())
@@ -49,22 +48,38 @@ def main(args: argparse.Namespace) -> None:
     report_progress("split_data: " + ", ".join(f"{counts[name]} {name}" for name in SPLITS) + less)
 
 
-def find_leaks(rows: Iterable[dict[str, Any]]) -> set[str]:
+class Row(NamedTuple):
+    """What stays in memory of a row, some 250 bytes. split: the one that it was given."""
+
+    id: str
+    target: str
+    cluster: int
+    split: str | None
+
+
+def read_row(row: dict[str, Any], *, classified: bool) -> Row:
+    given = row.get("split")
+    # Of labels and splits there are few: one text of each is enough. Answers of task generation are not asked for.
+    target = sys.intern(row["target"]) if classified else ""
+    return Row(row["id"], target, row["cluster"], sys.intern(given) if given else None)
+
+
+def find_leaks(rows: Iterable[Row]) -> set[str]:
     """Return the ids of the rows whose cluster also has rows of a later split, in the order of `SPLITS`.
 
     A row that was given no split may be for training.
     """
     last: dict[int, int] = {}
     for row in rows:
-        last[row["cluster"]] = max(last.get(row["cluster"], 0), _rank(row))
-    return {row["id"] for row in rows if _rank(row) < last[row["cluster"]]}
+        last[row.cluster] = max(last.get(row.cluster, 0), _rank(row))
+    return {row.id for row in rows if _rank(row) < last[row.cluster]}
 
 
-def _rank(row: dict[str, Any]) -> int:
-    return SPLITS.index(row.get("split", SPLITS[0]))
+def _rank(row: Row) -> int:
+    return SPLITS.index(row.split or SPLITS[0])
 
 
-def _split(rows: Iterable[dict[str, Any]], seed: int, shares: dict[str, float], *, classified: bool) -> dict[str, str]:
+def _split(rows: Iterable[Row], seed: int, shares: dict[str, float], *, classified: bool) -> dict[str, str]:
     """Return the split of each row by id: the one that it was given, or one of `shares`, or training.
 
     Rows given to training are divided as those that were given nothing. What is near a row that was given to a scored
@@ -74,14 +89,14 @@ def _split(rows: Iterable[dict[str, Any]], seed: int, shares: dict[str, float], 
     places: dict[str, str] = {}
     taken = set()
     for row in rows:
-        if row.get("split") in SCORED_SPLITS:
-            places[row["id"]] = row["split"]
-            taken.add(row["cluster"])
+        if row.split in SCORED_SPLITS:
+            places[row.id] = row.split
+            taken.add(row.cluster)
         else:
-            clusters[row["cluster"]].append(row)
+            clusters[row.cluster].append(row)
     strata = defaultdict(list)
     for number, cluster in clusters.items():
-        ids = sorted(row["id"] for row in cluster)
+        ids = sorted(row.id for row in cluster)
         if number in taken:
             places.update(dict.fromkeys(ids, "train"))
         else:
@@ -92,8 +107,8 @@ def _split(rows: Iterable[dict[str, Any]], seed: int, shares: dict[str, float], 
     return places
 
 
-def _majority(cluster: Iterable[dict[str, Any]]) -> str:
-    counts = Counter(row["target"] for row in cluster)
+def _majority(cluster: Iterable[Row]) -> str:
+    counts = Counter(row.target for row in cluster)
     return min(counts, key=lambda label: (-counts[label], label))
 
 
@@ -119,29 +134,27 @@ def _assign_clusters(
         yield cluster, split
 
 
-def _by_label(
-    rows: Iterable[dict[str, Any]], places: dict[str, str], labels: Iterable[str]
-) -> dict[str, dict[str, int]]:
-    counts = Counter((row["target"], places[row["id"]]) for row in rows)
+def _by_label(rows: Iterable[Row], places: dict[str, str], labels: Iterable[str]) -> dict[str, dict[str, int]]:
+    counts = Counter((row.target, places[row.id]) for row in rows)
     return {label: {split: counts[label, split] for split in SPLITS} for label in labels}
 
 
 def _refuse_gaps(
     counts: Counter[str],
     by_label: dict[str, dict[str, int]] | None,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     made: Sequence[str],
     args: argparse.Namespace,
 ) -> None:
     """Raise `UserError` when a split has no rows, or one that is made here none of a class."""
-    clusters = len({row["cluster"] for row in rows})
+    clusters = len({row.cluster for row in rows})
     for split in SPLITS:
         if not counts[split]:
             what = f"no rows for {split}: {len(rows)} rows in {clusters} groups that stay together"
             fail(what, f"bring more rows, or {_LOOSEN}", at=args.kept)
         for label, places in (by_label or {}).items():
             if not places[split] and split in ("train", *made):
-                groups = len({row["cluster"] for row in rows if row["target"] == label})
+                groups = len({row.cluster for row in rows if row.target == label})
                 what = f"no rows of class {label!r} for {split}: {places} of {groups} groups that stay together"
                 fail(what, f"bring more rows of it, {_LOOSEN}, or drop the class", at=args.kept)
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from lib.core.cli import UserError, fail
-from lib.core.processes import map_in_order, pair_ahead
+from lib.core.processes import map_in_order
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -51,13 +51,8 @@ def test_items_wait_until_they_are_needed():
     found.close()
 
 
-def test_the_next_result_is_made_while_an_item_is_used_and_no_further_one():
-    done = []
-    found = pair_ahead(lambda item: (done.append(item), 2 * item)[1], iter(range(5)))
-    assert next(found) == (0, 0)
-    time.sleep(0.2)
-    assert done == [0, 1]
-    assert list(found) == [(item, 2 * item) for item in range(1, 5)]
-    assert list(pair_ahead(fail, [])) == []
-    with pytest.raises(UserError, match="^what$"):
-        list(pair_ahead(fail, ["what"]))
+def test_only_in_several_processes_tokenizers_start_no_threads(monkeypatch):
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    for processes, expected in ((1, {None}), (2, {"false"})):
+        found = map_in_order(lambda item: os.environ.get("TOKENIZERS_PARALLELISM"), range(4), processes)
+        assert set(found) == expected

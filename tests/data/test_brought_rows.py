@@ -217,7 +217,7 @@ def bring(folder: Path, base: Path, brought: Brought) -> tuple[list[dict], dict]
     fetch_data.main(argparse.Namespace(settings=settings, files=files, output=folder / "rows.out"))
     places = {"rows": folder / "rows.out"} | {name: folder / f"{name}.out" for name in ("audit", "rejected", "kept")}
     settings = {"task": brought.task, "data": config["data"], "corpus": config["corpus"], "split": {}}
-    audit_data.main(argparse.Namespace(settings=settings, tokenizer=base, **places))
+    audit_data.main(argparse.Namespace(settings=settings, tokenizer=base, processes=1, **places))
     shares = {"validation": 0.2, "test": 0.2, "leakage": "error"}
     settings = {"seed": 0, "task": brought.task, "split": shares}
     split_data.main(

@@ -204,7 +204,7 @@ LONG = [
 ]
 
 
-def check(corpus: Path, threshold: float = 0.8, leakage: str = "error") -> dict:
+def check(corpus: Path, threshold: float = 0.8, leakage: str = "error", processes: int = 1) -> dict:
     import check_leakage
 
     places = {split: corpus / f"{split}.jsonl" for split in SPLITS}
@@ -214,6 +214,7 @@ def check(corpus: Path, threshold: float = 0.8, leakage: str = "error") -> dict:
             settings={"near_duplicates": threshold, "leakage": leakage},
             template=corpus / "template.json",
             output=output,
+            processes=processes,
             **places,
         )
     )

@@ -33,6 +33,7 @@ def audit(
     task: str = "classification",
     corpus: dict | None = None,
     split: dict | None = None,
+    processes: int = 1,
     **data,
 ):
     """Audit rows (a text stands for an unreadable one); returns audit, kept and rejected rows."""
@@ -45,7 +46,8 @@ def audit(
     write_jsonl(tmp_path / "rows.jsonl", sources)
     settings = {"task": task, "data": {**DATA, **data}, "corpus": {**CORPUS, **(corpus or {})}, "split": split or {}}
     places = {name: tmp_path / f"{name}.jsonl" for name in ("rows", "kept", "rejected")}
-    audit_data.main(argparse.Namespace(settings=settings, tokenizer=base, audit=tmp_path / "audit.json", **places))
+    out = {"audit": tmp_path / "audit.json", "processes": processes}
+    audit_data.main(argparse.Namespace(settings=settings, tokenizer=base, **out, **places))
     result = read_json(tmp_path / "audit.json")
     kept, rejected = (list(read_jsonl(places[name])) for name in ("kept", "rejected"))
     assert result["kept"] == len(kept)

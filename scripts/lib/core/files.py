@@ -21,9 +21,19 @@ _CUT = "the file is cut or was edited: make it again"
 SAFETENSORS_INDEX = "model.safetensors.index.json"  # which file holds which tensor, by transformers' name
 
 
+# Made once: `json.dumps` makes an encoder in every call that asks for anything but its defaults.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+_LINE = json.JSONEncoder(ensure_ascii=False)
+
+
 def dump_canonical_json(value: Any) -> str:
     """Return JSON that is equal exactly when the values are equal: sorted keys, no white space."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _CANONICAL.encode(value)
+
+
+def dump_jsonl_line(value: Any) -> str:
+    """Return a value as a line of a JSON Lines file, with its end."""
+    return _LINE.encode(value) + "\n"
 
 
 def hash_file(path: Path) -> str:
@@ -294,7 +304,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object a line, atomically; `rows` may be a generator."""
     with publish_file(path) as partial, open(partial, "w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(dump_jsonl_line(row))
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

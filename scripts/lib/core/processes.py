@@ -1,9 +1,10 @@
-"""Work on many items in several processes or ahead of its use, the results in the order of the items."""
+"""Work on many items in several processes, the results in the order of the items."""
 
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
@@ -45,28 +46,14 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], proc
                 future.cancel()
 
 
-def pair_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-    """Yield each item with what a function returns for it, which a thread computes while the item before is used.
-
-    For functions that leave Python's lock alone, as tokenizers do.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        ahead: tuple[Item, Future[Result]] | None = None
-        for item in items:
-            future = thread.submit(function, item)
-            if ahead:
-                yield ahead[0], ahead[1].result()
-            ahead = item, future
-        if ahead:
-            yield ahead[0], ahead[1].result()
-
-
 _function: Callable[[Any], Any]  # of a forked process
 
 
 def _start(function: Callable[[Any], Any]) -> None:
     global _function
     die_with_parent()
+    # The processes share the cores already: a tokenizer's own threads in each would only wait for one another.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _function = function
 
 

@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.data.near_duplicates import number_clusters
+from lib.data.row_index import IndexedRows
 from lib.data.row_values import REASONS
 from lib.data.rows import format_place, normalize
 
@@ -43,6 +44,32 @@ class Rows:
     ids: bytearray = field(default_factory=bytearray)
     inputs: bytearray = field(default_factory=bytearray)
     groups: list[array] = field(default_factory=list)
+
+    def add(self, indexed: IndexedRows, *, classified: bool) -> None:
+        """Take in what was learned of further rows."""
+        before, count = len(self.state), len(indexed.states)
+        self.file.extend(self.files.setdefault(file, len(self.files)) for file in indexed.files)
+        self.line.extend(indexed.lines)
+        self.number.extend(indexed.numbers)
+        self.other.extend([-1] * count)
+        self.tokens.extend([0] * count)
+        self.state += indexed.states
+        self.ids += indexed.ids
+        self.inputs += indexed.inputs
+        if classified:
+            self.spellings.update(indexed.spellings)
+        self.target.extend(
+            self.targets.setdefault(target, len(self.targets)) if classified and target is not None else -1
+            for target in indexed.targets
+        )
+        self._add_groups(indexed.groups, before)
+
+    def _add_groups(self, groups: Sequence[Sequence[int]], before: int) -> None:
+        columns = max(map(len, groups), default=0)
+        if columns and not self.groups:
+            self.groups = [array("Q", bytes(8 * before)) for _ in range(columns)]
+        for column, hashes in enumerate(self.groups):
+            hashes.extend(own[column] if own else 0 for own in groups)
 
     def usable(self) -> Places:
         return np.flatnonzero(np.frombuffer(self.state, dtype=np.uint8) == 0)

@@ -13,25 +13,23 @@ bounded too, by n log n: a crowd that takes more is compared in part, and `uncom
 """
 
 import math
-import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from lib.core.cli import report_progress
 from lib.data.bands import count_across_groups, pair_across_groups, pair_neighbors
 from lib.data.groups import Groups
 from lib.data.prefix_filter import PrefixFilter
-from lib.data.rows import normalize
 from lib.data.shingles import Numbers
+from lib.data.signatures import SignedTexts
 from lib.data.text_index import TextIndex
 
-_FEW_EACH = 64  # candidates for each text that are compared without a search for a way to fewer
+_FEW_EACH = 256  # candidates for each text that are compared in the time of a search for a way to fewer
 _VAIN = 100  # comparisons in vain for each that joins two groups, at which neighbors are no longer compared
 _WORK_EACH, _LEAST_WORK = 200, 200_000_000  # see `_most_work`
 _AT_ONCE = 128  # pairs of short texts that are compared at once
@@ -44,24 +42,30 @@ class SimilarPairs(NamedTuple):
     uncompared: int
 
 
-def find_similar_pairs(texts: Iterable[str], threshold: float, *, seed: int, folder: Path) -> SimilarPairs:
-    """Return pairs of places in `texts` whose similarity is at least `threshold`, enough to connect all such.
+def find_similar_pairs(signed: Iterable[SignedTexts], threshold: float, *, folder: Path) -> SimilarPairs:
+    """Return pairs of places among texts whose similarity is at least `threshold`, enough to connect all such.
 
     A spanning forest: two texts are joined by a chain of pairs exactly when they are joined by a
     chain of similar texts. `folder` has room for a temporary copy of the texts.
+
+    signed: all texts, in any number of parts, by a `Signer` for the same threshold.
     """
     pairs: list[tuple[int, int]] = []
     first: dict[bytes, int] = {}
     origins = array("q")
-    with TextIndex(threshold, seed, folder) as index:
-        for place, text in enumerate(map(_comparable, texts)):
-            if place != (origin := first.setdefault(xxhash.xxh3_128_digest(text.encode()), place)):
-                pairs.append((origin, place))
-            else:
-                origins.append(place)
-                index.add(text)
+    count = 0
+    with TextIndex(threshold, folder) as index:
+        for some in signed:
+            new = []
+            for place, digest in enumerate(some.digests):
+                if count + place == (origin := first.setdefault(digest, count + place)):
+                    new.append(place)
+                    origins.append(count + place)
+                else:
+                    pairs.append((origin, count + place))
+            index.add(some.choose(new))
+            count += len(some.digests)
         del first
-        index.finish()
         for one, other in _find_joining_pairs(index):
             pairs.append((min(origins[one], origins[other]), max(origins[one], origins[other])))
         return SimilarPairs(pairs, index.uncompared)
@@ -86,23 +90,6 @@ def number_clusters(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
     for one, other in pairs:
         groups.merge(one, other)
     return np.unique(groups.roots(), return_inverse=True)[1].tolist()
-
-
-def _comparable(text: str) -> str:
-    """Return a text case-folded, without punctuation, white space folded; one of punctuation only as it is."""
-    folded = normalize(text).casefold()
-    return normalize(folded.translate(_NO_PUNCTUATION)) or folded
-
-
-class _NoPunctuation(dict[int, str]):
-    """A table for `str.translate` that learns each character when it first meets it."""
-
-    def __missing__(self, code: int) -> str:
-        character = chr(code)
-        return self.setdefault(code, "" if unicodedata.category(character).startswith("P") else character)
-
-
-_NO_PUNCTUATION = _NoPunctuation()
 
 
 def _find_joining_pairs(index: TextIndex) -> Iterator[tuple[int, int]]:

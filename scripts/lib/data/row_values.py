@@ -1,12 +1,12 @@
 """A row's columns as text, under the rules of the training data, or the reason why it is set aside."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lib.core.files import hash_text, parse_jsonl_line, read_lines
+from lib.core.files import hash_text, parse_jsonl_line
 from lib.data.conversations import (
     TURNS,
     ConversationError,
@@ -68,50 +68,54 @@ class CheckedRow(NamedTuple):
     spans: Sequence[tuple[int, int]] = ()
 
 
-def check_rows(
-    path: Path,
-    data: dict[str, Any],
-    template: Template,
-    tokenizer: Tokenizer,
-    corpus: dict[str, Any],
-    split: Mapping[str, Any] = MappingProxyType({}),
-    *,
-    is_wanted: Callable[[int], bool] = lambda number: True,
-) -> Iterator[CheckedRow]:
-    """Yield the rows of `fetch_data` with their columns as text, or why they cannot be used.
+class RowChecker:
+    """Reads the rows of `fetch_data` as text, or says why they cannot be used.
 
     A value longer than `CHARACTERS_PER_TOKEN` allows is cut here as truncation would cut it, or the row is set aside:
     nothing after this sees the rest.
-    split: `column`, `values` and `groups` of the configuration, those that are set. is_wanted: of a row's number,
-    whether it is read at all.
+    path: the file that errors name. split: `column`, `values` and `groups` of the configuration, those that are set.
     """
-    control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
-    labels = map_spellings(data["labels"]) if data.get("labels") else None
-    rows = (
-        (number - 1, parse_jsonl_line(path, line, number)) for number, line in read_lines(path) if is_wanted(number - 1)
-    )
-    if "conversation" in data:
-        checked = _check_conversations(rows, data, template, tokenizer, control, corpus)
-    else:
-        checked = _check_columns(rows, data, template, control, corpus)
-    for one in checked:
-        yield one if isinstance(one.values, Reason) else _place_row(one, data["target"], labels, split)
 
+    def __init__(
+        self,
+        path: Path,
+        data: dict[str, Any],
+        template: Template,
+        tokenizer: Tokenizer,
+        corpus: dict[str, Any],
+        split: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self._path, self._data, self._template = path, data, template
+        self._tokenizer, self._corpus, self._split = tokenizer, corpus, split
+        self._control = re.compile("|".join(map(re.escape, tokenizer.control)) or r"(?!)")
+        self._labels = map_spellings(data["labels"]) if data.get("labels") else None
 
-def _place_row(one: CheckedRow, target: str, labels: Mapping[str, str] | None, split: Mapping[str, Any]) -> CheckedRow:
-    """Return a row with its label, its split and its groups, or why it has none."""
-    assert not isinstance(one.values, Reason)
-    spelling = one.values[target]
-    try:
-        given = read_given_split(one.read, split.get("column"), split.get("values", {}))
-        groups = [*read_groups(one.read["row"], split.get("groups", ())), *one.groups]
-    except NoSplitError as error:
-        return CheckedRow(one.number, one.read, Reason("no_split", str(error)), spelling)
-    if labels is not None and spelling not in labels:
-        what = Reason("unknown_label", f"{spelling!r} is not in data.labels")
-        return CheckedRow(one.number, one.read, what, spelling)
-    values = one.values if labels is None else {**one.values, target: labels[spelling]}
-    return one._replace(values=values, spelling=spelling, split=given, groups=groups)
+    def check(self, lines: Iterable[tuple[int, str]]) -> Iterator[CheckedRow]:
+        """Yield the rows of some lines of the file, which are numbered from 1."""
+        rows = ((number - 1, parse_jsonl_line(self._path, line, number)) for number, line in lines)
+        if "conversation" in self._data:
+            with_template = self._template, self._tokenizer, self._control, self._corpus
+            checked = _check_conversations(rows, self._data, *with_template)
+        else:
+            checked = _check_columns(rows, self._data, self._template, self._control, self._corpus)
+        for one in checked:
+            yield one if isinstance(one.values, Reason) else self._place(one)
+
+    def _place(self, one: CheckedRow) -> CheckedRow:
+        """Return a row with its label, its split and its groups, or why it has none."""
+        assert not isinstance(one.values, Reason)
+        split, labels, target = self._split, self._labels, self._data["target"]
+        spelling = one.values[target]
+        try:
+            given = read_given_split(one.read, split.get("column"), split.get("values", {}))
+            groups = [*read_groups(one.read["row"], split.get("groups", ())), *one.groups]
+        except NoSplitError as error:
+            return CheckedRow(one.number, one.read, Reason("no_split", str(error)), spelling)
+        if labels is not None and spelling not in labels:
+            what = Reason("unknown_label", f"{spelling!r} is not in data.labels")
+            return CheckedRow(one.number, one.read, what, spelling)
+        values = one.values if labels is None else {**one.values, target: labels[spelling]}
+        return CheckedRow(one.number, one.read, values, spelling, given, groups, one.other_answers, one.spans)
 
 
 def _check_columns(
@@ -128,9 +132,10 @@ def _check_columns(
             continue
         row, others = _take_answers(read["row"], target) if template["task"] == "generation" else (read["row"], [])
         values = _values(row, names, data.get("optional_columns") or (), control, data["special_tokens"])
-        cleaned = [_clean(text, target, control, data["special_tokens"]) for text in others]
-        others = [text for text in cleaned if isinstance(text, str) and text]
-        values = next((one for one in cleaned if isinstance(one, Reason)), values)
+        if others:
+            cleaned = [_clean(text, target, control, data["special_tokens"]) for text in others]
+            others = [text for text in cleaned if isinstance(text, str) and text]
+            values = next((one for one in cleaned if isinstance(one, Reason)), values)
         if not isinstance(values, Reason):
             values = _bound_values(values, target, corpus)
         yield CheckedRow(index, read, values, other_answers=others)
@@ -227,6 +232,8 @@ def _take_answers(row: dict[str, Any], target: str) -> tuple[dict[str, Any], lis
 def _bound_values(values: dict[str, str], target: str, corpus: dict[str, Any]) -> dict[str, str] | Reason:
     """Return the values without what no row of `max_length` tokens has room for, or why the row is too long."""
     most, side = compute_max_characters(corpus["max_length"]), corpus["truncation"]
+    if all(len(text) <= most for text in values.values()):
+        return values
     for name, text in values.items():
         if len(text) > most and (side == "reject" or name == target):
             what = f"{name!r} has {len(text):,} characters, corpus.max_length {corpus['max_length']}"

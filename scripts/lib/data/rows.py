@@ -20,6 +20,8 @@ def get_column(row: Any, name: str) -> Any:
     """Return value of a column, or `MISSING`. A dotted name that is no key reaches into objects, by number into
     lists.
     """
+    if isinstance(row, dict) and name in row:  # nearly always
+        return row[name]
     value = _child(row, name)
     for dot in re.finditer(r"\.", name) if value is MISSING else ():
         value = get_column(_child(row, name[: dot.start()]), name[dot.end() :])
@@ -88,5 +90,15 @@ def compute_row_id(values: Mapping[str, str], *, split: str = "") -> str:
 
     split: the one that the row was given, which tells it from the same row of another one.
     """
-    normalized: Any = {name: normalize(value) for name, value in values.items()}
-    return hashlib.sha256(dump_canonical_json([split, normalized] if split else normalized).encode()).hexdigest()
+    return _digest({name: normalize(value) for name, value in values.items()}, split).hex()
+
+
+def hash_row(values: Mapping[str, str], target: str, *, split: str = "") -> tuple[bytes, bytes]:
+    """Return the bytes of a row's id, and of that of its input columns alone: what is not the target."""
+    normalized = {name: normalize(value) for name, value in values.items()}
+    inputs = {name: value for name, value in normalized.items() if name != target}
+    return _digest(normalized, split), _digest(inputs, split)
+
+
+def _digest(normalized: Mapping[str, str], split: str) -> bytes:
+    return hashlib.sha256(dump_canonical_json([split, normalized] if split else normalized).encode()).digest()

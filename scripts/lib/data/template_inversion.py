@@ -1,34 +1,52 @@
 """What a row was before the template was put around it: the input, the target, and the answer of a model."""
 
 import re
-from itertools import product
+from collections.abc import Iterator
+from itertools import islice, product
 from typing import NoReturn
 
 from lib.core.cli import fail
 from lib.data.templates import Segment, Template, list_conditions, render_completion
 
 
+class InputReader:
+    """Reads from prompts what they were rendered from; for many prompts of one template."""
+
+    def __init__(self, template: Template) -> None:
+        separators = template.get("separators")
+        self._separators = re.compile("|".join(re.escape(text) for text in separators)) if separators else None
+        self._segments = template["prompt"]
+        self._conditions = list_conditions(self._segments)
+        self._pieces = _pieces(self._segments)  # with every part that depends on a column
+
+    def extract(self, prompt: str) -> str:
+        """Return the column values that a prompt was rendered from, or the turns of a conversation, one a line.
+
+        Raises `UserError` when it was not rendered from the template.
+        """
+        if self._separators:
+            return "\n".join(piece.strip() for piece in self._separators.split(prompt) if piece.strip())
+        for pieces in self._list_pieces():
+            if (values := _split_prompt(pieces, prompt)) is not None:
+                return "\n".join(values)
+        _fail_foreign(prompt)
+
+    def _list_pieces(self) -> Iterator[list[str]]:
+        """Yield the fixed texts with every part that depends on a column, then with fewer of them."""
+        yield self._pieces
+        for present in islice(product((True, False), repeat=len(self._conditions)), 1, None):
+            absent = {name for name, is_there in zip(self._conditions, present, strict=True) if not is_there}
+            yield _pieces([segment for segment in self._segments if segment.get("if") not in absent])
+
+
 def extract_input(template: Template, prompt: str) -> str:
-    """Return the column values that a prompt was rendered from, or the turns of a conversation, one a line.
-
-    Raises `UserError` when it was not rendered from the template.
-    """
-    if separators := template.get("separators"):
-        pattern = "|".join(re.escape(text) for text in separators)
-        return "\n".join(piece.strip() for piece in re.split(pattern, prompt) if piece.strip())
-    conditions = list_conditions(template["prompt"])
-    # First with every part that depends on a column, then with fewer of them.
-    for present in product((True, False), repeat=len(conditions)):
-        absent = {name for name, is_there in zip(conditions, present, strict=True) if not is_there}
-        segments = [segment for segment in template["prompt"] if segment.get("if") not in absent]
-        if (values := _split_prompt(segments, prompt)) is not None:
-            return "\n".join(values)
-    _fail_foreign(prompt)
+    """Return what a prompt was rendered from, as `InputReader.extract` does for many."""
+    return InputReader(template).extract(prompt)
 
 
-def _split_prompt(segments: list[Segment], prompt: str) -> list[str] | None:
+def _split_prompt(pieces: list[str], prompt: str) -> list[str] | None:
     """Return the column values that a prompt was rendered from, or None when other segments made it."""
-    first, *between = _pieces(segments)
+    first, *between = pieces
     if not prompt.startswith(first) or (not between and prompt != first):
         return None
     values: list[str] = []

@@ -18,13 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lib.data.shingles import MOST_TEXTS, TEXT_BITS, Hashes, Numbers, hash_shingles, mark_odd_numbers
+from lib.data.signatures import SMALLEST_MAP, WIDTHS, SignedTexts, choose_bands, choose_widths
 
-_PERMUTATIONS = 128
-_MISS = 1e-6
 _CACHED = 1 << 23  # shingles, 12 bytes each
 _WIDEST_MAP = 1 << 22  # bits
-_SMALLEST_MAP, _WIDTHS = 64, 5  # bytes of a bit map; the widest has 64 << 4
-_HASHED = 1 << 13  # shingles hashed at once
 _READ = 1 << 16  # bytes of texts read at once
 _EXACT_WORK, _SHORT_WORK = 1000, 500  # pairs of bit maps that are compared in the time of two texts, of two short ones
 _SHORT, _WIDE_BITS = 1024, 4096  # shingles of a text that has a wide bit map
@@ -32,35 +29,19 @@ _WORTH_WIDE_MAPS = 64  # pairs at once
 _MOST_WIDE_BYTES = 1 << 27
 
 
-def choose_bands(threshold: float) -> tuple[int, int]:
-    """Return bands and rows per band: the most rows (fewest false candidates) that keep the chance to miss."""
-    fitting = [
-        (_PERMUTATIONS // rows, rows)
-        for rows in range(1, _PERMUTATIONS + 1)
-        if (1 - threshold**rows) ** (_PERMUTATIONS // rows) <= _MISS
-    ]
-    return fitting[-1] if fitting else (_PERMUTATIONS, 1)
-
-
 class TextIndex:
     """Keeps band keys, number of shingles and bit map of each text; the text itself is in a file."""
 
-    def __init__(self, threshold: float, seed: int, folder: Path) -> None:
+    def __init__(self, threshold: float, folder: Path) -> None:
         self.threshold = threshold
         # At a similarity of t, two sets of together n members differ in n (1 - t) / (1 + t) of them.
         self._difference = (1 - threshold) / (1 + threshold) + 1e-9
         self.count = 0
-        self.bands, self._rows = choose_bands(threshold)
-        random = np.random.default_rng(seed)
-        self._factors = random.integers(0, 1 << 31, size=(_PERMUTATIONS, 1), dtype=np.uint32) * 2 + 1
-        self._terms = random.integers(0, 1 << 32, size=(_PERMUTATIONS, 1), dtype=np.uint32)
-        self._weights = random.integers(1, 1 << 63, size=self._rows, dtype=np.uint64) * 2 + 1
+        self.bands, _ = choose_bands(threshold)
         self._keys, self._sizes, self._ends = bytearray(), array("i"), array("q", [0])
-        self._width, self._slot, self._maps = array("b"), array("i"), [bytearray() for _ in range(_WIDTHS)]
-        self._waiting: list[str] = []
-        self._characters = 0
+        self._width, self._slot, self._maps = array("b"), array("i"), [bytearray() for _ in range(WIDTHS)]
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115 (closed in __exit__)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed in __exit__)
         self._cache: dict[int, tuple[NDArray[np.uint64], NDArray[np.uint64]]] = {}
         self._cached = 0
         self._short: dict[int, Hashes] = {}
@@ -76,56 +57,20 @@ class TextIndex:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._file.close()
 
-    def add(self, text: str) -> None:
-        self._waiting.append(text)
-        self._characters += len(text)
-        if len(self._waiting) == MOST_TEXTS or self._characters >= _HASHED:
-            self.finish()
-
-    def finish(self) -> None:
-        """Take in the texts that wait; they do so since a hundred at a time are ten times faster."""
-        if not self._waiting:
-            return
-        shingles, starts = hash_shingles(self._waiting)
-        sizes = np.diff(starts, append=len(shingles))
-        self._keys += self._band_keys(shingles, starts).tobytes()
-        self._wide_slot.extend([-1] * len(sizes))
-        self._sizes.frombytes(sizes.astype(np.int32).tobytes())
-        self._add_bit_maps(shingles, sizes)
-        encoded = [text.encode() for text in self._waiting]
-        self._file.write(b"".join(encoded))
-        self._ends.extend(accumulate(map(len, encoded), initial=self._ends.pop()))
-        self.count += len(self._waiting)
-        self._waiting, self._characters = [], 0
-
-    def _band_keys(self, shingles: NDArray[np.uint64], starts: Numbers) -> NDArray[np.uint32]:
-        """Return one number a band, (texts, bands); numbers that collide only propose a pair more."""
-        low = np.full((_PERMUTATIONS, len(starts)), 0xFFFFFFFF, dtype=np.uint32)
-        mixed = (shingles >> np.uint64(TEXT_BITS - 32)).astype(np.uint32)
-        for start in range(0, len(mixed), _HASHED):
-            values = mixed[start : start + _HASHED] * self._factors
-            values += self._terms
-            first, last = np.searchsorted(starts, (start, start + _HASHED - 1), side="right") - [1, 0]
-            edges = np.maximum(starts[first:last] - start, 0)
-            part = low[:, first:last]
-            np.minimum(part, np.minimum.reduceat(values, edges, axis=1), out=part)
-        used = low[: self.bands * self._rows].reshape(self.bands, self._rows, -1).astype(np.uint64)
-        return ((used * self._weights[:, None]).sum(axis=1, dtype=np.uint64) >> np.uint64(32)).astype(np.uint32).T
-
-    def _add_bit_maps(self, shingles: NDArray[np.uint64], sizes: Numbers) -> None:
-        widths = np.searchsorted(4 * _SMALLEST_MAP << np.arange(_WIDTHS - 1), sizes)
-        owner = np.repeat(np.arange(len(sizes)), sizes)
-        slots = np.empty(len(sizes), dtype=np.int32)
-        for width in np.unique(widths):
-            bits = 8 * _SMALLEST_MAP << width
-            chosen = np.flatnonzero(widths == width)
-            slots[chosen] = len(self._maps[width]) * 8 // bits + np.arange(len(chosen))
-            rank = np.cumsum(widths == width) - 1
-            own = widths[owner] == width
-            places = rank[owner[own]] * bits + (shingles[own] & np.uint64(bits - 1)).astype(np.int64)
-            self._maps[width] += mark_odd_numbers(places, len(chosen) * bits).tobytes()
+    def add(self, signed: SignedTexts) -> None:
+        """Take in signed texts, behind those that are there."""
+        widths = choose_widths(signed.sizes)
+        self._keys += signed.keys.tobytes()
+        self._wide_slot.extend([-1] * len(widths))
+        self._sizes.frombytes(signed.sizes.tobytes())
         self._width.frombytes(widths.astype(np.int8).tobytes())
-        self._slot.frombytes(slots.tobytes())
+        for width, bit_map in zip(widths.tolist(), signed.maps, strict=True):
+            self._slot.append(len(self._maps[width]) // (SMALLEST_MAP << width))
+            self._maps[width] += bit_map
+        self._file.write(b"".join(signed.texts))
+        self._file.flush()  # they are read by place, past the file object
+        self._ends.extend(accumulate(map(len, signed.texts), initial=self._ends.pop()))
+        self.count += len(widths)
 
     def keys(self) -> NDArray[np.uint32]:
         """Return the keys of the texts, (texts, bands)."""
@@ -139,7 +84,7 @@ class TextIndex:
         allowed = (one + other) * self._difference
         widths = np.frombuffer(self._width, dtype=np.int8)
         common = np.minimum(widths[left], widths[right])
-        for width in range(_WIDTHS):
+        for width in range(WIDTHS):
             places = np.flatnonzero(possible & (common == width))
             if len(places):
                 different = self._bit_maps(left[places], width) ^ self._bit_maps(right[places], width)
@@ -149,14 +94,14 @@ class TextIndex:
 
     def _bit_maps(self, places: Numbers, width: int) -> NDArray[np.uint64]:
         """Return bit maps folded to `width`, shape (places, words); each is that wide at least."""
-        words = _SMALLEST_MAP // 8 << width
+        words = SMALLEST_MAP // 8 << width
         result = np.empty((len(places), words), dtype=np.uint64)
         own = np.frombuffer(self._width, dtype=np.int8)[places]
         slots = np.frombuffer(self._slot, dtype=np.int32)[places]
-        for wide in range(width, _WIDTHS):
+        for wide in range(width, WIDTHS):
             chosen = np.flatnonzero(own == wide)
             if len(chosen):
-                maps = np.frombuffer(self._maps[wide], dtype=np.uint64).reshape(-1, _SMALLEST_MAP // 8 << wide)
+                maps = np.frombuffer(self._maps[wide], dtype=np.uint64).reshape(-1, SMALLEST_MAP // 8 << wide)
                 found = maps.take(slots[chosen], axis=0)
                 if wide > width:
                     found = np.bitwise_xor.reduce(found.reshape(-1, 1 << (wide - width), words), axis=1)

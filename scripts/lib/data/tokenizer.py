@@ -58,6 +58,10 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def locate(self, text: str) -> list[tuple[int, int]]:
+        """Return the character range of each token of a text."""
+        return self.backend.encode(text, add_special_tokens=False).offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         return self.backend.decode(ids, skip_special_tokens=False)
 
@@ -75,7 +79,7 @@ class Tokenizer:
 
 def is_cut_between_tokens(tokenizer: Tokenizer, text: str, spans: Sequence[Sequence[int]]) -> bool:
     """Return whether character ranges of a text begin and end between tokens."""
-    offsets = tokenizer.backend.encode(text, add_special_tokens=False).offsets
+    offsets = tokenizer.locate(text)
     starts, ends = {start for start, _ in offsets}, {end for _, end in offsets}
     return all(start in starts and end in ends for start, end in spans)
 

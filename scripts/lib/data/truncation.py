@@ -1,24 +1,34 @@
 """Rows that are longer than `corpus.max_length`: the longest value gives way, nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from lib.data.templates import Template, render_completion, render_prompt
 from lib.data.tokenizer import Tokenizer
 
 
 def shorten_values(
-    tokenizer: Tokenizer, template: Template, values: Mapping[str, str], answer: str, *, max_length: int, side: str
+    tokenizer: Tokenizer,
+    template: Template,
+    values: Mapping[str, str],
+    answer: str,
+    *,
+    max_length: int,
+    side: str,
+    count: Callable[[str], int] | None = None,
 ) -> dict[str, str] | None:
     """Return input values with which prompt and answer take at most `max_length` tokens.
 
     The longest value loses its end (`side` right) or its start (left), half of it at a time at most,
     so that two long values shrink together. Control tokens, fixed text and answer stay whole; None
     when these alone are too long.
+
+    count: counts tokens, where that goes faster than by the tokenizer itself.
     """
     fitted = dict(values)
     completion = render_completion(template, answer)
-    while (excess := len(tokenizer.encode(render_prompt(template, fitted) + completion)) - max_length) > 0:
-        spans = {name: tokenizer.backend.encode(fitted[name], add_special_tokens=False).offsets for name in fitted}
+    count = count or (lambda text: len(tokenizer.encode(text)))
+    while (excess := count(render_prompt(template, fitted) + completion) - max_length) > 0:
+        spans = {name: tokenizer.locate(fitted[name]) for name in fitted}
         longest = max(fitted, key=lambda name: len(spans[name]))
         cut = _cut(fitted[longest], spans[longest], excess, side)
         if not cut:
