@@ -25,10 +25,12 @@ from lib.data.tokenizer import Tokenizer, load_tokenizer
 from lib.evaluation.onnx_scorer import Scorer
 from lib.evaluation.scoring import encode_choices
 from lib.evaluation.torch_scorer import score_labels as score_torch
-from lib.hardware.device import use_threads
+from lib.hardware.device import measure_matmul_peak, use_threads
+from lib.hardware.onednn import use_onednn
 from lib.models.loading import load_model
 from lib.onnx.runtime import OnnxModel, Reader, compute_log_softmax, load_onnx
 
+PRODUCTS = ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm")
 EIGHT = ["art", "business", "food", "health", "law", "music", "science", "travel"]
 EIGHT_LONGER = ["anger", "boredom", "calm", "disgust", "fear", "joy", "sadness", "surprise"]
 LEAST_TOKENS = 30
@@ -90,6 +92,24 @@ def compare(ours: Way, whole: Way, rows: Sequence[Row], rounds: int) -> tuple[li
     return *speeds, difference
 
 
+def measure_products(checkpoint: Any, tokenizer: Tokenizer, template: Template, rows: Sequence[Row], batch: int) -> str:
+    """Return the share of the time of scoring in PyTorch that products with weights take, and their speed."""
+    score_torch(checkpoint, tokenizer, template, rows, batch)
+    peak = measure_matmul_peak(torch.float32)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as found:
+        score_torch(checkpoint, tokenizer, template, rows, batch)
+    events = found.key_averages(group_by_input_shape=True)
+    products = [event for event in events if event.key in PRODUCTS]
+    operations = sum(
+        2 * math.prod(event.input_shapes[0]) * event.input_shapes[1][0] * event.count for event in products
+    )
+    spent, whole = (sum(event.self_cpu_time_total for event in part) for part in (products, events))
+    return (
+        f"PyTorch, {len(rows)} rows: products with weights take {100 * spent / whole:.0f} % of the time, at"
+        f" {operations / spent / 1000:.0f} of {peak / 1e9:.0f} GFLOP/s"
+    )
+
+
 def main(args: argparse.Namespace) -> None:
     use_threads(args.threads)
     tokenizer, template = load_tokenizer(args.results / "base"), load_template(args.results / "corpus/template.json")
@@ -101,6 +121,10 @@ def main(args: argparse.Namespace) -> None:
     run = args.results / "runs" / args.run
     checkpoint, onnx = load_model(run / "merged", torch.float32), load_onnx(run / "onnx" / args.variant, args.threads)
     scorer = Scorer(onnx.folder, args.threads)
+    use_onednn(checkpoint.requires_grad_(False))  # as score_checkpoint does
+    if args.profile:
+        print(measure_products(checkpoint, tokenizer, template, rows, args.batch))
+        return
     lines = []
     for labels in (template["labels"] or [], EIGHT, EIGHT_LONGER):
         asked: Template = {**template, "labels": labels}
@@ -176,5 +200,6 @@ if __name__ == "__main__":
     arguments.add_argument("--rows", type=int, default=96)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--batch", type=int, default=16)
+    arguments.add_argument("--profile", action="store_true", help="print what products take in PyTorch, and no table")
     arguments.add_argument("--threads", type=int, default=2)
     main(arguments.parse_args())
