@@ -61,7 +61,7 @@ class Step:
         batch.pop("real_tokens")
         labels = batch.pop("labels")
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.model.dtype == torch.bfloat16):
-            loss = batching.compute_completion_loss(self.model(**batch), labels)
+            loss = batching.compute_completion_loss(self.model(**batch, use_cache=False), labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
