@@ -13,7 +13,7 @@ from lib.data.tokenizer import load_tokenizer
 GPT2, LLAMA3, QWEN2 = token_counts._WORDS
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 WORDS = pre_tokenizers.ByteLevel(add_prefix_space=False)
-SIGNS = " \u00a0\u2003\u3000\u0085\u001c\t\n\r!?.,'\"/<|>-_()0123456789²½Ⅳaábcdefgéßñж日本語한\u0301\u200b🙂👍🏽"
+SIGNS = " \u00a0\u2000\u2003\u3000\u0085\u001c\t\n\r!?.,'\"/<|>-_()0123456789²½Ⅳaábcdefgéßñж日本語한\u0301\u200b🙂👍🏽"
 
 
 def isolate(pattern: str) -> pre_tokenizers.PreTokenizer:

@@ -5,7 +5,7 @@ two of them by itself, so the counts of these pieces add up to that of the text.
 their parts goes on over a lone space, since what may follow the first sign of a match is letters, digits or signs, or
 white space behind white space; and a part that looks ahead (`\s+(?!\S)`) looks at white space, which neither begins nor
 ends a piece but for the lone space. Digits and control tokens that are split off first leave a space alone at most,
-and then in the piece as in the text. Other tokenizers read whole texts.
+and then in the piece as in the text. NFC composes nothing with a space. Other tokenizers read whole texts.
 """
 
 import json
@@ -39,12 +39,11 @@ class TokenCounter:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._adds_up = is_split_at_lone_spaces(tokenizer.backend)
-        self._only_ascii = tokenizer.backend.normalizer is not None  # NFC leaves ASCII as it is
         self._known: dict[str, int] = {}  # pieces behind a lone space
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Return of each text how many ids the tokenizer gives for it."""
-        cut = [_cut(text) if self._adds_up_for(text) else [text] for text in texts]
+        cut = [_cut(text) if self._adds_up else [text] for text in texts]
         learned = self._learn(cut)
         firsts = dict.fromkeys(own[0] for own in cut)
         counts = dict(zip(firsts, self._count_each(list(firsts)), strict=True))
@@ -56,9 +55,6 @@ class TokenCounter:
 
     def count_one(self, text: str) -> int:
         return self.count([text])[0]
-
-    def _adds_up_for(self, text: str) -> bool:
-        return self._adds_up and (text.isascii() or not self._only_ascii)
 
     def _learn(self, pieces: Sequence[list[str]]) -> list[str]:
         """Count the tokens of the pieces that are not known, and return these."""
@@ -79,7 +75,7 @@ def _cut(text: str) -> list[str]:
 
 
 def is_split_at_lone_spaces(backend: "tokenizers.Tokenizer") -> bool:
-    """Return whether a tokenizer is known to split text before every lone space, of one with NFC: ASCII text."""
+    """Return whether a tokenizer is known to split texts before every lone space."""
     from tokenizers.models import BPE
 
     if not isinstance(backend.model, BPE) or backend.model.dropout or backend.pre_tokenizer is None:
