@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from lib.data import near_duplicates, text_index
+from lib.data import near_duplicates, prefix_filter, text_index
 from lib.data.signatures import choose_bands
 from support.data_stages import audit, row
 from support.near_texts import (
@@ -101,7 +101,8 @@ def test_crowd_of_long_texts_just_below_the_threshold_costs_few_comparisons(tmp_
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.95])
-def test_rare_shingles_miss_no_similar_pair(tmp_path, monkeypatch, threshold):
+@pytest.mark.parametrize("at_once", [1 << 22, 100])
+def test_rare_shingles_miss_no_similar_pair(tmp_path, monkeypatch, threshold, at_once):
     """The prefix filter alone proposes: texts of all lengths and letters of one form, against brute force."""
     rng = random.Random(9)
     words = some_words(rng)
@@ -111,6 +112,7 @@ def test_rare_shingles_miss_no_similar_pair(tmp_path, monkeypatch, threshold):
     texts += [text[: rng.randint(len(text) // 2, len(text))] for text in texts]
     rng.shuffle(texts)
     monkeypatch.setattr(near_duplicates, "_FEW_EACH", -1)
+    monkeypatch.setattr(prefix_filter, "_AT_ONCE", at_once)
     monkeypatch.setattr(near_duplicates, "pair_neighbors", lambda keys: [])
     monkeypatch.setattr(near_duplicates, "count_across_groups", lambda keys, roots: 1 << 60)
     assert clusters(texts, threshold, tmp_path) == clusters_by_brute_force(texts, threshold)

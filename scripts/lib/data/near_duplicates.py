@@ -129,9 +129,10 @@ def _fewest_candidates(
         ((count_across_groups(some, roots), some) for some in (keys, everyone)), key=lambda found: found[0]
     )
     if proposed > _FEW_EACH * index.count:
-        prefixes = PrefixFilter(index.shingles, index.threshold)
+        prefixes = PrefixFilter(index.shingles, index.threshold, index.folder)
         if (fewer := prefixes.prepare(roots)) < proposed:
             return fewer, prefixes.pairs()
+        prefixes.close()
     return proposed, (pair for band in chosen.T for pair in pair_across_groups(band, groups.roots()))
 
 

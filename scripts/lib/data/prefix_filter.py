@@ -7,7 +7,9 @@ have in common stands last, where no room is left for it, unless it is enough to
 of texts just below the threshold proposes few pairs, and no similar pair is missed.
 """
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,33 +19,76 @@ from lib.data.shingles import TEXT_BITS, Hashes, Numbers
 _SLOTS = 1 << 24  # of the table that counts in how many texts a shingle is, roughly: it only orders them
 _SLACK = 1e-6  # of products that are compared with whole numbers
 _BLOCK = 1 << 14  # pairs handled at once
+_AT_ONCE = 1 << 22  # shingles of a part
+_ENTRY = np.dtype([("shingle", np.uint32), ("text", np.int32), ("size", np.int32), ("reach", np.int32)])
 _OTHER_GROUP = np.uint64(1 << 31)
 
 Batches = Callable[[], Iterable[tuple[Hashes, Numbers]]]
 
 
 class PrefixFilter:
-    """The beginnings of all texts: 16 bytes for each shingle in them that another text has, too, and 60 to sort them.
+    """The beginnings of all texts: 16 bytes on disk for each shingle in them that another text has, too.
 
-    batches: gives the shingles of all texts, in order, as `hash_shingles` does; it is called twice.
+    In memory is a part of the shingles at a time, with 76 bytes for each: some 300 MB, however many texts.
+
+    batches: gives the shingles of all texts, in order, as `hash_shingles` does; it is called twice. folder: has room
+    for temporary files.
     """
 
-    def __init__(self, batches: Batches, threshold: float) -> None:
+    def __init__(self, batches: Batches, threshold: float, folder: Path) -> None:
         self._threshold = threshold
         frequencies = np.zeros(_SLOTS, dtype=np.uint32)
+        total = 0
         for shingles, _ in batches():
             np.add.at(frequencies, _slots(shingles), 1)
-        parts = list(_prefixes(batches(), frequencies, threshold))
-        self._shingle, self._text, self._size, self._reach = (np.concatenate(part) for part in zip(*parts, strict=True))
+            total += len(shingles)
+        # Of a text some 1 - threshold of the shingles are its beginning.
+        count = 1 + int(total * (1 - threshold)) // _AT_ONCE
+        self._files = [tempfile.TemporaryFile(dir=folder) for _ in range(count)]  # noqa: SIM115 (`close`)
+        for part in _prefixes(batches(), frequencies, threshold):
+            # By the hash of the shingle: two texts with a shingle in common meet in its part.
+            owner = (part["shingle"].astype(np.uint64) * np.uint64(count)) >> np.uint64(32)
+            for number, file in enumerate(self._files):
+                file.write(part[owner == number].tobytes())
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
 
     def prepare(self, roots: NDArray[np.int32]) -> int:
         """Find which pairs there are, and return how many; those within the largest group are not among them.
 
         roots: the group of each text.
         """
+        self._roots = roots.copy()  # it is a view, true until the next merge
+        return sum(part.count for part in self._parts())
+
+    def pairs(self) -> Iterator[tuple[Numbers, Numbers]]:
+        """Yield the pairs, once, in blocks; a pair with several rare shingles in common occurs several times."""
+        try:
+            for part in self._parts():
+                yield from part.pairs()
+        finally:
+            self.close()
+
+    def _parts(self) -> Iterator["_Part"]:
+        for file in self._files:
+            file.seek(0)
+            yield _Part(np.frombuffer(file.read(), dtype=_ENTRY), self._roots, self._threshold)
+
+
+class _Part:
+    """The pairs of texts that have some of the shingles in common. count: how many they are."""
+
+    def __init__(self, entries: NDArray[np.void], roots: NDArray[np.int32], threshold: float) -> None:
+        self._threshold = threshold
+        self._text, self._size, self._reach = (
+            np.ascontiguousarray(entries[name]) for name in ("text", "size", "reach")
+        )
         groups = roots[self._text]
-        side = np.where(groups == np.bincount(groups).argmax(), np.uint64(0), _OTHER_GROUP)
-        keys = (self._shingle.astype(np.uint64) << np.uint64(32)) | self._size.astype(np.uint64) | side
+        largest = np.bincount(groups).argmax() if len(groups) else 0
+        side = np.where(groups == largest, np.uint64(0), _OTHER_GROUP)
+        keys = (entries["shingle"].astype(np.uint64) << np.uint64(32)) | self._size.astype(np.uint64) | side
         self._order = np.argsort(keys, kind="stable").astype(np.int32)
         keys = keys[self._order]
         # The smaller text of a pair: behind its shingle is room for what a text of its size or larger shares with it.
@@ -51,7 +96,7 @@ class PrefixFilter:
         ranges = [self._ranges(keys, small, np.uint64(0)), self._ranges(keys, small, _OTHER_GROUP)]
         self._small, self._begin, counts = (np.concatenate(part) for part in zip(*ranges, strict=True))
         self._until = np.cumsum(counts, dtype=np.int64)
-        return int(counts.sum(dtype=np.int64))
+        self.count = int(counts.sum(dtype=np.int64))
 
     def _ranges(
         self, keys: Hashes, small: NDArray[np.int32], side: np.uint64
@@ -72,7 +117,7 @@ class PrefixFilter:
         return small[chosen], begin[chosen].astype(np.int32), counts[chosen].astype(np.int32)
 
     def pairs(self) -> Iterator[tuple[Numbers, Numbers]]:
-        """Yield the pairs, in blocks; a pair with several rare shingles in common occurs several times."""
+        """Yield the pairs, in blocks."""
         total = int(self._until[-1]) if len(self._until) else 0
         for start in range(0, total, _BLOCK):
             end = min(start + _BLOCK, total)
@@ -89,7 +134,7 @@ class PrefixFilter:
 
 def _prefixes(
     batches: Iterable[tuple[Hashes, Numbers]], frequencies: NDArray[np.uint32], threshold: float
-) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]]:
+) -> Iterator[NDArray[np.void]]:
     """Yield shingles, texts, sizes of the texts, and the size of the largest text that may be similar by them."""
     count = 0
     least = threshold / (1 + threshold)
@@ -104,12 +149,12 @@ def _prefixes(
         room = own - (np.arange(len(shingles)) - starts[owner])
         reach = np.floor(room / least - own + _SLACK)
         chosen = (reach >= threshold * own - _SLACK) & (seen[order] > 1)
-        yield (
-            (shingles[order[chosen]] >> np.uint64(TEXT_BITS - 32)).astype(np.uint32),
-            (count + owner[chosen]).astype(np.int32),
-            own[chosen].astype(np.int32),
-            np.minimum(reach[chosen], 2**31 - 2).astype(np.int32),
-        )
+        entries = np.empty(int(chosen.sum()), dtype=_ENTRY)
+        entries["shingle"] = shingles[order[chosen]] >> np.uint64(TEXT_BITS - 32)
+        entries["text"] = count + owner[chosen]
+        entries["size"] = own[chosen]
+        entries["reach"] = np.minimum(reach[chosen], 2**31 - 2)
+        yield entries
         count += len(sizes)
 
 

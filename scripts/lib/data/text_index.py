@@ -1,6 +1,6 @@
 """Texts with what finds their like: MinHash bands propose pairs, bit maps exclude most, shingles decide.
 
-Texts wait in a temporary file. In memory stays, for each distinct text: 4 bytes a band (128 at a
+Texts wait in a temporary file. In memory stays, for each distinct text: 4 bytes a band (140 at a
 threshold of 0.8), 64 bytes of bit map up to 256 shingles, twice that for each doubling, 1024 at most,
 and about 230 of digest, place, size and group; in a crowd, 512 of a second bit map and some 80 for each rare shingle.
 """
@@ -33,7 +33,7 @@ class TextIndex:
     """Keeps band keys, number of shingles and bit map of each text; the text itself is in a file."""
 
     def __init__(self, threshold: float, folder: Path) -> None:
-        self.threshold = threshold
+        self.threshold, self.folder = threshold, folder
         # At a similarity of t, two sets of together n members differ in n (1 - t) / (1 + t) of them.
         self._difference = (1 - threshold) / (1 + threshold) + 1e-9
         self.count = 0
