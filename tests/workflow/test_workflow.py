@@ -325,7 +325,7 @@ def test_config_on_the_command_line_changes_single_keys(workspace):
 
 
 def test_a_new_optional_key_of_any_section_reruns_nothing(workspace):
-    for name in ("schema", "sources", "variants"):
+    for name in ("schema", "sources", "training", "variants"):
         path = workspace.root / f"scripts/lib/config/{name}.py"
         sections = r"^(class \w+\(Section\):\n(?:    \"\"\"(?:.|\n)*?\"\"\"\n)?)"
         text, count = re.subn(sections, r"\1    new_key: int | None = None\n", path.read_text(), flags=re.MULTILINE)
