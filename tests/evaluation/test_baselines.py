@@ -4,7 +4,6 @@ import json
 import math
 import random
 import re
-from types import SimpleNamespace
 
 import pytest
 import render_corpus
@@ -169,12 +168,7 @@ def test_label_words_are_found_as_one_look_after_the_other_finds_them():
 def test_of_many_labels_each_has_its_turn_behind_some_prompt(monkeypatch):
     monkeypatch.setattr(render_corpus, "_MOST_CHOICES", 3)
     choices = [f" {number}" for number in range(10)]
-    tried = []
-    tokenizer = SimpleNamespace(encode_batch=lambda texts: (tried.append(texts), [[0]] * len(texts))[1])
-    text = render_corpus.Text({}, "prompt", [0], " own")
-    for before in range(0, 12, 4):
-        render_corpus._check_choices({before + place: text for place in range(4)}, choices, tokenizer)
-    assert [len(some) for some in tried] == [4] * 3
-    assert {text for some in tried for text in some} == {f"prompt{choice}" for choice in choices}
-    render_corpus._check_choices(dict.fromkeys(range(4), text), choices[:3], tokenizer)
-    assert tried[-1] == [f"prompt{choice}" for choice in choices[:3]] * 4
+    tried = [choice for place in range(12) for choice in render_corpus._choices_of_prompt(choices, place)]
+    assert len(tried) == 12
+    assert set(tried) == set(choices)
+    assert render_corpus._choices_of_prompt(choices[:3], 5) == choices[:3]
