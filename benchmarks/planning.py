@@ -28,6 +28,7 @@ SIZES = {
     "20 x 8": {"finetune": GRID, "variants": VARIANTS},
     "200 x 8": {"finetune": GRID, "seed": list(range(10)), "variants": VARIANTS},
 }
+MANIFEST = '{"files": {}, "inputs": {}, "settings": {}, "size_bytes": 0}\n'
 
 
 def configuration(project: Path, sweep: dict) -> dict:
@@ -69,7 +70,7 @@ def finish(project: Path, folder: Path) -> None:
     for path in (folder / name for name in names if name != "results/gate.passed"):
         if path.suffix:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text('{"files": {}}\n', encoding="utf-8")
+            path.write_text(MANIFEST, encoding="utf-8")
         else:
             path.mkdir(parents=True, exist_ok=True)
     snakemake(project, folder, "--touch", "--", "evidence")

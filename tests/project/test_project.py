@@ -86,7 +86,7 @@ def list_imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module)
+            names.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
     return names
 
 
@@ -99,6 +99,33 @@ def test_the_closure_follows_imports_of_imports(tmp_path):
     (tmp_path / "lib/unused.py").write_text("")
     (tmp_path / "script.py").write_text("import lib.a\n")
     assert [path.name for path in find_code_closure(tmp_path / "script.py")] == ["a.py", "b.py", "c.py"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import lib.a.x\n",
+        "import json, lib.a.x as x\n",
+        "from lib.a import x\n",
+        "from lib.a.x import f\n",
+        "from lib.a import (  # both\n    y as z,\n    x,\n)\n",
+        "if True:\n    from lib.a import x as y\n",
+    ],
+)
+def test_the_closure_knows_every_form_of_an_import(text, tmp_path):
+    (tmp_path / "lib/a").mkdir(parents=True)
+    (tmp_path / "lib/a/x.py").write_text("")
+    (tmp_path / "script.py").write_text(text)
+    assert find_code_closure(tmp_path / "script.py") == [tmp_path / "lib/a/x.py"]
+
+
+def test_the_closure_overlooks_no_import_that_python_sees():
+    """It reads the lines of import statements and does not parse them."""
+    for script in SCRIPTS.glob("*.py"):
+        closure = find_code_closure(script)
+        names = {name for path in (script, *closure) for name in list_imports(path) if name.startswith("lib.")}
+        files = {SCRIPTS.joinpath(*name.split(".")).with_suffix(".py") for name in names}
+        assert {file for file in files if file.is_file()} == set(closure), script.name
 
 
 ENVIRONMENTS = sorted((ROOT / "envs").rglob("*.yaml"))
